@@ -16,6 +16,7 @@ settings.load_profile("no deadline")
 # compare whole models. `pytest --durations 20` finds new ones.
 SLOW = (
     "tests/deploy/envoy",
+    "tests/deploy/ray/test_replica.py",
     "tests/e2e",
     "tests/engine/bench",
     "tests/engine/distributed/test_host_ranks.py",
@@ -51,6 +52,7 @@ SLOW = (
     "tests/server/api/test_claude_code_requests.py",
     "tests/server/api/test_codex_requests.py",
     "tests/server/api/test_constraint_spellings.py",
+    "tests/server/api/openapi/test_examples.py",
     "tests/server/chat/test_jinja_sandbox.py",
     "tests/server/chat/test_mistral_format.py",
     "tests/server/chat/test_repair.py",
@@ -61,6 +63,7 @@ SLOW = (
     "tests/server/cli/test_pack.py",
     "tests/server/cli/test_plan_capacity.py",
     "tests/server/cli/test_terminal_text.py",
+    "tests/server/cli/test_worked_example.py",
     "tests/server/cli/test_wrong_inputs.py",
     "tests/server/engine_client/test_supervisor.py",
     "tests/server/http/test_acceptor.py",

@@ -35,6 +35,8 @@ FOREIGN_FLAGS = {
     *("--param",),  # gcc
     *("--no-cache-prompt", "--cache-ram"),  # llama-server
     *("--from-literal",),  # kubectl
+    *("--cpus", "--replicas"),  # deploy/ray/fleet.py
+    *("--force",),  # ray stop
     *("--max-restarts",),  # torchrun
     *("--hosts", "--kills"),  # tests.measure.rank_kills
 }

@@ -1,6 +1,6 @@
 """Memory plan of a checkpoint: weights, KV cache and limits, from its config and headers alone. No torch."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,11 +65,12 @@ class MemoryPlan:
     parameters: dict[str, int]  # by part of the network
     part_bytes: dict[str, dict[str, int]]  # by WEIGHT_KINDS (and the served kind), then by part; of all ranks together
     rank_weight_bytes: int  # served, of the rank with the largest part
+    host_weight_bytes: int  # served, of the host whose ranks have the largest parts
     weight_kind: str  # served: format of most weights, one of WEIGHT_KINDS, fp8 or BLOCKS
     kept_formats: str  # of the weights that stay as they are stored, "Q4_K+Q6_K"; empty if all are decoded
-    memory_bytes: int  # for weights, KV cache and activations
+    memory_bytes: int  # of each host, for weights, KV cache and activations
     dtype: str  # served: float32 or bfloat16
-    needed_bytes: int  # enough for one request of the longest context
+    needed_bytes: int  # of each host, enough for one request of the longest context
     limits: EngineLimits | None  # None if it does not fit
     unfit_reason: str  # empty if it fits
     warnings: tuple[str, ...]
@@ -109,7 +110,7 @@ class MemoryPlan:
 
     @property
     def kv_cache_bytes(self) -> int:
-        """Bytes of the KV cache with the null block; 0 if it does not fit."""
+        """Bytes of the KV cache with the null block, on all hosts together; 0 if it does not fit."""
         return 0 if self.limits is None else (self.limits.num_blocks + 1) * self.block_bytes
 
     def _idle_share(self, expert_total: int) -> int:
@@ -131,7 +132,7 @@ class MemoryPlan:
 
 
 def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
-    """Plan an engine that may use `memory_bytes`. Raises EngineConfigError for a checkpoint that cannot be loaded."""
+    """Plan an engine that may use `memory_bytes` on each host. Raises EngineConfigError for a bad checkpoint."""
     try:
         config = settings_of_pack(config)
         model, warnings = read_config(
@@ -150,14 +151,12 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
         kind: weight_bytes_of_ranks(stored, *_element_format(kind, dtype), size, num_kv_heads)
         for kind in {*WEIGHT_KINDS, own_kind}
     }
-    of_ranks = [
-        sum(weight_bytes(stored, *_element_format(own_kind, dtype), cut, num_kv_heads).values())
-        for cut in all_cuts(size)
-    ]
-    total_bytes = sum(part_bytes[own_kind].values())
+    element_format = _element_format(own_kind, dtype)
+    of_ranks = [sum(weight_bytes(stored, *element_format, cut, num_kv_heads).values()) for cut in all_cuts(size)]
+    host_bytes = _largest_host(of_ranks, config.ranks_per_host)
     limits, unfit_reason = None, ""
     try:
-        limits = _limits(config, model, total_bytes, own_kind, memory_bytes)
+        limits = _limits(config, model, host_bytes, own_kind, memory_bytes)
     except EngineConfigError as error:
         unfit_reason = str(error)
     return MemoryPlan(
@@ -167,19 +166,25 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
         parameters=parameters_by_part(stored.values()),
         part_bytes=part_bytes,
         rank_weight_bytes=max(of_ranks),
+        host_weight_bytes=host_bytes,
         weight_kind=own_kind,
         kept_formats=name_of_blocks(stored, kept),
         memory_bytes=memory_bytes,
         dtype=dtype,
-        needed_bytes=total_bytes + _kv_need(config, model),
+        needed_bytes=host_bytes + -(-_kv_need(config, model) // config.nnodes),
         limits=limits,
         unfit_reason=unfit_reason,
         warnings=(
             *warnings,
-            *_weight_warnings(config, stored, block_formats, memory_bytes, total_bytes),
+            *_weight_warnings(config, stored, block_formats, memory_bytes, host_bytes),
             *(limits.warnings if limits else ()),
         ),
     )
+
+
+def _largest_host(of_ranks: Sequence[int], ranks_per_host: int) -> int:
+    """Return the sum over the ranks of the host that holds most."""
+    return max(sum(of_ranks[first : first + ranks_per_host]) for first in range(0, len(of_ranks), ranks_per_host))
 
 
 def _weight_warnings(
@@ -187,11 +192,11 @@ def _weight_warnings(
     stored: Mapping[str, StoredWeight],
     block_formats: Collection[str],
     memory_bytes: int,
-    total_bytes: int,
+    host_bytes: int,
 ) -> Iterable[str]:
     """Return lines about weights that are decoded while they are loaded, or that do not all stay in memory."""
     if are_weights_evictable(config):
-        return eviction_warnings(memory_bytes, total_bytes)
+        return eviction_warnings(memory_bytes, host_bytes)
     return () if is_pack(Path(config.model)) else decoding_warnings(stored, config.quantization, block_formats)
 
 
@@ -207,17 +212,19 @@ def _element_format(kind: str, dtype: str) -> tuple[int, str, Collection[str]]:
     return (ELEMENT_BYTES[kind], "none", ()) if kind in ELEMENT_BYTES else (ELEMENT_BYTES[dtype], kind, ())
 
 
-def _limits(config: EngineConfig, model: ModelConfig, total_bytes: int, kind: str, memory_bytes: int) -> EngineLimits:
+def _limits(config: EngineConfig, model: ModelConfig, host_bytes: int, kind: str, memory_bytes: int) -> EngineLimits:
+    """Return the limits; of several hosts, which share the KV cache equally, as the fullest one allows."""
     if are_weights_evictable(config):
-        free_bytes = bytes_beside_evictable(memory_bytes, total_bytes)
+        free_bytes = bytes_beside_evictable(memory_bytes, host_bytes)
     else:
-        check_weights_fit(total_bytes, memory_bytes, kind)
-        free_bytes = memory_bytes - total_bytes
-    return size_engine(config, model, free_bytes, MAX_CPU_BUDGET)
+        check_weights_fit(host_bytes, memory_bytes, kind)
+        free_bytes = memory_bytes - host_bytes
+    return size_engine(config, model, config.nnodes * free_bytes, MAX_CPU_BUDGET)
 
 
 def _kv_need(config: EngineConfig, model: ModelConfig) -> int:
-    """Bytes that must be free after the weights: the configured KV pool, or one for the longest request."""
+    """Bytes that must be free after the weights, on all hosts together: the configured KV pool, or one for the longest
+    request."""
     if config.num_kv_blocks is not None:
         return (config.num_kv_blocks + 1) * kv_block_bytes(config, model)
     if config.kv_cache_memory_bytes is not None:

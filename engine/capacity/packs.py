@@ -1,5 +1,6 @@
 """Packs as the engine serves them: settings that follow from the pack, checks, and what a bus error means. No torch."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,10 +74,20 @@ def cached_weight_bytes(model: Path) -> int | None:
     return cached_bytes(file) if file.is_file() else None
 
 
-def bus_error_reason(model: str) -> str | None:
-    """Return why an engine that serves `model` got SIGBUS, in one line; None if it is not a pack."""
+def lost_weights_reason(model: str, *, had_bus_error: bool) -> str | None:
+    """Return in one line which weights an engine that has ended lost; None if it served no pack.
+
+    `had_bus_error`: SIGBUS ended it. Else one of its ranks may have got it: then None as well if the file is complete.
+    """
+    path = Path(model)
     try:
-        return check.bus_error_reason(Path(model)) if is_pack(Path(model)) else None
+        if not is_pack(path):
+            return None
+        if not had_bus_error:
+            with contextlib.suppress(CheckpointError):
+                read_header(path)
+                return None
+        return check.bus_error_reason(path)
     except CheckpointError as error:
         return str(error)
 
@@ -94,5 +105,9 @@ def _check_settings(config: EngineConfig, header: PackHeader, path: Path) -> Non
     if config.device == "cuda" or config.backend not in ("auto", "native"):
         flag = "--device cuda" if config.device == "cuda" else f"--backend {config.backend}"
         raise EngineConfigError(f"{flag}: packs are for the native backend on a CPU; serve {header.source} instead")
-    if config.tensor_parallel_size > 1:
-        raise EngineConfigError(f"--tensor-parallel-size: a pack is served by one rank; serve {header.source} instead")
+    if config.nnodes > 1:
+        raise EngineConfigError(
+            f"--nnodes {config.nnodes}: a pack is served on one host; serve {header.source} instead"
+        )
+    if config.tensor_parallel_size > 1 and config.weights_memory == "copy":
+        raise EngineConfigError("--weights-memory copy: each rank would copy the whole pack; ranks share it with map")

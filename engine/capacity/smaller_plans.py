@@ -34,7 +34,10 @@ def weight_flags(plan: MemoryPlan) -> list[str]:
 
 
 def smaller_weights(config: EngineConfig, free_bytes: int) -> str:
-    """Return the end of an error message that names the largest weights that fit; "" if none fit."""
+    """Return the end of an error message that names the largest weights that fit; "" if none fit.
+
+    `free_bytes`: of each host.
+    """
     try:
         fitting = fitting_plan(plan_memory(config, free_bytes))
     except EngineConfigError:

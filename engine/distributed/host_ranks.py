@@ -15,11 +15,12 @@ from threading import Thread
 
 from engine.config import EngineConfig
 from engine.distributed.agreement import RankDescription
+from engine.distributed.arrivals import Guest
 from engine.distributed.connections import RankConnections
 from engine.distributed.gloo_group import GlooGroup
 from engine.distributed.host_processes import HostProcesses
 from engine.distributed.packets import PacketKind
-from engine.distributed.reception import Guest, Reception
+from engine.distributed.reception import Reception
 from engine.distributed.stores import new_store, write_to_agent_store
 from engine.errors import EngineConfigError, FatalEngineError
 from model.cut import Cut

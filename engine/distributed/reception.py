@@ -14,73 +14,73 @@ import select
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
 
 import msgspec
 
 from engine.config import EngineConfig
 from engine.distributed.agreement import Hello, RankDescription, difference, refusal
-from engine.distributed.packets import PacketKind, receive_packet, send_packet
+from engine.distributed.arrivals import Guest, Guests
+from engine.distributed.packets import PacketKind, send_packet
 from engine.errors import EngineConfigError
 
 JOIN_S = 600.0  # for all ranks to come: hosts start at different times
 LOOK_S = 0.2  # between two calls of `on_wait`
-HANDSHAKE_S = 10.0  # for the rest of a packet
-MAX_BYTES = 1 << 16  # of a packet before a rank belongs to the group
-KEEPALIVE = {socket.TCP_KEEPIDLE: 5, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}  # gone after 20 s of silence
+MAX_FAULTS = 100  # that are logged: whoever reaches the port can cause them
+MAX_FAULT_CHARS = 300
 
 log = logging.getLogger("smoe.engine")
-
-
-@dataclass
-class Guest:
-    """A connection, and what is known about it."""
-
-    connection: socket.socket
-    address: str
-    rank: int | None = None  # after HELLO
-    is_present: bool = False  # after DESCRIBED
 
 
 class Reception:
     """Accepts connections until all ranks are there."""
 
-    def __init__(self, listener: socket.socket, config: EngineConfig, own: RankDescription, version: str) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        config: EngineConfig,
+        own: RankDescription,
+        version: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """`listener` listens; the caller keeps it."""
         self._listener = listener
         self._config = config
         self._own = own
         self._version = version
-        self._guests: dict[int, Guest] = {}  # by descriptor
+        self._clock = clock
+        self._guests = Guests(clock)
         self._last_fault = ""
+        self._num_faults = 0
 
     def wait(self, on_wait: Callable[[], None], timeout_s: float = JOIN_S) -> list[Guest]:
         """Return ranks 1, 2, ... when all are there. Calls `on_wait` meanwhile. Raises EngineConfigError."""
-        poll, deadline_s = select.poll(), time.monotonic() + timeout_s
+        poll, deadline_s = select.poll(), self._clock() + timeout_s
+        self._listener.setblocking(False)
         poll.register(self._listener, select.POLLIN)
         while missing := self._missing():
-            if time.monotonic() > deadline_s:
+            if self._clock() > deadline_s:
                 self.close()
                 raise EngineConfigError(self._explain(missing, timeout_s))
-            for fd, _ in poll.poll(LOOK_S * 1000):
-                if fd == self._listener.fileno():
-                    poll.register(self._accept(), select.POLLIN)
-                elif not self._hear(self._guests[fd]):
-                    poll.unregister(fd)
-                    self._guests.pop(fd).connection.close()
+            events = [fd for fd, _ in poll.poll(LOOK_S * 1000)]
+            useless = [fd for fd in events if fd in self._guests and not self._hear(self._guests[fd])]
+            for fd in {*useless, *self._guests.unwelcome()}:
+                poll.unregister(fd)
+                self._guests.send_away(fd)
+            if self._listener.fileno() in events:
+                with suppress(BlockingIOError, ConnectionError):  # gone again
+                    poll.register(self._guests.accept(self._listener), select.POLLIN)
             on_wait()
-        for guest in [guest for guest in self._guests.values() if not guest.is_present]:
+        for guest in [guest for guest in self._guests if not guest.is_present]:
             guest.connection.close()
-        present = (guest for guest in self._guests.values() if guest.is_present)
-        return sorted(present, key=lambda guest: guest.rank or 0)
+        return sorted((guest for guest in self._guests if guest.is_present), key=lambda guest: guest.rank or 0)
 
     def close(self) -> None:
         """Close all connections."""
-        for guest in self._guests.values():
-            guest.connection.close()
+        self._guests.close()
 
     def _missing(self) -> list[int]:
-        present = {guest.rank for guest in self._guests.values() if guest.is_present}
+        present = {guest.rank for guest in self._guests if guest.is_present}
         return [rank for rank in range(1, self._config.tensor_parallel_size) if rank not in present]
 
     def _explain(self, missing: list[int], timeout_s: float) -> str:
@@ -88,21 +88,13 @@ class Reception:
         fault = f"; {self._last_fault}" if self._last_fault else ""
         return f"{ranks} did not come in {timeout_s:g} s{fault}"
 
-    def _accept(self) -> int:
-        connection, address = self._listener.accept()
-        connection.settimeout(HANDSHAKE_S)
-        for option, value in KEEPALIVE.items():  # a host that vanishes while others are awaited may come again
-            connection.setsockopt(socket.IPPROTO_TCP, option, value)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        self._guests[connection.fileno()] = Guest(connection, address[0])
-        return connection.fileno()
-
     def _hear(self, guest: Guest) -> bool:
-        """Receive a packet and answer it; return False if the connection is of no more use."""
+        """Receive what a guest sends and answer a packet; return False if the connection is of no more use."""
+        reason = ""
         try:
-            packet = receive_packet(guest.connection, MAX_BYTES)
+            packet = guest.receive()
             if packet is None:
-                return False
+                return True
             kind, content = packet
             if kind is PacketKind.FAILED and guest.rank is not None:
                 self._note(f"rank {guest.rank} on {guest.address} ended: {content.decode(errors='replace')}")
@@ -115,17 +107,20 @@ class Reception:
         return not reason
 
     def _note(self, fault: str) -> None:
-        """Log why somebody is sent away, and keep it for the end of a wait in vain."""
-        self._last_fault = fault
-        log.warning("%s", fault)
+        """Log why somebody is sent away, and keep it for the end of a wait in vain. A stranger may have written it."""
+        text = " ".join(fault[:MAX_FAULT_CHARS].split())
+        self._last_fault = "".join(character if character.isprintable() else "?" for character in text)
+        self._num_faults += 1
+        if self._num_faults <= MAX_FAULTS:
+            log.warning("%s", self._last_fault)
 
-    def _answer(self, guest: Guest, kind: PacketKind, content: bytearray) -> str:
+    def _answer(self, guest: Guest, kind: PacketKind, content: bytes) -> str:
         """Answer a packet; return why the rank is refused, if it is. Raises OSError and MsgspecError."""
         if kind is PacketKind.HELLO and guest.rank is None:
             hello = msgspec.msgpack.decode(content, type=Hello)
             if reason := refusal(hello, self._config, self._version):
                 return reason
-            if any(other.rank == hello.rank for other in self._guests.values()):
+            if any(other.rank == hello.rank for other in self._guests):
                 return f"rank {hello.rank} is there already: another host has the same --node-rank"
             guest.rank = hello.rank
             send_packet(guest.connection, PacketKind.CONFIG, msgspec.msgpack.encode(self._config))

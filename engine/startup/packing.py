@@ -36,7 +36,7 @@ from model.pack.network import NetworkTensors
 from model.pack.writer import TensorWriter, finish, new_pack
 
 CPU = torch.device("cpu")
-FAILED = 2  # exit code
+FAILED, INTERRUPTED = 2, 130  # exit codes
 
 OnProgress = Callable[[str, int, int], None]  # phase, bytes done, bytes in all
 
@@ -136,6 +136,8 @@ def main() -> int:
     except (CheckpointError, EngineConfigError) as error:
         _report(PackReport("failed", error=str(error)))
         return FAILED
+    except KeyboardInterrupt:  # Ctrl-C reaches the command too, which says so
+        return INTERRUPTED
     except MemoryError:
         _report(PackReport("failed", error="out of memory: a layer of the packed weights must fit"))
         return FAILED

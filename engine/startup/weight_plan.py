@@ -48,5 +48,5 @@ def _check_weights_fit(config: EngineConfig, device: torch.device, weight_bytes:
         check_weights_fit(weight_bytes, free_bytes, kind)
     except EngineConfigError as error:
         on_device = msgspec.structs.replace(config, device="cuda" if device.type == "cuda" else "cpu")
-        smaller = smaller_weights(on_device, free_bytes * config.nnodes)
+        smaller = smaller_weights(on_device, free_bytes)
         raise EngineConfigError(f"{error}{smaller}") from None

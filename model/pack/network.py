@@ -17,12 +17,15 @@ from model.cut import PANEL
 from model.mixtral import LayerWeights, MixtralWeights
 from model.ops.native.packed_weights import (
     BLOCK_FORMATS,
+    DTYPES,
+    EMBEDDING_DTYPES,
     NativeExperts,
     NativeLinear,
     NativeMatrix,
     NativeMoe,
     Order,
 )
+from model.ops.weights import BLOCK_SIZES
 
 FORMATS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3} | BLOCK_FORMATS
 FORMAT_NAMES = {code: name for name, code in FORMATS.items()}
@@ -93,21 +96,31 @@ class StoredNetwork:
         self._panel_size = panel_size
 
     def weights(self) -> MixtralWeights:
-        """Return the network's weights. Raises CheckpointError if a tensor is missing or has another size."""
+        """Return the network's weights.
+
+        Raises CheckpointError if a tensor is missing, or has another size or type than the kernels will read.
+        """
+        try:
+            return self._weights()
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            reason = f"{type(error).__name__} {error}"
+            raise CheckpointError(f"the pack is damaged: its matrices are not described ({reason})") from None
+
+    def _weights(self) -> MixtralWeights:
         config = self._config
         layers = [self._layer(f"layers.{index}.") for index in range(config.num_layers)]
-        embedding = self._numbers("embedding", (config.vocab_size, config.dim))
+        embedding = self._numbers("embedding", (config.vocab_size, config.dim), *EMBEDDING_DTYPES)
         head = self._linear("head", config.dim, config.vocab_size)
-        return MixtralWeights(embedding, layers, self._numbers("norm", (config.dim,)), head)
+        return MixtralWeights(embedding, layers, self._norm("norm"), head)
 
     def _layer(self, prefix: str) -> LayerWeights:
         config = self._config
         width = config.num_heads * config.head_dim
         return LayerWeights(
-            attention_norm=self._numbers(f"{prefix}attention_norm", (config.dim,)),
+            attention_norm=self._norm(f"{prefix}attention_norm"),
             qkv=self._linear(f"{prefix}qkv", config.dim, width + 2 * config.num_kv_heads * config.head_dim),
             output=self._linear(f"{prefix}output", width, config.dim),
-            ffn_norm=self._numbers(f"{prefix}ffn_norm", (config.dim,)),
+            ffn_norm=self._norm(f"{prefix}ffn_norm"),
             ffn=self._feed_forward(prefix),
         )
 
@@ -115,7 +128,8 @@ class StoredNetwork:
         experts = self._experts(f"{prefix}experts")
         if not self._config.num_experts:
             return experts
-        return NativeMoe(self._numbers(f"{prefix}gate", (self._config.num_experts, self._config.dim)), experts)
+        gate = self._numbers(f"{prefix}gate", (self._config.num_experts, self._config.dim), torch.float32)
+        return NativeMoe(gate, experts)
 
     def _linear(self, name: str, num_inputs: int, num_outputs: int) -> NativeLinear:
         described = self._described(name)["matrices"]
@@ -126,16 +140,16 @@ class StoredNetwork:
         return linear
 
     def _matrix(self, name: str, num_inputs: int, described: dict[str, Any]) -> NativeMatrix:
-        code, num_outputs = FORMATS[described["format"]], described["outputs"]
-        stride = self._panel_size(code, num_inputs)
+        num_outputs = described["outputs"]
+        code, stride = self._format(described["format"], num_inputs)
         panels = self._flat(name, -(-num_outputs // PANEL) * stride)
         return NativeMatrix(panels, num_outputs, stride, code, self._order(f"{name}.order", num_inputs))
 
     def _experts(self, name: str) -> NativeExperts:
         config, described = self._config, self._described(name)
-        format1, format3, format2 = (FORMATS[each] for each in described["formats"])
-        size1, size3 = self._panel_size(format1, config.dim), self._panel_size(format3, config.dim)
-        size2 = self._panel_size(format2, config.hidden_dim)
+        name1, name3, name2 = described["formats"]
+        (format1, size1), (format3, size3) = self._format(name1, config.dim), self._format(name3, config.dim)
+        format2, size2 = self._format(name2, config.hidden_dim)
         bytes13 = -(-config.hidden_dim // PANEL) * (size1 + size3)
         bytes2 = -(-config.dim // PANEL) * size2
         num_experts = max(1, config.num_experts)
@@ -161,8 +175,21 @@ class StoredNetwork:
         order3 = order1 if is_shared else self._order(f"{name}.w3.order", dim)
         return order1, order3, self._order(f"{name}.w2.order", hidden_dim)
 
+    def _format(self, name: str, num_inputs: int) -> tuple[int, int]:
+        """Return the code of a format, and the bytes of a panel in it."""
+        numbers, _ = BLOCK_SIZES.get(name, (1, 0))
+        if num_inputs % numbers:
+            raise CheckpointError(f"the pack is damaged: {num_inputs} inputs are no whole blocks of {name}")
+        return FORMATS[name], self._panel_size(FORMATS[name], num_inputs)
+
     def _order(self, name: str, num_inputs: int) -> Order:
-        return self._numbers(name, (num_inputs,)) if name in self._tensors else None
+        """Return the order of a matrix' inputs, if it has one. The kernels read what it names without checks."""
+        if name not in self._tensors:
+            return None
+        order = self._numbers(name, (num_inputs,), torch.int32)
+        if not torch.equal(order.sort().values, torch.arange(num_inputs, dtype=torch.int32)):
+            raise CheckpointError(f"the pack is damaged: tensor {name} does not name each input once")
+        return order
 
     def _described(self, name: str) -> dict[str, Any]:
         described: dict[str, Any] | None = self._matrices.get(name)
@@ -171,13 +198,21 @@ class StoredNetwork:
         return described
 
     def _flat(self, name: str, num_bytes: int) -> Tensor:
-        return self._numbers(name, (num_bytes,))
+        return self._numbers(name, (num_bytes,), torch.uint8)
 
-    def _numbers(self, name: str, shape: tuple[int, ...]) -> Tensor:
+    def _norm(self, name: str) -> Tensor:
+        """Return the weights of a norm: all norms have the type of the last one."""
+        last = self._tensors.get("norm")
+        dtype = torch.float32 if last is None or last.dtype not in DTYPES else last.dtype
+        return self._numbers(name, (self._config.dim,), dtype)
+
+    def _numbers(self, name: str, shape: tuple[int, ...], *dtypes: torch.dtype) -> Tensor:
         tensor = self._tensors.get(name)
         if tensor is None or tuple(tensor.shape) != shape:
             found = "is missing" if tensor is None else f"has the shape {list(tensor.shape)}, not {list(shape)}"
             raise CheckpointError(f"the pack is damaged: tensor {name} {found}")
+        if tensor.dtype not in dtypes:
+            raise CheckpointError(f"the pack is damaged: tensor {name} has the type {tensor.dtype}")
         return tensor
 
 
@@ -187,5 +222,6 @@ def _rows(rows: list[Tensor]) -> Tensor:
         return rows[0].unsqueeze(0)
     offsets = [row.data_ptr() - rows[0].data_ptr() for row in rows]
     stride = offsets[1]
-    assert offsets == [index * stride for index in range(len(rows))], "experts are written one behind another"
+    if stride < 0 or offsets != [index * stride for index in range(len(rows))]:
+        raise CheckpointError("the pack is damaged: its experts are not at equal distances")
     return torch.as_strided(rows[0], (len(rows), len(rows[0])), (stride, 1))

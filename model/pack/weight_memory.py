@@ -21,6 +21,7 @@ from model.pack.system_calls import MADV_POPULATE_READ, advise, lock_memory, map
 WeightMemory = Literal["map", "copy", "lock"]
 
 PIECE_BYTES = 8 << 20  # that a thread reads or maps at a time
+LOCKED_BYTES = 256 << 20  # at a time: a slow disk must not keep an engine silent for longer than it may be
 NUM_READERS = 8  # a disk needs several requests of a megabyte at once to reach its speed
 
 
@@ -51,10 +52,13 @@ def _reserved(num_bytes: int) -> Tensor:
     return torch.frombuffer(addresses, dtype=torch.uint8)[first : first + num_bytes]
 
 
-def lock(memory: Tensor, file: Path) -> None:
+def lock(memory: Tensor, file: Path, on_progress: Callable[[int, int], None]) -> None:
     """Read all pages of a mapped file and keep them in memory. Raises CheckpointError with the way out."""
     try:
-        lock_memory(memory.data_ptr(), memory.nbytes)
+        for first in range(0, memory.nbytes, LOCKED_BYTES):
+            piece = memory[first : first + LOCKED_BYTES]
+            lock_memory(piece.data_ptr(), piece.nbytes)
+            on_progress(first + piece.nbytes, memory.nbytes)
     except OSError as error:
         raise CheckpointError(
             f"--weights-memory lock: the system does not lock {memory.nbytes} bytes of {file} ({error.strerror}); "

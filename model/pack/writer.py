@@ -96,7 +96,8 @@ def finish(stream: BinaryIO, header: PackHeader, folder: Path) -> None:
     stream.write(prefix)
     _sync(stream)
     _sync_folder(folder)
-    os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _lock(stream: BinaryIO, partial: Path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import orjson
+from server.bench.trace_file import TraceError, read_trace_file
 
 LOWEST_ID = 300  # smaller ids are control tokens and bytes
 WORDS = (
@@ -80,38 +80,19 @@ def poisson_arrivals(rate: float, rng: random.Random) -> Iterator[float]:
 
 
 def read_trace(path: Path, kind: PromptKind, vocab_size: int, rng: random.Random) -> list[BenchRequest]:
-    """Read the requests of a JSONL file: one {"arrival_s", "prompt_tokens", "output_tokens"} per line.
-
-    They are returned in the order of arrival. Raises WorkloadError that names the line.
-    """
+    """Return the requests of a trace (server/bench/trace_file.py) with random prompts. Raises WorkloadError."""
     try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise WorkloadError(f"{path}: {error.strerror}") from None
-    entries = [_parse_entry(f"{path}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()]
-    if not entries:
-        raise WorkloadError(f"{path}: the file has no requests")
+        traced = read_trace_file(path)
+    except TraceError as error:
+        raise WorkloadError(str(error)) from None
     return [
-        BenchRequest(random_prompt(kind, num_prompt, vocab_size, rng), num_output, due_s)
-        for due_s, num_prompt, num_output in sorted(entries)
+        BenchRequest(
+            random_prompt(kind, request.num_prompt_tokens, vocab_size, rng),
+            request.num_output_tokens,
+            request.arrival_s,
+        )
+        for request in traced
     ]
-
-
-def _parse_entry(place: str, line: bytes) -> tuple[float, int, int]:
-    try:
-        fields = orjson.loads(line)
-        due_s, lengths = fields["arrival_s"], (fields["prompt_tokens"], fields["output_tokens"])
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        raise WorkloadError(
-            f'{place}: should be {{"arrival_s": 0.5, "prompt_tokens": 100, "output_tokens": 20}}'
-        ) from None
-    if not _is_number(due_s) or due_s < 0 or not all(isinstance(n, int) and n >= 1 for n in lengths):
-        raise WorkloadError(f"{place}: arrival_s should be 0 or more, both counts 1 or more")
-    return float(due_s), *lengths
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def with_arrivals(requests: Sequence[BenchRequest], rate: float, rng: random.Random) -> list[BenchRequest]:

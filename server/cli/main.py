@@ -85,14 +85,17 @@ def serve_command(
 
 @app.command(
     "plan",
-    cls=settings_command("model", "rope_theta", "max_model_len", "dtype", "quantization", "tensor_parallel_size"),
+    cls=settings_command(
+        "model", "rope_theta", "max_model_len", "dtype", "quantization", "tensor_parallel_size", "nnodes"
+    ),
 )
 def plan_command(
     context: typer.Context,
     memory: Annotated[
         str | None,
         typer.Option(
-            help="Memory to plan for, such as 80GiB; for a GPU, its memory. [default: main memory available here]",
+            help="Memory to plan for, such as 80GiB; for a GPU, its memory; with --nnodes, of each host. [default: "
+            "main memory available here, or of --hardware]",
             metavar="SIZE",
         ),
     ] = None,
@@ -101,12 +104,32 @@ def plan_command(
     ] = False,
     rate: Annotated[
         float | None,
-        typer.Option(help="Requests per second: say how many servers they need. Needs --steps.", metavar="R"),
+        typer.Option(
+            help="Requests per second: say how many servers they need. Needs --steps or --hardware.", metavar="R"
+        ),
     ] = None,
     steps: Annotated[
         Path | None,
         typer.Option(help="Measured times of steps: the output of `smoe bench engine --json`.", metavar="FILE"),
     ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            help="Requests of a trace instead of drawn ones, as in `smoe bench serve`; with --rate faster or slower.",
+            metavar="FILE",
+        ),
+    ] = None,
+    hardware: Annotated[
+        str | None,
+        typer.Option(
+            help="With --rate, instead of --steps: predict steps from the data sheet of a100, h100, h200, epyc-9654, "
+            "xeon-8480, 2x-epyc-9654 or 2x-xeon-8480.",
+            metavar="NAME",
+        ),
+    ] = None,
+    network_gbit: Annotated[
+        float, typer.Option(help="With --hardware and --nnodes: Gbit/s that a host receives.", metavar="R")
+    ] = 25.0,
     prompt_tokens: Annotated[
         str, typer.Option(help="With --rate: prompt length, as 800, or a range, as 16,256.", metavar="N")
     ] = "512",
@@ -131,8 +154,10 @@ def plan_command(
     """
     from server.cli import plan, plan_capacity
 
-    if rate is not None or steps is not None:
-        load = plan_capacity.Load(rate, steps, prompt_tokens, output_tokens, slo_ttft, slo_gap)
+    if any(option is not None for option in (rate, trace, steps, hardware)):
+        load = plan_capacity.Load(
+            rate, trace, steps, hardware, network_gbit, prompt_tokens, output_tokens, slo_ttft, slo_gap
+        )
         raise typer.Exit(plan_capacity.run(given_settings(context), memory, load, as_json=as_json))
 
     raise typer.Exit(plan.run(given_settings(context), memory, as_json=as_json, write_manifest=write_manifest))

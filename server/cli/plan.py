@@ -16,6 +16,7 @@ from engine.capacity.memory_plan import WEIGHT_KINDS, MemoryPlan, plan_memory
 from engine.capacity.packs import kind_of
 from engine.capacity.sizing import BLOCKS
 from engine.capacity.smaller_plans import smaller_plans, weight_flags
+from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from server.cli.colours import WITHOUT_COLOURS, Colours, colours_of
 from server.cli.errors import report_error
@@ -26,6 +27,8 @@ from server.settings.settings import Settings
 from server.settings.sources import SettingsError, model_stores, parse_size_flag
 
 NOTHING_FITS = 1  # exit code
+REFERENCE_BANDWIDTH = 100e9  # bytes per second of memory, about that of a desktop computer
+SOME_HOST = "HOST0"  # stands for an address in the printed command
 
 
 class PlanError(Exception):
@@ -39,8 +42,13 @@ class PlanReport:
     model: str | None  # as given on the command line
     plan: MemoryPlan
     fitting: MemoryPlan | None  # `plan`, else the first plan with smaller weights that fits
-    smallest: MemoryPlan  # the plan with the smallest weights; it need not fit
+    candidates: tuple[MemoryPlan, ...]  # `plan`, then those with smaller weights
     fits_if_given_memory: bool  # False if settings contradict each other or the model
+
+    @property
+    def smallest(self) -> MemoryPlan:
+        """The plan that needs the least memory; it need not fit."""
+        return min(self.candidates, key=lambda candidate: candidate.needed_bytes)
 
     @property
     def verdict(self) -> str:
@@ -59,7 +67,10 @@ class PlanReport:
         if self.plan.needed_bytes <= self.plan.memory_bytes or not self.fits_if_given_memory:
             return ""
         of_smallest = f", or {_round_up(self.smallest.needed_bytes)} in {self.smallest.weight_kind}"
-        return f"; it needs {_round_up(self.plan.needed_bytes)} of memory" + of_smallest * (self.smallest != self.plan)
+        where = " on each host" * (self.plan.config.nnodes > 1)
+        return f"; it needs {_round_up(self.plan.needed_bytes)} of memory{where}" + of_smallest * (
+            self.smallest != self.plan
+        )
 
     @property
     def command(self) -> list[str]:
@@ -74,9 +85,7 @@ class PlanReport:
         length = ["--max-model-len", str(plan.limits.max_model_len)]
         weights = weight_flags(plan)
         theta = [] if plan.config.rope_theta is None else ["--rope-theta", f"{plan.config.rope_theta:.17g}"]
-        ranks = plan.config.tensor_parallel_size
-        shared = [] if ranks == 1 else ["--tensor-parallel-size", str(ranks)]
-        return ["smoe", "serve", *named, *theta, *weights, *shared, *length, *size]
+        return ["smoe", "serve", *named, *theta, *weights, *rank_flags(plan.config), *length, *size]
 
 
 def run(flags: Mapping[str, Any], memory: str | None, *, as_json: bool, write_manifest: bool) -> int:
@@ -85,7 +94,7 @@ def run(flags: Mapping[str, Any], memory: str | None, *, as_json: bool, write_ma
     `memory`: text of --memory. `write_manifest`: also write SHA256SUMS next to the checkpoint's files.
     """
     try:
-        settings = load_settings(flags)
+        settings = planned_settings(flags)
         report = make_report(settings, None if memory is None else parse_size_flag("--memory", memory))
         if write_manifest:
             typer.echo(add_manifest(settings), err=True)
@@ -97,7 +106,7 @@ def run(flags: Mapping[str, Any], memory: str | None, *, as_json: bool, write_ma
 
 
 def make_report(settings: Settings, memory_bytes: int | None) -> PlanReport:
-    """Plan `settings` within `memory_bytes` (None: what is available here). Raises PlanError."""
+    """Plan `settings` within `memory_bytes` on each host (None: what is available here). Raises PlanError."""
     memory_bytes = available_bytes() if memory_bytes is None else memory_bytes
     try:
         config = engine_config(settings, locate_model(settings.model, model_stores()))
@@ -107,8 +116,23 @@ def make_report(settings: Settings, memory_bytes: int | None) -> PlanReport:
     except (ModelNotFoundError, EngineConfigError) as error:
         raise PlanError(str(error)) from None
     fitting = next((candidate for candidate in candidates if candidate.limits), None)
-    smallest = min(candidates, key=lambda candidate: candidate.needed_bytes)
-    return PlanReport(settings.model, plan, fitting, smallest, fits_if_given_memory=with_memory.limits is not None)
+    fits_if_given_memory = with_memory.limits is not None
+    return PlanReport(settings.model, plan, fitting, tuple(candidates), fits_if_given_memory)
+
+
+def rank_flags(config: EngineConfig) -> list[str]:
+    """Return the flags of the ranks and of the first of their hosts; none for one rank."""
+    if config.tensor_parallel_size == 1:
+        return []
+    ranks = ["--tensor-parallel-size", str(config.tensor_parallel_size)]
+    if config.nnodes == 1:
+        return ranks
+    return [*ranks, "--nnodes", str(config.nnodes), "--node-rank", "0", "--master-addr", config.master_addr]
+
+
+def planned_settings(flags: Mapping[str, Any]) -> Settings:
+    """Return the settings of the first host, whose address no plan needs. Raises SettingsError."""
+    return load_settings({"master_addr": SOME_HOST, **flags} if "nnodes" in flags else flags)
 
 
 def add_manifest(settings: Settings) -> str:
@@ -121,7 +145,10 @@ def add_manifest(settings: Settings) -> str:
 
 
 def to_json(report: PlanReport) -> str:
-    """Return one JSON object, sizes in bytes. Sizes of the KV cache are 0 or null if the plan does not fit."""
+    """Return one JSON object, sizes in bytes. Sizes of the KV cache are 0 or null if the plan does not fit.
+
+    Memory is that of each host, the KV cache that of all hosts together.
+    """
     plan, limits = report.plan, report.plan.limits
     fields: dict[str, Any] = {
         "model": model_id(report.model),
@@ -132,7 +159,9 @@ def to_json(report: PlanReport) -> str:
         "dtype": plan.dtype,
         "weight_bytes": plan.weight_bytes,
         "tensor_parallel_size": plan.config.tensor_parallel_size,
+        "nnodes": plan.config.nnodes,
         "rank_weight_bytes": plan.rank_weight_bytes,
+        "host_weight_bytes": plan.host_weight_bytes,
         "quantization": plan.config.quantization,
         "kept_formats": plan.kept_formats,
         "weight_bytes_float32": plan.total_bytes("float32"),
@@ -161,7 +190,7 @@ def to_json(report: PlanReport) -> str:
 
 def to_table(report: PlanReport, colours: Colours = WITHOUT_COLOURS) -> str:
     """Return a table for the terminal, about twenty lines."""
-    lines = [*_heading(report), *_parameter_lines(report.plan), *_memory_lines(report.fitting or report.plan)]
+    lines = [*_heading(report), *_parameter_lines(report), *_memory_lines(report.fitting or report.plan)]
     lines += [f"warning: {warning}" for warning in (report.fitting or report.plan).warnings]
     paint = (
         colours.bad if report.fitting is None else colours.good if report.fitting is report.plan else colours.warning
@@ -190,15 +219,29 @@ def _kinds(plan: MemoryPlan) -> list[str]:
     return [*WEIGHT_KINDS, *([BLOCKS] if BLOCKS in plan.part_bytes else [])]
 
 
-def _parameter_lines(plan: MemoryPlan) -> Iterator[str]:
+def _parameter_lines(report: PlanReport) -> Iterator[str]:
+    plan = report.plan
     for part, count in plan.parameters.items():
         sizes = [plan.part_bytes[kind][part] for kind in _kinds(plan)]
         if count or any(sizes):
             yield _parameter_line(plan, part, count, sizes)
     yield _parameter_line(plan, "total", plan.total_parameters, map(plan.total_bytes, _kinds(plan)))
     yield _parameter_line(plan, "active per token", plan.active_parameters, map(plan.active_bytes, _kinds(plan)))
+    yield from _verdict_lines(report)
     if plan.kept_formats:
         yield f"matrices stay as they are stored: {plan.kept_formats.replace('+', ', ')}"
+
+
+def _verdict_lines(report: PlanReport) -> Iterator[str]:
+    """Yield which formats fit, of those that the settings allow, and how fast one client can be at most in each."""
+    plan, kinds = report.plan, _kinds(report.plan)
+    fits = {candidate.weight_kind: candidate.limits is not None for candidate in report.candidates}
+    words = ("-" if kind not in fits else "yes" if fits[kind] else "no" for kind in kinds)
+    yield f"{f'fits {format_bytes(plan.memory_bytes)}':<45}" + "".join(f"{word:>12}" for word in words)
+    rates = (REFERENCE_BANDWIDTH / plan.active_bytes(kind) for kind in kinds)
+    yield f"{'tokens/s at most, one client at 100 GB/s':<45}" + "".join(
+        f"{rate:>12,.{1 if rate < 100 else 0}f}" for rate in rates
+    )
 
 
 def _parameter_line(plan: MemoryPlan, label: str, count: int, sizes: Iterable[int]) -> str:
@@ -212,12 +255,15 @@ def _memory_lines(plan: MemoryPlan) -> Iterator[str]:
     if plan.limits is None:
         return
     tokens = plan.limits.num_blocks * plan.config.block_size
-    left = plan.memory_bytes - plan.weight_bytes - plan.kv_cache_bytes
+    hosts, ranks = plan.config.nnodes, plan.config.tensor_parallel_size
+    cache_bytes = plan.kv_cache_bytes // hosts
+    left = plan.memory_bytes - plan.host_weight_bytes - cache_bytes
+    memory = "memory" if hosts == 1 else f"memory of each of {hosts} hosts"
     yield (
-        f"memory {format_bytes(plan.memory_bytes)} = weights {format_bytes(plan.weight_bytes)} + "
-        f"KV cache {format_bytes(plan.kv_cache_bytes)} ({tokens:,} tokens) + {format_bytes(left)} for everything else"
+        f"{memory} {format_bytes(plan.memory_bytes)} = weights {format_bytes(plan.host_weight_bytes)} + "
+        f"KV cache {format_bytes(cache_bytes)} ({tokens:,} tokens) + {format_bytes(left)} for everything else"
     )
-    if (ranks := plan.config.tensor_parallel_size) > 1:
+    if ranks > 1:
         yield (
             f"{ranks} ranks: each holds at most {format_bytes(plan.rank_weight_bytes)} of the weights and "
             f"{format_bytes(plan.kv_cache_bytes // ranks)} of the KV cache"

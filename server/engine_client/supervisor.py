@@ -12,7 +12,7 @@ from functools import partial
 
 import msgspec
 
-from engine.capacity.packs import bus_error_reason
+from engine.capacity.packs import lost_weights_reason
 from engine.config import EngineConfig
 from engine.messages import FromEngine, Progress, Ready, Start, StepDone, StepPart, ToEngine
 from engine.types import Vocabulary
@@ -157,8 +157,8 @@ class EngineSupervisor:
         """Start the next process after the previous one and its ranks have exited: it needs their memory."""
         logger.info("the engine process %s", await previous.end())
         assert self._start_message is not None and self.ready is not None
-        model = self._start_message.config.model
-        if previous.had_bus_error and (reason := await asyncio.to_thread(bus_error_reason, model)):
+        look = partial(lost_weights_reason, self._start_message.config.model, had_bus_error=previous.had_bus_error)
+        if reason := await asyncio.to_thread(look):
             logger.error("%s", reason)
         await previous.wait_for_ranks()
         await asyncio.sleep(delay_s)

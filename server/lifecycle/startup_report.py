@@ -8,7 +8,7 @@ from engine.capacity.host_resources import memory_limit_bytes
 from engine.capacity.sizing import example_lengths, requests_that_fit
 from engine.messages import Ready
 from server.engine_client.status import EngineStatus
-from server.fairness.budgets import budgets, shortage, summary
+from server.fairness.budgets import budgets, shortage, total_bytes
 from server.observability.log_stream import json_line
 from server.settings.settings import Settings
 
@@ -98,34 +98,38 @@ def held_bytes(ready: Ready) -> int:
 
 def lines_when_ready(ready: Ready, settings: Settings, *, url: str, model_id: str, seconds: float) -> list[str]:
     """Return warnings, also of memory that may not suffice for requests, and the lines of ready_lines()."""
-    parts = budgets(settings)
+    parts = budgets(settings, ready.memory_share)
     too_little = shortage(parts, held_bytes(ready), memory_limit_bytes())
     warnings = [*ready.warnings, too_little] if too_little else ready.warnings
     needs_key = bool(settings.api_keys)
-    lines = ready_lines(ready, budgets=summary(parts), url=url, model_id=model_id, needs_key=needs_key, seconds=seconds)
+    reduced = " (reduced to fit the memory limit)" if ready.memory_share < 1.0 else ""
+    room = f"{size(total_bytes(parts))}{reduced}"
+    lines = ready_lines(ready, budgets=room, url=url, model_id=model_id, needs_key=needs_key, seconds=seconds)
     return [*(f"WARNING: {warning}" for warning in warnings), *lines]
 
 
 def ready_lines(ready: Ready, *, budgets: str, url: str, model_id: str, needs_key: bool, seconds: float) -> list[str]:
-    """Return five aligned lines about model, memory, capacity and URL, and a command that sends a request.
+    """Return five aligned lines about model, memory, capacity, requests and URL, and a command that sends a request.
 
-    `budgets`: summary of the memory for requests. `seconds`: duration of the whole start.
+    `budgets`: size of the memory that requests may use besides the KV cache. `seconds`: duration of the whole start.
     """
-    experts = f", {ready.num_experts} experts, {ready.experts_per_token} per token" if ready.num_experts else ""
+    of_each = (
+        f"; {ready.experts_per_token} of {ready.num_experts} experts compute each token" if ready.num_experts else ""
+    )
     key = " -H 'Authorization: Bearer YOUR_KEY'" if needs_key else ""
     mapped = " (mapped)" if ready.mapped_bytes else ""
     path, rest = "/v1/completions", '"prompt": "It was", "max_tokens": 48, "stream": true'
     if not ready.generates:
         path, rest = "/v1/embeddings", '"input": "It was"'
     return [
-        f"model     {model_id}: {ready.num_parameters:,} parameters in {_kind(ready)}{experts}; "
+        f"model     {model_id}: {ready.num_parameters:,} parameters in {_kind(ready)}{of_each}; "
         f"{ready.device}, {ready.backend} backend",
         f"memory    weights {size(ready.weight_bytes)}{mapped}, KV cache {size(ready.kv_cache_bytes)}",
-        f"capacity  {ready.num_blocks * ready.block_size:,} tokens of {size(ready.kv_bytes_per_token)}"
-        f"{_window(ready)}: room for {_capacity(ready)}; up to {ready.max_model_len:,} each",
-        f"budgets   {budgets}",
-        f"serving   {model_id} at {url} after {seconds:.1f} s ({_phases(ready)}); open it in a browser, or send a "
-        "request; Ctrl-C ends it after the running requests",
+        f"capacity  the KV cache holds {ready.num_blocks * ready.block_size:,} tokens{_window(ready)}: room for "
+        f"{_capacity(ready)} at a time; a request may have up to {ready.max_model_len:,}",
+        f"requests  up to {budgets} of memory under load; `smoe doctor` says for what",
+        f"serving   {model_id} at {url} after {seconds:.1f} s; open it in a browser, or send the request below; "
+        "Ctrl-C ends it after the running requests",
         f"curl -N {url}{path}{key} -H 'Content-Type: application/json' -d '{{\"model\": \"{model_id}\", {rest}}}'",
     ]
 
@@ -153,8 +157,4 @@ def _capacity(ready: Ready) -> str:
 
 
 def _window(ready: Ready) -> str:
-    return "" if ready.window is None else f", window {ready.window:,}"
-
-
-def _phases(ready: Ready) -> str:
-    return ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in ready.phase_seconds.items())
+    return "" if ready.window is None else f", of a request the last {ready.window:,}"

@@ -26,6 +26,14 @@ FAILED = frozenset({"error", "timeout"})
 MIN_FAILED_STATUS = 500  # semantic conventions: a server's span is not in error for 4xx
 TRACES_PATH = "/v1/traces"
 EXPORT_TIMEOUT_S = 5.0  # also the longest delay of the server's end
+# Semantic conventions for generative AI: gen_ai.operation.name, by route.
+OPERATIONS = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "text_completion",
+    "/v1/embeddings": "embeddings",
+    "/v1/messages": "chat",
+    "/v1/responses": "chat",
+}
 
 
 def otlp_processor(endpoint: str) -> SpanProcessor:
@@ -45,15 +53,20 @@ class Tracing:
         processor: SpanProcessor,
         *,
         version: str,
+        model: str,
         clock: Callable[[], float] = time.monotonic,
         wall_clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        """`clock` is the clock of `Timing`. OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES override the resource."""
+        """`model`: the name under which the model is served. `clock` is the clock of `Timing`.
+
+        OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES override the resource.
+        """
         own = Resource({"service.name": "smoe", "service.version": version})
         self._provider = TracerProvider(resource=own.merge(OTELResourceDetector().detect()), shutdown_on_exit=False)
         self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer("smoe", version)
         self._propagator = TraceContextTextMapPropagator()
+        self._model = model
         self._clock = clock
         self._wall_clock_ns = wall_clock_ns
 
@@ -66,7 +79,7 @@ class Tracing:
             f"{record.method} {record.route or 'other'}",
             context=client,
             kind=SpanKind.SERVER,
-            attributes=attributes_of(record, status),
+            attributes=attributes_of(record, status, self._model),
             start_time=epoch_ns + round(record.started_s * 1e9),
         )
         if FAILED & set(record.outcomes) or (status is not None and status >= MIN_FAILED_STATUS):
@@ -92,7 +105,7 @@ class Tracing:
         engine.end(epoch_ns + round(end_s * 1e9))
 
 
-def attributes_of(record: RequestRecord, status: int | None) -> dict[str, Any]:
+def attributes_of(record: RequestRecord, status: int | None, model: str) -> dict[str, Any]:
     """Return the attributes of a request's span: semantic conventions' names, and smoe's own for the rest."""
     attributes: dict[str, Any] = {
         "http.request.method": record.method,
@@ -110,6 +123,9 @@ def attributes_of(record: RequestRecord, status: int | None) -> dict[str, Any]:
             "gen_ai.usage.output_tokens": record.num_generation_tokens,
             "smoe.cached_tokens": record.num_cached_tokens,
         }
+    if operation := OPERATIONS.get(record.route or ""):
+        names = {"operation.name": operation, "provider.name": "smoe", "response.model": model}
+        attributes |= {f"gen_ai.{name}": value for name, value in names.items()}
     return attributes
 
 

@@ -1,3 +1,5 @@
+import { button } from "./dom.js";
+
 /** Copies text to the clipboard, also on pages without TLS, where browsers only have the old command. */
 export async function copy(text) {
   if (navigator.clipboard) return navigator.clipboard.writeText(text);
@@ -7,4 +9,14 @@ export async function copy(text) {
   area.select();
   document.execCommand("copy");
   area.remove();
+}
+
+/** Returns a button that copies what `read` returns, and says so for a moment. */
+export function copyButton(read) {
+  const made = button("Copy", async () => {
+    await copy(read());
+    made.textContent = "Copied";
+    setTimeout(() => (made.textContent = "Copy"), 1600);
+  });
+  return made;
 }

@@ -11,3 +11,13 @@ export function element(tag, properties = {}, ...children) {
 
 /** Returns the page's element with this id. */
 export const byId = (id) => document.getElementById(id);
+
+/** Creates a button that calls `onClick`. `name` is what it is called where `text` is only a sign. */
+export function button(text, onClick, { name, ...properties } = {}) {
+  const node = element("button", { type: "button", className: "quiet", ...(name && { ariaLabel: name, title: name }), ...properties }, text);
+  node.addEventListener("click", onClick);
+  return node;
+}
+
+/** Calls `action` when the page's element with this id is clicked. */
+export const onClick = (id, action) => byId(id).addEventListener("click", action);

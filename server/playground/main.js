@@ -2,6 +2,7 @@ import { Api } from "./api.js";
 import { byId } from "./dom.js";
 import { ExpertsSlider } from "./controls/experts_slider.js";
 import { ExpertMap } from "./inside/experts.js";
+import { Dashboard } from "./inside/dashboard.js";
 import { ServerLoad } from "./inside/load.js";
 import { Playground } from "./playground.js";
 import { pollWhileVisible } from "./inside/poll.js";
@@ -19,11 +20,13 @@ const api = new Api(getKey);
 const expertsSlider = new ExpertsSlider(byId("experts-slider"));
 const experts = new ExpertMap(api);
 const load = new ServerLoad(api);
+const dashboard = new Dashboard(api);
+const isServerOpen = () => document.body.dataset.tab === "server";
 const playground = new Playground({ api, getKey, experts, expertsSlider, sampling: new Sampling(byId("controls"), byId("more-controls")) });
 
 /** Refreshes the panels. A part that fails does not keep the others from being shown. */
 const refreshNow = pollWhileVisible(POLL_MS, async () => {
-  for (const part of [() => load.refresh(), refreshModel]) {
+  for (const part of [() => load.refresh(), refreshModel, () => isServerOpen() && dashboard.refresh()]) {
     try {
       await part();
     } catch (error) {
@@ -40,6 +43,13 @@ async function refreshModel() {
   else if (playground.hasExperts) await experts.refresh();
   if (load.phase === "ready") playground.sendWaiting();
 }
+
+
+byId("mode").addEventListener("change", ({ target }) => {
+  if (target.value !== "server") return;
+  document.body.dataset.tab = "server";
+  refreshNow();
+});
 
 function requestKey() {
   byId("key-button").classList.add("needed");

@@ -3,7 +3,8 @@ import { ChatPanel } from "./text/chat.js";
 import { copy } from "./clipboard.js";
 import { ComparePanel } from "./compare/panel.js";
 import { CompletionPanel } from "./text/completion.js";
-import { byId, element } from "./dom.js";
+import { button, byId, element, onClick } from "./dom.js";
+import { History } from "./history/history.js";
 import { generate } from "./text/generation.js";
 import { Ring } from "./inside/ring.js";
 import { TokenGates } from "./inside/token_gates.js";
@@ -28,8 +29,10 @@ export class Playground {
   #display = { card: new TokenCard(byId("card"), byId("spoken")), numExperts: 0, numLayers: 0, layer: 0 };
   #ring = new Ring(byId("ring"));
   #gates;
+  #history;
   #panels;
   #panel;
+  #maxLen = 0; // tokens of prompt and answer together
   #running = null; // AbortController of the running request
   #send = () => this.run(); // sends the last request again
   #isWaiting = false; // the last request is sent when the server is ready
@@ -45,13 +48,25 @@ export class Playground {
     this.#getKey = getKey;
     this.#expertsSlider = expertsSlider;
     this.#sampling = sampling;
-    const run = () => this.#start();
+    const run = (job) => this.#start(job);
     this.#panels = {
       completion: new CompletionPanel(this.#display, run), chat: new ChatPanel(this.#display, run), compare: new ComparePanel(this.#display),
     };
     this.#panel = this.#panels.completion;
+    const { completion, chat } = this.#panels;
+    this.#history = new History({ completion, chat }, this);
     this.#listen();
-    this.#showButtons();
+    this.showButtons();
+    this.#history.restore();
+  }
+
+  get isRunning() {
+    return this.#running !== null;
+  }
+
+  /** Name of the open panel. */
+  get mode() {
+    return Object.keys(this.#panels).find((name) => this.#panels[name] === this.#panel);
   }
 
   /** Reads the model's name and experts from the server; calls `showExperts` if it has any. Throws ApiError. */
@@ -60,33 +75,38 @@ export class Playground {
     this.#model = data[0].id;
     byId("model").textContent = this.#model;
     this.isReady = data[0].max_model_len !== null;
-    if (!this.isReady || !data[0].num_experts) return;
+    if (!this.isReady) return;
+    this.#maxLen = data[0].max_model_len;
+    this.#sampling.limit(data[0]);
+    if (data[0].capabilities?.completion_chat === false) this.#refuse();
+    if (!data[0].num_experts) return;
     await showExperts();
     this.#showExpertControls(data[0]);
   }
 
-  /** Sends the request of the open panel and shows the generated text. */
-  async run() {
+  /** Sends the request of the open panel and shows the generated text. `job` is one of its panel, {} the plain one. */
+  async run(job = {}) {
     this.#isWaiting = false;
-    if (this.#running || !this.#sampling.check()) return;
-    const requests = this.#requests();
+    if (this.#running || byId("run").disabled || !this.#sampling.check()) return;
+    const requests = this.#requests(job);
     if (!requests) return this.#panel.focus();
     this.#running = new AbortController();
     byId("failure").hidden = true;
-    const views = [this.#panel.begin()].flat();
+    const views = [this.#panel.begin(job)].flat();
     this.#isFollowing = true;
     this.#follow();
-    this.#showButtons();
+    this.showButtons();
+    let meters = [];
     try {
-      const meters = await Promise.all(requests.map((request, i) => this.#generate(request, views[i])));
+      meters = await Promise.all(requests.map((request, i) => this.#generate(request, views[i])));
       this.#showSummary(meters[0], this.#panel.finding ?? (meters[0].finishReason === "length" ? "length limit" : "complete"));
     } catch (error) {
       this.#running.abort(); // the other columns
       this.#showError(error);
     } finally {
       this.#running = null;
-      this.#panel.end();
-      this.#showButtons();
+      this.#panel.end(meters[0]);
+      this.showButtons();
     }
   }
 
@@ -100,10 +120,11 @@ export class Playground {
     byId("layer").max = numLayers - 1;
   }
 
-  /** Opens the gates of a token; `before` are the ids of all tokens before it, `fields` those of its request. */
-  #inspect({ spelled, id }, before, { experts_per_token: k, expert_mask: mask }) {
+  /** Opens the gates of a token; `before` are the ids of all tokens before it, `text` is what its view shows before it. */
+  #inspect({ spelled, id, others }, before, { experts_per_token: k, expert_mask: mask }, view, text) {
     const { numExperts, numLayers, ownK } = this.#display;
-    this.#gates.open({ spelled, id, before, k, mask, model: this.#model, ownK, numExperts, numLayers });
+    const onBranch = this.#panel.branchJob && ((other) => this.#start(this.#panel.branchJob(view, text + other)));
+    this.#gates.open({ spelled, id, others, onBranch, before, k, mask, model: this.#model, ownK, numExperts, numLayers });
   }
 
   #generate(request, view) {
@@ -111,18 +132,19 @@ export class Playground {
   }
 
   /** Returns the requests of the open panel, one per view; null without a text. */
-  #requests() {
+  #requests(job) {
     const sampling = { ...this.#sampling.values, routing: this.hasExperts };
     if (this.#expertsSlider.value !== undefined) sampling.experts_per_token = this.#expertsSlider.value;
     const mask = this.#display.map.mask;
     if (mask) sampling.expert_mask = mask;
     if (this.#panel.requests) return this.#panel.requests(this.#model, sampling);
-    const request = this.#panel.request(this.#model, sampling);
+    const request = this.#panel.request(this.#model, sampling, job);
     return request && [request];
   }
 
   #onChunk(view, tokens, routing, meter) {
     view.add(tokens, routing, meter);
+    this.#panel.onChange?.();
     this.#follow();
     const row = routing.at(-1);
     if (row) this.#ring.light(row.at(-1));
@@ -146,7 +168,7 @@ export class Playground {
   }
 
   #showSummary(meter, ending) {
-    byId("summary").replaceChildren(...summaryNodes(meter, ending, (seed) => (this.#sampling.seed = seed)));
+    byId("summary").replaceChildren(...summaryNodes(meter, this.#maxLen, ending, (seed) => (this.#sampling.seed = seed)));
   }
 
   #showError(error) {
@@ -166,16 +188,16 @@ export class Playground {
     this.#isWaiting = UNTIL_READY.has(error.code);
     const soon = this.#isWaiting ? " It is sent again as soon as the server is ready." : wait;
     byId("failure").replaceChildren(element("b", {}, error.title), element("p", {}, error.message + where + soon));
-    if (PASSING.has(error.status)) byId("failure").append(this.#againButton());
+    if (PASSING.has(error.status)) byId("failure").append(button("Try again", () => this.#send(), { className: "" }));
     byId("failure").hidden = false;
     byId("failure").scrollIntoView({ block: "nearest" });
     if (error.status === 401) byId("key-panel").showPopover();
   }
 
-  #againButton() {
-    const button = element("button", { type: "button" }, "Try again");
-    button.addEventListener("click", () => this.#send());
-    return button;
+  #refuse() {
+    byId("run").disabled = true;
+    byId("failure").textContent = "This model writes no text: it turns texts into vectors, at /v1/embeddings.";
+    byId("failure").hidden = false;
   }
 
   /** Sends the request that waits for the server, if there is one. */
@@ -188,7 +210,7 @@ export class Playground {
     this.#isWaiting = false;
   }
 
-  #showButtons() {
+  showButtons() {
     const isRunning = this.#running !== null;
     byId("run").hidden = isRunning;
     byId("stop").hidden = !isRunning;
@@ -196,17 +218,24 @@ export class Playground {
     byId("run-key").textContent = this.#panel === this.#panels.chat ? "⏎" : "Ctrl ⏎";
     byId("again").textContent = this.#panel.repeatLabel;
     byId("again").hidden = isRunning || !this.#panel.canRepeat;
-    byId("ring").classList.toggle("running", isRunning);
-    for (const radio of byId("mode").elements) radio.disabled = isRunning;
+    const free = new Set([this.mode, "server"]); // what can be opened while a text is written
+    for (const radio of byId("mode").elements) radio.disabled = isRunning && !free.has(radio.value);
   }
 
-  #open(name) {
+  /** Opens a panel by its name. */
+  show(name) {
+    const isOpen = this.mode === name;
+    document.querySelector(`input[name=mode][value=${name}]`).checked = true;
+    document.body.dataset.tab = "text";
+    this.showButtons();
+    if (isOpen) return;
     this.#panel = this.#panels[name];
+    this.#history.note();
     for (const other of ["completion", "compare"]) byId(other).hidden = name !== other;
     byId("chat").hidden = byId("message-row").hidden = name !== "chat";
     byId("summary").replaceChildren();
     this.#hideFailure();
-    this.#showButtons();
+    this.showButtons();
     this.#panel.focus();
   }
 
@@ -225,15 +254,13 @@ export class Playground {
   }
 
   #repeat() {
-    if (this.#running || !this.#panel.canRepeat || !this.#sampling.check()) return;
-    this.#send = () => (this.#panel === this.#panels.chat ? this.#repeat() : this.run()); // Continue has changed the prompt
-    this.#panel.prepareRepeat();
-    this.run();
+    if (!this.#running && this.#panel.canRepeat && this.#sampling.check()) this.#start(this.#panel.repeatJob());
   }
 
-  #start() {
-    this.#send = () => this.run();
-    this.run();
+  #start(job = {}) {
+    if (this.#running) return;
+    this.#send = () => this.run(job);
+    this.run(job);
   }
 
   #repaint() {
@@ -259,19 +286,20 @@ export class Playground {
     });
     for (const id of ["prompt", "message", "compare-prompt"]) byId(id).addEventListener("input", () => this.#hideFailure());
     byId("paper").addEventListener("scroll", () => this.#onScroll());
-    byId("stop").addEventListener("click", () => this.#running?.abort());
-    byId("again").addEventListener("click", () => this.#repeat());
-    byId("mode").addEventListener("change", (event) => this.#open(event.target.value));
-    byId("copy-curl").addEventListener("click", () => this.#copy(asCurl, "curl"));
-    byId("copy-python").addEventListener("click", () => this.#copy(asPython, "Python"));
+    onClick("stop", () => this.#running?.abort());
+    onClick("again", () => this.#repeat());
+    byId("mode").addEventListener("change", ({ target }) => target.value !== "server" && this.show(target.value));
+    onClick("copy-curl", () => this.#copy(asCurl, "curl"));
+    onClick("copy-python", () => this.#copy(asPython, "Python"));
     byId("tint").addEventListener("change", () => this.#repaint());
     byId("layer").addEventListener("input", () => this.#repaint());
     document.addEventListener("keydown", (event) => {
+      if (document.body.dataset.tab === "server") return;
       if (isSend(event)) {
         event.preventDefault();
         this.#start();
       }
-      if (event.key === "Escape") this.#running?.abort();
+      if (event.key === "Escape" && !event.target.closest("[popover]")) this.#running?.abort();
     });
   }
 }

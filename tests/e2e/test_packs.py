@@ -64,7 +64,7 @@ def test_a_file_that_is_cut_while_it_is_served_ends_streams_with_an_error_and_is
     file, content = served / WEIGHTS_NAME, (packed / WEIGHTS_NAME).read_bytes()
     start = read_header(packed).tensors["layers.1.experts.0"].start
     with server_of(served, tmp_path / "log") as server:
-        assert "(mapped)" in server.log.read_text()
+        wait_until(lambda: "(mapped)" in server.log.read_text())
         events: list[dict[str, Any]] = [{}]
         while "error" not in events[-1]:
             with file.open("r+b") as stream:

@@ -30,9 +30,12 @@ Results = tuple[str, list[tuple[list[int], list[float]]]]
 def results(path: Path, **settings: Any) -> Results:
     """Return the fingerprint, and greedy tokens with their logprobs."""
     engine = LocalEngine(path, **(SMALL | settings))
+    return engine.fingerprint, answers_of(engine)
+
+
+def answers_of(engine: LocalEngine) -> list[tuple[list[int], list[float]]]:
     params = SamplingParams(max_tokens=6, temperature=0, num_logprobs=1, ignore_eos=True)
-    answers = engine.generate(PROMPTS, params)
-    return engine.fingerprint, [(c.token_ids, [one.logprob for one in c.logprobs]) for c in answers]
+    return [(c.token_ids, [one.logprob for one in c.logprobs]) for c in engine.generate(PROMPTS, params)]
 
 
 DEMO_SETTINGS: list[dict[str, str]] = [
@@ -167,9 +170,17 @@ def test_verify_finds_a_flipped_byte_and_names_its_tensor(demo_pack: Path, tmp_p
         LocalEngine(damaged, verify=True, **SMALL)
 
 
-def test_a_pack_on_ranks_and_a_checkpoint_that_is_mapped_are_refused(demo_pack: Path) -> None:
-    with pytest.raises(EngineConfigError, match="served by one rank"):
-        LocalEngine(demo_pack, tensor_parallel_size=2, **SMALL)
+def test_ranks_share_a_pack_and_give_the_same_bits(demo_pack: Path) -> None:
+    engine = LocalEngine(demo_pack, tensor_parallel_size=2, **SMALL)
+    ranks = engine._engine.loaded.ranks
+    assert ranks is not None
+    try:
+        assert answers_of(engine) == results(DEMO, quantization="int8")[1]
+    finally:
+        ranks.close()
+
+
+def test_a_checkpoint_that_is_to_be_mapped_is_refused(demo_pack: Path) -> None:
     with pytest.raises(EngineConfigError, match="needs a pack; make one with: smoe pack"):
         LocalEngine(DEMO, weights_memory="map", **SMALL)
     assert EngineConfig(model="m").weights_memory == "auto"

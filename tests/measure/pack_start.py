@@ -155,7 +155,7 @@ def start(model: Path, rounds: int, is_cold: bool, flags: list[str]) -> None:
             drop(model / WEIGHTS)
         with server(model, flags) as (url, _, ready_s):
             metrics = httpx.get(f"{url}/metrics").text
-            phases = re.findall(r'smoe_startup_seconds\{phase="([^"]+)"[^}]*\} (\S+)', metrics)
+            phases = re.findall(r'smoe_startup_seconds\{[^}]*phase="([^"]+)"[^}]*\} (\S+)', metrics)
             asked = time.monotonic()
             complete(url, model.name, 1)
             first_token_s = time.monotonic() - asked

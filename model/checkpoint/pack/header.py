@@ -154,8 +154,13 @@ def _read_fields(file: Path, stream: BinaryIO, size: int) -> dict[str, Any]:
     content = stream.read(num_bytes)
     if hashlib.sha256(content).digest() != digest:
         raise CheckpointError(f"{file} is damaged: the checksum of its header is another one")
-    fields = json.loads(content)
-    return fields if isinstance(fields, dict) else {}
+    try:
+        fields = json.loads(content)
+    except (ValueError, RecursionError):
+        fields = None
+    if not isinstance(fields, dict):
+        raise CheckpointError(f"{file} is damaged: its header is not that of a pack")
+    return fields
 
 
 def _anew(directory: Path, source: object) -> str:
@@ -176,6 +181,21 @@ def _header(file: Path, fields: dict[str, Any]) -> PackHeader:
         size = prod(tensor.shape) * ELEMENT_BYTES[tensor.dtype]
         if tensor.start % PAGE_BYTES or size != tensor.num_bytes or not 0 < tensor.start <= end - size:
             raise ValueError(tensor.name)
+    _check_kinds(fields, stored)
     by_name = {tensor.name: tensor for tensor in tensors}
     rest = {name: fields[name] for name in ("source", "contents", "quantization", "dtype", "network", "matrices")}
     return PackHeader(**rest, stored=stored, tensors=by_name, file_bytes=end)
+
+
+def _check_kinds(fields: dict[str, Any], stored: tuple[StoredTensor, ...]) -> None:
+    """Raise ValueError for values that no pack has: a header may come from a stranger, its checksum too."""
+    if fields["quantization"] not in ("none", "int8", "int4") or fields["dtype"] not in ("float32", "bfloat16"):
+        raise ValueError("quantization, dtype")
+    if not all(isinstance(fields[name], dict) for name in ("network", "matrices")):
+        raise ValueError("network, matrices")
+    if not all(isinstance(fields[name], str) for name in ("source", "contents")):
+        raise ValueError("source, contents")
+    for weight in stored:
+        sizes = (*weight.shape, weight.num_bytes)
+        if len(sizes) < 2 or not all(type(size) is int and 0 < size < 1 << 62 for size in sizes):
+            raise ValueError(weight.name)

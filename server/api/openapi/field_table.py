@@ -28,21 +28,27 @@ _NULL: Json = {"type": "null"}
 def field_table(fields: Mapping[str, Json], required: Collection[str], title: str) -> str:
     """Return the table and, below it, the names of fields that are not supported.
 
-    Fields that are `required` have a star. Members of objects without a name have rows: choices[].index.
+    Fields that are `required` have a star and come first, other servers' names come last. Members of objects without a
+    name have rows: choices[].index.
     """
     unsupported = [name for name, schema in fields.items() if schema.get("description") == NOT_SUPPORTED]
     shown = {name: schema for name, schema in fields.items() if name not in unsupported}
-    rows = "".join(_rows(shown, required, ""))
+    ordered = sorted(shown.items(), key=lambda field: (field[0] not in required, _is_other_name(field[1])))
+    rows = "".join(_rows(dict(ordered), required, ""))
     table = f"<table><thead><tr><th>{escape(title)}<th>Type<th>What it does</thead>{rows}</table>"
     names = ", ".join(f"<code>{escape(name)}</code>" for name in unsupported)
     return table + (f"<p>{NOT_SUPPORTED.replace(':', f' ({names}):')}</p>" if unsupported else "")
+
+
+def _is_other_name(schema: Json) -> bool:
+    return str(schema.get("description", "")).startswith("The name for")
 
 
 def _rows(fields: Mapping[str, Json], required: Collection[str], prefix: str) -> Iterator[str]:
     for name, schema in fields.items():
         shown = f"<code>{escape(prefix + name)}</code>{' *' if name in required else ''}"
         kind = type_in_words(schema) + _default(schema)
-        yield f"<tr><td>{shown}<td>{kind}<td>{_in_code(schema.get('description', ''))}"
+        yield f"<tr><td>{shown}<td>{kind}<td>{in_code(schema.get('description', ''))}"
         items = schema.get("items")
         if "properties" in schema:
             yield from _rows(schema["properties"], (), f"{prefix}{name}.")
@@ -83,7 +89,7 @@ def _value(value: object) -> str:
     return f"<code>{escape(json.dumps(value))}</code>"
 
 
-def _in_code(text: str) -> str:
+def in_code(text: str) -> str:
     """Return a sentence as HTML, with the words between backticks in <code>."""
     parts = escape(text).split("`")
     return "".join(f"<code>{part}</code>" if index % 2 else part for index, part in enumerate(parts))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from server.api.openapi import snippets
-from server.api.openapi.field_table import field_table
+from server.api.openapi.field_table import field_table, in_code
 
 Json = Mapping[str, Any]
 
@@ -34,7 +34,7 @@ def page(document: Json, base_url: str = DEFAULT_URL) -> str:
             f"<a href='{PLAYGROUND}'>Playground</a><a href=openapi.json>openapi.json</a>",
             *_contents(document),
             "</nav><main>",
-            f"<h1>{escape(info['title'])} {escape(info['version'])}</h1><p>{escape(info['description'])}</p>",
+            f"<h1>{escape(info['title'])} {escape(info['version'])}</h1><p>{in_code(info['description'])}</p>",
             "<p>Fields with * are required; the others may also be null, which counts as absent.</p>",
             *_groups(document, base_url),
             "<h2 id='objects'>Objects</h2>",
@@ -105,7 +105,7 @@ def _examples(method: str, path: str, operation: Json, base_url: str) -> Iterato
     name = escape(operation["operationId"])
     for title, text in texts.items():
         is_open = " open" if title == "curl" else ""
-        shown = f"<pre><code>{escape(text)}</code></pre>"
+        shown = f"<pre tabindex=0><code>{escape(text)}</code></pre>"
         yield f"<details name='{name}'{is_open}><summary>{title}</summary>{shown}</details>"
 
 

@@ -73,6 +73,7 @@ SERVER: Mapping[str, str] = {
     "owned_by": "Always smoe.",
     "root": "The model's main name.",
     "max_model_len": "Context length in tokens, prompt and answer together; null while the model loads.",
+    "generation_defaults": "Values of sampling fields that a request omits; null while the model loads.",
     "tokens": "The token ids.",
     "count": "Number of token ids.",
     "prompt": "The text.",

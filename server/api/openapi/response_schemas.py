@@ -91,6 +91,7 @@ MODEL = an_object(
     owned_by=STRING,
     root=STRING,
     max_model_len={"type": ["integer", "null"]},
+    generation_defaults={"type": ["object", "null"]},
 )
 MODELS = an_object(object=one_of("list"), data=an_array(MODEL))
 TOKENS = an_object(tokens=IDS, count=INTEGER, max_model_len=INTEGER)

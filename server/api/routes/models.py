@@ -1,5 +1,7 @@
 """GET /v1/models: the served model. The reply comes from memory, also while the model loads."""
 
+from dataclasses import asdict
+
 from fastapi import APIRouter
 from starlette.exceptions import HTTPException as RoutingError
 from starlette.requests import Request as HttpRequest
@@ -63,4 +65,5 @@ def _entry(state: ServerState, name: str) -> dict[str, object]:
         "num_layers": ready.num_layers if ready else None,
         "num_experts": ready.num_experts if ready else None,
         "experts_per_token": ready.experts_per_token if ready else None,
+        "generation_defaults": asdict(state.texts.defaults) if state.texts else None,
     }

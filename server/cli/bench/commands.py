@@ -52,7 +52,8 @@ def serve_command(
     trace: Annotated[
         Path | None,
         typer.Option(
-            help='Open loop instead: JSONL file with {"arrival_s", "prompt_tokens", "output_tokens"} per line.'
+            help='Open loop instead: JSONL file with {"arrival_s", "prompt_tokens", "output_tokens"} per line, or the '
+            "CSV file of Azure's LLM inference trace or of BurstGPT."
         ),
     ] = None,
     requests: RequestsFlag = 48,

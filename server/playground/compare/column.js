@@ -1,4 +1,4 @@
-import { element } from "../dom.js";
+import { button, element } from "../dom.js";
 import { TokenView } from "../text/token_view.js";
 import { formatRate } from "../words.js";
 
@@ -27,8 +27,7 @@ export class Column {
     this.#k.value = k;
     this.#temperature = element("input", { id: id("temperature"), type: "number", min: 0, max: 2, step: 0.05, placeholder: "same" });
     this.#off = element("input", { id: id("off"), type: "text", placeholder: "none", pattern: "[0-9]{1,3}( *, *[0-9]{1,3})*", title: "Numbers of experts, such as 2, 5" });
-    const remove = element("button", { type: "button", className: "quiet remove", ariaLabel: "Remove this column", title: "Remove this column" }, "×");
-    remove.addEventListener("click", () => onRemove(this));
+    const remove = button("×", () => onRemove(this), { className: "quiet remove", name: "Remove this column" });
     this.element = element("section", { className: "column", ariaLabel: `Column ${numColumns}` },
       element("div", { className: "column-head" },
         setting(this.#k, "Experts"), setting(this.#temperature, "Temp."), setting(this.#off, "Off"), remove),

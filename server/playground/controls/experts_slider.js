@@ -1,4 +1,4 @@
-import { element } from "../dom.js";
+import { button, element } from "../dom.js";
 
 /** Slider for the experts per token, drawn as pips. `value` is undefined while it is at the model's own number. */
 export class ExpertsSlider {
@@ -18,8 +18,7 @@ export class ExpertsSlider {
     this.#pips = Array.from({ length: numExperts }, () => element("i"));
     this.#input = element("input", { type: "range", id: "experts-per-token", min: 1, max: numExperts, step: 1, value: own });
     this.#note = element("output", { htmlFor: "experts-per-token" });
-    const reset = element("button", { type: "button", className: "reset", title: "Reset to the model's own number", ariaLabel: "Reset experts per token" }, "↺");
-    reset.addEventListener("click", () => this.#set(own));
+    const reset = button("↺", () => this.#set(own), { className: "reset", name: "Reset experts per token" });
     this.#input.addEventListener("input", () => this.#draw());
     this.#root.className = "experts-slider";
     this.#root.replaceChildren(

@@ -1,6 +1,6 @@
-import { element } from "../dom.js";
+import { button, element } from "../dom.js";
 
-/** Sliders by field. `rest` is the position of an untouched slider, which is shown but not sent. */
+/** Sliders by field, each with a number field. `rest` is the position of an untouched one, which is shown but not sent. */
 const SLIDERS = [
   { name: "temperature", label: "Temperature", min: 0, max: 2, step: 0.05, rest: 1 },
   { name: "top_p", label: "Top p", min: 0.05, max: 1, step: 0.05, rest: 1 },
@@ -36,7 +36,7 @@ export class Sampling {
 
   /** The fields to send, and `details`: whether to request the probabilities and experts of tokens. */
   get values() {
-    const set = this.#sliders.filter((slider) => slider.isSent).map(({ name, input }) => [name, input.valueAsNumber]);
+    const set = this.#sliders.filter((slider) => slider.isSent).map(({ name, number }) => [name, number.valueAsNumber]);
     const stop = this.#stop.value.split("\n").filter(Boolean);
     return {
       ...Object.fromEntries(set),
@@ -53,29 +53,50 @@ export class Sampling {
 
   /** Returns false if a field is invalid; the browser then shows a message at the field. */
   check() {
-    return this.#seed.reportValidity();
+    return [this.#seed, ...this.#sliders.map(({ number }) => number)].every((input) => input.reportValidity());
+  }
+
+  /** Shows the defaults and limits of a model, an entry of GET /v1/models. */
+  limit({ max_model_len: maxLen, num_experts: numExperts, generation_defaults: defaults }) {
+    for (const { name, limit } of this.#sliders) limit(name === "max_tokens" ? { max: maxLen } : { rest: defaults?.[name] });
+    this.#details.parentElement.querySelector("small").textContent = `probabilities${numExperts ? " and experts" : ""}, on hover`;
   }
 
   #slider({ name, label, min, max, step, rest, isSent = false }) {
     const input = element("input", { type: "range", id: name, min, max, step, value: rest });
     input.value = rest; // the attribute was set before the bounds
-    const value = element("output", { htmlFor: name });
-    const reset = element("button", { type: "button", className: "reset", title: "Reset to the default", ariaLabel: `Reset ${label}` }, "↺");
+    const number = element("input", { type: "number", min, max, step: Number.isInteger(step) ? 1 : "any", required: isSent, ariaLabel: `${label}, as a number` });
+    const reset = button("↺", () => {
+      restore();
+      input.focus();
+    }, { className: "reset", name: `Reset ${label}` });
     const row = element("div", { className: "slider" },
-      element("div", { className: "name" }, element("label", { htmlFor: name }, label), reset, value), input);
-    const slider = { name, input, isSent };
+      element("div", { className: "name" }, element("label", { htmlFor: name }, label), reset, number), input);
+    const slider = { name, number, isSent };
     const draw = (isTouched) => {
       slider.isSent = isSent || isTouched;
-      value.value = slider.isSent ? input.value : "model's";
       row.classList.toggle("changed", isTouched);
     };
-    input.addEventListener("input", () => draw(true));
-    reset.addEventListener("click", () => {
+    const restore = () => {
       input.value = rest;
+      number.value = isSent ? rest : "";
+      number.placeholder = rest;
       draw(false);
-      input.focus();
+    };
+    slider.limit = ({ max: highest = max, rest: own = rest }) => {
+      input.max = number.max = highest;
+      rest = Math.min(own, highest);
+      if (!row.classList.contains("changed")) restore();
+    };
+    input.addEventListener("input", () => {
+      number.value = input.value;
+      draw(true);
     });
-    draw(false);
+    number.addEventListener("input", () => {
+      input.value = number.value || rest;
+      draw(number.value !== "");
+    });
+    restore();
     this.#sliders.push(slider);
     return row;
   }

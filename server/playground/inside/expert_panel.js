@@ -1,4 +1,4 @@
-import { element } from "../dom.js";
+import { button, element } from "../dom.js";
 import { percent, visible } from "../words.js";
 
 const NUM_TOKENS = 12;
@@ -10,17 +10,14 @@ const NUM_PARTNERS = 3;
  */
 export function expertPanel(entry, expert, { isOff, onSwitch, onClose }) {
   const { layer, share, tokens, top_tokens: top = [], entropy } = entry;
-  const close = element("button", { type: "button", className: "quiet close", ariaLabel: "Close", title: "Close" }, "×");
-  close.addEventListener("click", onClose);
-  const toggle = element("button", { type: "button", className: "switch-expert" }, `Switch ${isOff ? "on" : "off"} and answer again`);
-  toggle.addEventListener("click", onSwitch);
+  const close = button("×", onClose, { className: "quiet close", name: "Close" });
   return [
     element("div", { className: "pinned-head" }, element("b", {}, `Layer ${layer}, expert ${expert}`), close),
     element("p", {}, `${percent(share[expert] ?? 0)} of the layer, ${tokens[expert].toLocaleString("en")} tokens. `,
       `Entropy of the layer: ${entropy.toFixed(2)} of ${Math.log2(share.length).toFixed(2)} bits.`),
     ...tokenList(top[expert] ?? []),
     ...partners(entry, expert),
-    toggle,
+    button(`Switch ${isOff ? "on" : "off"} and answer again`, onSwitch, { className: "switch-expert" }),
   ];
 }
 
@@ -37,5 +34,5 @@ function partners({ pairs, tokens }, expert) {
   if (!together.length || !tokens[expert]) return [];
   const most = together.sort((a, b) => b.count - a.count).slice(0, NUM_PARTNERS);
   const words = most.map(({ count, other }) => `expert ${other} (${percent(count / tokens[expert])})`);
-  return [element("p", { className: "partners" }, `Together with ${words.join(", ")} of its tokens.`)];
+  return [element("p", {}, `Together with ${words.join(", ")} of its tokens.`)];
 }

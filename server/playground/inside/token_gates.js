@@ -1,7 +1,9 @@
 import { ApiError } from "../api.js";
-import { element } from "../dom.js";
-import { visible } from "../words.js";
+import { button, element } from "../dom.js";
+import { percent, visible } from "../words.js";
 import { layerDetail, layerRows, paintLayers } from "./gate_views.js";
+
+const UNWRITABLE = /^$|^<\/?s>$|\ufffd/; // tokens that no text contains
 
 /**
  * Dialog about one token of a text: the gate logits of each layer, the experts that they choose, and their weights, for
@@ -26,8 +28,9 @@ export class TokenGates {
   }
 
   /**
-   * Opens the dialog. `token` is {spelled, id, before, k, mask, model, ownK, numExperts, numLayers}: `before` are the
+   * Opens the dialog. `token` is {spelled, id, others, onBranch, before, k, mask, model, ownK, numExperts, numLayers}: `before` are the
    * ids of all tokens before it, `k` and `mask` those of its text (undefined: the model's own), `ownK` the model's k.
+   * `onBranch`, if there is one, goes on with one of the alternatives `others`.
    */
   open(token) {
     this.#token = token;
@@ -39,16 +42,25 @@ export class TokenGates {
       this.#show();
     });
     this.#detail.replaceChildren();
-    this.#dialog.replaceChildren(this.#head(), this.#status, element("div", { className: "gate-body" }, this.#group, this.#detail));
+    this.#dialog.replaceChildren(this.#head(), ...this.#branches(), this.#status, element("div", { className: "gate-body" }, this.#group, this.#detail));
     this.#dialog.showModal();
     return this.#read();
   }
 
   #head() {
-    const close = element("button", { type: "button", className: "quiet close", ariaLabel: "Close", title: "Close" }, "×");
-    close.addEventListener("click", () => this.#dialog.close());
+    const close = button("×", () => this.#dialog.close(), { className: "quiet close", name: "Close" });
     return element("div", { className: "gate-head" },
       element("h2", { id: "gates-title" }, "Inside ", element("code", {}, visible(this.#token.spelled))), this.#numbers(), close);
+  }
+
+  #branches() {
+    const { others, onBranch, spelled } = this.#token;
+    const offered = onBranch ? others.filter((other) => other.spelled !== spelled && !UNWRITABLE.test(other.spelled)) : [];
+    const buttons = offered.map((other) => button(`${visible(other.spelled)} ${percent(Math.exp(other.logprob))}`, () => {
+      this.#dialog.close();
+      onBranch(other.spelled);
+    }, { className: "mono" }));
+    return buttons.length ? [element("p", { className: "gate-branches" }, "Go on with", ...buttons)] : [];
   }
 
   /** Returns the choice of experts per token: 1, the model's own number, the text's and all, as far as the mask allows. */

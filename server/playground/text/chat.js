@@ -1,80 +1,116 @@
-import { byId, element } from "../dom.js";
+import { button, byId } from "../dom.js";
+import { Conversation, messagesTo } from "./conversation.js";
 import { chatRequest } from "./request.js";
-import { TokenView } from "./token_view.js";
+import { Turn } from "./turn.js";
 
-const EXAMPLES = ["Count from 3 to 7.", "What is 3 + 4?", "Write a sentence about a house."];
+const EXAMPLES = ["What can you do?", "Count from 3 to 7.", "Reverse the words: river house garden", "What is 3 + 4?"];
 
-/** Panel of a conversation. The last message can be answered again. */
+/**
+ * Panel of a conversation. `run(job)` sends a request; a job is {} for the message in the field, {answer: user message},
+ * {edit: user message, text}, {resume: answer} or {branch: answer, text}. Every new answer is a branch beside the ones before.
+ */
 export class ChatPanel {
   name = "Send";
   repeatLabel = "Answer again";
+  onChange = () => {}; // called when there is something to store
   #display;
-  #turns = []; // {role, element, text or view}
+  #run;
+  #conversation = new Conversation();
+  #turns = []; // of the open path
+  #added = []; // {node, before}: messages that the running request has added, and the branch that was open
+  #job = {}; // of the running or last request
+  #running = null; // Turn of the running request
   #list = byId("turns");
   #message = byId("message");
   #system = byId("system");
   #examples = byId("chat-examples");
-  #sent = ""; // the message that the running request answers
-  #replaced = null; // {question, answer} that it answers again, and the draft that stood in the input field
+  #actions = {
+    step: (node, by) => this.#step(node, by), edit: (node, text) => this.#edit(node, text), remove: (node) => this.#remove(node),
+    answer: (node) => this.#run({ answer: node }), resume: (node) => this.#run({ resume: node }),
+  };
 
   constructor(display, run) {
     this.#display = display;
+    this.#run = run;
     for (const message of EXAMPLES) {
-      const button = element("button", { type: "button", className: "example" }, message);
-      button.addEventListener("click", () => {
+      const send = () => {
         this.#message.value = message;
-        run();
-      });
-      this.#examples.append(button);
+        run({});
+      };
+      this.#examples.append(button(message, send, { className: "example" }));
     }
+    this.#system.addEventListener("change", () => this.onChange());
   }
 
   get views() {
-    return this.#turns.filter((turn) => turn.view).map((turn) => turn.view);
+    return this.#turns.flatMap((turn) => turn.views);
   }
 
   get canRepeat() {
-    return this.#turns.at(-1)?.role === "assistant";
+    return this.#turns.length > 0;
   }
 
-  request(model, sampling) {
-    const message = this.#message.value.trim();
-    const last = message ? [{ role: "user", content: message }] : [];
-    const messages = [...this.#systemMessage, ...this.#history, ...last];
+  /** Returns the job that answers the last message again. */
+  repeatJob() {
+    const { last } = this.#conversation;
+    return { answer: last.role === "user" ? last : last.parent };
+  }
+
+  /** Returns the job that answers with `text`, in place of what is in `view` up to there, and goes on from it. */
+  branchJob(view, text) {
+    const turn = this.#turns.find(({ views }) => views.includes(view));
+    return { branch: turn.node, text: (turn.textBefore(view) + text).trimStart() };
+  }
+
+  request(model, sampling, job = {}) {
+    const messages = [...this.#systemMessage, ...this.#messages(job)];
+    if (job.resume || job.branch) return chatRequest(model, messages, { ...sampling, continue_final_message: true, add_generation_prompt: false });
     return messages.at(-1)?.role === "user" ? chatRequest(model, messages, sampling) : null;
   }
 
-  begin() {
+  begin(job = {}) {
     this.#examples.hidden = true;
-    this.#sent = this.#message.value.trim();
-    if (this.#sent) this.#add({ role: "user", text: this.#sent }, element("p", {}, this.#sent));
-    this.#message.value = this.#replaced?.draft ?? "";
-    const view = new TokenView(this.#display);
-    this.#add({ role: "assistant", view }, view.element);
+    this.#list.classList.add("busy");
+    this.#added = [];
+    this.#job = job;
+    if (job.branch) this.#add(job.branch.parent, "assistant", job.text);
+    else if (!job.resume) this.#add(job.answer ?? this.#addQuestion(job), "assistant");
+    this.#draw();
+    this.#running = this.#turns.find((turn) => turn.node === (job.resume ?? this.#conversation.last));
+    const view = this.#running.begin(this.#display);
+    this.onChange();
     return view;
   }
 
-  /** Removes an answer without tokens: shows the one that it should have replaced, or puts its message back. */
-  end() {
-    const last = this.#turns.at(-1);
-    const replaced = this.#replaced;
-    this.#replaced = null;
-    if (!last?.view || last.view.hasTokens) return;
-    this.#removeLastTurn();
-    const question = this.#removeLastTurn();
-    if (replaced) this.#restore(replaced);
-    else this.#message.value ||= question.text;
-  }
-
-  /** Removes the last answer and puts its message back into the input field. */
-  prepareRepeat() {
-    const answer = this.#removeLastTurn();
-    this.#replaced = { answer, question: this.#removeLastTurn(), draft: this.#message.value };
-    this.#message.value = this.#replaced.question.text;
+  /** Ends the running answer. One without tokens leaves everything as it was, with a new message back in the field. */
+  end(meter) {
+    this.#list.classList.remove("busy");
+    const { node } = this.#running;
+    if (!this.#running.end(meter?.finishReason === "length" || !meter)) this.#undo();
+    else if (!this.#job.resume) this.#job.answer ??= node.parent; // another try answers the same message
+    this.#running = null;
+    this.#added = [];
+    this.onChange();
   }
 
   focus() {
     this.#message.focus();
+  }
+
+  /** The conversation to store; null if it is empty. */
+  get entry() {
+    const { path } = this.#conversation;
+    if (!path.length) return null;
+    if (this.#running) this.#running.node.text = this.#running.text;
+    return { name: path[0].text, system: this.#system.value, tree: this.#conversation.toTree() };
+  }
+
+  /** Opens a stored conversation, or an empty one. Throws TypeError if it is none. */
+  open(entry) {
+    this.#conversation = entry ? Conversation.fromTree(entry.tree) : new Conversation();
+    this.#system.value = entry?.system ?? "";
+    this.#examples.hidden = entry !== null;
+    this.#draw();
   }
 
   get #systemMessage() {
@@ -82,25 +118,73 @@ export class ChatPanel {
     return content ? [{ role: "system", content }] : [];
   }
 
-  get #history() {
-    return this.#turns.map(({ role, text, view }) => ({ role, content: view ? view.text : text }));
+  #messages({ answer, edit, text, resume, branch }) {
+    if (branch) return [...messagesTo(branch.parent), { role: "assistant", content: text }];
+    if (answer || resume) return messagesTo(answer ?? resume);
+    const message = edit ? text : this.#message.value.trim();
+    const before = messagesTo(edit ? edit.parent : this.#conversation.last);
+    return message ? [...before, { role: "user", content: message }] : before;
   }
 
-  #add(turn, content) {
-    const speaker = turn.role === "user" ? "You" : "Model";
-    const box = element("article", { className: `turn ${turn.role}`, ariaLabel: speaker }, element("h2", {}, speaker), content);
-    this.#list.append(box);
-    this.#turns.push({ ...turn, element: box });
+  #addQuestion({ edit, text }) {
+    const message = this.#message.value.trim();
+    if (!edit || message === text) this.#message.value = "";
+    if (edit) return this.#add(edit.parent, "user", text);
+    const { last } = this.#conversation;
+    return message ? this.#add(last, "user", message) : last;
   }
 
-  #restore({ question, answer }) {
-    this.#list.append(question.element, answer.element);
-    this.#turns.push(question, answer);
+  #add(parent, role, text) {
+    const before = parent.chosen;
+    const node = this.#conversation.add(parent, role, text);
+    this.#added.push({ node, before });
+    return node;
   }
 
-  #removeLastTurn() {
-    const turn = this.#turns.pop();
-    turn.element.remove();
-    return turn;
+  #undo() {
+    for (const { node, before } of this.#added.reverse()) {
+      this.#conversation.remove(node, before);
+      if (node.role === "user") this.#message.value ||= node.text;
+    }
+    this.#draw();
+  }
+
+  /** A changed answer is a branch at once; a changed message gets an answer. */
+  #edit(node, text) {
+    if (node.role === "user") return this.#run({ edit: node, text });
+    this.#conversation.add(node.parent, "assistant", text);
+    return this.#changed();
+  }
+
+  #step(node, by) {
+    this.#conversation.step(node, by);
+    this.#changed();
+    this.#turns.find((turn) => turn.node.parent === node.parent).element.querySelector(".branches button:enabled")?.focus();
+  }
+
+  #remove(node) {
+    this.#conversation.remove(node);
+    this.#changed();
+    this.#message.focus();
+  }
+
+  #changed() {
+    this.#draw();
+    this.#examples.hidden = this.#turns.length > 0;
+    this.onChange();
+  }
+
+  /** Shows the open path. Messages that stay are not touched; those of other branches keep their tokens. */
+  #draw() {
+    const { path } = this.#conversation;
+    const numSame = this.#turns.findIndex(({ node }, i) => node !== path[i]);
+    const kept = numSame < 0 ? this.#turns.length : numSame;
+    for (const turn of this.#turns.splice(kept)) turn.element.remove();
+    for (const node of path.slice(kept)) {
+      node.turn ??= new Turn(node, this.#actions);
+      this.#turns.push(node.turn);
+      this.#list.append(node.turn.element);
+    }
+    for (const turn of this.#turns.slice(Math.max(0, kept - 1))) turn.update();
   }
 }

@@ -1,4 +1,5 @@
-import { byId, element } from "../dom.js";
+import { button, byId, element } from "../dom.js";
+import { branchArrows } from "./branches.js";
 import { completionRequest } from "./request.js";
 import { TokenView } from "./token_view.js";
 
@@ -8,72 +9,102 @@ const EXAMPLES = [
   ["Python", "def read_lines(path):\n    "],
 ];
 
-/** Panel of a completion: the prompt, directly followed by the generated text. */
+/** Panel of a completion: the prompt, directly followed by the generated text. Earlier texts can be opened again. */
 export class CompletionPanel {
   name = "Complete";
   repeatLabel = "Continue";
+  onChange = () => {}; // called when there is something to store
   #display;
   #prompt = byId("prompt");
   #copy = byId("prompt-copy"); // invisible, so that the generated text starts where the prompt ends
   #output = byId("continuation");
   #examples = byId("completion-examples");
-  #view = null;
-  #previous = null; // the view that the running request replaces
+  #versions = []; // {prompt, text} or {prompt, view}
+  #shown = null; // one of them
+  #previous = null; // the one that the running request replaces
 
   /** `run` sends the request. */
   constructor(display, run) {
     this.#display = display;
     for (const [name, prompt] of EXAMPLES) {
-      const button = element("button", { type: "button", className: "example" }, name);
-      button.addEventListener("click", () => {
-        this.#write(prompt);
-        run();
-      });
-      this.#examples.append(button);
+      this.#examples.append(button(name, () => run({ prompt }), { className: "example" }));
     }
     this.#prompt.addEventListener("input", () => this.#edited());
   }
 
   get views() {
-    return this.#view ? [this.#view] : [];
+    return this.#shown?.view ? [this.#shown.view] : [];
   }
 
   get canRepeat() {
-    return Boolean(this.#view?.hasTokens);
+    return Boolean(this.#shown && textOf(this.#shown));
   }
 
-  /** Returns the request for the current prompt, or null without one. */
-  request(model, sampling) {
-    return this.#prompt.value ? completionRequest(model, this.#prompt.value, sampling) : null;
+  /** Returns the job that goes on from the generated text. */
+  repeatJob() {
+    return { prompt: this.#prompt.value + textOf(this.#shown) };
+  }
+
+  /** Returns the job that goes on from the prompt and `text`. */
+  branchJob(view, text) {
+    return { prompt: this.#versions.find((version) => version.view === view).prompt + text };
+  }
+
+  /** Returns the request for the prompt of the job or else of the field; null without one. */
+  request(model, sampling, { prompt = this.#prompt.value } = {}) {
+    return prompt ? completionRequest(model, prompt, sampling) : null;
   }
 
   /** Replaces the generated text by an empty view and returns it. */
-  begin() {
+  begin({ prompt } = {}) {
     this.#examples.hidden = true;
-    this.#previous = this.#view;
-    this.#show(new TokenView(this.#display));
-    return this.#view;
+    if (prompt !== undefined && prompt !== this.#prompt.value) this.#write(prompt);
+    this.#previous = this.#shown;
+    this.#versions.push({ prompt: this.#prompt.value, view: new TokenView(this.#display) });
+    this.#show(this.#versions.at(-1));
+    this.onChange();
+    return this.#shown.view;
   }
 
   /** Shows the previous text again if the request gave none. */
   end() {
-    if (this.#view && !this.#view.hasTokens) this.#show(this.#previous);
+    if (this.#shown && !textOf(this.#shown)) {
+      this.#versions.splice(this.#versions.indexOf(this.#shown), 1);
+      this.#show(this.#previous);
+    }
     this.#previous = null;
-  }
-
-  /** Appends the generated text to the prompt. */
-  prepareRepeat() {
-    this.#write(this.#prompt.value + this.#view.text);
+    this.onChange();
   }
 
   focus() {
     this.#prompt.focus();
   }
 
+  /** The texts to store; null if there are none. */
+  get entry() {
+    if (!this.#versions.length) return null;
+    const versions = this.#versions.map((version) => ({ prompt: version.prompt, text: textOf(version) }));
+    return { name: versions.at(-1).prompt, versions, at: this.#versions.indexOf(this.#shown) };
+  }
+
+  /** Opens stored texts, or none. */
+  open(entry) {
+    this.#versions = entry?.versions ?? [];
+    this.#examples.hidden = entry !== null;
+    this.#write("");
+    if (this.#versions.length) this.#openVersion(entry.at);
+  }
+
+  #openVersion(place) {
+    const version = this.#versions[place] ?? this.#versions.at(-1);
+    this.#write(version.prompt);
+    this.#show(version);
+  }
+
   /** Keeps the text, dimmed: it follows another prompt than the one that is written now. */
   #edited() {
     this.#copy.textContent = this.#prompt.value;
-    this.#output.classList.toggle("stale", this.#view !== null);
+    this.#output.classList.toggle("stale", this.#shown !== null && this.#shown.prompt !== this.#prompt.value);
   }
 
   #write(prompt) {
@@ -81,9 +112,16 @@ export class CompletionPanel {
     this.#show(null);
   }
 
-  #show(view) {
-    this.#view = view;
-    this.#output.classList.remove("stale");
-    this.#output.replaceChildren(...(view ? [view.element] : []));
+  #show(version) {
+    this.#shown = version;
+    this.#output.replaceChildren(...(version ? [version.view?.element ?? element("span", { className: "tokens" }, version.text)] : []));
+    this.#edited();
+    const place = version ? this.#versions.indexOf(version) : this.#versions.length;
+    branchArrows(byId("versions"), place, this.#versions.length, "text", (by) => {
+      this.#openVersion(place + by);
+      this.onChange();
+    });
   }
 }
+
+const textOf = ({ view, text }) => (view ? view.text : text);

@@ -29,6 +29,7 @@ class Meter {
   #lastMs = null;
   #numFirst = 0; // tokens of the first packet
   numTokens = 0;
+  numPrompt = 0;
   finishReason = null;
   seed = null; // as text: 64 bits are more than a JavaScript number holds
   promptIds = null; // token ids of the prompt, if the request has asked for ids
@@ -43,6 +44,7 @@ class Meter {
     this.seed ??= data.match(/"seed":\s*(-?\d+)/)?.[1] ?? null;
     this.promptIds ??= chunk.prompt_token_ids ?? chunk.choices[0]?.prompt_token_ids ?? null;
     this.finishReason = chunk.choices[0]?.finish_reason ?? this.finishReason;
+    this.numPrompt = chunk.usage?.prompt_tokens ?? this.numPrompt;
     const numTokens = chunk.usage?.completion_tokens ?? 0;
     if (numTokens <= this.numTokens) return;
     this.numTokens = numTokens;

@@ -8,7 +8,7 @@ const STEPS = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
 /**
  * Generated text, token by token. Hover, tap or the arrow keys open a token's card. `display` is shared by all views of
  * the page: {card, numExperts, layer, inspect}, where the experts of `layer` colour the tokens. A click on the token of
- * the open card, or Enter, calls `inspect` with the token, the ids before it and the fields of its request.
+ * the open card, or Enter, calls `inspect` with the token, the ids before it, the fields of its request, the view, the text before.
  */
 export class TokenView {
   #display;
@@ -108,7 +108,8 @@ export class TokenView {
     const ids = this.#tokens.slice(0, index + 1).map((token) => token.id);
     if (!promptIds || ids.includes(undefined)) return;
     this.#close();
-    this.#display.inspect(this.#tokens[index], [...promptIds, ...ids.slice(0, -1)], fields);
+    const text = this.#tokens.slice(0, index).map((token) => token.text).join("");
+    this.#display.inspect(this.#tokens[index], [...promptIds, ...ids.slice(0, -1)], fields, this, text);
   }
 
   #step(event) {

@@ -9,6 +9,7 @@ import envoy
 import pytest
 
 from server.settings.settings import Settings
+from tests.support.endpoint_picker import DESTINATION
 from tests.support.envoy import FOLDER, cluster_of, load, manager_of
 
 CONFIGURATIONS = sorted(path.name for path in FOLDER.glob("envoy*.yaml"))
@@ -40,6 +41,28 @@ def test_the_two_files_differ_only_in_where_the_replicas_come_from() -> None:
         cluster_of(static).pop(name, None)
         cluster_of(dynamic).pop(name, None)
     assert static == dynamic
+
+
+def test_with_a_picker_only_the_choice_of_the_replica_differs() -> None:
+    static, picked = load("envoy.yaml"), load("envoy-epp.yaml")
+    own = manager_of(picked)["http_filters"].pop(0)
+    assert own["typed_config"]["grpc_service"]["envoy_grpc"]["cluster_name"] == "picker"
+    clusters = picked["static_resources"]["clusters"]
+    assert clusters.pop()["name"] == "picker"
+    policy = policy_of(cluster_of(picked).pop("load_balancing_policy"))
+    fallback = policy_of(policy.pop("fallback_policy"))
+    assert policy.pop("override_host_sources") == [{"header": DESTINATION}]
+    alone = cluster_of(static)
+    assert alone.pop("lb_policy") == "RING_HASH" and fallback.pop("@type").endswith(".RingHash")
+    assert alone["common_lb_config"].pop("consistent_hashing_lb_config") == fallback.pop("consistent_hashing_lb_config")
+    assert not fallback and static == picked
+
+
+def policy_of(load_balancing_policy: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration of the only policy."""
+    [policy] = load_balancing_policy["policies"]
+    found: dict[str, Any] = policy["typed_extension_config"]["typed_config"]
+    return found
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)

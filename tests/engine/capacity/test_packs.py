@@ -1,15 +1,18 @@
 """What a pack decides about the settings, and the memory beside weights that the system may drop."""
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engine.capacity.memory_plan import plan_memory
-from engine.capacity.packs import bus_error_reason, check_pack, settings_of_pack
+from engine.capacity.packs import check_pack, lost_weights_reason, settings_of_pack
 from engine.capacity.sizing import bytes_beside_evictable, eviction_warnings
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
+from model.checkpoint.pack.header import WEIGHTS_NAME
 from tests.support.packs import make_pack
 from tests.support.paths import DEMO
 
@@ -38,7 +41,8 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"dtype": "float32"}, r"--dtype float32: .* is packed in bfloat16; make another pack with: smoe pack .* float32$"),
     ({"device": "cuda"}, r"--device cuda: packs are for the native backend on a CPU; serve .*demo instead$"),
     ({"backend": "reference"}, r"--backend reference: packs are for the native backend"),
-    ({"tensor_parallel_size": 2}, r"--tensor-parallel-size: a pack is served by one rank; serve .*demo instead$"),
+    ({"nnodes": 2, "tensor_parallel_size": 2}, r"--nnodes 2: a pack is served on one host; serve .*demo instead$"),
+    ({"weights_memory": "copy", "tensor_parallel_size": 2}, r"--weights-memory copy: each rank would copy the whole"),
 ]
 
 
@@ -82,5 +86,9 @@ def test_only_packs_are_checked_and_explained(packed: Path, tmp_path: Path) -> N
     assert done[-1][0] == done[-1][1] > 0
     with pytest.raises(EngineConfigError, match=r"is not a pack; make one with: smoe pack"):
         check_pack(DEMO, lambda done, total: None)
-    assert bus_error_reason(str(DEMO)) is None
-    assert "smoe pack --check" in (bus_error_reason(str(packed)) or "")
+    assert lost_weights_reason(str(DEMO), had_bus_error=True) is None
+    assert "smoe pack --check" in (lost_weights_reason(str(packed), had_bus_error=True) or "")
+    assert lost_weights_reason(str(packed), had_bus_error=False) is None
+    cut = shutil.copytree(packed, tmp_path / "cut")
+    os.truncate(cut / WEIGHTS_NAME, 1 << 20)
+    assert "was cut while it was served" in (lost_weights_reason(str(cut), had_bus_error=False) or "")

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from engine.capacity.memory_plan import plan_memory
 from engine.config import EngineConfig
 from engine.distributed.host_ranks import HostRanks
 from engine.engine import Engine
@@ -70,6 +71,7 @@ def test_two_hosts_generate_the_tokens_of_one_and_end_with_the_rank_that_is_kill
         deaths: list[str] = []
         _ranks(engine).on_death = deaths.append
         assert _run(engine) == expected
+        _assert_planned(engine, ALONE, 2)
         before = rank.heartbeat.count
         wait_until(lambda: rank.heartbeat.count > before + 2)  # rank 0 beats while there is nothing to do
         engine.add(Request(99, [1, 2, 3], SamplingParams(max_tokens=200, ignore_eos=True)))
@@ -81,6 +83,14 @@ def test_two_hosts_generate_the_tokens_of_one_and_end_with_the_rank_that_is_kill
         assert _ranks(engine).death == deaths[0]
 
 
+def _assert_planned(engine: Engine, alone: EngineConfig, num_ranks: int) -> None:
+    """The fullest host takes what `smoe plan --nnodes 2` says. Host 0 has no more panels than host 1."""
+    config = msgspec.structs.replace(alone, tensor_parallel_size=num_ranks, nnodes=2)
+    planned, loaded = plan_memory(config, 8 << 30), engine.loaded
+    assert planned.weight_bytes - planned.host_weight_bytes == loaded.weight_bytes
+    assert planned.kv_cache_bytes == 2 * loaded.kv_block_bytes * (loaded.limits.num_blocks + 1)
+
+
 def test_two_ranks_on_each_host_generate_the_tokens_of_one(tmp_path: Path) -> None:
     shape = Shape(dim=128, hidden_dim=144, num_heads=8, num_kv_heads=4, head_dim=16, vocab_size=128)
     save_random_checkpoint(shape, tmp_path)
@@ -88,6 +98,7 @@ def test_two_ranks_on_each_host_generate_the_tokens_of_one(tmp_path: Path) -> No
     expected = _run(Engine.load(alone))
     with _hosts(alone, num_ranks=4) as (engine, _):
         assert _run(engine) == expected
+        _assert_planned(engine, alone, 4)
 
 
 def test_a_rank_that_stands_still_is_named_and_ends_itself_when_it_goes_on() -> None:

@@ -157,6 +157,21 @@ def test_a_killed_process_leaves_nothing_that_loads_and_the_next_one_removes_it(
     assert read_header(packed).source == str(DEMO)
 
 
+def test_an_interrupt_leaves_nothing_and_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    def interrupt(self: TensorWriter, name: str, parts: Any) -> None:
+        raise KeyboardInterrupt
+
+    request = msgspec.json.encode(PackRequest(EngineConfig(model=str(DEMO), threads=1), str(tmp_path / "p")))
+    monkeypatch.setattr(TensorWriter, "write", interrupt)
+    monkeypatch.setattr(packing, "die_with_parent", lambda *arguments: None)
+    monkeypatch.setattr(sys, "argv", ["packing"])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(request)))
+    assert packing.main() == 130
+    assert names_in(tmp_path) == [] and capfdbinary.readouterr().err == b""
+
+
 def test_the_program_reports_progress_and_errors_in_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:

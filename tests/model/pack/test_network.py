@@ -140,3 +140,27 @@ def test_a_tensor_that_is_missing_or_of_another_size_is_named(name: str) -> None
     shape = list(tensors[name].shape)
     with pytest.raises(CheckpointError, match=rf"tensor {name} has the shape .*, not \[{shape[0]}"):
         joined(tensors | {name: tensors[name][..., :-1]}, matrices)
+
+
+def change(described: dict[str, Any], name: str, **values: Any) -> dict[str, Any]:
+    return described | {name: described[name] | values}
+
+
+def test_what_the_kernels_would_read_without_checks_is_refused() -> None:
+    """A pack may come from a stranger: its checksums are then as wrong as it likes."""
+    tensors, matrices = split(network())
+    order = tensors["layers.0.experts.0.w1.order"]
+    wrong: list[tuple[dict[str, Tensor], dict[str, Any], str]] = [
+        (tensors | {"layers.0.experts.0.w1.order": order + 1}, matrices, "does not name each input once"),
+        (tensors | {"layers.0.ffn_norm": tensors["layers.0.ffn_norm"].bfloat16()}, matrices, "has the type torch.bf"),
+        (tensors | {"embedding": tensors["embedding"].double()}, matrices, "embedding has the type torch.float64"),
+        (tensors | {"layers.0.experts.1": tensors["layers.0.experts.1"].clone()}, matrices, "not at equal distances"),
+        (tensors, change(matrices, "layers.0.experts", formats=["Q4_K"] * 3), "64 inputs are no whole blocks of Q4_K"),
+        (tensors, change(matrices, "layers.0.experts", formats=["Q9"] * 3), "are not described"),
+        (tensors, change(matrices, "head", matrices=[]), "head has 0 outputs, not 70"),
+        (tensors, change(matrices, "head", matrices=[3]), "are not described"),
+        (tensors, {}, "does not describe layers.0.qkv"),
+    ]
+    for changed, described, message in wrong:
+        with pytest.raises(CheckpointError, match=message):
+            joined(changed, described)

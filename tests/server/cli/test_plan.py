@@ -134,6 +134,30 @@ def test_if_bfloat16_is_too_large_the_largest_weights_that_fit_are_suggested(
     assert "the weights alone take 24.6 GiB in int4" in fixed["verdict"]
 
 
+def test_hosts_share_the_weights_and_the_cache_and_the_fullest_one_limits_it(mixtral: Path) -> None:
+    """Embedding, norms and gates are on both hosts: 2 * (32000 * 4096 + 65 * 4096 + 32 * 8 * 4096) bytes."""
+    alone = as_json(mixtral, "--memory", "160GiB")
+    ranks = ("--tensor-parallel-size", "2", "--nnodes", "2")
+    hosts = as_json(mixtral, "--memory", "80GiB", *ranks)
+    twice = 2 * (32000 * 4096 + 65 * 4096 + 32 * 8 * 4096)
+    assert (hosts["nnodes"], alone["nnodes"]) == (2, 1)
+    assert hosts["weight_bytes"] == alone["weight_bytes"] + twice == 2 * hosts["host_weight_bytes"]
+    lost_blocks = alone["num_kv_blocks"] - hosts["num_kv_blocks"]
+    assert abs(lost_blocks * hosts["kv_block_bytes"] - twice / 2) <= hosts["kv_block_bytes"]
+    assert not as_json(mixtral, "--memory", "40GiB", *ranks)["fits"]
+    table = plan(mixtral, "--memory", "80GiB", *ranks).stdout
+    assert "memory of each of 2 hosts 80.0 GiB = weights 43.6 GiB + " in table
+    assert "needs 48 GiB of memory on each host, or " in plan(mixtral, "--memory", "10GiB", *ranks).stdout
+
+
+def test_the_address_of_a_planned_host_may_be_missing_and_is_kept_if_it_is_given(mixtral: Path) -> None:
+    flags = ("--memory", "80GiB", "--tensor-parallel-size", "2")
+    command = as_json(mixtral, *flags, "--nnodes", "2")["command"]
+    assert command[command.index("--nnodes") :][:6] == ["--nnodes", "2", "--node-rank", "0", "--master-addr", "HOST0"]
+    given = as_json(mixtral, *flags, SMOE_NNODES="2", SMOE_MASTER_ADDR="10.0.0.1")["command"]
+    assert given[given.index("--master-addr") + 1] == "10.0.0.1"
+
+
 def test_a_plan_that_does_not_fit_names_a_memory_size_that_fits(mixtral: Path) -> None:
     refused = as_json(mixtral, "--memory", "20GiB")
     assert (refused["fits"], refused["max_model_len"], refused["kv_cache_bytes"]) == (False, None, 0)
@@ -242,3 +266,13 @@ def assert_refused(result: Result, part: str) -> None:
     [line] = result.stderr.splitlines()
     assert line.startswith("smoe: ")
     assert part in line
+
+
+def test_the_table_says_which_formats_fit_and_how_fast_one_client_can_be(mixtral: Path) -> None:
+    """12,879,925,248 active parameters of 2 bytes at 100 GB/s: 3.9 tokens/s; 87.0, 43.7 and 24.6 GiB of weights."""
+    lines = plan(mixtral, "--memory", "50GiB").stdout.splitlines()
+    rows = {line.split("  ")[0]: line.split()[-4:] for line in lines}
+    assert rows["fits 50.0 GiB"] == ["-", "no", "yes", "yes"]
+    rates = [float(rate) for rate in rows["tokens/s at most, one client at 100 GB/s"]]
+    assert rates[:2] == [1.9, 3.9] and rates[2] == pytest.approx(2 * 3.88, abs=0.3) and rates[3] > 12
+    assert plan(mixtral, "--memory", "20GiB").stdout.count("yes") == 0

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from server.cli.main import app
+from tests.support.header_only import MIXTRAL_8X7B, save_headers
 
 STEPS = [
     {"kind": "prefill", "batch": 1, "context": 128, "seconds": 0.05},
@@ -57,19 +58,88 @@ def test_the_table_ends_with_a_verdict_and_the_flag_that_it_assumes(steps: Path)
     assert max(map(len, lines)) <= 130
 
 
+def test_a_trace_needs_more_servers_when_it_is_sped_up(steps: Path) -> None:
+    trace = steps.with_name("trace.jsonl")
+    line = {"prompt_tokens": 32, "output_tokens": 8}
+    trace.write_text("".join(json.dumps({"arrival_s": n / 10} | line) + "\n" for n in range(400)))
+    needed = [
+        answer("--trace", trace, "--steps", steps, *rate, SMOE_MAX_NUM_BATCHED_TOKENS="128")["best"]["num_replicas"]
+        for rate in ((), ("--rate", 1000))
+    ]
+    assert needed[0] == 1 < needed[1]
+    assert plan("--trace", trace, "--steps", steps).stdout.startswith("trace.jsonl as it was recorded; first token")
+
+
 def test_limits_that_a_request_alone_exceeds_end_with_1(steps: Path) -> None:
     result = plan("--rate", 1, "--steps", steps, "--prompt-tokens", 8, "--output-tokens", 4, "--slo-gap", 0.001)
     assert result.exit_code == 1
     assert "no number of servers is enough" in result.stdout
 
 
+@pytest.fixture(scope="module")
+def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_headers(tmp_path_factory.mktemp("capacity") / "Mixtral-8x7B-Instruct-v0.1", MIXTRAL_8X7B)
+
+
+def predicted(model: Path, *arguments: object) -> dict[str, Any]:
+    """Return the best outcome for one request per second, with predicted times of steps."""
+    load = ("--rate", 1, "--prompt-tokens", 64, "--output-tokens", 4, "--slo-ttft", 60, "--slo-gap", 60)
+    result = plan(model, *load, *arguments, "--json", SMOE_MAX_NUM_BATCHED_TOKENS="64")
+    assert result.exit_code == 0, result.stderr
+    best: dict[str, Any] = json.loads(result.stdout)["best"]
+    return best
+
+
+def test_a_prediction_needs_no_measurement_and_more_sockets_or_hosts_make_gaps_shorter(mixtral: Path) -> None:
+    gaps_s = [
+        predicted(mixtral, "--memory", "200GiB", *arguments)["gap_p50_s"]
+        for arguments in (
+            ("--hardware", "epyc-9654"),
+            ("--hardware", "epyc-9654", "--tensor-parallel-size", 2, "--nnodes", 2, "--network-gbit", 100),
+            ("--hardware", "2x-epyc-9654"),
+        )
+    ]
+    assert gaps_s[0] > gaps_s[1] > gaps_s[2] > gaps_s[0] / 2
+
+
+def test_the_memory_of_a_gpu_is_known(mixtral: Path) -> None:
+    """80 GB hold the weights in int8 or fp8 but not in bfloat16."""
+    result = plan(mixtral, "--rate", 1, "--hardware", "h100", "--output-tokens", 8, "--prompt-tokens", 64)
+    lines = result.stdout.splitlines()
+    assert lines[1] == "predicted, not measured: h100 at 70% of its bandwidth and 50% of its peak, weights in int8"
+    assert lines[-1].endswith("--dtype bfloat16 --quantization int8")
+
+
+def test_hosts_are_counted_and_their_flags_are_printed(mixtral: Path) -> None:
+    hosts = ("--tensor-parallel-size", 4, "--nnodes", 2, "--memory", "64GiB", "--hardware", "epyc-9654")
+    result = plan(
+        mixtral, "--rate", 0.1, *hosts, "--output-tokens", 8, "--prompt-tokens", 64, "--slo-gap", 9, "--slo-ttft", 9
+    )
+    lines = result.stdout.splitlines()
+    assert lines[1].endswith("weights in bfloat16")
+    assert lines[2] == "each server is a group of 2 hosts with 25 Gbit/s between them"
+    assert lines[-2] == "verdict: 1 server is enough, on 2 hosts"
+    assert lines[-1].endswith("--tensor-parallel-size 4 --nnodes 2 --node-rank 0 --master-addr HOST0")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--rate", "1"], "--rate and --steps need each other"),
+        (["--hardware", "h100"], "--rate and --steps need each other, or --trace and --hardware"),
+        (["--rate", "1", "--hardware", "abacus"], "--hardware abacus: should be one of a100, h100, h200, epyc-9654, "),
+        (["--rate", "1", "--steps", "STEPS", "--hardware", "epyc-9654"], "--steps and --hardware exclude each other"),
+        (["--rate", "1", "--hardware", "epyc-9654", "--network-gbit", "0"], "--network-gbit should be more than 0"),
+        (
+            ["--rate", "1", "--steps", "STEPS", "--tensor-parallel-size", "2", "--nnodes", "2"],
+            "--steps are those of one host: with --nnodes give --hardware",
+        ),
+        (["--rate", "1", "--hardware", "h100", "--tensor-parallel-size", "2"], "several ranks run on CPUs only"),
         (["--steps", "STEPS"], "--rate and --steps need each other"),
         (["--rate", "0", "--steps", "STEPS"], "should be more than 0"),
         (["--rate", "nan", "--steps", "STEPS"], "should be more than 0"),
+        (["--trace", "/nowhere.csv", "--steps", "STEPS"], "/nowhere.csv: No such file"),
+        (["--trace", "EMPTY", "--steps", "STEPS"], "the file has no requests"),
         (["--rate", "1", "--steps", "/nowhere.json"], "No such file"),
         (["--rate", "1", "--steps", "EMPTY"], "is not JSON"),
         (["--rate", "1", "--steps", "STEPS", "--prompt-tokens", "x"], "should be a number"),

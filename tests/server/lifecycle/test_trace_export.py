@@ -14,6 +14,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from server.lifecycle.text_frontend import StartError
 from server.lifecycle.trace_export import start_tracing
 from tests.support.server_process import LONG, running
+from tests.test_layering import import_graph, top_level
 
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
@@ -73,8 +74,13 @@ def test_without_the_extra_the_start_names_it(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delitem(sys.modules, "server.observability.tracing", raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)  # as if it were not installed
     with pytest.raises(StartError, match=r"pip install 'smoe\[otel\]'"):
-        start_tracing("http://127.0.0.1:4318", "1")
+        start_tracing("http://127.0.0.1:4318", "1", "m")
 
 
 def test_without_an_endpoint_nothing_is_traced() -> None:
-    assert start_tracing(None, "1") is None
+    assert start_tracing(None, "1", "m") is None
+
+
+def test_one_module_imports_opentelemetry_so_that_it_costs_nothing_without_the_flag() -> None:
+    users = [module for module, names in import_graph().items() if any(top_level(n) == "opentelemetry" for n in names)]
+    assert users == ["server.observability.tracing"]

@@ -32,6 +32,7 @@ class Traces:
         self.tracing = Tracing(
             SimpleSpanProcessor(self.exporter),
             version="1",
+            model="mixtral",
             clock=lambda: NOW_S,
             wall_clock_ns=lambda: BOOT_NS + round(NOW_S * 1e9),
         )
@@ -129,6 +130,38 @@ def test_a_request_with_many_choices_has_spans_for_the_first() -> None:
     traces.tracing.request_ended(record(*[Timing(10.0, 11.0, 12.0, 13.0)] * 100), 200)
     assert sum(span.name == "engine" for span in traces.spans()) == MAX_CHOICES
     assert traces.spans()[-1].attributes["smoe.choices"] == 100  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("route", "operation"),
+    [
+        ("/v1/chat/completions", "chat"),
+        ("/v1/messages", "chat"),
+        ("/v1/responses", "chat"),
+        ("/v1/completions", "text_completion"),
+        ("/v1/embeddings", "embeddings"),
+        ("/tokenize", None),
+    ],
+)
+def test_attributes_have_the_names_of_the_semantic_conventions(route: str, operation: str | None) -> None:
+    traces, found = Traces(), record(Timing(10.5, 11.0, 13.0, 20.0))
+    found.route = route
+    traces.tracing.request_ended(found, 200)
+    attributes = traces.by_name()[f"POST {route}"].attributes
+    generation = {"operation.name": operation, "provider.name": "smoe", "response.model": "mixtral"}
+    expected = {f"gen_ai.{name}": value for name, value in generation.items() if operation}
+    assert dict(attributes or {}) == {
+        **expected,
+        "gen_ai.usage.input_tokens": 7,
+        "gen_ai.usage.output_tokens": 3,
+        "http.request.method": "POST",
+        "http.route": route,
+        "http.response.status_code": 200,
+        "smoe.cached_tokens": 2,
+        "smoe.choices": 1,
+        "smoe.outcomes": ("stop",),
+        "smoe.request_id": "r",
+    }
 
 
 @pytest.mark.anyio

@@ -1,9 +1,11 @@
 """A pack's header: files that are cut, damaged, foreign or of another version are refused in one line."""
 
 import hashlib
+import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +14,9 @@ from model.checkpoint.errors import CheckpointError
 from model.checkpoint.pack import header as headers
 from model.checkpoint.pack.check import bus_error_reason, verify_pack
 from model.checkpoint.pack.header import (
+    MAGIC,
     PREFIX,
+    VERSION,
     WEIGHTS_NAME,
     PackedTensor,
     PackHeader,
@@ -150,3 +154,47 @@ def test_a_bus_error_is_explained_by_what_is_left_of_the_file(pack: Path) -> Non
     assert bus_error_reason(pack).endswith("bytes: tensor second is lost")
     cut_header(pack / WEIGHTS_NAME)
     assert "its header ends behind them" in bus_error_reason(pack)
+
+
+HOSTILE: list[dict[str, Any]] = [
+    {"tensors": 3},
+    {"tensors": [["a", 4096, 8, "float32"]]},
+    {"tensors": [["a", 1 << 60, 8, "float32", [2], ""]]},
+    {"tensors": [["a", -4096, 8, "float32", [2], ""]]},
+    {"tensors": [["a", 4096, 8, "float64", [1], ""]]},
+    {"tensors": [["a", 4096, 8, "float32", [-2, -1], ""]], "file_bytes": 0},
+    {"file_bytes": "long"},
+    {"stored": [["w", "BF16", [], 2]]},
+    {"stored": [["w", "BF16", [True, 3], 2]]},
+    {"stored": [["w", "BF16", ["x", 3], 2]]},
+    {"quantization": "fp8"},
+    {"dtype": ["bfloat16"]},
+    {"network": None},
+    {"matrices": []},
+    {"source": 5},
+]
+
+
+@pytest.mark.parametrize("changes", HOSTILE, ids=str)
+def test_a_header_of_a_stranger_is_refused_in_one_line(changes: dict[str, Any], pack: Path) -> None:
+    """Its checksum is right."""
+    file = pack / WEIGHTS_NAME
+    fields = json.loads(file.read_bytes()[PREFIX.size :].partition(bytes(1))[0])
+    rewrite(file, json.dumps(fields | changes).encode())
+    with pytest.raises(CheckpointError, match=r"is damaged: its header is not that of a pack$"):
+        read_header(pack)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b"[" * 100_000], ids=["cut", "list", "no text", "deep"])
+def test_a_header_that_is_no_object_is_refused_in_one_line(content: bytes, pack: Path) -> None:
+    with (pack / WEIGHTS_NAME).open("r+b") as stream:
+        stream.truncate(1 << 20)
+    rewrite(pack / WEIGHTS_NAME, content)
+    with pytest.raises(CheckpointError, match=r"is damaged: its header is not that of a pack$"):
+        read_header(pack)
+
+
+def rewrite(file: Path, content: bytes) -> None:
+    """Write another header, with its checksum."""
+    with file.open("r+b") as stream:
+        stream.write(PREFIX.pack(MAGIC, VERSION, len(content), hashlib.sha256(content).digest()) + content)

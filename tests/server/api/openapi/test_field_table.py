@@ -45,3 +45,10 @@ def test_members_of_objects_without_a_name_have_rows_of_their_own() -> None:
 def test_unsupported_fields_are_named_below_the_table() -> None:
     html = field_table({"audio": {"enum": [None], "description": NOT_SUPPORTED}}, (), "Field")
     assert html.endswith("<p>Not supported (<code>audio</code>): only values that ask for nothing are accepted.</p>")
+
+
+def test_required_fields_come_first_and_names_of_other_servers_last() -> None:
+    fields = {"regex": {"description": "The name for `a` in SGLang."}, "n": {}, "prompt": {}}
+    html = field_table(fields, ["prompt"], "Field")
+    places = [html.index(f"<code>{name}</code>") for name in ("prompt", "n", "regex")]
+    assert places == sorted(places)

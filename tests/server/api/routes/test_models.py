@@ -1,7 +1,10 @@
 """GET /v1/models."""
 
+from dataclasses import replace
+
 import pytest
 
+from server.generation.sampling_params import GenerationDefaults
 from tests.support.fake_engine import FakeEngine
 from tests.support.serving import MODEL, check_error, client_of, saying, state_around
 
@@ -17,3 +20,16 @@ async def test_models_are_listed_under_each_name_and_found_only_by_it() -> None:
         assert (await client.get(f"/v1/models/{MODEL}")).json() == listed["data"][0]
         for name in ("test", "TEST/model", "../../etc/passwd", "test/model/", "a@b"):
             check_error(await client.get(f"/v1/models/{name.replace('/', '%2F')}"), 404, "model_not_found", "model")
+
+
+async def test_a_model_names_the_values_of_sampling_fields_that_a_request_omits() -> None:
+    state = state_around(FakeEngine(saying("a")))
+    assert state.texts is not None
+    state.texts = replace(state.texts, defaults=GenerationDefaults(temperature=0.7, top_k=50))
+    async with client_of(state) as client:
+        [entry, _] = (await client.get("/v1/models")).json()["data"]
+        named = {"temperature": 0.7, "top_p": 1.0, "top_k": 50, "min_p": 0.0, "repetition_penalty": 1.0}
+        assert entry["generation_defaults"] == named
+        state.texts = None  # as while a model loads
+        [entry, _] = (await client.get("/v1/models")).json()["data"]
+        assert entry["generation_defaults"] is None

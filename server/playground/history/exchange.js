@@ -1,0 +1,38 @@
+import { Conversation } from "../text/conversation.js";
+
+const FORMAT = "smoe-history";
+
+/** Saves entries as a JSON file. */
+export function exportEntries(entries) {
+  const json = JSON.stringify({ format: FORMAT, version: 1, entries }, null, 1);
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([json], { type: "application/json" }));
+  link.download = `smoe-history-${new Date().toISOString().slice(0, 10)}.json`;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000); // the download has begun by then
+}
+
+/** Reads the entries of an exported file. Throws TypeError, one line for the user, if it is something else. */
+export async function readExport(file) {
+  let content = null;
+  try {
+    content = JSON.parse(await file.text());
+  } catch {
+    throw new TypeError("The file is not JSON.");
+  }
+  if (content?.format !== FORMAT || !Array.isArray(content.entries)) throw new TypeError("The file is not an export of this page.");
+  const broken = content.entries.findIndex((entry) => !isEntry(entry));
+  if (broken >= 0) throw new TypeError(`Entry ${broken + 1} of the file is damaged; nothing was imported.`);
+  return content.entries;
+}
+
+function isEntry(entry) {
+  try {
+    const { id, kind, name, title = "", system = "", updated, tree, versions } = entry;
+    if (kind === "chat") Conversation.fromTree(tree);
+    const texts = [id, name, title, system, ...(kind === "chat" ? [] : versions.flatMap(({ prompt, text }) => [prompt, text]))];
+    return ["chat", "completion"].includes(kind) && Number.isFinite(updated) && texts.every((text) => typeof text === "string");
+  } catch {
+    return false;
+  }
+}

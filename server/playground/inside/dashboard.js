@@ -1,0 +1,49 @@
+import { byId } from "../dom.js";
+import { formatRate, milliseconds, percent } from "../words.js";
+import { lineChart } from "./line_chart.js";
+
+const count = (value) => `${Math.round(value)}`;
+
+/** Charts: title, how a value is written, and lines {name: column of GET /load/recent}. */
+const CHARTS = [
+  ["Tokens per second", formatRate, { answers: "generated_tokens_per_s", prompts: "prompt_tokens_per_s", drafts: "accepted_tokens_per_s" }],
+  ["Requests", count, { running: "running", waiting: "waiting" }],
+  ["KV cache in use", percent, { "of all blocks": "kv_usage" }],
+  ["Time to first token", milliseconds, { median: "ttft_p50_ms", "99 of 100 below": "ttft_p99_ms" }],
+  ["Time of a step", milliseconds, { mean: "step_ms" }],
+];
+
+/** Tab of the server: model, version, and five minutes of throughput, queue, KV cache and times. */
+export class Dashboard {
+  #api;
+  #charts = CHARTS.map(([title, format, lines]) => [lineChart(title, format, Object.keys(lines)), Object.values(lines)]);
+
+  constructor(api) {
+    this.#api = api;
+    byId("charts").append(...this.#charts.map(([chart]) => chart.element));
+  }
+
+  /** Reads the figures and draws them. Throws ApiError, and says first why there are none. */
+  async refresh() {
+    try {
+      const read = async (path) => (await this.#api.get(path)).json();
+      const [recent, { data: [model] }, { version }] = await Promise.all(["load/recent?interval=5", "v1/models", "version"].map(read));
+      for (const [chart, columns] of this.#charts) chart.draw(columns.map((column) => recent[column]));
+      this.#say(describe(model), `smoe ${version}`);
+    } catch (error) {
+      for (const [chart, columns] of this.#charts) chart.draw(columns.map(() => []));
+      this.#say(error.status === 401 ? "The figures need the API key: press Key above." : `No figures: ${error.message}`);
+      throw error;
+    }
+  }
+
+  #say(...parts) {
+    byId("dashboard-status").textContent = parts.join(" · ");
+  }
+}
+
+function describe({ id, max_model_len: length, num_layers: layers, num_experts: experts, experts_per_token: k }) {
+  if (!length) return `${id}, which is loading`;
+  const network = experts ? `${layers} layers, ${k} of ${experts} experts per token` : `${layers} layers`;
+  return [id, network, `${length.toLocaleString("en")} tokens of context`].join(" · ");
+}

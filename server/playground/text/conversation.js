@@ -1,0 +1,63 @@
+/**
+ * A conversation as a tree. A message is {role, text, parent, children, chosen}: its children are the branches that go on
+ * from it, `chosen` is the open one.
+ */
+export class Conversation {
+  root = { role: "root", text: "", parent: null, children: [], chosen: 0 };
+
+  /** The messages of the open path, the first one first. */
+  get path() {
+    const nodes = [];
+    for (let node = this.root.children[this.root.chosen]; node; node = node.children[node.chosen]) nodes.push(node);
+    return nodes;
+  }
+
+  get last() {
+    return this.path.at(-1) ?? this.root;
+  }
+
+  /** Adds a branch behind `parent` and opens it. */
+  add(parent, role, text = "") {
+    const node = { role, text, parent, children: [], chosen: 0 };
+    parent.chosen = parent.children.push(node) - 1;
+    return node;
+  }
+
+  /** Removes a message with everything behind it; opens the branch `chosen` of its parent, or a neighbour. */
+  remove(node, chosen = node.parent.children.indexOf(node)) {
+    const { parent } = node;
+    parent.children.splice(parent.children.indexOf(node), 1);
+    parent.chosen = Math.max(0, Math.min(chosen, parent.children.length - 1));
+  }
+
+  /** Opens the branch that is `by` places further. */
+  step(node, by) {
+    node.parent.chosen = node.parent.children.indexOf(node) + by;
+  }
+
+  /** Returns the tree as {role, text, chosen, children}, to be stored. */
+  toTree() {
+    const copy = ({ role, text, chosen, children }) => ({ role, text, chosen, children: children.map(copy) });
+    return copy(this.root);
+  }
+
+  /** Reads what `toTree` returns. Throws TypeError if it is something else. */
+  static fromTree(tree) {
+    const build = ({ role, text, chosen, children }, parent) => {
+      if (!["root", "user", "assistant"].includes(role) || typeof text !== "string") throw new TypeError("Not a conversation.");
+      const node = { role, text, parent, chosen: children[chosen] ? chosen : 0 };
+      node.children = children.map((child) => build(child, node));
+      return node;
+    };
+    const conversation = new Conversation();
+    conversation.root = build(tree, null);
+    return conversation;
+  }
+}
+
+/** Returns the messages from the first one to `node`, as {role, content}. */
+export function messagesTo(node) {
+  const messages = [];
+  for (let at = node; at.parent; at = at.parent) messages.unshift({ role: at.role, content: at.text });
+  return messages;
+}

@@ -1,0 +1,98 @@
+import { copyButton } from "../clipboard.js";
+import { element } from "../dom.js";
+
+const MARKS = /^(#{1,6} |\s*([-*+]|\d+[.)]) |> |```|\|.*\|\s*$)|`[^`\n]+`|\*\*[^*\n]+\*\*|\]\(https?:/m;
+const INLINE = /`([^`\n]+)`|\*\*([^*\n]+)\*\*|\*([^*\s][^*\n]*)\*|\[([^\]\n]+)\]\((https?:\/\/[^\s)]+)\)/g;
+const ITEM = /^(\s*)([-*+]|\d+[.)]) +(.*)$/;
+
+/** Returns whether a text would look different as Markdown. */
+export const hasMarkdown = (text) => MARKS.test(text);
+
+/** Returns Markdown as nodes: headings, lists, quotes, code, emphasis. Tables are even columns of text, as all else is text. */
+export function markdown(text) {
+  const lines = text.trim().split("\n");
+  const nodes = [];
+  while (lines.length) {
+    const block = readCode(lines) ?? readHeading(lines) ?? readTable(lines) ?? readList(lines) ?? readQuote(lines) ?? readParagraph(lines);
+    if (block) nodes.push(block);
+  }
+  return nodes;
+}
+
+/** Removes the first lines for which `test` holds, and returns them. */
+function take(lines, test) {
+  const end = lines.findIndex((line) => !test(line));
+  return lines.splice(0, end < 0 ? lines.length : end);
+}
+
+function readCode(lines) {
+  const fence = lines[0].match(/^\s*```\s*([\w+#-]*)/);
+  if (!fence) return null;
+  lines.shift();
+  const code = take(lines, (line) => !line.trimStart().startsWith("```")).join("\n");
+  lines.shift();
+  return element("div", { className: "code" },
+    element("div", { className: "code-head" }, element("span", {}, fence[1] || "code"), copyButton(() => code)),
+    element("pre", { tabIndex: 0 }, element("code", {}, code)));
+}
+
+function readHeading(lines) {
+  const heading = lines[0].match(/^(#{1,6}) +(.*)$/);
+  if (!heading) return null;
+  lines.shift();
+  return element(heading[1].length < 3 ? "h3" : "h4", {}, ...inline(heading[2]));
+}
+
+function readTable(lines) {
+  const rows = take(lines, (line) => /^\s*\|.*\|\s*$/.test(line));
+  return rows.length ? element("pre", { tabIndex: 0 }, rows.join("\n")) : null;
+}
+
+/** Reads a list; deeper items are lists of their own inside the item above. */
+function readList(lines, depth = 0) {
+  const first = lines[0]?.match(ITEM);
+  if (!first || first[1].length < depth) return null;
+  const isOrdered = /\d/.test(first[2]);
+  const list = element(isOrdered ? "ol" : "ul", isOrdered ? { start: parseInt(first[2], 10) } : {});
+  for (let item = first; item && item[1].length === first[1].length && /\d/.test(item[2]) === isOrdered; item = lines[0]?.match(ITEM)) {
+    lines.shift();
+    const more = take(lines, (line) => line.trim() && /^\s/.test(line) && !ITEM.test(line)).map((line) => line.trim());
+    const box = element("li", {}, ...inline([item[3], ...more].join(" ")));
+    list.append(box);
+    const inner = readList(lines, first[1].length + 1);
+    if (inner) box.append(inner);
+    if (lines[0]?.trim() === "" && ITEM.test(lines[1] ?? "")) lines.shift(); // items with blank lines between them
+  }
+  return list;
+}
+
+function readQuote(lines) {
+  const quoted = take(lines, (line) => line.startsWith(">"));
+  return quoted.length ? element("blockquote", {}, ...markdown(quoted.map((line) => line.replace(/^> ?/, "")).join("\n"))) : null;
+}
+
+function readParagraph(lines) {
+  const isPlain = (line) => line.trim() && !/^(#{1,6} |>|\s*```)/.test(line) && !ITEM.test(line);
+  const plain = take(lines, isPlain);
+  if (!plain.length) plain.push(lines.shift()); // a blank line, or a mark that begins nothing
+  const text = plain.join("\n").trim();
+  return text ? element("p", {}, ...inline(text)) : null;
+}
+
+/** Returns the nodes of one line: code, strong, emphasis and links between texts. */
+function inline(text) {
+  const nodes = [];
+  let end = 0;
+  for (const match of text.matchAll(INLINE)) {
+    nodes.push(text.slice(end, match.index), inlineNode(match));
+    end = match.index + match[0].length;
+  }
+  return [...nodes, text.slice(end)];
+}
+
+function inlineNode([, code, strong, emphasis, label, href]) {
+  if (code) return element("code", {}, code);
+  if (strong) return element("strong", {}, strong);
+  if (emphasis) return element("em", {}, emphasis);
+  return element("a", { href, target: "_blank", rel: "noopener noreferrer" }, label);
+}

@@ -1,0 +1,111 @@
+import { copyButton } from "../clipboard.js";
+import { button, element } from "../dom.js";
+import { branchArrows } from "./branches.js";
+import { hasMarkdown, markdown } from "./markdown.js";
+import { TokenView } from "./token_view.js";
+
+/** One message of a chat with its buttons. `actions` are {step(node, by), edit(node, text), remove, answer, resume}. */
+export class Turn {
+  views = []; // of the tokens that were generated on this page, one per request
+  node;
+  #actions;
+  #base; // text before the tokens of `views`
+  #isRendered = true;
+  #body = element("div", { className: "turn-body" });
+  #branches = element("span", { className: "branches" });
+  #rendered = button("Tokens", () => this.#toggle());
+  #resume;
+  element;
+
+  constructor(node, actions) {
+    this.node = node;
+    this.#actions = actions;
+    this.#base = node.text;
+    const isUser = node.role === "user";
+    const speaker = isUser ? "You" : "Model";
+    this.#resume = button("Continue", () => actions.resume(node));
+    const buttons = [
+      copyButton(() => this.text), button("Edit", () => this.#edit()),
+      ...(isUser ? [] : [button("Again", () => actions.answer(node.parent), { name: "Answer again" }), this.#resume, this.#rendered]),
+      button("Delete", () => actions.remove(node)),
+    ];
+    this.element = element("article", { className: `turn ${node.role}`, ariaLabel: speaker },
+      element("header", { className: "turn-head" }, element("h2", {}, speaker), this.#branches), this.#body,
+      element("div", { className: "turn-actions" }, ...buttons));
+    this.#show();
+    this.update();
+  }
+
+  /** Shows which of the branches this one is. */
+  update() {
+    const { children } = this.node.parent;
+    branchArrows(this.#branches, children.indexOf(this.node), children.length, "branch", (by) => this.#actions.step(this.node, by));
+  }
+
+  /** Starts a text that is generated: returns its view. */
+  begin(display) {
+    const view = new TokenView(display);
+    this.views.push(view);
+    this.#isRendered = false;
+    this.element.classList.add("streaming");
+    this.#show();
+    return view;
+  }
+
+  /** Ends the text of the newest view; `isCut` says that the model had more to say. Returns whether there was any. */
+  end(isCut) {
+    this.element.classList.remove("streaming");
+    const hasTokens = this.views.at(-1).hasTokens;
+    if (!hasTokens) this.views.pop().element.remove();
+    this.node.text = this.text;
+    this.#isRendered = true;
+    this.#resume.hidden = !isCut;
+    this.#show();
+    return hasTokens;
+  }
+
+  textBefore(view) {
+    return this.#base + this.views.slice(0, this.views.indexOf(view)).map(({ text }) => text).join("");
+  }
+
+  /** The text so far. */
+  get text() {
+    return this.#base + this.views.map((view) => view.text).join("");
+  }
+
+  /** Markdown is rendered unless its tokens are asked for; other text looks the same in both ways. */
+  #show() {
+    const isMarkdown = this.node.role === "assistant" && hasMarkdown(this.text) && !this.element?.classList.contains("streaming");
+    const isPlain = !isMarkdown || !this.#isRendered;
+    this.#rendered.hidden = !isMarkdown || !this.views.length;
+    this.#rendered.textContent = this.#isRendered ? "Tokens" : "Rendered";
+    const tokens = [...(this.#base ? [element("p", {}, this.#base)] : []), ...this.views.map((view) => view.element)];
+    this.#body.replaceChildren(...(isPlain ? tokens : [element("div", { className: "rendered" }, ...markdown(this.text))]));
+  }
+
+  #toggle() {
+    this.#isRendered = !this.#isRendered;
+    this.#show();
+  }
+
+  /** Replaces the text by a field: Enter (in an answer Ctrl+Enter) makes a new branch, Escape leaves all as it was. */
+  #edit() {
+    const isUser = this.node.role === "user";
+    const field = element("textarea", { value: this.text, ariaLabel: "Edit the message" });
+    const submit = () => {
+      this.#show();
+      if (field.value.trim() && field.value !== this.text) this.#actions.edit(this.node, field.value);
+    };
+    field.addEventListener("keydown", (event) => {
+      const isSubmit = event.key === "Enter" && !event.isComposing && (event.ctrlKey || event.metaKey || (isUser && !event.shiftKey));
+      if (!isSubmit && event.key !== "Escape") return;
+      event.preventDefault();
+      event.stopPropagation();
+      if (isSubmit) submit();
+      else this.#show();
+    });
+    const row = element("div", {}, button(isUser ? "Send" : "Save", submit), button("Cancel", () => this.#show()));
+    this.#body.replaceChildren(element("div", { className: "editor" }, field, row));
+    field.focus();
+  }
+}

@@ -1,0 +1,182 @@
+"""The history of texts and chats: kept in the browser over a reload, listed, renamed, deleted, exported, imported."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from tests.support.browser import Visit, visiting
+from tests.support.playground_states import say
+from tests.support.stub_playground import StubServer, stub_server
+
+pytestmark = pytest.mark.browser
+STORED = """async () => {
+  const databases = await indexedDB.databases(); // opening one that is not there would make it
+  if (!databases.some(({ name, version }) => name === "smoe" && version === 1)) return [];
+  return new Promise((resolve) => {
+    const request = indexedDB.open("smoe");
+    request.onsuccess = () => {
+      const all = request.result.transaction("entries").objectStore("entries").getAll();
+      all.onsuccess = () => { request.result.close(); resolve(all.result); };
+    };
+  });
+}"""
+
+
+@pytest.fixture(scope="module")
+def stub() -> Iterator[StubServer]:
+    with stub_server() as running:
+        yield running
+
+
+@pytest.fixture
+def visit(browser: Browser, stub: StubServer) -> Iterator[Visit]:
+    stub.tokens = ["alpha", " beta"]
+    with visiting(browser, stub.url) as page:
+        page.get("#heat td").first.wait_for()
+        page.choose("mode", "chat")
+        yield page
+
+
+def talk(visit: Visit, message: str) -> None:
+    """Say something and wait for the answer. It is stored soon, and at the latest when the history is opened."""
+    say(visit, message)
+    visit.wait_until_finished()
+
+
+def until_stored(visit: Visit, text: str) -> None:
+    deadline = time.monotonic() + 60
+    while text not in json.dumps(stored(visit)):
+        assert time.monotonic() < deadline
+        visit.page.wait_for_timeout(50)
+
+
+def stored(visit: Visit) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = visit.page.evaluate(STORED)
+    return entries
+
+
+def open_history(visit: Visit) -> None:
+    visit.get("#history-button").click()
+    visit.get("#history-panel").wait_for()
+
+
+def test_a_reload_opens_the_same_branch_and_text_again(visit: Visit, stub: StubServer) -> None:
+    talk(visit, "one")
+    stub.tokens = ["gamma"]
+    visit.get("#again").click()
+    visit.wait_until_finished()
+    visit.get("article.assistant").get_by_role("button", name="Previous branch").click()
+    visit.choose("mode", "completion")
+    stub.tokens = ["delta"]
+    visit.write("A prompt")
+    until_stored(visit, "delta")
+    visit.page.reload()
+    expect(visit.get("#prompt")).to_have_value("A prompt")
+    expect(visit.get("#continuation")).to_have_text("delta")
+    visit.choose("mode", "chat")
+    expect(visit.get("article.assistant .turn-body")).to_have_text("alpha beta")
+    expect(visit.get("article.assistant .branches span")).to_have_text("1/2")
+    talk(visit, "two")
+    assert [message["content"] for message in stub.bodies[-1]["messages"]] == ["one", "alpha beta", "two"]
+
+
+def test_what_was_written_before_a_reload_is_kept(visit: Visit, stub: StubServer) -> None:
+    first, last = threading.Event(), threading.Event()
+    stub.holds = {0: first, 2: last}
+    say(visit, "one")
+    until_stored(visit, "one")  # the message, before the answer begins
+    first.set()
+    until_stored(visit, "alpha beta")
+    visit.page.reload()
+    last.set()
+    stub.holds = {}
+    expect(visit.get(".turn-body")).to_have_text(["one", "alpha beta"])
+    expect(visit.get("article").nth(1).get_by_role("button", name="Continue")).to_be_visible()
+
+
+def test_entries_are_found_renamed_and_deleted(visit: Visit) -> None:
+    talk(visit, "about houses")
+    open_history(visit)
+    visit.get("#history-new").click()
+    expect(visit.get("article")).to_have_count(0)
+    talk(visit, "about trees")
+    open_history(visit)
+    expect(visit.get("#history-list .entry span")).to_have_text(["about trees", "about houses"])  # the newest first
+    visit.get("#history-search").fill("HOUSES")
+    expect(visit.get("#history-list li")).to_have_count(1)
+    visit.get("#history-list").get_by_role("button", name="Rename").click()
+    expect(visit.get("#history-list input")).to_be_focused()
+    visit.get("#history-list input").fill("")
+    visit.page.keyboard.type("Architecture")
+    visit.page.keyboard.press("Enter")
+    visit.get("#history-search").fill("")
+    expect(visit.get("#history-list .entry span")).to_have_text(["about trees", "Architecture"])
+    visit.get("#history-list").get_by_text("Architecture").click()
+    expect(visit.get(".turn-body").first).to_have_text("about houses")
+    open_history(visit)
+    for label in ("Delete", "Sure?"):  # the open one
+        visit.get("#history-list li:has([aria-current=true])").get_by_role("button", name=label).click()
+    expect(visit.get("#history-list li")).to_have_count(1)
+    assert [entry["name"] for entry in stored(visit)] == ["about trees"]
+    visit.page.keyboard.press("Escape")
+    expect(visit.get("article")).to_have_count(0)
+
+
+def test_an_export_is_imported_again_and_a_damaged_file_is_refused(visit: Visit, tmp_path: Path) -> None:
+    talk(visit, "one")
+    open_history(visit)
+    with visit.page.expect_download() as download:
+        visit.get("#history-export").click()
+    file = tmp_path / "export.json"
+    download.value.save_as(file)
+    before = stored(visit)
+    assert len(before) == 1
+    assert json.loads(file.read_text())["entries"] == before
+    for label in ("Delete", "Sure?"):
+        visit.get("#history-list li").get_by_role("button", name=label).click()
+    expect(visit.get("#history-empty")).to_have_text("Texts and chats appear here.")
+    for said in ("1 imported.", "0 imported."):
+        visit.get("#history-file").set_input_files(file)
+        expect(visit.get("#history-fault")).to_have_text(said)
+        assert stored(visit) == before
+    damaged = {"format": "smoe-history", "version": 1, "entries": [*before, {**before[0], "tree": {"role": "root"}}]}
+    for content, said in (
+        ("{", "The file is not JSON."),
+        ("[1]", "The file is not an export of this page."),
+        (json.dumps(damaged), "Entry 2 of the file is damaged; nothing was imported."),
+    ):
+        file.write_text(content)
+        visit.get("#history-file").set_input_files(file)
+        expect(visit.get("#history-fault")).to_have_text(said)
+    assert stored(visit) == before
+
+
+def test_a_text_that_is_being_written_is_not_left(visit: Visit, stub: StubServer) -> None:
+    talk(visit, "one")
+    stub.released.clear()
+    say(visit, "two")
+    visit.get("article.streaming .t").first.wait_for()
+    open_history(visit)
+    visit.get("#history-new").click()
+    expect(visit.get("#history-fault")).to_contain_text("Stop it first")
+    expect(visit.get("article")).to_have_count(4)
+    stub.released.set()
+    visit.wait_until_finished()
+
+
+def test_a_browser_that_keeps_nothing_says_so_and_the_page_works(browser: Browser, stub: StubServer) -> None:
+    with visiting(browser, "about:blank") as visit:
+        visit.origin = stub.url
+        visit.page.add_init_script("indexedDB.open = () => { throw new DOMException('no storage', 'SecurityError') }")
+        visit.page.goto(stub.url)
+        visit.problems.clear()
+        visit.get("#heat td").first.wait_for()
+        visit.write("A prompt")
+        open_history(visit)
+        expect(visit.get("#history-fault")).to_have_text("This browser keeps no texts: no storage")
