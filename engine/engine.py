@@ -60,7 +60,7 @@ class Engine:
         self._masks = MaskBudget()
         self._grammars = GrammarQueue(
             _compiler(vocabulary, loaded) if vocabulary else None,
-            max_parsers(memory_limit_bytes()),
+            max_parsers(memory_limit_bytes(), loaded.limits.memory_share),
             config.num_tenants,
         )
 

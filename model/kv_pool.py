@@ -31,6 +31,11 @@ class KvPool:
         self.k = _zeros(shape, DTYPES[dtype], device)
         self.v = _zeros(shape, DTYPES[dtype], device)
 
+    def populate(self) -> None:
+        """Write all blocks, so that the whole pool takes memory now and none while requests run."""
+        self.k.zero_()
+        self.v.zero_()
+
     def zero_blocks(self, block_ids: Tensor) -> None:
         """Fill these blocks, int64 on the pool's device, with zeros in every layer."""
         self.k.index_fill_(1, block_ids, 0)

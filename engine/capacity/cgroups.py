@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 ROOT = Path("/")
 DEFAULT_MOUNTS = {"": "/sys/fs/cgroup", "memory": "/sys/fs/cgroup/memory", "cpu": "/sys/fs/cgroup/cpu"}
+RECLAIMABLE = ("active_file", "inactive_file", "slab_reclaimable")  # fields of memory.stat
 _ESCAPE = re.compile(r"\\([0-7]{3})")  # mountinfo writes a space as \040
 
 
@@ -22,7 +23,7 @@ class MemoryLimit:
     """Limit of one cgroup, and the part of it that is in use."""
 
     limit_bytes: int
-    used_bytes: int  # without the page cache, which the kernel drops when memory is needed
+    used_bytes: int  # without what the kernel drops when memory is needed: the page cache, and caches of its own
 
 
 def memory_limits(root: Path = ROOT) -> Iterator[MemoryLimit]:
@@ -55,7 +56,7 @@ def _cores(quota: str, period: str = "100000") -> Iterator[int]:
 def _memory_limit(cgroup: Path, limit: int | None, usage_file: str, prefix: str) -> Iterator[MemoryLimit]:
     if limit is not None:
         statistics = _statistics(cgroup)
-        cache = sum(statistics.get(f"{prefix}{name}", 0) for name in ("active_file", "inactive_file"))
+        cache = sum(statistics.get(f"{prefix}{name}", 0) for name in RECLAIMABLE)
         yield MemoryLimit(limit, max(0, (_number(cgroup / usage_file) or 0) - cache))
 
 

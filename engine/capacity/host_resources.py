@@ -40,6 +40,16 @@ def memory_limit_bytes(root: Path = ROOT) -> int | None:
     return min(limits, default=None)
 
 
+def bytes_in_use(limit_bytes: int, proc: Path = PROC, root: Path = ROOT) -> int:
+    """Return how much of `limit_bytes`, the limit of memory_limit_bytes(), is in use: by the processes of this tree, or
+    by the counters of the cgroups if that is more. These include kernel memory, page tables and other processes.
+
+    Of nested cgroups the one with the least room counts: with 30 of 100 bytes free in the inner one and 20 of 500 in
+    the outer one, 80 of 100 are in use.
+    """
+    return max(process_tree_bytes(proc), limit_bytes - cgroup_headroom_bytes(root))
+
+
 def process_tree_bytes(proc: Path = PROC) -> int:
     """Anonymous and shared memory of this process and its descendants. File pages do not count: the kernel can drop
     them."""

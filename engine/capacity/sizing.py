@@ -31,6 +31,7 @@ class EngineLimits:
     max_model_len: int
     max_num_batched_tokens: int
     warnings: tuple[str, ...] = ()
+    memory_share: float = 1.0  # of the usual memory for KV cache and requests, see memory_share.py
 
     @property
     def max_prompt_tokens(self) -> int:

@@ -39,6 +39,7 @@ def ready_message(config: EngineConfig, loaded: LoadedModel) -> Ready:
         generates=model.generates,
         mapped_bytes=loaded.mapped_bytes,
         checkpoint_files=loaded.checkpoint.files,
+        memory_share=limits.memory_share,
     )
 
 

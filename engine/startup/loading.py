@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from engine.capacity.host_resources import num_cores
+from engine.capacity.host_resources import memory_limit_bytes, num_cores
+from engine.capacity.memory_share import size_within_limit
 from engine.capacity.packs import are_weights_evictable, pack_advice, settings_of_pack
 from engine.capacity.rank_limits import check_ranks, rank_warnings, with_rank_threads
 from engine.capacity.sizing import (
@@ -22,7 +23,6 @@ from engine.capacity.sizing import (
     kv_block_bytes,
     served_dtype,
     served_kv_dtype,
-    size_engine,
 )
 from engine.config import EngineConfig
 from engine.distributed.agreement import RankDescription
@@ -279,12 +279,18 @@ def _assemble(
     if backend.name == "triton":
         with explain_out_of_memory(config, "decode steps are captured", memory):
             free_bytes -= memory.bytes_kept_by(lambda: _trial_graphs(config, model, kv_dtype, on_progress))
-    if are_weights_evictable(config):
+    mapped_bytes = weight_bytes if are_weights_evictable(config) else 0
+    if mapped_bytes:
         warnings = [*warnings, *eviction_warnings(free_bytes, weight_bytes)]
         free_bytes = bytes_beside_evictable(free_bytes, weight_bytes)
-    limits = size_engine(config, model_config, free_bytes, default_budget, memory.pool_share)
+    host_bytes = weight_bytes - mapped_bytes if device.type == "cpu" else None
+    limits = size_within_limit(
+        config, model_config, free_bytes, default_budget, memory.pool_share, host_bytes, memory_limit_bytes()
+    )
     with explain_out_of_memory(config, "the KV cache is created", memory):
         kv_pool = _create_pool(model, limits.num_blocks + 1, config.block_size, kv_dtype, device, ranks)
+        if limits.memory_share < 1.0 and device.type == "cpu":
+            kv_pool.populate()
     on_progress("warm-up", 0, 0)
     warm_s = time.monotonic()
     if backend.name == "triton":
@@ -292,7 +298,7 @@ def _assemble(
         model = model if config.enforce_eager else graphed
     runner = _make_runner(config, model, backend, kv_pool, limits.max_model_len, device)
     if config.max_num_batched_tokens is None and device.type == "cpu":
-        if are_weights_evictable(config) and weight_bytes >= SAMPLED_BYTES and ranks is None:
+        if mapped_bytes >= SAMPLED_BYTES and ranks is None:
             budget = sampled_token_budget(config, model, backend.ops, kv_dtype, limits)
         else:
             budget = measure_token_budget(config, model_config, runner, limits)
@@ -310,7 +316,7 @@ def _assemble(
         quantization=backend.quantization,
         checkpoint=identity,
         weight_bytes=weight_bytes,
-        mapped_bytes=weight_bytes if are_weights_evictable(config) else 0,
+        mapped_bytes=mapped_bytes,
         kv_block_bytes=kv_block_bytes(config, model_config) // config.nnodes,
         phase_seconds={**phase_seconds, "warm-up": time.monotonic() - warm_s},
         warnings=(*warnings, *backend.warnings, *limits.warnings),

@@ -13,13 +13,17 @@ from typing import Any, Literal
 
 from engine.assertions import NO_ASSERTIONS, are_assertions_off
 from engine.capacity.host_resources import available_bytes, format_bytes, memory_limit_bytes
-from engine.capacity.packs import kind_of
+from engine.capacity.memory_plan import MemoryPlan, plan_memory
+from engine.capacity.memory_share import NO_KV, fit, kv_demand
+from engine.capacity.packs import are_weights_evictable, kind_of
+from engine.errors import EngineConfigError
 from server.cli.colours import WITHOUT_COLOURS, Colours
 from server.cli.plan import PlanError, make_report
 from server.engine_client.process import package_root
-from server.fairness.budgets import budgets, shortage, summary
+from server.fairness.budgets import budgets, server_demand, shortage, summary
 from server.http.listener import ListenError, listen
 from server.model_files.location import ModelNotFoundError, locate_model, model_id
+from server.settings.engine_config import engine_config
 from server.settings.settings import Settings
 from server.settings.sources import model_stores
 from server.tokenizer.tokenizer import TokenizerError, load_tokenizer
@@ -44,11 +48,14 @@ class Check:
 
 def run_checks(settings: Settings) -> list[Check]:
     """Check what `smoe serve` would need with these settings."""
+    probe = _probe()
+    engine = [probe] if isinstance(probe, Check) else [_torch(settings, probe), _native(probe)]
+    on_gpu = settings.device != "cpu" and not isinstance(probe, Check) and bool(probe["gpus"])
     return [
         _python(),
-        *_engine(settings),
+        *engine,
         _memory(),
-        _budgets(settings),
+        _budgets(settings, None if on_gpu else _plan(settings)),
         *check_model(settings),
         _port(settings),
         _open_files(),
@@ -86,22 +93,20 @@ def _python() -> Check:
     return Check("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
 
 
-def _engine(settings: Settings) -> Iterator[Check]:
-    """Check torch, the GPUs and the native library, in a process like the engine's."""
+def _probe() -> dict[str, Any] | Check:
+    """Examine torch, the GPUs and the native library in a process like the engine's. Return its report, or a failed
+    check."""
     try:
         ran = subprocess.run(
             PROBE, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S, check=False, cwd=package_root()
         )
     except subprocess.TimeoutExpired:
-        yield Check("torch", "fail", f"did not load within {PROBE_TIMEOUT_S:.0f} s")
-        return
+        return Check("torch", "fail", f"did not load within {PROBE_TIMEOUT_S:.0f} s")
     if ran.returncode:
         reason = (ran.stderr.strip().splitlines() or [f"ended with code {ran.returncode}"])[-1]
-        yield Check("torch", "fail", f"does not load: {reason}", "install smoe again, into a fresh environment")
-        return
-    report = json.loads(ran.stdout)
-    yield _torch(settings, report)
-    yield _native(report)
+        return Check("torch", "fail", f"does not load: {reason}", "install smoe again, into a fresh environment")
+    report: dict[str, Any] = json.loads(ran.stdout)
+    return report
 
 
 def _torch(settings: Settings, report: dict[str, Any]) -> Check:
@@ -129,11 +134,25 @@ def _memory() -> Check:
     return Check("memory", "ok" if free >= MIN_FREE_BYTES else "warn", detail)
 
 
-def _budgets(settings: Settings) -> Check:
-    """Compare the memory that requests may take with the limit; the model's is checked by itself."""
-    table = budgets(settings)
-    too_little = shortage(table, 0, memory_limit_bytes())
-    return Check("requests", "warn" if too_little else "ok", summary(table), too_little)
+def _plan(settings: Settings) -> MemoryPlan | None:
+    """Return the plan of the model in the memory of this machine; None if it cannot be served."""
+    try:
+        plan = plan_memory(engine_config(settings, locate_model(settings.model, model_stores())), available_bytes())
+    except (ModelNotFoundError, EngineConfigError):
+        return None  # check_model() says why
+    return plan if plan.limits else None
+
+
+def _budgets(settings: Settings, plan: MemoryPlan | None) -> Check:
+    """Compare the memory that requests may take, and that of a model on the CPU, with the limit."""
+    limit_bytes, weight_bytes, kv = memory_limit_bytes(), 0, NO_KV
+    if plan is not None and plan.limits is not None:
+        kv = kv_demand(plan.config, plan.model, plan.limits)
+        weight_bytes = 0 if are_weights_evictable(plan.config) else plan.weight_bytes
+    found = fit(limit_bytes, weight_bytes, server_demand(settings), kv)
+    table = budgets(settings, found.memory_share)
+    too_little = shortage(table, weight_bytes + found.kv_bytes, limit_bytes)
+    return Check("requests", "warn" if too_little else "ok", summary(table, found.memory_share), too_little)
 
 
 def check_model(settings: Settings) -> Iterator[Check]:

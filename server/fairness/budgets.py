@@ -1,15 +1,16 @@
 """The table of budgets: what clients can make the server hold in memory, by kind. Arithmetic only.
 
-Each row is enforced where it is named; the sum is compared with the memory limit at start and by `smoe doctor`.
+Each row is enforced where it is named; the sum is compared with the memory limit at start and by `smoe doctor`. Where
+the limit is too small, the rows that no flag sets are smaller (engine/capacity/memory_share.py).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.capacity.host_resources import format_bytes, memory_limit_bytes
+from engine.capacity.memory_share import AMPLE, ServerDemand, scaled
 from engine.grammars.parser_limits import PARSER_BYTES, max_parsers
-from server.sandbox.job import limits_within
-from server.sandbox.pool import NUM_WORKERS
+from server.sandbox.job import limits_within, num_workers_within
 from server.settings.settings import Settings
 
 MIN_REQUEST_MEMORY, MAX_REQUEST_MEMORY = 32 << 20, 2 << 30
@@ -20,7 +21,12 @@ CHOICE_BYTES = 12 << 10  # of one open choice: its objects in both processes, an
 CONSTRAINT_BYTES = 24  # of one id of biases, allowed tokens or bad words: in the request, and prepared for a row
 MAX_CONSTRAINT_IDS = 1 << 21  # of all open choices
 FRAME_BYTES = 8 << 20  # of frames between the two processes that are being written or read
-PROCESS_BYTES = 420 << 20  # of the two processes without weights, KV cache and requests
+PROCESS_BYTES = 300 << 20  # of all processes without weights, KV cache and requests: 231 MiB idle, and some growth
+
+# Ample and least sizes, where memory is short.
+AMPLE_REQUEST_MEMORY, LEAST_REQUEST_MEMORY = 128 << 20, MIN_REQUEST_MEMORY
+AMPLE_QUEUED_TOKENS, LEAST_QUEUED_TOKENS = 1 << 18, 1 << 17
+AMPLE_CONSTRAINT_IDS, LEAST_CONSTRAINT_IDS = 1 << 19, 1 << 18
 
 
 @dataclass(frozen=True)
@@ -33,30 +39,42 @@ class Budget:
     refusal: str  # status and code of requests beyond it
 
 
-def request_memory_bytes(settings: Settings) -> int:
+def request_memory_bytes(settings: Settings, share: float = 1.0) -> int:
     """Return the bound on request bodies; replies have a bound of the same size."""
     if settings.request_memory_bytes is not None:
         return settings.request_memory_bytes
     limit = memory_limit_bytes() or MAX_REQUEST_MEMORY * SHARE_OF_LIMIT
-    return min(MAX_REQUEST_MEMORY, max(MIN_REQUEST_MEMORY, limit // SHARE_OF_LIMIT))
+    usual = min(MAX_REQUEST_MEMORY, max(MIN_REQUEST_MEMORY, limit // SHARE_OF_LIMIT))
+    return scaled(usual, AMPLE_REQUEST_MEMORY, LEAST_REQUEST_MEMORY, share)
 
 
-def queued_tokens(settings: Settings) -> int:
+def queued_tokens(settings: Settings, share: float = 1.0) -> int:
     """Return the bound on waiting token ids."""
-    return settings.max_num_queued_tokens or settings.max_num_queued_reqs * TOKENS_PER_CHOICE
+    if settings.max_num_queued_tokens is not None:
+        return settings.max_num_queued_tokens
+    usual = settings.max_num_queued_reqs * TOKENS_PER_CHOICE
+    return scaled(usual, AMPLE_QUEUED_TOKENS, LEAST_QUEUED_TOKENS, share)
 
 
-def budgets(settings: Settings) -> list[Budget]:
-    """Return the table, in the order in which a request meets the rows."""
-    request_memory = request_memory_bytes(settings)
+def constraint_ids(share: float = 1.0) -> int:
+    """Return the bound on ids of biases, allowed tokens and bad words."""
+    return scaled(MAX_CONSTRAINT_IDS, AMPLE_CONSTRAINT_IDS, LEAST_CONSTRAINT_IDS, share)
+
+
+def budgets(settings: Settings, share: float = 1.0) -> list[Budget]:
+    """Return the table, in the order in which a request meets the rows. `share`: the memory share, from 0 to 1."""
+    request_memory, limit_bytes = request_memory_bytes(settings, share), memory_limit_bytes()
     num_choices = settings.max_num_queued_reqs + settings.max_num_seqs
+    sandbox_bytes = num_workers_within(limit_bytes) * limits_within(limit_bytes).memory_bytes
     return [
         Budget("request bodies", request_memory, "--request-memory-bytes", "503 request_memory_full"),
-        Budget("waiting tokens", queued_tokens(settings) * ID_BYTES, "--max-num-queued-tokens", "429 queue_full"),
-        Budget("constraints", MAX_CONSTRAINT_IDS * CONSTRAINT_BYTES, "", "429 constraints_full"),
-        Budget("grammars", max_parsers(memory_limit_bytes()) * PARSER_BYTES, "", "they wait for their turn"),
+        Budget(
+            "waiting tokens", queued_tokens(settings, share) * ID_BYTES, "--max-num-queued-tokens", "429 queue_full"
+        ),
+        Budget("constraints", constraint_ids(share) * CONSTRAINT_BYTES, "", "429 constraints_full"),
+        Budget("grammars", max_parsers(limit_bytes, share) * PARSER_BYTES, "", "they wait for their turn"),
         Budget("choices", num_choices * CHOICE_BYTES, "--max-num-queued-reqs", "429 queue_full"),
-        Budget("sandbox", NUM_WORKERS * limits_within(memory_limit_bytes()).memory_bytes, "", "400"),
+        Budget("sandbox", sandbox_bytes, "", "400"),
         Budget("replies", request_memory, "--request-memory-bytes", "429 reply_memory_full"),
         Budget("frames", FRAME_BYTES, "", "the engine waits"),
     ]
@@ -67,10 +85,16 @@ def total_bytes(table: Sequence[Budget]) -> int:
     return sum(budget.num_bytes for budget in table)
 
 
-def summary(table: Sequence[Budget]) -> str:
+def server_demand(settings: Settings) -> ServerDemand:
+    """Return the memory beside weights and KV cache: of processes and requests."""
+    return ServerDemand(*(PROCESS_BYTES + total_bytes(budgets(settings, share)) for share in (1.0, AMPLE, 0.0)))
+
+
+def summary(table: Sequence[Budget], share: float = 1.0) -> str:
     """Return one line: "267.0 MiB for requests: request bodies 77.0 MiB, ..."."""
     rows = ", ".join(f"{budget.name} {format_bytes(budget.num_bytes)}" for budget in table)
-    return f"{format_bytes(total_bytes(table))} for requests: {rows}"
+    reduced = " (reduced to fit the memory limit)" if share < 1.0 else ""
+    return f"{format_bytes(total_bytes(table))} for requests{reduced}: {rows}"
 
 
 def shortage(table: Sequence[Budget], model_bytes: int, limit_bytes: int | None) -> str | None:

@@ -57,15 +57,20 @@ class RequestMemory:
 
     def __init__(self, limit_bytes: int, num_tenants: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
         """`clock`: monotonic seconds."""
-        self.limit_bytes = limit_bytes
         self.used_bytes = 0
-        self._large_bytes = max_slots_per_tenant(limit_bytes)  # for bodies that are not small
-        self.max_lease_bytes = max(SMALL_BYTES, self._large_bytes // 2)
-        self._max_per_tenant = max_slots_per_tenant(limit_bytes) if num_tenants > 1 else limit_bytes
+        self._num_tenants = num_tenants
+        self.resize(limit_bytes)
         self._clock = clock
         self._used_by: dict[int, int] = {}  # by tenant
         self._reading: dict[Lease, None] = {}  # bodies that have not arrived completely
         self._waiting: dict[int, deque[tuple[Lease, int, asyncio.Future[None]]]] = {}  # by tenant; the first is next
+
+    def resize(self, limit_bytes: int) -> None:
+        """Set the size. What is held beyond it stays until its requests end."""
+        self.limit_bytes = limit_bytes
+        self._large_bytes = max_slots_per_tenant(limit_bytes)  # for bodies that are not small
+        self.max_lease_bytes = max(SMALL_BYTES, self._large_bytes // 2)
+        self._max_per_tenant = max_slots_per_tenant(limit_bytes) if self._num_tenants > 1 else limit_bytes
 
     def open(self, tenant: int, evict: Callable[[], None] = lambda: None) -> Lease:
         """Return a lease without bytes. `evict` is called at most once, and only before complete()."""

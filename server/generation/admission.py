@@ -77,19 +77,25 @@ class Admission:
         memory: MemoryMonitor | None = None,
     ) -> None:
         """`num_tenants`: if there are several, no tenant may fill the queue alone."""
-        self.max_tokens = max_choices * TOKENS_PER_CHOICE if max_tokens is None else max_tokens
         self.num_tokens = 0
         self.retry_estimator = RetryEstimator()
         self._engine = engine
         self._memory = memory
+        self._num_tenants = num_tenants
         self._max_choices = max_choices
         self._max_per_tenant = max_slots_per_tenant(max_choices) if num_tenants > 1 else max_choices
-        self._max_tokens_per_tenant = max_slots_per_tenant(self.max_tokens) if num_tenants > 1 else self.max_tokens
         self._num_choices: Counter[int] = Counter()  # by tenant
         self._num_tokens: Counter[int] = Counter()  # by tenant
         self._waiting: dict[int, tuple[int, int]] = {}  # request id -> tenant, token ids
         self._constraint_ids = ByteBudget(MAX_CONSTRAINT_IDS, num_tenants)  # of open choices, running ones included
+        self.resize(max_choices * TOKENS_PER_CHOICE if max_tokens is None else max_tokens, MAX_CONSTRAINT_IDS)
         self._parts = PartQueue(self._keeps_share, self._has_places)
+
+    def resize(self, max_tokens: int, max_constraint_ids: int) -> None:
+        """Set the bounds on token ids of waiting choices and on ids of constraints. What is beyond them stays."""
+        self.max_tokens = max_tokens
+        self._max_tokens_per_tenant = max_slots_per_tenant(max_tokens) if self._num_tenants > 1 else max_tokens
+        self._constraint_ids.resize(max_constraint_ids)
 
     @property
     def max_choices_of_request(self) -> int:

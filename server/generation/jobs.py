@@ -33,8 +33,6 @@ CHARS_OF_A_WORD = 1024  # a bad word is tokenized in several spellings
 JOBS_PER_TURN = 32  # choices that are prepared in one turn of the event loop: about 1 ms
 MAX_TOTAL_GRAMMAR_CHARS = 2**21  # of a request's grammar times its choices: it is sent and compiled once per choice
 
-MAX_TOTAL_PROMPT_IDS = 2**22  # of a request's prompts times its choices: each choice carries its prompt to the engine
-
 
 @dataclass(frozen=True)
 class Job:
@@ -125,7 +123,7 @@ class JobBuilder:
     def limits(self, prompt_lengths: Sequence[int]) -> list[int]:
         """Return the most tokens to generate after each prompt. Raises ApiError 400 for a request that cannot fit."""
         limits = [completion_limit(self.request, length, self.ready) for length in prompt_lengths]
-        return limit_reply(self.request, self.ready, prompt_lengths, limits)
+        return limit_reply(self.request, self.ready, prompt_lengths, limits, self.state.max_reply_values)
 
     async def next_turn(self) -> None:
         """Wait until this request may run a slice of long work on the event loop."""
@@ -138,8 +136,9 @@ class JobBuilder:
         if num_choices > limit:
             message = f"At most {limit} choices can wait here; this request has {num_choices}."
             raise ApiError(message, param="prompt" if num_prompts > 1 else "n", code="array_above_max_length")
-        if sum(num_prompt_tokens) * self.request.n > MAX_TOTAL_PROMPT_IDS:
-            message = f"The prompts of all choices may have at most {MAX_TOTAL_PROMPT_IDS} tokens together."
+        max_ids = self.state.max_total_prompt_ids
+        if sum(num_prompt_tokens) * self.request.n > max_ids:
+            message = f"The prompts of all choices may have at most {max_ids} tokens together."
             raise ApiError(message, param="n", code="integer_above_max_value")
         if grammar is not None and len(grammar.grammar) * num_choices > MAX_TOTAL_GRAMMAR_CHARS:
             raise grammar_too_large(self.request, num_choices)

@@ -10,7 +10,7 @@ from engine.types import Request
 from server.errors import ApiError
 from server.schemas import GenerationRequest
 
-MAX_REPLY_VALUES = 1 << 19
+MAX_REPLY_VALUES = 1 << 19  # fewer where memory is short: as many as the memory for replies holds
 SCORE_BYTES = 100  # of one log probability: id and number in lists, then about 30 bytes of JSON (chat: 80)
 EXPERT_ID_BYTES = 12  # small integers are shared; then about 3 bytes of JSON
 GATE_LOGIT_BYTES = 64  # a number and its place in a list, then about 20 bytes of JSON
@@ -18,7 +18,11 @@ GATE_LOGIT_VALUES = 16  # a gate logit costs as much time and room in a reply as
 
 
 def limit_reply(
-    request: GenerationRequest, ready: Ready, prompt_lengths: Sequence[int], limits: Sequence[int]
+    request: GenerationRequest,
+    ready: Ready,
+    prompt_lengths: Sequence[int],
+    limits: Sequence[int],
+    max_values: int = MAX_REPLY_VALUES,
 ) -> list[int]:
     """Return the most tokens to generate for each choice of each prompt, so that the reply has few enough values.
 
@@ -28,12 +32,12 @@ def limit_reply(
     per_position = values_per_position(request, ready)
     lists_prompt = request.scores_prompt or request.has_prompt_routing
     num_prompt_positions = sum(prompt_lengths) if lists_prompt else 0
-    room = MAX_REPLY_VALUES // max(1, per_position) // request.n - num_prompt_positions
+    room = max_values // max(1, per_position) // request.n - num_prompt_positions
     if not per_position or sum(limits) <= room:
         return list(limits)
     is_default = request.completion_limit is None or request.has_default_limit
     if not is_default or room < len(limits):
-        raise _reply_too_large(request, per_position)
+        raise _reply_too_large(request, per_position, max_values)
     return [min(limit, room // len(limits)) for limit in limits]
 
 
@@ -58,10 +62,10 @@ def reply_bytes(request: Request, ready: Ready) -> int:
     return num_positions * (scores * SCORE_BYTES + routing)
 
 
-def _reply_too_large(request: GenerationRequest, per_position: int) -> ApiError:
+def _reply_too_large(request: GenerationRequest, per_position: int, max_values: int) -> ApiError:
     param = "gate_logits" if request.gate_logits else "expert_routing" if request.expert_routing else "logprobs"
     message = (
         f"The reply would be too large: with {per_position} values per token it may have at most "
-        f"{MAX_REPLY_VALUES // per_position} tokens, over all prompts and choices and with echoed ones."
+        f"{max_values // per_position} tokens, over all prompts and choices and with echoed ones."
     )
     return ApiError(message, param=param, code="reply_too_large")

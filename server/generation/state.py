@@ -18,12 +18,15 @@ from server.fairness.heavy_work import HeavyWork
 from server.fairness.loop_turns import LoopTurns
 from server.fairness.refusal_pace import RefusalPace
 from server.generation.admission import LOADING_RETRY_S, Admission, EngineLoad
+from server.generation.reply_size import MAX_REPLY_VALUES
 from server.generation.sampling_params import GenerationDefaults
 from server.observability.memory_pressure import MemoryMonitor
 from server.observability.metrics import Metrics
 from server.sandbox.pool import Sandbox
 from server.structured_output.grammar_checker import GrammarChecker
 from server.tokenizer.tokenizer import Tokenizer
+
+MAX_TOTAL_PROMPT_IDS = 2**22  # of a request's prompts times its choices: each choice carries its prompt to the engine
 
 
 class OutputStream(Protocol):
@@ -81,6 +84,8 @@ class ServerState:
     version: str
     created_s: int  # Unix time, for the entries of /v1/models
     reply_memory: ByteBudget = field(default_factory=lambda: ByteBudget(2**62))  # of log probabilities and expert ids
+    max_reply_values: int = MAX_REPLY_VALUES  # of one reply
+    max_total_prompt_ids: int = MAX_TOTAL_PROMPT_IDS
     turns: LoopTurns = field(default_factory=LoopTurns)  # for long work on the event loop
     draw_seed: Callable[[], int] = field(default_factory=lambda: seed_source(None))  # for requests without a seed
     by_priority: bool = True  # if false, requests run in the order of their arrival

@@ -43,6 +43,7 @@ from server.http.tenant_of_head import tenant_finder
 from server.http.uvicorn_server import CertificateError, HttpServer, RequestTracker
 from server.lifecycle.batches import batch_service
 from server.lifecycle.interpreter import tune_interpreter
+from server.lifecycle.memory_bounds import apply_memory_share, memory_monitor, with_server_memory
 from server.lifecycle.restart.keeper import become_keeper, hold_signals
 from server.lifecycle.restart.predecessor import Inheritance
 from server.lifecycle.restart.reload import Reload
@@ -55,11 +56,10 @@ from server.observability.access_log import AccessLog
 from server.observability.cached_weights import CachedWeightsProbe
 from server.observability.log_stream import logging_to, open_standard_streams
 from server.observability.loop_watch import LoopWatch
-from server.observability.memory_pressure import MemoryMonitor
 from server.observability.metrics import Metrics
 from server.observability.throughput_log import ThroughputLog
 from server.sandbox.errors import SandboxError
-from server.sandbox.job import limits_within
+from server.sandbox.job import limits_within, num_workers_within
 from server.sandbox.pool import SandboxPool
 from server.settings.engine_config import engine_config
 from server.settings.settings import Settings
@@ -97,7 +97,7 @@ def serve(
     except (ModelNotFoundError, ListenError) as error:
         raise StartError(str(error)) from None
     with listener, logging_to(level=settings.log_level, style=settings.log_format) as output:
-        config = engine_config(settings, model_dir, launcher_attempt)
+        config = with_server_memory(engine_config(settings, model_dir, launcher_attempt), settings)
         engine = replace(engine, restarts=engine.restarts and launcher_attempt is None)
         report = StartupReport(output, style=settings.log_format)
         server = Server(settings, config, listener, started_s, engine, report, inherited)
@@ -142,11 +142,9 @@ class Server:
         limit_bytes = memory_limit_bytes()
         num_tenants, memory_bytes = max(1, len(settings.api_keys)), request_memory_bytes(settings)
         self._request_memory = RequestMemory(memory_bytes, num_tenants)
-        self._memory = None
-        if limit_bytes is not None:
-            self._memory = MemoryMonitor(limit_bytes, on_critical=self._request_memory.evict_reading)
+        self._memory = memory_monitor(limit_bytes, self._request_memory)
         self._state = self._new_state(num_tenants, ByteBudget(memory_bytes, num_tenants))
-        self._sandbox = SandboxPool(num_tenants=num_tenants, limits=limits_within(limit_bytes))
+        self._sandbox = SandboxPool(num_workers_within(limit_bytes), num_tenants, limits=limits_within(limit_bytes))
         app = create_app(self._state)
         self._batches = batch_service(
             app,
@@ -378,6 +376,7 @@ class Server:
         except TokenizerError as error:
             self._shutdown.fail(f"{self._model_dir}: {error}", 2)
             return
+        apply_memory_share(ready.memory_share, self._settings, self._request_memory, self._state)
         self._state.texts = self._texts
         if self._batches is not None:
             self._batch_runs = asyncio.create_task(self._run_batches(self._batches))

@@ -98,11 +98,12 @@ def held_bytes(ready: Ready) -> int:
 
 def lines_when_ready(ready: Ready, settings: Settings, *, url: str, model_id: str, seconds: float) -> list[str]:
     """Return warnings, also of memory that may not suffice for requests, and the lines of ready_lines()."""
-    parts = budgets(settings)
+    parts = budgets(settings, ready.memory_share)
     too_little = shortage(parts, held_bytes(ready), memory_limit_bytes())
     warnings = [*ready.warnings, too_little] if too_little else ready.warnings
     needs_key = bool(settings.api_keys)
-    room = size(total_bytes(parts))
+    reduced = " (reduced to fit the memory limit)" if ready.memory_share < 1.0 else ""
+    room = f"{size(total_bytes(parts))}{reduced}"
     lines = ready_lines(ready, budgets=room, url=url, model_id=model_id, needs_key=needs_key, seconds=seconds)
     return [*(f"WARNING: {warning}" for warning in warnings), *lines]
 

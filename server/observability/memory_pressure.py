@@ -3,9 +3,10 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
-from engine.capacity.host_resources import process_tree_bytes
+from engine.capacity.host_resources import bytes_in_use
 
 INTERVAL_S = 1.0
 HIGH, CRITICAL = 0.90, 0.95  # of the limit
@@ -20,8 +21,7 @@ class MemoryMonitor:
     """Level of memory pressure, measured once a second.
 
     At "high", connections are closed after each response. At "critical", new generations are rejected, and bodies that
-    are being read. Running ones
-    continue.
+    are being read. Running generations continue: the budgets bound what they can still take.
     """
 
     def __init__(
@@ -30,12 +30,12 @@ class MemoryMonitor:
         usage: Callable[[], int] | None = None,
         on_critical: Callable[[], None] = lambda: None,
     ) -> None:
-        """`usage` returns the bytes that the server's processes hold now. `on_critical`: called once a second at
-        "critical"."""
+        """`usage` returns the bytes that are in use now; None: bytes_in_use(). `on_critical`: called once a second
+        at "critical"."""
         self.level: Level = "normal"
         self._limit_bytes = limit_bytes
         self._on_critical = on_critical
-        self._usage = usage or process_tree_bytes
+        self._usage = usage or partial(bytes_in_use, limit_bytes)
         self._settled_bytes = 0
 
     def settle(self, static_bytes: int) -> None:

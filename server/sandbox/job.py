@@ -20,6 +20,7 @@ class Limits:
 DEFAULT_LIMITS = Limits()
 MIN_MEMORY_BYTES = 64 << 20  # a grammar at the bounds of server/structured_output/multiples.py takes 39 MiB
 SHARE_OF_LIMIT = 16
+MAX_WORKERS = 3
 
 
 def limits_within(memory_limit_bytes: int | None) -> Limits:
@@ -28,6 +29,15 @@ def limits_within(memory_limit_bytes: int | None) -> Limits:
         return DEFAULT_LIMITS
     share = max(MIN_MEMORY_BYTES, memory_limit_bytes // SHARE_OF_LIMIT)
     return Limits(memory_bytes=min(DEFAULT_LIMITS.memory_bytes, share))
+
+
+def num_workers_within(memory_limit_bytes: int | None) -> int:
+    """Return how many jobs may run at once: MAX_WORKERS, or fewer where that many at MIN_MEMORY_BYTES would take more
+    than a share of the memory for each."""
+    if memory_limit_bytes is None:
+        return MAX_WORKERS
+    fitting = MAX_WORKERS * memory_limit_bytes // SHARE_OF_LIMIT // MIN_MEMORY_BYTES
+    return max(1, min(MAX_WORKERS, fitting))
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,13 @@ import msgspec
 from server.sandbox.errors import Crashed, JobFailed, Killed, RanOutOfMemory, SandboxError, TookTooLong
 from server.sandbox.fair_turns import FairTurns
 from server.sandbox.fork_server import ForkServer, ForkServerLost
-from server.sandbox.job import DEFAULT_LIMITS, Job, JobUse, Limits, name_of
+from server.sandbox.job import DEFAULT_LIMITS, MAX_WORKERS, Job, JobUse, Limits, name_of
 from server.sandbox.messages import Call, Exited, Fork, Kill, Prepare, Reply
 from server.sandbox.worker import OUT_OF_MEMORY
 from server.sandbox.worker_handle import WorkerHandle, exchange
 
 logger = logging.getLogger("smoe.sandbox")
 
-NUM_WORKERS = 3
 MAX_WORKERS_PER_TENANT = 2  # where there are several: one is left for the others
 MAX_WAITING = 128
 DEADLINE_S = 30.0  # on a worker: far beyond the CPU time of a job, so only a stopped process reaches it
@@ -47,7 +46,7 @@ class SandboxPool:
 
     def __init__(
         self,
-        num_workers: int = NUM_WORKERS,
+        num_workers: int = MAX_WORKERS,
         num_tenants: int = 1,
         max_waiting: int = MAX_WAITING,
         limits: Limits = DEFAULT_LIMITS,

@@ -125,20 +125,20 @@ class Settings(BaseModel):
         description="Days that a batch and its results are kept after its end, with --batch-dir. Of each API key the "
         "newest 1,000 are kept at most. Uploaded files stay until they are deleted.",
     )
-    request_memory_bytes: Annotated[Bytes | None, DefaultText("an eighth of the memory limit, from 32MiB to 2GiB")] = (
-        Field(
-            None,
-            description="Memory for the bodies of all requests and what is parsed from them; as much again for replies "
-            "with log probabilities. Bodies beyond it wait, then get 503; replies beyond it get 429.",
-        )
+    request_memory_bytes: Annotated[
+        Bytes | None, DefaultText("an eighth of the memory limit, from 32MiB to 2GiB; less if memory is short")
+    ] = Field(
+        None,
+        description="Memory for the bodies of all requests and what is parsed from them; as much again for replies "
+        "with log probabilities. Bodies beyond it wait, then get 503; replies beyond it get 429.",
     )
 
     max_num_queued_reqs: PositiveInt = Field(
         1024, description="Requests that may wait for their first step. Further ones get 429."
     )
-    max_num_queued_tokens: Annotated[PositiveInt | None, DefaultText("1024 times --max-num-queued-reqs")] = Field(
-        None, description="Prompt tokens that may wait for their first step. Further requests get 429."
-    )
+    max_num_queued_tokens: Annotated[
+        PositiveInt | None, DefaultText("1024 times --max-num-queued-reqs; fewer if memory is short")
+    ] = Field(None, description="Prompt tokens that may wait for their first step. Further requests get 429.")
     keep_alive_timeout: PositiveInt = Field(
         75,
         description="Seconds that an idle connection stays open for a next request. Load balancers need a longer time "
@@ -257,8 +257,9 @@ class Settings(BaseModel):
     )
 
     kv_cache_memory_bytes: Annotated[
-        Bytes | None, DefaultText("half of the memory left after the weights; on a GPU most of it")
-    ] = Field(None, description="Size of the KV cache, such as 4GiB.")
+        Bytes | None,
+        DefaultText("half of the memory left after the weights; on a GPU most of it"),
+    ] = Field(None, description="Size of the KV cache, such as 4GiB. The default is smaller if memory is short.")
     num_kv_blocks: Annotated[PositiveInt | None, DefaultText("derived from the size")] = Field(
         None, description="Size of the KV cache in blocks, instead of bytes."
     )

@@ -9,8 +9,8 @@ from collections.abc import Collection, Sequence
 
 from server.errors import ApiError, check_not_possible, invalid_value, queue_full
 from server.sandbox.errors import SandboxError, SandboxFull, is_jobs_fault
-from server.sandbox.job import Job, Limits
-from server.sandbox.pool import NUM_WORKERS, Sandbox
+from server.sandbox.job import MAX_WORKERS, Job, Limits
+from server.sandbox.pool import Sandbox
 from server.schemas.generation import GenerationRequest
 from server.structured_output.constraints import CompiledGrammar, Constraint, constraint_of, too_large
 from server.structured_output.grammar_check_job import Verdict, check_grammar, make_compiler
@@ -121,14 +121,14 @@ class GrammarChecker:
         pending = self._pending.get(digest)
         if pending is None:
             if len(self._pending) >= MAX_PENDING:
-                raise queue_full(MAX_PENDING * MAX_CHECK_S / NUM_WORKERS)
+                raise queue_full(MAX_PENDING * MAX_CHECK_S / MAX_WORKERS)
             pending = asyncio.get_running_loop().create_task(self._check(grammar, tenant))
             self._pending[digest] = pending
             pending.add_done_callback(lambda done: self._on_checked(digest, done))
         try:
             return await asyncio.shield(pending)  # other requests may wait for the same check
         except SandboxFull:
-            raise queue_full(MAX_PENDING * MAX_CHECK_S / NUM_WORKERS) from None
+            raise queue_full(MAX_PENDING * MAX_CHECK_S / MAX_WORKERS) from None
         except SandboxError:
             raise check_not_possible(param) from None
 

@@ -47,3 +47,11 @@ def test_untouched_blocks_cost_no_memory() -> None:
     pool = KvPool(CONFIG, 512, 16, "bfloat16", CPU)  # 1 GiB
     assert pool.k.numel() * 2 * 2 == 1 << 30
     assert psutil.Process().memory_info().rss - before < 64 << 20
+
+
+def test_a_populated_pool_has_all_its_memory_and_is_zeros() -> None:
+    before = psutil.Process().memory_info().rss
+    pool = KvPool(CONFIG, 64, 16, "bfloat16", CPU)  # 128 MiB
+    pool.populate()
+    assert psutil.Process().memory_info().rss - before >= 120 << 20
+    assert not pool.k[0, 63].any() and not pool.v[-1, 63].any()

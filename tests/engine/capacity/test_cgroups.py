@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from engine.capacity.cgroups import MemoryLimit, cpu_quotas, memory_limits
-from engine.capacity.host_resources import cgroup_headroom_bytes, memory_limit_bytes, num_cores
+from engine.capacity.host_resources import bytes_in_use, cgroup_headroom_bytes, memory_limit_bytes, num_cores
 
 V2 = "31 23 0:28 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate"
 V1_MEMORY = "35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory"
@@ -143,3 +143,39 @@ def test_damaged_files_are_no_limit(tmp_path: Path) -> None:
     group(cgroups, memory_max="-5", cpu_max="100 0", memory_stat="x\ny z\n")
     assert list(memory_limits(root)) == []
     assert list(cpu_quotas(root)) == []
+
+
+def tree_of_one_process(root: Path, kilobytes: int) -> Path:
+    """Create /proc/self/status of a process without children; return the folder of /proc."""
+    (root / "proc/self").mkdir(parents=True, exist_ok=True)
+    (root / "proc/self/status").write_text(f"RssAnon: {kilobytes} kB\n")
+    return root / "proc"
+
+
+def test_the_counter_of_a_cgroup_counts_what_the_processes_do_not_show(tmp_path: Path) -> None:
+    root, cgroups = v2_machine(tmp_path)
+    statistics = "anon 600\nkernel 150\nactive_file 40\ninactive_file 60\nslab_reclaimable 100\nslab_unreclaimable 50"
+    group(cgroups / "user.slice", memory_max=10_000, memory_current=5000, memory_stat=statistics)
+    proc = tree_of_one_process(root, kilobytes=1)
+    assert bytes_in_use(10_000, proc, root) == 5000 - 200
+    assert bytes_in_use(10_000, tree_of_one_process(root, kilobytes=7), root) == 7 * 1024  # if the tree has more
+
+
+def test_the_counter_of_a_version_1_cgroup_counts_too(tmp_path: Path) -> None:
+    root = machine(tmp_path, "4:memory:/\n", V1_MEMORY)
+    memory = root / "sys/fs/cgroup/memory"
+    statistics = "active_file 1\ntotal_active_file 300\ntotal_inactive_file 500"
+    group(memory, memory_limit_in_bytes=9000, memory_usage_in_bytes=8000, memory_stat=statistics)
+    assert bytes_in_use(9000, tree_of_one_process(root, kilobytes=1), root) == 8000 - 800
+
+
+def test_of_nested_cgroups_the_one_with_the_least_room_counts(tmp_path: Path) -> None:
+    root, cgroups = v2_machine(tmp_path)
+    group(cgroups / "user.slice/run.scope", memory_max=10_000, memory_current=7000)
+    group(cgroups / "user.slice", memory_max=50_000, memory_current=48_000)
+    assert bytes_in_use(memory_limit_bytes(root) or 0, tree_of_one_process(root, 0), root) == 10_000 - 2000
+
+
+def test_without_a_cgroup_the_processes_count(tmp_path: Path) -> None:
+    root, _ = v2_machine(tmp_path)
+    assert bytes_in_use(1 << 20, tree_of_one_process(root, kilobytes=3), root) == 3 * 1024

@@ -17,3 +17,9 @@ def test_parsers_take_at_most_their_share_of_the_memory_and_one_may_live(gib: fl
 
 def test_without_a_known_limit_they_have_a_fixed_share() -> None:
     assert max_parsers(None) == max_parsers(DEFAULT_BYTES * SHARE_OF_LIMIT)
+
+
+@pytest.mark.parametrize(("share", "expected"), [(1.0, 64), (0.75, 33), (0.5, 2), (0.0, 1)])
+def test_where_memory_is_short_fewer_parsers_may_live_and_always_one(share: float, expected: int) -> None:
+    assert max_parsers(24 * GIB, share) == expected
+    assert max_parsers(GIB // 10, share) == 1

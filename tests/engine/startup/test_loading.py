@@ -12,7 +12,11 @@ from engine.engine import Engine
 from engine.errors import EngineConfigError
 from engine.startup import loading
 from engine.startup.backend import Backend
+from engine.startup.description import ready_message
+from engine.startup.device_memory import HostMemory
+from engine.startup.loading import LoadedModel
 from model.checkpoint.errors import CheckpointError
+from model.kv_pool import KvPool
 from model.mixtral_cuda_graphs import GraphedMixtral
 from model.ops.reference.ops import ReferenceOps
 from smoe import LocalEngine
@@ -89,3 +93,29 @@ def test_graphs_are_captured_before_the_kv_pool_is_sized_and_not_at_all_if_eager
     assert loaded.limits.num_blocks + 1 == 8_000_000 // loaded.kv_block_bytes
     assert len(captured) == (0 if enforce_eager else 2 * 3)  # 1, 2 and 4 rows, over the trial's pool and the real one
     assert isinstance(loaded.runner.model, GraphedMixtral) is not enforce_eager
+
+
+def test_where_memory_is_short_the_cache_is_smaller_and_takes_its_memory_at_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    populated: list[KvPool] = []
+    monkeypatch.setattr(KvPool, "populate", lambda pool: populated.append(pool))
+    monkeypatch.setattr(loading, "memory_limit_bytes", lambda: 600 << 20)
+    monkeypatch.setattr(HostMemory, "free_bytes", lambda self: 400 << 20)
+
+    def load(usual_mib: int) -> LoadedModel:
+        sizes = (usual_mib << 20, min(usual_mib, 500) << 20, min(usual_mib, 450) << 20)
+        usual, ample, least = sizes
+        config = EngineConfig(
+            model=str(DEMO), threads=1, server_bytes=usual, ample_server_bytes=ample, min_server_bytes=least
+        )
+        return loading.load(config, lambda phase, done, total: None)
+
+    enough, short = load(300), load(700)
+    assert enough.limits.memory_share == 1.0
+    assert short.limits.memory_share == 0.5 and populated == [short.kv_pool]
+    assert short.limits.num_blocks < enough.limits.num_blocks
+    assert short.limits.max_model_len == enough.limits.max_model_len
+    total = short.weight_bytes + short.kv_block_bytes * (short.limits.num_blocks + 1)
+    assert (100 << 20) - 2 * short.kv_block_bytes < total <= 100 << 20  # beside ample 500 MiB
+    assert ready_message(EngineConfig(model=str(DEMO)), short).memory_share == short.limits.memory_share

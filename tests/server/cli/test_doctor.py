@@ -11,6 +11,7 @@ import pytest
 from server.cli import doctor
 from server.cli.colours import Colours
 from server.cli.doctor import Check, as_table, run_checks
+from server.fairness import budgets
 from server.settings.sources import load_settings
 from tests.server.cli.test_main import smoe
 from tests.support.paths import DEMO
@@ -133,3 +134,23 @@ def test_a_gpu_without_a_c_compiler_fails_unless_the_cpu_is_used(monkeypatch: py
     assert check.verdict == "fail" and "no C compiler" in check.detail and "apt-get install gcc" in str(check.remedy)
     assert run_check("torch", device="cpu").verdict == "ok"
     assert run_check("torch", backend="reference").verdict == "ok"
+
+
+@pytest.mark.parametrize(
+    ("limit_mib", "gpus", "verdict", "is_reduced"),
+    [
+        (512, [], "warn", True),
+        (1536, [], "ok", True),
+        (1536, ["H100"], "ok", False),  # weights and KV cache are not in this memory
+        (64 << 10, [], "ok", False),
+    ],
+)
+def test_the_memory_for_requests_is_what_the_server_would_have(
+    monkeypatch: pytest.MonkeyPatch, limit_mib: int, gpus: list[str], verdict: str, is_reduced: bool
+) -> None:
+    set_probe(monkeypatch, gpus=gpus)
+    for module in (doctor, budgets):
+        monkeypatch.setattr(module, "memory_limit_bytes", lambda: limit_mib << 20)
+    monkeypatch.setattr(doctor, "available_bytes", lambda: limit_mib << 20)
+    check = run_check("requests")
+    assert (check.verdict, "reduced to fit" in check.detail) == (verdict, is_reduced)

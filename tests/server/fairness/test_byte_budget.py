@@ -26,3 +26,15 @@ def test_something_larger_than_the_budget_fits_alone() -> None:
     assert not budget.try_take(0, 1)
     budget.give_back(0, 50)
     assert budget.try_take(0, 1)
+
+
+def test_a_smaller_bound_refuses_until_enough_was_given_back() -> None:
+    budget = ByteBudget(100, num_tenants=2)
+    assert budget.try_take(0, 60)
+    budget.resize(40)
+    assert not budget.try_take(1, 1)
+    budget.give_back(0, 30)
+    assert budget.try_take(1, 10)
+    budget.give_back(0, 30)
+    assert not budget.try_take(1, 26)  # 36 of 40 bytes, and one tenant may have 35
+    assert budget.try_take(0, 26)

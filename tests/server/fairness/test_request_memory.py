@@ -133,3 +133,15 @@ def test_parsed_bodies_are_estimated_from_their_structure() -> None:
     assert parsed_bytes(b'{"a": "' + b"x" * 1000 + b'"}') < 3000
     assert parsed_bytes(b"[" + b"1," * 1000 + b"1]") > 64_000
     assert parsed_bytes(b"{}" * 1000) > 600_000
+
+
+async def test_a_smaller_pool_bounds_new_bodies_and_leaves_those_that_it_has() -> None:
+    memory = RequestMemory(LIMIT, clock=Clock())
+    first, second = memory.open(0), memory.open(0)
+    await first.grow(300_000)
+    memory.resize(LIMIT // 4)  # 175,000 for large bodies
+    task = await waiting(second, 100_000)
+    assert memory.used_bytes == 300_000 and memory.max_lease_bytes == 87_500
+    first.close()
+    await task
+    assert memory.used_bytes == 100_000

@@ -106,3 +106,20 @@ def test_constraints_of_open_choices_are_bounded_until_their_generation_ends(mon
     admission.admit([a_request(4)])
     admission.end(both)
     admission.admit([Request(3, [5], params)])
+
+
+def test_smaller_bounds_hold_from_then_on() -> None:
+    admission = Admission(FakeEngine(saying("a")), max_choices=100, num_tenants=2)
+    params = SamplingParams(constraints=token_constraints(allowed_token_ids=range(20)))
+    admission.add(0, tenant=0, num_tokens=10)
+    assert admission.has_room(0, 1) and admission.has_room(1, 1)
+    admission.resize(max_tokens=10, max_constraint_ids=30)
+    assert not admission.has_room(0, 1) and not admission.has_room(1, 1)
+    admission.resize(max_tokens=11, max_constraint_ids=30)
+    assert not admission.has_room(0, 1) and admission.has_room(1, 1)  # one key may have 10 of 11
+    admission.remove(0)
+    admission.resize(max_tokens=100, max_constraint_ids=30)
+    admission.admit([Request(1, [5], params)])
+    with pytest.raises(ApiError) as caught:
+        admission.admit([Request(2, [5], params)])
+    assert caught.value.code == "constraints_full"

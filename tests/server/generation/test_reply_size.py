@@ -64,3 +64,11 @@ def test_a_prompt_that_alone_is_too_large_is_refused_whatever_the_limit() -> Non
 
 def test_replies_of_text_and_ids_are_not_limited() -> None:
     assert limit_reply(completion(return_token_ids=True, max_tokens=9), LAYERS, [5], [10**7]) == [10**7]
+
+
+def test_a_server_that_is_short_of_memory_has_smaller_replies() -> None:
+    asked, default = chat(logprobs=True, top_logprobs=20, max_tokens=50), chat(logprobs=True, top_logprobs=20)
+    assert limit_reply(asked, LAYERS, [7], [50], max_values=50 * 21) == [50]
+    with pytest.raises(ApiError, match="at most 49 tokens"):
+        limit_reply(asked, LAYERS, [7], [50], max_values=50 * 21 - 1)
+    assert limit_reply(default, LAYERS, [7], [10**6], max_values=50 * 21) == [50]

@@ -7,7 +7,10 @@ import msgspec
 import pytest
 
 from server.engine_client.status import EngineStatus
-from server.lifecycle.startup_report import StartupReport, ready_lines, size
+from server.fairness.budgets import budgets, total_bytes
+from server.lifecycle import startup_report
+from server.lifecycle.startup_report import StartupReport, lines_when_ready, ready_lines, size
+from server.settings.settings import Settings
 from tests.support.fake_engine_process import READY
 
 
@@ -98,6 +101,23 @@ def test_kernels_and_graphs_are_counted_and_have_no_bytes(stage: str) -> None:
 )
 def test_sizes_are_readable(num_bytes: int, text: str) -> None:
     assert size(num_bytes) == text
+
+
+@pytest.mark.parametrize(("share", "is_reduced"), [(1.0, False), (0.0, True)])
+def test_the_budgets_are_those_of_the_share_that_the_engine_found(share: float, is_reduced: bool) -> None:
+    ready = msgspec.structs.replace(READY, memory_share=share)
+    lines = lines_when_ready(ready, Settings(), url="http://h:1", model_id="m", seconds=1.0)
+    [line] = [line for line in lines if line.startswith("requests")]
+    assert f"up to {size(total_bytes(budgets(Settings(), share)))}" in line
+    assert ("reduced to fit the memory limit" in line) == is_reduced
+
+
+def test_least_sizes_that_do_not_fit_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(startup_report, "memory_limit_bytes", lambda: 256 << 20)
+    ready = msgspec.structs.replace(READY, memory_share=0.0)
+    lines = lines_when_ready(ready, Settings(), url="http://h:1", model_id="m", seconds=1.0)
+    [warning] = [line for line in lines if line.startswith("WARNING")]
+    assert "256.0 MiB; lower --kv-cache-memory-bytes" in warning
 
 
 def test_with_a_log_of_json_every_line_is_json_and_there_is_no_bar() -> None:

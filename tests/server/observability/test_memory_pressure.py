@@ -2,6 +2,7 @@
 
 import pytest
 
+from engine.capacity import host_resources
 from server.observability.memory_pressure import MemoryMonitor
 
 
@@ -33,3 +34,17 @@ def test_each_measurement_at_critical_is_reported() -> None:
     for used[0] in (940, 960, 990, 10):
         monitor.measure()
     assert reports == [960, 990]
+
+
+def test_without_a_measure_of_its_own_the_monitor_reads_the_cgroups_counter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes hold little, the kernel's own memory fills the cgroup."""
+    monkeypatch.setattr(host_resources, "process_tree_bytes", lambda proc: 10)
+    room = [900]
+    monkeypatch.setattr(host_resources, "cgroup_headroom_bytes", lambda root: room[0])
+    monitor = MemoryMonitor(1000)
+    monitor.settle(0)
+    levels = []
+    for room[0] in (900, 60, 40, 900):
+        monitor.measure()
+        levels.append(monitor.level)
+    assert levels == ["normal", "high", "critical", "normal"]
