@@ -27,6 +27,7 @@ from server.settings.settings import Settings
 from server.settings.sources import SettingsError, model_stores, parse_size_flag
 
 NOTHING_FITS = 1  # exit code
+REFERENCE_BANDWIDTH = 100e9  # bytes per second of memory, about that of a desktop computer
 SOME_HOST = "HOST0"  # stands for an address in the printed command
 
 
@@ -41,8 +42,13 @@ class PlanReport:
     model: str | None  # as given on the command line
     plan: MemoryPlan
     fitting: MemoryPlan | None  # `plan`, else the first plan with smaller weights that fits
-    smallest: MemoryPlan  # the plan with the smallest weights; it need not fit
+    candidates: tuple[MemoryPlan, ...]  # `plan`, then those with smaller weights
     fits_if_given_memory: bool  # False if settings contradict each other or the model
+
+    @property
+    def smallest(self) -> MemoryPlan:
+        """The plan that needs the least memory; it need not fit."""
+        return min(self.candidates, key=lambda candidate: candidate.needed_bytes)
 
     @property
     def verdict(self) -> str:
@@ -110,8 +116,8 @@ def make_report(settings: Settings, memory_bytes: int | None) -> PlanReport:
     except (ModelNotFoundError, EngineConfigError) as error:
         raise PlanError(str(error)) from None
     fitting = next((candidate for candidate in candidates if candidate.limits), None)
-    smallest = min(candidates, key=lambda candidate: candidate.needed_bytes)
-    return PlanReport(settings.model, plan, fitting, smallest, fits_if_given_memory=with_memory.limits is not None)
+    fits_if_given_memory = with_memory.limits is not None
+    return PlanReport(settings.model, plan, fitting, tuple(candidates), fits_if_given_memory)
 
 
 def rank_flags(config: EngineConfig) -> list[str]:
@@ -184,7 +190,7 @@ def to_json(report: PlanReport) -> str:
 
 def to_table(report: PlanReport, colours: Colours = WITHOUT_COLOURS) -> str:
     """Return a table for the terminal, about twenty lines."""
-    lines = [*_heading(report), *_parameter_lines(report.plan), *_memory_lines(report.fitting or report.plan)]
+    lines = [*_heading(report), *_parameter_lines(report), *_memory_lines(report.fitting or report.plan)]
     lines += [f"warning: {warning}" for warning in (report.fitting or report.plan).warnings]
     paint = (
         colours.bad if report.fitting is None else colours.good if report.fitting is report.plan else colours.warning
@@ -213,15 +219,29 @@ def _kinds(plan: MemoryPlan) -> list[str]:
     return [*WEIGHT_KINDS, *([BLOCKS] if BLOCKS in plan.part_bytes else [])]
 
 
-def _parameter_lines(plan: MemoryPlan) -> Iterator[str]:
+def _parameter_lines(report: PlanReport) -> Iterator[str]:
+    plan = report.plan
     for part, count in plan.parameters.items():
         sizes = [plan.part_bytes[kind][part] for kind in _kinds(plan)]
         if count or any(sizes):
             yield _parameter_line(plan, part, count, sizes)
     yield _parameter_line(plan, "total", plan.total_parameters, map(plan.total_bytes, _kinds(plan)))
     yield _parameter_line(plan, "active per token", plan.active_parameters, map(plan.active_bytes, _kinds(plan)))
+    yield from _verdict_lines(report)
     if plan.kept_formats:
         yield f"matrices stay as they are stored: {plan.kept_formats.replace('+', ', ')}"
+
+
+def _verdict_lines(report: PlanReport) -> Iterator[str]:
+    """Yield which formats fit, of those that the settings allow, and how fast one client can be at most in each."""
+    plan, kinds = report.plan, _kinds(report.plan)
+    fits = {candidate.weight_kind: candidate.limits is not None for candidate in report.candidates}
+    words = ("-" if kind not in fits else "yes" if fits[kind] else "no" for kind in kinds)
+    yield f"{f'fits {format_bytes(plan.memory_bytes)}':<45}" + "".join(f"{word:>12}" for word in words)
+    rates = (REFERENCE_BANDWIDTH / plan.active_bytes(kind) for kind in kinds)
+    yield f"{'tokens/s at most, one client at 100 GB/s':<45}" + "".join(
+        f"{rate:>12,.{1 if rate < 100 else 0}f}" for rate in rates
+    )
 
 
 def _parameter_line(plan: MemoryPlan, label: str, count: int, sizes: Iterable[int]) -> str:

@@ -19,7 +19,7 @@ PICTURE = ROOT / "docs" / "compare.webp"
 MAX_BYTES = 300_000
 SIZE = (1640, 860)  # wide enough for three columns side by side
 PROMPT = "It was not in her power to"
-SEED, TEMPERATURE, NUM_TOKENS = 1134, 0.7, 40
+SEED, TEMPERATURE, NUM_TOKENS = 1134, 0.7, 48
 TOKENS_PER_FRAME, FRAME_MS, LAST_FRAME_MS = 2, 160, 5000
 MARGIN = 12  # pixels around them
 

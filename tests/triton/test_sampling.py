@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -71,10 +72,10 @@ def _rows(top_k: int) -> SamplingRows:
 
 
 def _assert_the_same_tokens(logits: torch.Tensor, rows: SamplingRows) -> list[int]:
-    """Compare with the definition and return the tokens."""
+    """Compare with the definition, log probabilities too, and return the tokens."""
     expected, _ = sampled_by(ReferenceOps(), logits, rows)
     got, _ = sampled_by(TritonOps(torch.float32), logits, rows)
-    assert torch.equal(got.token_ids, expected.token_ids)
+    assert_same(got, expected, rows, logits.shape[1])
     return [int(token) for token in got.token_ids]
 
 
@@ -86,9 +87,13 @@ def test_many_unlikely_tokens_keep_their_share() -> None:
     assert min(tokens) < 3000 == max(tokens)
 
 
-def test_candidates_that_fill_the_scratch_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("offset", [0.0, -50.0], ids=["signs", "negative"])
+def test_candidates_that_fill_the_scratch_memory(offset: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits of both signs, and negative ones, whose bits are in the opposite order."""
     monkeypatch.setattr(sampling, "BLOCK", 16)
-    assert len(set(_assert_the_same_tokens(torch.randn(5, 16), _rows(top_k=5)))) > 1
+    rows = replace(_rows(top_k=5), max_logprobs=3)
+    rows.int_params[:, IntParam.NUM_LOGPROBS] = 3
+    assert len(set(_assert_the_same_tokens(torch.randn(5, 16) + offset, rows))) > 1
 
 
 def test_tokens_at_a_cut_of_the_search_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,3 +107,19 @@ def test_tokens_at_a_cut_of_the_search_are_counted_once(monkeypatch: pytest.Monk
     logits[:, 60:120], logits[:, 120] = torch.linspace(1.0, 3.9, 60), 8.0
     logits[:, :60] = second_cut
     assert len(set(_assert_the_same_tokens(logits, _rows(top_k=90)))) > 1
+
+
+def test_what_the_scratch_memory_held_before_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """10 of its 16 numbers are written; the others look like logits."""
+    monkeypatch.setattr(sampling, "BLOCK", 16)
+
+    def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+        scratch = arguments[4]
+        assert scratch.shape == (5, 16)
+        scratch.fill_(5.0)
+        launch_on_device(kernel, grid, *arguments, **options)
+
+    logits, rows = torch.randn(5, 10), _rows(top_k=2)
+    expected, _ = sampled_by(ReferenceOps(), logits, rows)
+    assert torch.equal(sampling._draw(launch, logits, rows), expected.token_ids)
+    assert not torch.equal(expected.token_ids, logits.argmax(-1))

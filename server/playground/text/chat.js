@@ -3,7 +3,7 @@ import { Conversation, messagesTo } from "./conversation.js";
 import { chatRequest } from "./request.js";
 import { Turn } from "./turn.js";
 
-const EXAMPLES = ["Count from 3 to 7.", "What is 3 + 4?", "Write a sentence about a house."];
+const EXAMPLES = ["What can you do?", "Count from 3 to 7.", "Reverse the words: river house garden", "What is 3 + 4?"];
 
 /**
  * Panel of a conversation. `run(job)` sends a request; a job is {} for the message in the field, {answer: user message},

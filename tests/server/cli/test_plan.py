@@ -266,3 +266,13 @@ def assert_refused(result: Result, part: str) -> None:
     [line] = result.stderr.splitlines()
     assert line.startswith("smoe: ")
     assert part in line
+
+
+def test_the_table_says_which_formats_fit_and_how_fast_one_client_can_be(mixtral: Path) -> None:
+    """12,879,925,248 active parameters of 2 bytes at 100 GB/s: 3.9 tokens/s; 87.0, 43.7 and 24.6 GiB of weights."""
+    lines = plan(mixtral, "--memory", "50GiB").stdout.splitlines()
+    rows = {line.split("  ")[0]: line.split()[-4:] for line in lines}
+    assert rows["fits 50.0 GiB"] == ["-", "no", "yes", "yes"]
+    rates = [float(rate) for rate in rows["tokens/s at most, one client at 100 GB/s"]]
+    assert rates[:2] == [1.9, 3.9] and rates[2] == pytest.approx(2 * 3.88, abs=0.3) and rates[3] > 12
+    assert plan(mixtral, "--memory", "20GiB").stdout.count("yes") == 0

@@ -50,7 +50,6 @@ ATTENTION = (
     _span("total = total * factor + tl.sum(weights, 1)", "total = total + tl.sum(weights, 1)"),
     _span("values = values * factor[:, None] + tl.dot", "values = values + tl.dot"),
     _span("k_mask = readable[None, :] & is_number[:, None]", "k_mask = readable[None, :]"),
-    _span("k_mask = readable[None, :] & is_number[:, None]", "k_mask = is_number[:, None]"),
     _span("v_mask = readable[:, None] & is_number[None, :]", "v_mask = readable[:, None]"),
     _span("v_mask = readable[:, None] & is_number[None, :]", "v_mask = is_number[None, :]"),
     _queries("exists = row < num_rows", "exists = row >= 0"),
