@@ -21,7 +21,7 @@ CHOICE_BYTES = 12 << 10  # of one open choice: its objects in both processes, an
 CONSTRAINT_BYTES = 24  # of one id of biases, allowed tokens or bad words: in the request, and prepared for a row
 MAX_CONSTRAINT_IDS = 1 << 21  # of all open choices
 FRAME_BYTES = 8 << 20  # of frames between the two processes that are being written or read
-PROCESS_BYTES = 300 << 20  # of all processes without weights, KV cache and requests: 231 MiB idle, and some growth
+PROCESS_BYTES = 330 << 20  # of all processes without weights, KV cache and requests: 231 MiB idle, and growth
 
 # Ample and least sizes, where memory is short.
 AMPLE_REQUEST_MEMORY, LEAST_REQUEST_MEMORY = 128 << 20, MIN_REQUEST_MEMORY
