@@ -25,6 +25,7 @@ SLOW = (
     "tests/engine/execution/test_fault_isolation.py",
     "tests/engine/execution/test_fault_isolation_of_numbers.py",
     "tests/engine/execution/test_no_device_reads.py",
+    "tests/engine/planning/test_predicted_steps.py",
     "tests/engine/startup/test_packing.py",
     "tests/engine/test_async_scheduling.py",
     "tests/engine/test_continuous_batching.py",

@@ -88,11 +88,11 @@ class LoadedModel:
     quantization: str  # of the weights: none, int8, int4, fp8, or the block formats of a file ("Q4_K+Q6_K")
     checkpoint: CheckpointIdentity
     weight_bytes: int  # on this host
-    mapped_bytes: int  # of the weights that the system may drop and read again from a pack
     kv_block_bytes: int  # on this host
     phase_seconds: dict[str, float]
     warnings: tuple[str, ...]
     ranks: RankConnections | None = None  # the other processes that compute this model
+    mapped_bytes: int = 0  # of the weights that the system may drop and read again from a pack
 
 
 def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbeat | None = None) -> LoadedModel:

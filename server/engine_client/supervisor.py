@@ -156,18 +156,24 @@ class EngineSupervisor:
     async def _restart(self, previous: EngineProcessHandle, delay_s: float) -> None:
         """Start the next process after the previous one and its ranks have exited: it needs their memory."""
         logger.info("the engine process %s", await previous.end())
-        assert self._start_message is not None and self.ready is not None
-        look = partial(lost_weights_reason, self._start_message.config.model, had_bus_error=previous.had_bus_error)
-        if reason := await asyncio.to_thread(look):
-            logger.error("%s", reason)
+        await self._report_lost_weights(had_bus_error=previous.had_bus_error)
         await previous.wait_for_ranks()
         await asyncio.sleep(delay_s)
         self._process = self._new_process()
         self._events.on_restart()
+        assert self._start_message is not None and self.ready is not None
         try:
             await self._process.start(_with_limits(self._start_message, self.ready))
         except OSError as error:
             self._process.fail(ProcessExit(f"the engine process cannot be started: {error.strerror}"))
+
+    async def _report_lost_weights(self, *, had_bus_error: bool) -> None:
+        """Log which weights were lost, if the engine had mapped them from a pack that is damaged now."""
+        assert self._start_message is not None and self.ready is not None
+        if had_bus_error or self.ready.mapped_bytes:
+            look = partial(lost_weights_reason, self._start_message.config.model, had_bus_error=had_bus_error)
+            if reason := await asyncio.to_thread(look):
+                logger.error("%s", reason)
 
     def _end(self, message: str, *, exit_code: int = 1, reason_for_clients: str = CRASHED) -> None:
         """Enter the phase "dead". Only the first call has an effect."""

@@ -27,6 +27,7 @@ class Lease:
         self.num_bytes = 0
         self.changed_s = 0.0  # when it grew
         self.is_evicted = False
+        self.has_waited = False  # for room, while its body was not read
         self.evict = evict  # ends the reading of the body
         self._memory = memory
         self._callbacks: list[Callable[[], None]] = []
@@ -85,6 +86,7 @@ class RequestMemory:
         if (is_small or not self._waiting) and self._fits(lease, num_bytes):
             self._add(lease, num_bytes)
             return
+        lease.has_waited = True
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(lease.tenant, deque()).append((lease, num_bytes, granted))
         self._grant()

@@ -1,5 +1,6 @@
 """`make install`: torch comes first, from the chosen index; if that fails, it matters who chose it."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from tests.support.paths import ROOT
 
 INDEX = "http://127.0.0.1:9/whl/cpu"
+OF_THE_CALLER = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "TORCH_INDEX", "PYTHON"}
 # Stands for the interpreter of .venv: it notes the calls of pip, and answers for deploy/torch_index.py.
 FAKE_PYTHON = f"""#!/bin/sh
 case "$1" in
@@ -34,8 +36,13 @@ def clone(tmp_path: Path) -> Path:
 
 
 def install(clone: Path, *arguments: str) -> tuple[int, list[str], str]:
-    """Return the exit code of make, the calls of pip, and what was printed."""
-    ran = subprocess.run(["make", "install", *arguments], cwd=clone, capture_output=True, text=True)
+    """Return the exit code of make, the calls of pip, and what was printed.
+
+    Variables of a make around the tests are unset.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in OF_THE_CALLER}
+    command = ["make", "install", *arguments]
+    ran = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True)
     calls = clone / "calls"
     return ran.returncode, calls.read_text().splitlines() if calls.exists() else [], ran.stdout
 

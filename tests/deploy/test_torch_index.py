@@ -21,6 +21,11 @@ class Index(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None: ...
 
 
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "*")  # goes before proxies of the environment
+
+
 @pytest.fixture
 def index() -> Iterator[str]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Index)

@@ -1,6 +1,7 @@
 """`smoe chat` and `smoe complete` against a real server, the chat in a pseudo-terminal."""
 
 import codecs
+import json
 import os
 import pty
 import re
@@ -188,6 +189,28 @@ def test_a_completion_goes_to_standard_output_and_its_figures_do_not(server: Run
     assert "+ 20 tokens" in result.stderr
     piped = complete("--url", server.url, "--max-tokens", "20", "--temperature", "0", stdin="It was")
     assert (piped.returncode, piped.stdout) == (0, expected + "\n")
+
+
+def test_a_completion_follows_a_schema_ends_at_a_stop_text_and_is_printed_whole(
+    server: RunningServer, tmp_path: Path
+) -> None:
+    schema = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
+    path = tmp_path / "schema.json"
+    path.write_text(json.dumps(schema | {"additionalProperties": False}))
+    given = ("--url", server.url, "-t", "0", "-n", "40")
+    result = complete("A person: ", *given, "--schema", str(path), "--json")
+    assert (result.returncode, result.stderr) == (0, "")
+    [choice] = json.loads(result.stdout)["choices"]
+    assert isinstance(json.loads(choice["text"])["age"], int) and choice["finish_reason"] == "stop"
+    whole = complete("It was", *given).stdout
+    assert complete("It was", *given, "--stop", whole[5:9]).stdout == whole[: whole.index(whole[5:9])] + "\n"
+
+
+def test_a_question_is_answered_once(server: RunningServer) -> None:
+    command = [sys.executable, "-m", "server", "chat", "--url", server.url, "-t", "0", "-q", COUNT, "--stats"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert (result.returncode, result.stdout) == (0, "3 4 5 6 7\n")
+    assert "15 + 11 tokens" in result.stderr
 
 
 def test_the_message_of_a_rejected_request_is_printed(server: RunningServer) -> None:

@@ -45,7 +45,8 @@ class BodyLimit:
         except TimeoutError:
             lease.close()
             await _discard_rest(receive)
-            await send_error(scope, send, request_memory_full(RETRY_S) if lease.is_evicted else request_timeout())
+            is_short_of_memory = lease.is_evicted or lease.has_waited  # the client may have sent in time
+            await send_error(scope, send, request_memory_full(RETRY_S) if is_short_of_memory else request_timeout())
         except ApiError as error:
             lease.close()
             if error.status == 503:

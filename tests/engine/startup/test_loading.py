@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from engine import engine as engine_module
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import EngineConfigError
@@ -119,3 +120,10 @@ def test_where_memory_is_short_the_cache_is_smaller_and_takes_its_memory_at_the_
     total = short.weight_bytes + short.kv_block_bytes * (short.limits.num_blocks + 1)
     assert (100 << 20) - 2 * short.kv_block_bytes < total <= 100 << 20  # beside ample 500 MiB
     assert ready_message(EngineConfig(model=str(DEMO)), short).memory_share == short.limits.memory_share
+
+    num_parsers: list[int] = []
+    monkeypatch.setattr(engine_module, "GrammarQueue", lambda compiler, number, tenants: num_parsers.append(number))
+    monkeypatch.setattr(engine_module, "memory_limit_bytes", lambda: 24 << 30)
+    for loaded in (enough, short):
+        Engine(EngineConfig(model=str(DEMO)), loaded)
+    assert num_parsers == [64, 2]

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from engine.planning.hardware import HARDWARE, Hardware
 from server.cli.main import app
 from tests.support.header_only import MIXTRAL_8X7B, save_headers
+from tests.support.paths import ROOT
 
 STEPS = [
     {"kind": "prefill", "batch": 1, "context": 128, "seconds": 0.05},
@@ -120,6 +122,18 @@ def test_hosts_are_counted_and_their_flags_are_printed(mixtral: Path) -> None:
     assert lines[2] == "each server is a group of 2 hosts with 25 Gbit/s between them"
     assert lines[-2] == "verdict: 1 server is enough, on 2 hosts"
     assert lines[-1].endswith("--tensor-parallel-size 4 --nnodes 2 --node-rank 0 --master-addr HOST0")
+
+
+def test_the_help_and_the_page_name_all_hardware_with_its_figures() -> None:
+    page = (ROOT / "docs" / "capacity.md").read_text()
+    help_text = " ".join(plan("--help").stdout.split())
+    for name, hardware in HARDWARE.items():
+        assert name in help_text and f"`{name}`" in page
+        if hardware.is_gpu:
+            figures = f"{hardware.memory_bytes_per_s / 1e9:,.0f} GB/s | {hardware.operations_per_s / 1e12:.0f} Tflop/s"
+            assert f"| `{name}` | {figures} |" in page
+    assert HARDWARE["epyc-9654"] == Hardware(460.8e9, pytest.approx(14.7456e12))
+    assert HARDWARE["xeon-8480"] == Hardware(307.2e9, pytest.approx(114.688e12))
 
 
 @pytest.mark.parametrize(

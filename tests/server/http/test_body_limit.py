@@ -126,3 +126,31 @@ def test_a_late_body_is_read_to_its_end_so_that_its_client_can_read_the_answer(i
 
     reply = sent_by(memory, receive, reached, timeout_s=60.0 if is_evicted else 0.01)
     assert (reply.status, num_left) == (503 if is_evicted else 408, 0)
+
+
+def test_a_body_that_was_not_read_for_lack_of_memory_is_not_blamed_for_being_late() -> None:
+    memory = RequestMemory(1 << 20)
+    chunks = [b"x" * 10]
+
+    async def receive() -> Message:
+        if not chunks:
+            await asyncio.Event().wait()
+        return {"type": "http.request", "body": chunks.pop(), "more_body": True}
+
+    async def never(scope: Any, receive: Any, send: Any) -> None:
+        raise AssertionError("the app was called")
+
+    async def scenario() -> Reply:
+        full = memory.open(0)
+        await full.grow(1 << 20)
+        sent: list[Message] = []
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        limited = BodyLimit(never, LIMIT, memory, timeout_s=0.01)  # before the pool refuses the body
+        await limited({"type": "http", "headers": []}, receive, send)  # type: ignore[arg-type]
+        return Reply(sent)
+
+    reply = asyncio.run(scenario())
+    assert (reply.status, reply.error["code"]) == (503, "request_memory_full")

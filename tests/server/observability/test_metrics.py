@@ -98,13 +98,14 @@ def test_steps_move_the_engine_families() -> None:
     stats = StepStats(
         num_blocks_held=20, num_blocks_cached=5, num_blocks_total=50, step_s=0.25, num_tokens=16,
         num_prefix_queries=64, num_prefix_hits=48, num_preemptions=1, num_window_blocks_freed=3,
-        num_drafted_tokens=9, num_accepted_tokens=7,
+        num_drafted_tokens=9, num_accepted_tokens=7, num_prefill_tokens=12, num_generated_tokens=4,
     )  # fmt: skip
     metrics.record_step(stats)
     metrics.record_step(stats)
     scrape = samples(metrics)
     assert scrape["smoe_step_tokens_sum"] == 32
     assert scrape["smoe_step_seconds_sum"] == 0.5
+    assert (scrape["smoe_step_prompt_tokens_total"], scrape["smoe_step_generated_tokens_total"]) == (24, 8)
     assert scrape["smoe_prefix_cache_queries_total"] == 128
     assert scrape["smoe_prefix_cache_hits_total"] == 96
     assert scrape["smoe_preemptions_total"] == 2
