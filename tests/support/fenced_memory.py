@@ -4,9 +4,8 @@ A read beyond a tensor gives NaN (index 0 in integers), an output that is not wr
 one is an error. Where the addresses of each access are known (Triton's interpreter), a read beyond one is an error too.
 """
 
-from bisect import bisect_right, insort
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping
-from operator import itemgetter
 from typing import Any
 
 import torch
@@ -69,12 +68,14 @@ class FencedMemory(TorchFunctionMode):
         """
         place, other = self._place(lowest), self._place(highest)
         assert place == other, f"a kernel read or wrote beyond a tensor: {(place or other or ('',))[-1]}"
-        if place is not None:
-            start, end, text = place
-            is_inside = start + FENCE_BYTES <= lowest and highest < end - FENCE_BYTES
-            assert is_inside, f"a kernel read or wrote beyond a tensor: {text}"
+        assert place is None or self.is_inside(lowest, highest), f"a kernel read or wrote beyond a tensor: {place[-1]}"
+
+    def is_inside(self, lowest: int, highest: int) -> bool:
+        """True if both addresses lie in the same tensor with fences."""
+        place = self._place(lowest)
+        return place is not None and place[0] + FENCE_BYTES <= lowest and highest < place[1] - FENCE_BYTES
 
     def _place(self, address: int) -> tuple[int, int, str] | None:
         """Return the fenced memory that holds an address: its first address, its end, and the tensor in it."""
-        index = bisect_right(self._places, address, key=itemgetter(0)) - 1
+        index = bisect_left(self._places, (address + 1,)) - 1
         return self._places[index] if index >= 0 and address < self._places[index][1] else None

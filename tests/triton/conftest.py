@@ -59,6 +59,8 @@ def _check_accesses(memory: FencedMemory, monkeypatch: pytest.MonkeyPatch) -> No
 
 def _check(memory: FencedMemory, addresses: Any, mask: Any) -> None:
     """`addresses`: array of uint64; `mask`: booleans of the same shape. Elements that it excludes may lie anywhere."""
-    used = addresses if mask.all() else addresses[mask]
+    if addresses.size and memory.is_inside(int(addresses.min()), int(addresses.max())):
+        return  # most are, with what the mask excludes
+    used = addresses[mask]
     if used.size:
         memory.check_access(int(used.min()), int(used.max()))
