@@ -50,6 +50,10 @@ class RankConnections:
         """Let each rank create its part of a KV pool of `num_blocks` blocks, the null block included."""
         self._tell(PacketKind.POOL, num_blocks.to_bytes(8, "little"))
 
+    def populate_pools(self) -> None:
+        """Let each rank write its whole KV pool."""
+        self._tell(PacketKind.POPULATE, b"")
+
     def fill_with_zeros(self, kind: Literal[PacketKind.ZERO_BLOCKS, PacketKind.ZERO_SLOTS], indices: bytes) -> None:
         """Let each rank fill blocks or slots with zeros; `indices` are int64."""
         self._tell(kind, indices)

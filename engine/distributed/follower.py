@@ -30,5 +30,7 @@ class Follower:
             self._pool.zero_blocks(torch.frombuffer(payload, dtype=torch.int64))
         elif kind is PacketKind.ZERO_SLOTS:
             self._pool.zero_slots(torch.frombuffer(payload, dtype=torch.int64))
+        elif kind is PacketKind.POPULATE:
+            self._pool.populate()
         elif kind is PacketKind.STEP:
             self._model.forward(decode_step(payload, self._model.config), self._pool)

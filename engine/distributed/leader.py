@@ -48,6 +48,11 @@ class LeadingKvPool(KvPool):
         super().__init__(config, num_blocks, block_size, dtype, torch.device("cpu"))
         self._ranks = ranks
 
+    def populate(self) -> None:
+        """Write the pools of all ranks."""
+        self._ranks.populate_pools()
+        super().populate()
+
     def zero_blocks(self, block_ids: Tensor) -> None:
         """Fill these blocks with zeros on every rank."""
         self._ranks.fill_with_zeros(PacketKind.ZERO_BLOCKS, block_ids.numpy().tobytes())

@@ -36,6 +36,7 @@ class PacketKind(IntEnum):
     DESCRIBED = 9  # from a rank on another host: engine/distributed/agreement.py
     JOIN = 10  # to a rank on another host: the port of the group's store
     BEAT = 11  # to a rank on another host: rank 0 is there
+    POPULATE = 12  # to a rank: write the whole KV pool, so that it has its memory
 
 
 KINDS = frozenset(PacketKind)

@@ -34,6 +34,8 @@ def test_a_follower_keeps_the_pool_of_a_single_process() -> None:
     assert torch.equal(follower._pool.k, own.k) and torch.equal(follower._pool.v, own.v)
     follower.handle(PacketKind.ZERO_BLOCKS, bytearray(INDICES))
     assert not follower._pool.k[:, 1:3].any() and follower._pool.k[:, 3].all() and not follower._pool.v[:, 1:3].any()
+    follower.handle(PacketKind.POPULATE, bytearray())
+    assert not follower._pool.k.any() and not follower._pool.v.any()
 
 
 def test_rank_0_tells_all_that_changes_a_pool() -> None:
