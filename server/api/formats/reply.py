@@ -23,6 +23,7 @@ from server.http.sse import KEEP_ALIVE_S, EventStream
 from server.schemas import GenerationRequest, StreamOptions
 
 INLINE_VALUES = 64  # log probabilities that a stream renders without a turn: about 20 us
+GATE_BYTES_PER_VALUE = 8  # bytes of gate logits that take as long to render as a log probability
 VALUES_OF_A_CHOICE = 64  # a choice takes as long to render as this many log probabilities
 
 Chunk = tuple[Mapping[str, object], Mapping[str, object]]  # a choice, and the fields outside `choices`
@@ -191,7 +192,7 @@ def _has_role(choice: Mapping[str, object]) -> bool:
 async def chunks_in_turns(deltas: Sequence[Delta], reply_format: ReplyFormat, generation: Generation) -> list[Chunk]:
     """Return the chunks of deltas. Many log probabilities are rendered in turns of the event loop, so that the streams
     of one tenant do not render those of a step all at once."""
-    takes_turns = sum(num_logprob_values(delta.positions) for delta in deltas) > INLINE_VALUES
+    takes_turns = sum(map(_num_values, deltas)) > INLINE_VALUES
     chunks: list[Chunk] = []
     num_values = VALUES_PER_TURN  # rendered since the last turn
     for delta in deltas:
@@ -200,8 +201,13 @@ async def chunks_in_turns(deltas: Sequence[Delta], reply_format: ReplyFormat, ge
             num_values = 0
         await _render_logprobs([delta], reply_format, generation)
         chunks += reply_format.chunks(delta)
-        num_values += num_logprob_values(delta.positions)
+        num_values += _num_values(delta)
     return chunks
+
+
+def _num_values(delta: Delta) -> int:
+    """Return how long a delta's numbers take to render, in log probabilities; a gate logit takes half of one."""
+    return num_logprob_values(delta.positions) + sum(map(len, delta.gates)) // GATE_BYTES_PER_VALUE
 
 
 async def _render_logprobs(deltas: Iterable[Delta], reply_format: ReplyFormat, generation: Generation) -> None:
@@ -220,7 +226,8 @@ async def _full(generation: Generation, reply_format: ReplyFormat, envelope: Env
             for delta in deltas:
                 deltas_of[delta.index].append(delta)
     choices: list[bytes] = []
-    num_values = 0  # rendered in this turn
+    takes_turns = sum(_num_values(delta) for deltas in deltas_of for delta in deltas) > INLINE_VALUES
+    num_values = VALUES_PER_TURN if takes_turns else 0  # rendered in this turn: many replies may end in one step
     for deltas in deltas_of:
         delta = merge_deltas(deltas)
         deltas.clear()
@@ -233,5 +240,5 @@ async def _full(generation: Generation, reply_format: ReplyFormat, envelope: Env
                 delta.prompt_logprobs or [], num_top, reply_format.texts, generation.next_turn
             )
         choices.append(orjson.dumps(reply_format.full(delta)))
-        num_values += VALUES_OF_A_CHOICE + num_logprob_values(delta.positions)
+        num_values += VALUES_OF_A_CHOICE + _num_values(delta)
     return envelope.full(choices, {**reply_format.extra_fields(), "usage": generation.final_usage()})
