@@ -70,6 +70,11 @@ class Visit:
     def text(self) -> str:
         return "".join(self.get("#continuation .t").all_text_contents())
 
+    def visible_token(self) -> int:
+        """Return the index of a generated token, the third or a later one, that a pointer can meet: no line break."""
+        tokens = self.get("#continuation .t").all_text_contents()
+        return next(index for index, token in enumerate(tokens) if index > 1 and token.strip())
+
     def heat(self) -> list[list[int]]:
         """Return the tokens by layer and expert from the heat map."""
         rows = "rows => rows.map(row => [...row.querySelectorAll('td')].map(cell => Number(cell.dataset.tokens)))"

@@ -68,7 +68,7 @@ def test_an_expert_dims_the_tokens_of_others_and_a_token_shows_its_path(visit: V
     assert dimmed[: len(routing)] == [2 not in row[1] for row in routing]
     assert not any(dimmed[len(routing) :]), "the last token was never computed"
     assert len(set(dimmed)) == 2
-    index = next(i for i in range(2, 20) if visit.get("#continuation .t").nth(i).inner_text().strip())
+    index = visit.visible_token()
     visit.get("#continuation .t").nth(index).hover()
     rows = visit.get("#heat tbody tr").all()
     path = [row.locator("td").evaluate_all("cells => cells.map(c => c.classList.contains('path'))") for row in rows]

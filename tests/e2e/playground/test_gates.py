@@ -21,7 +21,7 @@ def generated(visit: Visit, server: RunningServer) -> tuple[int, list[int]]:
     visit.write(PROMPT)
     body = {"max_tokens": 16, "seed": visit.seed, "return_token_ids": True}
     choice = server.complete(PROMPT, **body).json()["choices"][0]
-    index = next(i for i in range(2, 15) if visit.get("#continuation .t").nth(i).inner_text().strip())
+    index = visit.visible_token()
     return index, choice["prompt_token_ids"] + choice["token_ids"][: index + 1]
 
 
