@@ -41,7 +41,7 @@ NO_KV = KvDemand(0, 0)
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What fits a memory limit."""
+    """Sizes that fit a memory limit."""
 
     memory_share: float  # of requests
     kv_bytes: int

@@ -1,4 +1,4 @@
-"""What to call instead of a URL that does not exist. A hint never repeats the client's URL."""
+"""Hints at what to call instead of a URL that does not exist. A hint never repeats the client's URL."""
 
 from collections.abc import Collection
 from difflib import get_close_matches

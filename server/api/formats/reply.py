@@ -226,19 +226,21 @@ async def _full(generation: Generation, reply_format: ReplyFormat, envelope: Env
             for delta in deltas:
                 deltas_of[delta.index].append(delta)
     choices: list[bytes] = []
-    takes_turns = sum(_num_values(delta) for deltas in deltas_of for delta in deltas) > INLINE_VALUES
-    num_values = VALUES_PER_TURN if takes_turns else 0  # rendered in this turn: many replies may end in one step
+    num_values = 0  # rendered in this turn
+    num_numbers = 0  # rendered so far; more than a few wait for a turn, as many replies may end in one step
     for deltas in deltas_of:
         delta = merge_deltas(deltas)
         deltas.clear()
-        if num_values >= VALUES_PER_TURN:
+        numbers = _num_values(delta)
+        if num_values >= VALUES_PER_TURN or num_numbers <= INLINE_VALUES < num_numbers + numbers:
             await generation.next_turn()
             num_values = 0
+        num_numbers += numbers
         await _render_logprobs([delta], reply_format, generation)
         if (num_top := reply_format.num_prompt_logprobs) is not None:
             delta.rendered_prompt_logprobs = await prompt_logprobs(
                 delta.prompt_logprobs or [], num_top, reply_format.texts, generation.next_turn
             )
         choices.append(orjson.dumps(reply_format.full(delta)))
-        num_values += VALUES_OF_A_CHOICE + _num_values(delta)
+        num_values += VALUES_OF_A_CHOICE + numbers
     return envelope.full(choices, {**reply_format.extra_fields(), "usage": generation.final_usage()})
