@@ -288,9 +288,7 @@ def _assemble(
         config, model_config, free_bytes, default_budget, memory.pool_share, host_bytes, memory_limit_bytes()
     )
     with explain_out_of_memory(config, "the KV cache is created", memory):
-        kv_pool = _create_pool(model, limits.num_blocks + 1, config.block_size, kv_dtype, device, ranks)
-        if limits.memory_share < 1.0 and device.type == "cpu":
-            kv_pool.populate()
+        kv_pool = _create_pool(model, limits, config.block_size, kv_dtype, device, ranks)
     on_progress("warm-up", 0, 0)
     warm_s = time.monotonic()
     if backend.name == "triton":
@@ -342,15 +340,21 @@ def _bytes_left(
 
 def _create_pool(
     model: Mixtral,
-    num_blocks: int,
+    limits: EngineLimits,
     block_size: int,
     dtype: KvDtype,
     device: torch.device,
     ranks: RankConnections | None,
 ) -> KvPool:
+    """Create the pool; where memory is short it takes all of its memory now."""
+    num_blocks = limits.num_blocks + 1
     if ranks is not None:
-        return LeadingKvPool(model, ranks, num_blocks, block_size, dtype)
-    return KvPool(model.config, num_blocks, block_size, dtype, device)
+        pool: KvPool = LeadingKvPool(model, ranks, num_blocks, block_size, dtype)
+    else:
+        pool = KvPool(model.config, num_blocks, block_size, dtype, device)
+    if limits.memory_share < 1.0 and device.type == "cpu":
+        pool.populate()
+    return pool
 
 
 def _captured(
