@@ -1,14 +1,20 @@
-"""Check of the time that prompts take of a step: a bound for each of several active tenants, none for a lone one."""
+"""Check of what several active tenants take of a step: time for prompts, and tokens that cost more than others. A lone
+tenant has no such bound."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 
+from engine.config import max_slots_per_tenant
 from engine.scheduling.prompt_share import ACTIVE_S
+from engine.scheduling.request_cost import output_cost
 from engine.scheduling.scheduler import Scheduler
-from engine.scheduling.sequence import DraftMasks, Sequence
+from engine.scheduling.sequence import DraftMasks, Sequence, Status
 from engine.scheduling.step_plan import Chunk, StepPlan
 from engine.scheduling.step_times import StepWork
 
 ROUNDING = 1e-6
+MIN_RUNNING = 4  # requests of a tenant whose costs are not compared with the limit
+PLAIN_COST = 2  # of a token of a plain request
 
 
 @dataclass
@@ -27,6 +33,7 @@ class ShareCheck:
         times = self.scheduler.prompt_shares.times
         costs = times.chunk_s, times.position_s(is_scored=False)
         prompts = [sequence for sequence in self.scheduler.requests.running if sequence.num_to_schedule > 1]
+        running = set(self.scheduler.requests.running)
         plan = Scheduler.plan(self.scheduler, now, draft_masks)
         chunks: dict[int, list[Chunk]] = {}
         for chunk in plan.chunks:
@@ -41,6 +48,7 @@ class ShareCheck:
                 assert lacks_room or not is_last_cut or used_s + costs[1] > share_s - ROUNDING, (
                     "a prompt got less than its tenant's share"
                 )
+            self._check_costs(running)
         if not self._lacks_room(plan):
             self._check_progress(prompts, chunks, is_bounded=share_s is not None)
         return plan
@@ -67,6 +75,23 @@ class ShareCheck:
             self.spent.add(tenant)
             self.num_cut += is_cut(chunks[-1])
         return used_s
+
+    def _check_costs(self, running_before: set[Sequence]) -> None:
+        """Check the costs of the tenants that had a request started, and note those whose next request must wait."""
+        limit = PLAIN_COST * max_slots_per_tenant(self.scheduler.max_running)
+        running = self.scheduler.requests.running
+        costs: Counter[int] = Counter()
+        for sequence in running:
+            costs[sequence.tenant] += output_cost(sequence.request)
+        numbers = Counter(sequence.tenant for sequence in running)
+        for tenant in {sequence.tenant for sequence in running if sequence not in running_before}:
+            assert numbers[tenant] <= MIN_RUNNING or costs[tenant] <= limit, (
+                "a tenant's tokens cost more than its slots"
+            )
+        for sequence in self.scheduler.requests.unfinished.values():
+            tenant, cost = sequence.tenant, output_cost(sequence.request)
+            if sequence.status is Status.WAITING and numbers[tenant] >= MIN_RUNNING and costs[tenant] + cost > limit:
+                self.spent.add(tenant)
 
     def _lacks_room(self, plan: StepPlan) -> bool:
         """Return whether a chunk may have been cut or left out for other reasons than a share."""
