@@ -3,7 +3,7 @@
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 
-from engine.scheduling.block_manager import BlockManager
+from engine.scheduling.blocks.manager import BlockManager
 from engine.scheduling.deadlines import Deadlines, Expiry
 from engine.scheduling.fairness import FairShare
 from engine.scheduling.sequence import Sequence, Status

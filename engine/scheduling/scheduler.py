@@ -11,7 +11,7 @@ from functools import partial
 from engine.config import max_slots_per_tenant
 from engine.errors import RequestRejectedError
 from engine.scheduling.active_requests import ActiveRequests
-from engine.scheduling.block_manager import BlockManager
+from engine.scheduling.blocks.manager import BlockManager
 from engine.scheduling.expert_usage import ExpertUsage
 from engine.scheduling.fairness import FairShare
 from engine.scheduling.prompt_share import PromptShare, PromptShares

@@ -1,8 +1,8 @@
 """Hand-made bugs: small changes of the product's source that tests.simulator.mutations applies."""
 
-from tests.simulator.bugs_in_drafts import DRAFT_BUGS
-from tests.simulator.bugs_in_execution import EXECUTION_BUGS
-from tests.simulator.bugs_in_scheduling import SCHEDULING_BUGS
+from tests.simulator.bugs.drafts import DRAFT_BUGS
+from tests.simulator.bugs.execution import EXECUTION_BUGS
+from tests.simulator.bugs.scheduling import SCHEDULING_BUGS
 
 FOUND_LATE = {  # bugs that need more than 100 seeds: the first seed that finds each, tried first
     "the chunk that a share leaves may be empty": 217,

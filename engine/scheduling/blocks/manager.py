@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence as SequenceOf
 
-from engine.scheduling.block_geometry import BlockGeometry, ceil_div
-from engine.scheduling.block_pool import NULL_BLOCK, BlockPool
+from engine.scheduling.blocks.geometry import BlockGeometry, ceil_div
+from engine.scheduling.blocks.pool import NULL_BLOCK, BlockPool
 from engine.scheduling.sequence import Sequence
 
 

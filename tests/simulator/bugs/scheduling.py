@@ -1,6 +1,6 @@
 """Bugs in blocks, in the prefix cache and in the scheduling order."""
 
-from tests.simulator.edits import Edit, Mutation, bug
+from tests.simulator.bugs.edits import Edit, Mutation, bug
 
 CACHED_EARLY = """step.add(sequence, length, reaches_end=length == needed)
         if self.block_manager.prefix_caching and not sequence.num_pending_tokens:
@@ -30,19 +30,19 @@ SCHEDULING_BUGS = [
     ),
     bug(
         "a block of the window is freed one early",
-        "scheduling.block_manager:BlockManager._evict_outside_window",
+        "scheduling.blocks.manager:BlockManager._evict_outside_window",
         "self.geometry.first_visible_block(sequence.num_computed), sequence",
         "self.geometry.first_visible_block(sequence.num_computed + self._block_size), sequence",
     ),
     bug(
         "the window is off by one",
-        "scheduling.block_geometry:BlockGeometry.first_visible_block",
+        "scheduling.blocks.geometry:BlockGeometry.first_visible_block",
         "position - self.window + 1",
         "position - self.window + 2",
     ),
     bug(
         "blocks left of the window are never freed",
-        "scheduling.block_manager:BlockManager.commit",
+        "scheduling.blocks.manager:BlockManager.commit",
         "if self.geometry.window is not None:",
         "if False:",
     ),
@@ -54,13 +54,13 @@ SCHEDULING_BUGS = [
     ),
     bug(
         "a hit block stays in the free list",
-        "scheduling.block_pool:BlockPool.incref",
+        "scheduling.blocks.pool:BlockPool.incref",
         "del self._free[block_id]",
         "pass",
     ),
     bug(
         "a shared block is freed by its first holder",
-        "scheduling.block_pool:BlockPool.decref",
+        "scheduling.blocks.pool:BlockPool.decref",
         "self._references[block_id] -= 1",
         "self._references[block_id] = 0",
     ),
@@ -73,13 +73,13 @@ SCHEDULING_BUGS = [
     ),
     bug(
         "a reused block is still found",
-        "scheduling.block_pool:BlockPool._take_oldest",
+        "scheduling.blocks.pool:BlockPool._take_oldest",
         "if block_hash is not None:",
         "if False:",
     ),
     bug(
         "tokens are not compared on a hit",
-        "scheduling.block_pool:BlockPool.lookup",
+        "scheduling.blocks.pool:BlockPool.lookup",
         " and cached.token_ids == token_ids",
         "",
     ),
@@ -99,13 +99,13 @@ SCHEDULING_BUGS = [
     ),
     bug(
         "a later block takes an earlier one's hash",
-        "scheduling.block_pool:BlockPool.cache_block",
+        "scheduling.blocks.pool:BlockPool.cache_block",
         "block_hash not in self._index and ",
         "",
     ),
     bug(
         "a hit reaches behind the window's blocks",
-        "scheduling.block_manager:BlockManager._longest_visible",
+        "scheduling.blocks.manager:BlockManager._longest_visible",
         "self.geometry.first_visible_block(count * self._block_size)",
         "count - 1",
     ),
@@ -203,7 +203,7 @@ SCHEDULING_BUGS = [
                 "self.num_evicted_blocks",
             ),
             Edit(
-                "scheduling.block_manager:BlockManager.attach_prefix",
+                "scheduling.blocks.manager:BlockManager.attach_prefix",
                 "len(hits) * self._block_size",
                 "max(sequence.num_computed, len(hits) * self._block_size)",
             ),

@@ -1,4 +1,4 @@
-// Product blocks with the block formats of 256 numbers. Included by gemm/gemm_blocks.cpp only.
+// Product blocks with the block formats of 256 numbers. Included by gemm/blocks/gemm_blocks.cpp only.
 //
 // A pair of groups shares a word of scales. A group of 32 numbers has 8 units (Q4_K, Q5_K, IQ4_XS), one of 16 has 4
 // (Q2_K, Q3_K, Q6_K). A half block of 128 numbers has 4 pairs of such groups of 16.
@@ -7,8 +7,8 @@
 #include <utility>
 
 #include "gemm/block_formats.h"
-#include "gemm/byte_sums.h"
-#include "gemm/iq4_values.h"
+#include "gemm/blocks/byte_sums.h"
+#include "gemm/blocks/iq4_values.h"
 #include "simd/byte_table.h"
 #include "simd/float16.h"
 

@@ -1,6 +1,6 @@
 """Parts of both attention kernels: load a tile's queries, and add a span of keys to a partial softmax.
 
-Letters as in model/ops/triton/attention_kernels.py.
+Letters as in model/ops/triton/attention/kernels.py.
 """
 
 import triton

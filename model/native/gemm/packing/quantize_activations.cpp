@@ -3,10 +3,10 @@
 #include <numeric>
 #include <utility>
 
-#include "gemm/pack_activations.h"
 #include "gemm/packed_row_layout.h"
-#include "gemm/quantize_blocks.h"
-#include "gemm/quantize_common.h"
+#include "gemm/packing/pack_activations.h"
+#include "gemm/packing/quantize_blocks.h"
+#include "gemm/packing/quantize_common.h"
 #include "simd/transpose.h"
 #include "simd/vec_tail.h"
 

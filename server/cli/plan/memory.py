@@ -20,7 +20,7 @@ from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from server.cli.colours import WITHOUT_COLOURS, Colours, colours_of
 from server.cli.errors import report_error
-from server.cli.settings_of_command import load_settings
+from server.cli.settings.loading import load_settings
 from server.model_files.location import ModelNotFoundError, locate_model, model_id
 from server.settings.engine_config import engine_config
 from server.settings.settings import Settings

@@ -11,7 +11,7 @@ TILE = queries * R rows (query by query, head by head), KEYS keys at a time.
 import triton
 import triton.language as tl
 
-from model.ops.triton.attention_tile import attend_span, empty_partial, load_queries, merge
+from model.ops.triton.attention.tile import attend_span, empty_partial, load_queries, merge
 from model.ops.triton.launch import wait_for_inputs
 
 # mypy: disable-error-code="untyped-decorator"

@@ -1,6 +1,6 @@
 """Bugs in drafts: what counts as computed, what is accepted, and what a wrong draft leaves behind."""
 
-from tests.simulator.edits import bug
+from tests.simulator.bugs.edits import bug
 
 DRAFT_BUGS = [
     bug(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
-from model.ops.triton.attention_kernels import LOG2_E, chunk_kernel, decode_kernel, merge_kernel
+from model.ops.triton.attention.kernels import LOG2_E, chunk_kernel, decode_kernel, merge_kernel
 from model.ops.triton.kv_blocks import with_scales
 from model.ops.triton.launch import Launch, blocks, power_of_two
 

@@ -1,6 +1,6 @@
 """Bugs in finished requests, asynchronous scheduling, faults and the persistent batch."""
 
-from tests.simulator.edits import bug
+from tests.simulator.bugs.edits import bug
 
 EXECUTION_BUGS = [
     # Finished requests
@@ -76,13 +76,13 @@ EXECUTION_BUGS = [
     # Faults
     bug(
         "a failed request's blocks are not zeroed",
-        "scheduling.block_manager:BlockManager.take_blocks_to_zero",
+        "scheduling.blocks.manager:BlockManager.take_blocks_to_zero",
         "return tuple(blocks)",
         "return ()",
     ),
     bug(
         "a failed request's blocks stay findable",
-        "scheduling.block_manager:BlockManager.invalidate",
+        "scheduling.blocks.manager:BlockManager.invalidate",
         "self.pool.uncache(",
         "list(",
     ),

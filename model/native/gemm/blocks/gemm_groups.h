@@ -1,7 +1,7 @@
-// Formats of groups of 32, 64 or 128 numbers, for SmallBlocks. Included by gemm/gemm_blocks.cpp only.
+// Formats of groups of 32, 64 or 128 numbers, for SmallBlocks. Included by gemm/blocks/gemm_blocks.cpp only.
 #pragma once
 
-#include "gemm/gemm_small_blocks.h"
+#include "gemm/blocks/gemm_small_blocks.h"
 
 namespace smoe {
 namespace SMOE_ISA {

@@ -2,7 +2,7 @@
 #include <limits>
 
 #include "gemm/gemm.h"
-#include "gemm/quantize_common.h"
+#include "gemm/packing/quantize_common.h"
 
 namespace smoe {
 namespace SMOE_ISA {

@@ -7,7 +7,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from server.cli.settings_command import given_settings, settings_command
+from server.cli.settings.options import given_settings, settings_command
 
 
 def given(*arguments: str, names: tuple[str, ...] = ()) -> tuple[Mapping[str, Any], bool]:

@@ -1,12 +1,12 @@
-// Product blocks with the block formats of 32 numbers; gemm/gemm_groups.h has the formats of groups. Included by
-// gemm/gemm_blocks.cpp only.
+// Product blocks with the block formats of 32 numbers; gemm/blocks/gemm_groups.h has the formats of groups. Included by
+// gemm/blocks/gemm_blocks.cpp only.
 #pragma once
 
 #include <utility>
 
 #include "gemm/block_formats.h"
-#include "gemm/byte_sums.h"
-#include "gemm/iq4_values.h"
+#include "gemm/blocks/byte_sums.h"
+#include "gemm/blocks/iq4_values.h"
 #include "simd/byte_table.h"
 #include "simd/float16.h"
 

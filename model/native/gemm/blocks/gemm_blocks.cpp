@@ -2,9 +2,9 @@
 #include <utility>
 
 #include "gemm/block_formats.h"
-#include "gemm/gemm_groups.h"
-#include "gemm/gemm_small_blocks.h"
-#include "gemm/gemm_superblocks.h"
+#include "gemm/blocks/gemm_groups.h"
+#include "gemm/blocks/gemm_small_blocks.h"
+#include "gemm/blocks/gemm_superblocks.h"
 
 namespace smoe {
 namespace SMOE_ISA {

@@ -3,7 +3,7 @@
 import pytest
 
 from engine.scheduling.block_hash import child_hash, root_hash
-from engine.scheduling.block_pool import BlockPool
+from engine.scheduling.blocks.pool import BlockPool
 
 HASHES = [child_hash(root_hash(""), [n]) for n in range(10)]
 

@@ -1,8 +1,8 @@
-// Rows of x for the block formats: int8 with a scale per block. Included by gemm/quantize_activations.cpp only.
+// Rows of x for the block formats: int8 with a scale per block. Included by gemm/packing/quantize_activations.cpp only.
 #pragma once
 
 #include "gemm/block_formats.h"
-#include "gemm/quantize_common.h"
+#include "gemm/packing/quantize_common.h"
 
 namespace smoe {
 namespace SMOE_ISA {

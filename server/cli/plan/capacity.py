@@ -25,7 +25,7 @@ from server.bench.planned_load import DrawnLoad, PlannedLoad, TracedLoad
 from server.bench.trace_file import TraceError, read_trace_file
 from server.bench.workload import Range, WorkloadError
 from server.cli.errors import report_error
-from server.cli.plan import NOTHING_FITS, PlanError, make_report, planned_settings, rank_flags
+from server.cli.plan.memory import NOTHING_FITS, PlanError, make_report, planned_settings, rank_flags
 from server.settings.settings import Settings
 from server.settings.sources import SettingsError, parse_size_flag
 

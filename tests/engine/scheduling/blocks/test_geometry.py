@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.scheduling.block_geometry import BlockGeometry
+from engine.scheduling.blocks.geometry import BlockGeometry
 
 WINDOWS = [None, 1, 2, 3, 16, 17, 40]
 

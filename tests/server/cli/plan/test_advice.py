@@ -12,8 +12,8 @@ from msgspec.structs import replace
 from engine.capacity.memory_plan import MemoryPlan, plan_memory
 from engine.config import EngineConfig
 from server.cli import doctor
-from server.cli import plan as plan_command
-from server.cli.plan import PlanReport, make_report
+from server.cli.plan import memory as memory_plan
+from server.cli.plan.memory import PlanReport, make_report
 from server.settings.engine_config import engine_config
 from server.settings.settings import Settings
 from server.settings.sources import load_settings
@@ -120,7 +120,7 @@ def assert_doctor_agrees(
     settings: Settings, report: PlanReport, memory_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The check passes only if these settings fit; its remedy is the plan's command."""
-    monkeypatch.setattr(plan_command, "available_bytes", lambda: memory_bytes)
+    monkeypatch.setattr(memory_plan, "available_bytes", lambda: memory_bytes)
     check = next(doctor.check_model(settings))
     assert (check.verdict == "ok") == bool(report.plan.limits)
     is_smaller = report.fitting is not None and report.fitting is not report.plan
