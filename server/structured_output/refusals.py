@@ -99,13 +99,19 @@ def _of_schema(message: str, schema: dict[str, JsonValue]) -> str | None:
             return f"{reason} of {path}"
     if UNSUPPORTED_KEYS_FAULT in message:
         return _general(message) + _at(place_of(schema, unsupported_keywords(message)))
-    if match := _FORMAT.search(message):
-        return REASONS["Unknown format"] + _at(place_of(schema, ["format"], lambda value: value == match[1]))
-    if match := _POINTER.search(message):
-        return REASONS["does not exist"] + _at(place_of(schema, ["$ref"], lambda value: value == "#" + match[1]))
+    for part, theirs, keyword, mark in (
+        (_FORMAT, "Unknown format", "format", ""),
+        (_POINTER, "does not exist", "$ref", "#"),
+    ):
+        if match := part.search(message):
+            return REASONS[theirs] + _at(_place_of_text(schema, keyword, mark + match[1]))
     if OUTSIDE in message:
         return REASONS[OUTSIDE] + _at(place_of(schema, ["$ref"], lambda value: not str(value).startswith("#")))
     return None
+
+
+def _place_of_text(schema: JsonValue, keyword: str, text: str) -> str | None:
+    return place_of(schema, [keyword], lambda value: value == text)
 
 
 def _of_regex(message: str, regex: str) -> str | None:
