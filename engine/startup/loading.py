@@ -10,15 +10,15 @@ from pathlib import Path
 
 import torch
 
+from engine.capacity.expert_memory import ExpertMemory, bytes_beside_weights, mapped_bytes_of, plan_expert_memory
 from engine.capacity.host_resources import memory_limit_bytes, num_cores
 from engine.capacity.memory_share import size_within_limit
-from engine.capacity.packs import are_weights_evictable, pack_advice, settings_of_pack
+from engine.capacity.packs import pack_advice, settings_of_pack
 from engine.capacity.rank_limits import check_ranks, rank_warnings, with_rank_threads
 from engine.capacity.sizing import (
     DEFAULT_GPU_BUDGET,
     MAX_CPU_BUDGET,
     EngineLimits,
-    bytes_beside_evictable,
     eviction_warnings,
     kv_block_bytes,
     served_dtype,
@@ -36,7 +36,7 @@ from engine.execution.model_runner import ModelRunner
 from engine.execution.persistent_batch import PersistentBatch
 from engine.execution.sampler import Sampler
 from engine.heartbeat import Heartbeat
-from engine.startup.backend import Backend, choose_backend
+from engine.startup.backend import Backend, choose_backend, choose_device
 from engine.startup.device_memory import DeviceMemory, explain_out_of_memory, memory_of
 from engine.startup.kernel_compilation import compile_kernels
 from engine.startup.token_budget import measure_token_budget, sampled_token_budget
@@ -59,8 +59,9 @@ from model.mixtral import Mixtral
 from model.mixtral_cuda_graphs import CudaRecorder, EagerRecorder, GraphedMixtral
 from model.mixtral_native import NativeMixtral
 from model.ops.interface import Ops, packed_bytes
+from model.ops.native.expert_store import ExpertStore
 from model.ops.native.ops import NativeOps
-from model.pack.load import load_pack
+from model.pack.load import load_pack, load_pack_in_part
 from model.pack.weight_memory import BackgroundReader
 from model.profile_step import run_profile_steps
 
@@ -93,6 +94,8 @@ class LoadedModel:
     warnings: tuple[str, ...]
     ranks: RankConnections | None = None  # the other processes that compute this model
     mapped_bytes: int = 0  # of the weights that the system may drop and read again from a pack
+    experts: ExpertMemory | None = None  # of a pack whose experts are read when they are needed
+    expert_store: ExpertStore | None = None  # the same, as the network uses it
 
 
 def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbeat | None = None) -> LoadedModel:
@@ -114,11 +117,14 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
     backend = choose_backend(config, device, dtype, heartbeat)
     numerics = backend.numerics
     weight_bytes, backend = plan_weights(config, model_config, stored, backend, device, dtype)
+    experts = plan_expert_memory(config, model_config, memory_of(device).free_bytes())
+    if experts is not None:
+        weight_bytes = experts.dense_bytes + experts.num_bytes
     if not is_pack(path):  # in which they are decoded
         warnings += decoding_warnings(stored, config.quantization, backend.ops.block_formats)
     with _started_ranks(config, model_config, numerics, stored, partial(on_progress, "other ranks", 0, 0)) as ranks:
         model, reader = _load_weights(
-            config, model_config, dtype, device, backend.ops, group_of(ranks), partial(on_progress, "weights")
+            config, model_config, dtype, device, backend.ops, group_of(ranks), partial(on_progress, "weights"), experts
         )
         if ranks is not None:
             ranks.wait_until_loaded(lambda: on_progress("weights of other ranks", 0, 0))
@@ -132,7 +138,7 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
         if backend.name == "native" and ranks is None and weight_bytes >= ADVISED_BYTES and not is_pack(path):
             warnings += [pack_advice(config, weights_s)]
         loaded = _assemble(
-            config, model, backend, device, identity, weight_bytes, weights_s, warnings, on_progress, ranks
+            config, model, backend, device, identity, weight_bytes, weights_s, warnings, on_progress, ranks, experts
         )
         if reader is not None:  # now, so that it does not slow down what was measured
             reader.start()
@@ -202,12 +208,17 @@ def _load_weights(
     ops: Ops,
     group: Group,
     on_progress: Callable[[int, int], None],
+    experts: ExpertMemory | None = None,
 ) -> tuple[Mixtral, BackgroundReader | None]:
     """Return the network, and what reads it ahead if it is mapped."""
     path = Path(config.model)
     with explain_out_of_memory(config, "the weights are loaded", memory_of(device)):
         if config.weights_memory != "auto" and isinstance(ops, NativeOps) and is_pack(path):
-            packed = load_pack(path, model_config, ops, config.weights_memory, on_progress, group)
+            if experts is None:
+                packed = load_pack(path, model_config, ops, config.weights_memory, on_progress, group)
+            else:
+                memory, num_slots = config.weights_memory, experts.num_slots
+                packed = load_pack_in_part(path, model_config, ops, memory, num_slots, on_progress)
             return packed.network, packed.reader
         model = load_model(
             path,
@@ -260,6 +271,7 @@ def _assemble(
     warnings: list[str],
     on_progress: ProgressCallback,
     ranks: RankConnections | None = None,
+    experts: ExpertMemory | None = None,
 ) -> LoadedModel:
     """Add a KV pool in the free memory and a measured token budget to a loaded network."""
     model = _in_one_call(model, backend.ops)
@@ -279,10 +291,10 @@ def _assemble(
     if backend.name == "triton":
         with explain_out_of_memory(config, "decode steps are captured", memory):
             free_bytes -= memory.bytes_kept_by(lambda: _trial_graphs(config, model, kv_dtype, on_progress))
-    mapped_bytes = weight_bytes if are_weights_evictable(config) else 0
-    if mapped_bytes:
+    mapped_bytes = mapped_bytes_of(config, weight_bytes, experts)
+    if mapped_bytes and experts is None:
         warnings = [*warnings, *eviction_warnings(free_bytes, weight_bytes)]
-        free_bytes = bytes_beside_evictable(free_bytes, weight_bytes)
+    free_bytes = bytes_beside_weights(free_bytes, mapped_bytes, experts)
     host_bytes = weight_bytes - mapped_bytes if device.type == "cpu" else None
     limits = size_within_limit(
         config, model_config, free_bytes, default_budget, memory.pool_share, host_bytes, memory_limit_bytes()
@@ -296,7 +308,7 @@ def _assemble(
         model = model if config.enforce_eager else graphed
     runner = _make_runner(config, model, backend, kv_pool, limits.max_model_len, device)
     if config.max_num_batched_tokens is None and device.type == "cpu":
-        if mapped_bytes >= SAMPLED_BYTES and ranks is None:
+        if ranks is None and (experts is not None or mapped_bytes >= SAMPLED_BYTES):
             budget = sampled_token_budget(config, model, backend.ops, kv_dtype, limits)
         else:
             budget = measure_token_budget(config, model_config, runner, limits)
@@ -315,6 +327,8 @@ def _assemble(
         checkpoint=identity,
         weight_bytes=weight_bytes,
         mapped_bytes=mapped_bytes,
+        experts=experts,
+        expert_store=model.expert_store if isinstance(model, NativeMixtral) else None,
         kv_block_bytes=kv_block_bytes(config, model_config) // config.nnodes,
         phase_seconds={**phase_seconds, "warm-up": time.monotonic() - warm_s},
         warnings=(*warnings, *backend.warnings, *limits.warnings),
@@ -384,11 +398,3 @@ def _make_runner(
     requests = PersistentBatch(config.max_num_seqs, max_model_len, config.block_size, model.config.vocab_size, device)
     sampler = Sampler(backend.ops, requests, model.config.eos_token_ids)
     return ModelRunner(model, kv_pool, requests, sampler, experts)
-
-
-def choose_device(config: EngineConfig) -> torch.device:
-    """Return the configured device, or CUDA if available. Raises EngineConfigError if the configured one is missing."""
-    has_cuda = torch.cuda.is_available()
-    if config.device == "cuda" and not has_cuda:
-        raise EngineConfigError("--device cuda: no CUDA device is available; --device cpu works")
-    return torch.device("cuda" if has_cuda and config.device != "cpu" else "cpu")

@@ -15,7 +15,7 @@ from engine.assertions import NO_ASSERTIONS, are_assertions_off
 from engine.capacity.host_resources import available_bytes, format_bytes, memory_limit_bytes
 from engine.capacity.memory_plan import MemoryPlan, plan_memory
 from engine.capacity.memory_share import NO_KV, fit, kv_demand
-from engine.capacity.packs import are_weights_evictable, kind_of
+from engine.capacity.packs import kind_of
 from engine.errors import EngineConfigError
 from server.cli.colours import WITHOUT_COLOURS, Colours
 from server.cli.plan import PlanError, make_report
@@ -148,7 +148,7 @@ def _budgets(settings: Settings, plan: MemoryPlan | None) -> Check:
     limit_bytes, weight_bytes, kv = memory_limit_bytes(), 0, NO_KV
     if plan is not None and plan.limits is not None:
         kv = kv_demand(plan.config, plan.model, plan.limits)
-        weight_bytes = 0 if are_weights_evictable(plan.config) else plan.weight_bytes
+        weight_bytes = plan.held_weight_bytes
     found = fit(limit_bytes, weight_bytes, server_demand(settings), kv)
     table = budgets(settings, found.memory_share)
     too_little = shortage(table, weight_bytes + found.kv_bytes, limit_bytes)

@@ -1,8 +1,6 @@
 #include "runtime/thread_pool.h"
 
-#include <pthread.h>
-#include <signal.h>
-
+#include "runtime/signals_blocked.h"
 #include "runtime/spin.h"
 
 namespace smoe {
@@ -19,20 +17,6 @@ void beat(std::atomic<uint64_t>* heartbeat) {
     if (heartbeat) heartbeat->store(heartbeat->load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
 }
 
-// Block signals for threads started while the object lives: signals belong to the calling thread.
-class SignalsBlocked {
-  public:
-    SignalsBlocked() {
-        sigset_t all;
-        sigfillset(&all);
-        pthread_sigmask(SIG_SETMASK, &all, &before_);
-    }
-    ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
-
-  private:
-    sigset_t before_;
-};
-
 }  // namespace
 
 Pool::Pool(int threads) : ticket_(CLOSED) {
@@ -46,6 +30,8 @@ Pool::Pool(int threads) : ticket_(CLOSED) {
 }
 
 Pool::~Pool() { stop(); }
+
+void Pool::beat() { smoe::beat(heartbeat_); }
 
 void Pool::stop() {
     {

@@ -2,10 +2,11 @@
 
 import random
 
+import msgspec
 import pytest
 
 from engine.messages import Ready
-from engine.types import StepStats, Timing
+from engine.types import ExpertReads, StepStats, Timing
 from server.engine_client.status import EngineStatus
 from server.observability.metric_families import OUTCOMES
 from tests.support.fake_engine import FakeEngine
@@ -114,6 +115,18 @@ def test_steps_move_the_engine_families() -> None:
     assert scrape["smoe_kv_cache_usage_ratio"] == 0.4
     blocks = {state: scrape[f"smoe_kv_blocks{{state={state}}}"] for state in ("held", "cached", "free")}
     assert blocks == {"held": 20, "cached": 5, "free": 25}
+
+
+def test_reads_of_experts_are_counted() -> None:
+    metrics = fresh()
+    metrics.engine_ready(msgspec.structs.replace(READY, expert_slots=5), version="1", enable_prefix_caching=True, startup_s=1)
+    for _ in range(2):
+        metrics.record_step(StepStats(step_s=0.1, expert_reads=ExpertReads(7, 3, 300, 0.25)))
+    scrape = samples(metrics)
+    assert scrape["smoe_expert_store_slots"] == 5
+    assert (scrape["smoe_expert_store_hits_total"], scrape["smoe_expert_store_misses_total"]) == (14, 6)
+    assert scrape["smoe_expert_store_read_bytes_total"] == 600
+    assert scrape["smoe_expert_store_wait_seconds_total"] == 0.5
 
 
 def test_a_message_without_tokens_is_no_step() -> None:
