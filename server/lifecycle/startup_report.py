@@ -119,7 +119,8 @@ def ready_lines(ready: Ready, *, budgets: str, url: str, model_id: str, needs_ke
     key = " -H 'Authorization: Bearer YOUR_KEY'" if needs_key else ""
     kind = " (mapped)" if ready.mapped_bytes else ""
     if ready.expert_slots:
-        kind = f" with {ready.expert_slots} of {ready.num_layers * ready.num_experts} experts (others are read when needed)"
+        count = ready.num_layers * ready.num_experts
+        kind = f" with {ready.expert_slots} of {count} experts (others are read when needed)"
     path, rest = "/v1/completions", '"prompt": "It was", "max_tokens": 48, "stream": true'
     if not ready.generates:
         path, rest = "/v1/embeddings", '"input": "It was"'

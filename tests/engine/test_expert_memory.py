@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from engine.capacity.expert_memory import plan_expert_memory
@@ -60,7 +61,9 @@ def test_a_pack_that_is_cut_ends_the_engine_with_the_name_of_the_expert(packed: 
     cut = shutil.copytree(packed, tmp_path / "cut")
     engine = LocalEngine(cut, expert_memory=slots(cut, 2), weights_memory="copy", **SMALL)
     os.truncate(cut / WEIGHTS_NAME, read_header(cut).tensors["layers.2.experts.0"].start)
-    with pytest.raises(FatalEngineError, match=r"weights\.smoe: expert \d of layer 2 cannot be read at byte \d+, twice"):
+    with pytest.raises(
+        FatalEngineError, match=r"weights\.smoe: expert \d of layer 2 cannot be read at byte \d+, twice"
+    ):
         answers_of(engine)
 
 
@@ -69,13 +72,13 @@ def test_auto_takes_what_is_left(packed: Path) -> None:
     loaded = engine._engine.loaded
     assert loaded.experts is not None and loaded.experts.num_slots == loaded.experts.num_experts, "all fit here"
     model, _ = load_config(packed)
-    config = EngineConfig(model=str(packed), expert_memory="auto", kv_cache_memory_bytes=1 << 20)
-    dense_bytes = loaded.experts.dense_bytes
     for count in (2, 7):
-        # 1 byte too few for one more; an eighth stays free for the rest
-        free_bytes = (dense_bytes + slots(packed, count + 1) - 1) * 8 // 7
-        planned = plan_expert_memory(config, model, free_bytes)
-        assert planned is not None and planned.num_slots == count
+        room = loaded.experts.dense_bytes + slots(packed, count + 1) - 1  # a byte too few for one more
+        for kv_bytes, free_bytes in ((None, room * 8 // 7), (1 << 30, room + (1 << 30) + 9)):  # an eighth, or as set
+            config = EngineConfig(model=str(packed), expert_memory="auto", kv_cache_memory_bytes=kv_bytes)
+            config = msgspec.structs.replace(config, ample_server_bytes=9 if kv_bytes else 0)
+            planned = plan_expert_memory(config, model, free_bytes)
+            assert planned is not None and planned.num_slots == count
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -85,7 +88,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("settings", "message"), REFUSED)
-def test_settings_that_cannot_work_are_refused_in_one_line(settings: dict[str, Any], message: str, packed: Path) -> None:
+def test_settings_that_cannot_work_are_refused_in_one_line(
+    settings: dict[str, Any], message: str, packed: Path
+) -> None:
     with pytest.raises(EngineConfigError, match=message):
         LocalEngine(packed, **(SMALL | settings))
 

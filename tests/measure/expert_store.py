@@ -1,13 +1,13 @@
-"""Measure a pack that is larger than memory: tokens per second of 1, 8 and 16 clients, hits, and the share of the formula.
+"""Measure a pack that is larger than memory: tokens per second of 1, 8 and 16 clients, hits, share of the formula.
 
     python -m tests.measure.expert_store DIR [--expert-memory SIZE|auto] [--clients 1,8,16] [--steps N] [--warm-up N]
 
 DIR is a pack, such as one of `python -m tests.measure.pack_start make`, whose random gates choose all experts equally
-often, the worst case. First the rates: direct reads of the pack with the store's threads and pieces, and reads of memory
-with the kernels' threads. Then one engine in this process: for each number of clients so many requests decode; warm-up
-steps fill the places of the experts, and the steps after them are timed. `formula_s` is the time of a step by decision
-74, max(bytes that it needs / memory, bytes that it reads / disk), with the bytes of the timed steps; `share` is
-formula_s / step_s. Nothing is asserted. Run it on an idle machine; it drops the pack from the page cache.
+often, the worst case. First the rates: direct reads of the pack with as many threads as the store has, and reads of
+memory with the kernels' threads. Then one engine in this process: for each number of clients so many requests decode;
+warm-up steps fill the places of the experts, and the steps after them are timed. `formula_s` is the time of a step by
+decision 74, max(bytes that it needs / memory, bytes that it reads / disk), with the bytes of the timed steps; `share`
+is formula_s / step_s. Nothing is asserted. Run it on an idle machine; it drops the pack from the page cache.
 """
 
 import argparse
@@ -43,10 +43,12 @@ PROMPT_TOKENS = 8
 
 
 def disk_rate(file: Path, experts: ExpertTensors) -> float:
-    """Return the bytes per second of direct reads of experts, in a random order, by as many threads as the store has."""
+    """Return the bytes per second of direct reads of experts in a random order, by as many threads as a store has."""
     places = [tensor for layer in experts.layers for tensor in layer]
     random.Random(0).shuffle(places)
-    positions = [start for tensor in places for start in range(tensor.start, tensor.start + tensor.num_bytes, PIECE_BYTES)]
+    positions = [
+        start for tensor in places for start in range(tensor.start, tensor.start + tensor.num_bytes, PIECE_BYTES)
+    ]
     positions = positions[: DISK_SAMPLE_BYTES // PIECE_BYTES]
     descriptor, lock, rest = open_direct(file), threading.Lock(), iter(positions)
 

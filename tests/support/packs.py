@@ -1,5 +1,6 @@
 """Packs made in this process."""
 
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,16 @@ def make_pack(source: Path, target: Path, **settings: Any) -> Path:
     return target
 
 
-def write_pack(weights: MixtralWeights, config: ModelConfig, target: Path, quantization: str = "none") -> Path:
-    """Write packed weights without the files beside them; return the folder."""
+def write_pack(
+    weights: MixtralWeights,
+    config: ModelConfig,
+    target: Path,
+    quantization: str = "none",
+    add_files: Callable[[Path], None] = lambda folder: None,
+) -> Path:
+    """Write packed weights; return the folder. `add_files` writes what lies beside them."""
     with new_pack(target) as (folder, stream):
+        add_files(folder)
         writer = TensorWriter(stream, config)
         parts = NetworkTensors(writer.write)
         parts.tensor("embedding", weights.embedding)
@@ -38,7 +46,9 @@ def write_pack(weights: MixtralWeights, config: ModelConfig, target: Path, quant
             quantization=quantization,
             dtype="bfloat16",
             network=network_sizes(config),
-            stored=tuple(StoredTensor(Path(), name, "BF16", shape, 0, 2 * prod(shape)) for name, shape in shapes.items()),
+            stored=tuple(
+                StoredTensor(Path(), name, "BF16", shape, 0, 2 * prod(shape)) for name, shape in shapes.items()
+            ),
             tensors=writer.tensors,
             matrices=parts.matrices,
             file_bytes=writer.file_bytes,

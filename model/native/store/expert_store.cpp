@@ -134,9 +134,9 @@ std::vector<int32_t> ExpertStore::next(Pool& pool) {
     std::unique_lock<std::mutex> lock(mutex_);
     while (ready_.empty() && num_arriving_) {
         if (failed_) throw *failed_;
-        const uint64_t seen = num_pieces_;
         const auto start = std::chrono::steady_clock::now();
-        wake_caller_.wait(lock, [&] { return !ready_.empty() || failed_ || num_pieces_ != seen; });
+        wake_caller_.wait(lock, [&] { return !ready_.empty() || failed_ || num_pieces_ != seen_pieces_; });
+        seen_pieces_ = num_pieces_;
         const auto waited = std::chrono::steady_clock::now() - start;
         counts_.waited_ns += std::chrono::duration_cast<std::chrono::nanoseconds>(waited).count();
         pool.beat();  // a slow disk makes progress too

@@ -100,6 +100,7 @@ class ExpertStore {
     std::deque<Piece> queue_;       // to read, in order
     int64_t num_reading_ = 0;       // pieces that threads read now
     uint64_t num_pieces_ = 0;       // that were read
+    uint64_t seen_pieces_ = 0;      // the same, when the caller last looked
     bool stopping_ = false;
     std::optional<ReadFault> failed_;  // in the current layer
     ReadFault fault_{};

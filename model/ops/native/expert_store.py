@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from ctypes import CFUNCTYPE, c_int64, c_void_p
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,15 +67,14 @@ class ExpertStore:
         layout.expert_bytes = ctypes.addressof(num_bytes)
         layout.memory, layout.mapped = self._memory.data_ptr(), experts.mapped.data_ptr()
         if isinstance(source, int):
-            self._read, layout.context = library.call.smoe_read_file, source
-        else:
-            self._read = ReadFunction(lambda context, *place: source(*place))
-        layout.read = ctypes.cast(self._read, c_void_p).value
+            layout.context = source
+        function: Any = library.call.smoe_read_file if isinstance(source, int) else _read_function(source)
+        layout.read = ctypes.cast(function, c_void_p).value
         self.handle = self._call.smoe_store_create(layout)
         if not self.handle:
             raise NativeUnavailableError(f"cannot start {NUM_READERS} threads that read experts")
         descriptor = source if isinstance(source, int) else None
-        weakref.finalize(self, _destroy, self._call, self.handle, descriptor, self._memory, self._read)
+        weakref.finalize(self, _destroy, self._call, self.handle, descriptor, self._memory, function)
 
     @property
     def num_bytes(self) -> int:
@@ -96,6 +96,10 @@ class ExpertStore:
         return ExpertReadError(
             f"{self._file}: expert {expert} of layer {layer} cannot be read at byte {position}, twice: {reason}"
         )
+
+
+def _read_function(read: Read) -> Any:
+    return ReadFunction(lambda context, memory, num_bytes, position: read(memory, num_bytes, position))
 
 
 def _destroy(call: ctypes.CDLL, handle: int, descriptor: int | None, *used: object) -> None:

@@ -28,4 +28,4 @@ def test_many_clients_share_the_experts_that_are_read() -> None:
     one, many = (tokens_per_s(memory(128), MODEL, count, rates) for count in (1, 1000))
     assert many == pytest.approx(1000 / (128 * 0.1 / 2))  # all experts, half of which are missing
     assert many / one == pytest.approx(1000 / 4)
-    assert tokens_per_s(memory(256), MODEL, 16, rates) > 100 * one, "nothing is missing"
+    assert tokens_per_s(memory(256), MODEL, 16, rates) > 50 * one, "nothing is missing"
