@@ -16,8 +16,8 @@ from engine.bench.task import Task
 from engine.capacity.sizing import served_dtype, served_kv_dtype
 from engine.engine import Engine
 from engine.errors import EngineConfigError
-from engine.startup.backend import choose_backend, choose_device
-from engine.startup.loading import DTYPES, load_random
+from engine.startup.backend import choose_backend
+from engine.startup.loading import DTYPES, choose_device, load_random
 from model.bench.kernels import Setting, measure_kernels
 from model.bench.roofline import Roofline, RooflineProbe
 from model.bench.shapes import PRESETS

@@ -37,14 +37,6 @@ class Backend:
         return replace(self, numerics=f"{self.numerics}-{formats}", quantization=formats)
 
 
-def choose_device(config: EngineConfig) -> torch.device:
-    """Return the configured device, or CUDA if available. Raises EngineConfigError if the configured one is missing."""
-    has_cuda = torch.cuda.is_available()
-    if config.device == "cuda" and not has_cuda:
-        raise EngineConfigError("--device cuda: no CUDA device is available; --device cpu works")
-    return torch.device("cuda" if has_cuda and config.device != "cpu" else "cpu")
-
-
 def choose_backend(
     config: EngineConfig, device: torch.device, dtype: torch.dtype, heartbeat: Heartbeat | None = None
 ) -> Backend:

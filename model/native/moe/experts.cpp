@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "gemm/microkernel.h"
-#include "gemm/pack_activations.h"
+#include "gemm/packing/pack_activations.h"
 #include "simd/exp_f32.h"
 #include "simd/vec.h"
 
