@@ -15,6 +15,7 @@ from model.forward_batch import ForwardBatch
 from model.kv_pool import KvPool
 from model.mixtral import LayerWeights, Mixtral, uniform_routing
 from model.ops.interface import Ops
+from model.ops.native.expert_store import ExpertStore
 from model.ops.native.ops import NativeOps, inverse_frequencies
 from model.ops.native.packed_weights import DTYPES, EMBEDDING_DTYPES, KV_DTYPES, NativeExperts, NativeMoe
 from model.ops.native.structs import LayerArguments, NetworkArguments, StepArguments
@@ -23,6 +24,11 @@ from model.ops.native.structs import LayerArguments, NetworkArguments, StepArgum
 def in_one_call(model: Mixtral, ops: Ops) -> Mixtral:
     """Return the network that computes a step in one call of the library, if `ops` are those of the library."""
     return NativeMixtral(model, ops) if isinstance(ops, NativeOps) else model
+
+
+def expert_store_of(model: Mixtral) -> ExpertStore | None:
+    """Return the store of a network whose experts are read when they are needed; None if all are in memory."""
+    return model.expert_store if isinstance(model, NativeMixtral) else None
 
 
 class NativeMixtral(Mixtral):

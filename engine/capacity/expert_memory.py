@@ -30,6 +30,11 @@ class ExpertMemory:
         """Bytes of all slots."""
         return self.num_slots * self.slot_bytes
 
+    @property
+    def num_missing(self) -> int:
+        """Experts that do not fit."""
+        return self.num_experts - self.num_slots
+
 
 def check_expert_memory(config: EngineConfig, header: PackHeader | None) -> None:
     """Raise EngineConfigError if the model, a pack or not (None), cannot be served with config.expert_memory."""

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from engine.capacity.expert_memory import ExpertMemory
+from engine.capacity.new_scheduler import CPU_STEP_S
+from engine.capacity.sizing import MAX_CPU_BUDGET
 from model.config import ModelConfig
 
 REFERENCE_DISK = 2.5e9  # bytes per second, about that of an NVMe disk
@@ -26,6 +28,18 @@ def tokens_per_s(experts: ExpertMemory, model: ModelConfig, num_clients: int, ra
     """
     share = model.experts_per_token / model.num_experts
     needed = experts.num_experts * (1 - (1 - share) ** num_clients)  # in all layers
-    missing = needed * (1 - experts.num_slots / experts.num_experts)
+    missing = needed * experts.num_missing / experts.num_experts
     read_s = (experts.dense_bytes + needed * experts.slot_bytes) / rates.memory
     return num_clients / max(read_s, missing * experts.slot_bytes / rates.disk)
+
+
+def budget_beside_reads(budget: int, experts: ExpertMemory, disk: float) -> int:
+    """Return the token budget of steps that read all experts which are not in memory, at `disk` bytes per second.
+
+    A part of a prompt needs all experts. `budget` tokens are computed in CPU_STEP_S; if the reads take longer, a step
+    takes as many tokens as are computed meanwhile, so that a prompt needs fewer steps. Example: 3 s of reads give 6
+    times as many tokens as 0.5 s.
+    """
+    read_s = experts.num_missing * experts.slot_bytes / disk
+    tokens = int(budget * read_s / CPU_STEP_S)
+    return max(budget, min(MAX_CPU_BUDGET, tokens // 32 * 32))

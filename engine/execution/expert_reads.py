@@ -3,8 +3,6 @@
 from engine.types import ExpertReads
 from model.ops.native.expert_store import ExpertStore
 
-NANOSECONDS = 1e-9
-
 
 class ExpertReadCounter:
     """Counts of a store since they were last asked for."""
@@ -19,8 +17,7 @@ class ExpertReadCounter:
         """Return the counts since the last call; None without a store."""
         if self._store is None:
             return None
-        counts, before = self._store.counts(), self._reported
-        waited_s = counts.waited_ns * NANOSECONDS
+        counts, waited_s, before = self._store.counts(), self._store.waited_s, self._reported
         self._reported = ExpertReads(counts.hits, counts.misses, counts.read_bytes, waited_s)
         return ExpertReads(
             counts.hits - before.num_hits,

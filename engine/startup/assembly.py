@@ -4,10 +4,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 
+from engine.capacity.disk_speed import disk_rate
 from engine.capacity.expert_memory import ExpertMemory, bytes_beside_weights, mapped_bytes_of
+from engine.capacity.expert_speed import budget_beside_reads
 from engine.capacity.host_resources import memory_limit_bytes
 from engine.capacity.memory_share import size_within_limit
 from engine.capacity.sizing import (
@@ -35,7 +38,7 @@ from model.kv_format import KvDtype
 from model.kv_pool import KvPool
 from model.mixtral import Mixtral
 from model.mixtral_cuda_graphs import CudaRecorder, EagerRecorder, GraphedMixtral
-from model.mixtral_native import NativeMixtral, in_one_call
+from model.mixtral_native import expert_store_of, in_one_call
 from model.ops.native.expert_store import ExpertStore
 from model.profile_step import run_profile_steps
 
@@ -113,7 +116,7 @@ def assemble(config: EngineConfig, loaded: LoadedNetwork, on_progress: ProgressC
         weight_bytes=loaded.weight_bytes,
         mapped_bytes=assembly.mapped_bytes,
         experts=loaded.experts,
-        expert_store=assembly.model.expert_store if isinstance(assembly.model, NativeMixtral) else None,
+        expert_store=expert_store_of(assembly.model),
         kv_block_bytes=kv_block_bytes(config, assembly.model.config) // config.nnodes,
         phase_seconds={**phase_seconds, "warm-up": time.monotonic() - warm_s},
         warnings=(*loaded.warnings, *warnings, *loaded.backend.warnings, *limits.warnings),
@@ -202,6 +205,8 @@ class Assembly:
             budget = sampled_token_budget(self._config, self.model, ops, self.kv_dtype, limits)
         else:
             budget = measure_token_budget(self._config, self.model.config, runner, limits)
+        if self._loaded.experts is not None and self._loaded.experts.num_missing:
+            budget = budget_beside_reads(budget, self._loaded.experts, disk_rate(Path(self._config.model)))
         return replace(limits, max_num_batched_tokens=budget)
 
     def _bytes_left(self) -> int:

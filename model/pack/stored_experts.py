@@ -5,12 +5,12 @@ from pathlib import Path
 
 from torch import Tensor
 
+from model.checkpoint.pack.direct_file import open_direct
 from model.checkpoint.pack.experts import ExpertTensors
 from model.mixtral import LayerWeights, MixtralWeights
 from model.ops.native.expert_store import Read, StoredExperts
 from model.ops.native.ops import NativeOps
 from model.ops.native.packed_weights import NativeMoe
-from model.pack.direct_file import open_direct
 
 
 def with_expert_store(

@@ -14,62 +14,27 @@ import argparse
 import json
 import random
 import sys
-import threading
 import time
 from collections.abc import Sequence
-from mmap import mmap
-from os import close, preadv
 from pathlib import Path
 
 import torch
 
+from engine.capacity.disk_speed import disk_rate
 from engine.capacity.host_resources import num_cores
 from engine.types import ExpertReads
-from model.checkpoint.pack.experts import ExpertTensors, expert_tensors
+from model.checkpoint.pack.experts import expert_tensors
 from model.checkpoint.pack.header import WEIGHTS_NAME, read_header
 from model.ops.huge_pages import empty
-from model.ops.native.expert_store import NUM_READERS
 from model.ops.native.library import NativeLibrary
 from model.ops.native.ops import NativeOps
-from model.pack.direct_file import open_direct
 from server.settings.value_types import parse_size
 from smoe import LocalEngine, SamplingParams
 from tests.measure.gguf_load import drop
 
-PIECE_BYTES = 2 << 20  # of a read, as in model/native/store
 DISK_SAMPLE_BYTES = 4 << 30
 MEMORY_SAMPLE_BYTES = 1 << 30
 PROMPT_TOKENS = 8
-
-
-def disk_rate(file: Path, experts: ExpertTensors) -> float:
-    """Return the bytes per second of direct reads of experts in a random order, by as many threads as a store has."""
-    places = [tensor for layer in experts.layers for tensor in layer]
-    random.Random(0).shuffle(places)
-    positions = [
-        start for tensor in places for start in range(tensor.start, tensor.start + tensor.num_bytes, PIECE_BYTES)
-    ]
-    positions = positions[: DISK_SAMPLE_BYTES // PIECE_BYTES]
-    descriptor, lock, rest = open_direct(file), threading.Lock(), iter(positions)
-
-    def read() -> None:
-        with mmap(-1, PIECE_BYTES) as memory:
-            while True:
-                with lock:
-                    position = next(rest, None)
-                if position is None:
-                    return
-                preadv(descriptor, [memory], position)
-
-    threads = [threading.Thread(target=read) for _ in range(NUM_READERS)]
-    start = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    seconds = time.perf_counter() - start
-    close(descriptor)
-    return len(positions) * PIECE_BYTES / seconds
 
 
 def memory_rate() -> float:
@@ -151,10 +116,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--warm-up", type=int, default=12)
     given = parser.parse_args(arguments)
     directory = given.directory.absolute()
-    file, experts = directory / WEIGHTS_NAME, expert_tensors(read_header(directory))
-    drop(file)
-    rates = {"disk": disk_rate(file, experts), "memory": memory_rate()}
-    show(disk_gb_per_s=rates["disk"] / 1e9, memory_gb_per_s=rates["memory"] / 1e9, expert_bytes=experts.largest_bytes)
+    drop(directory / WEIGHTS_NAME)
+    rates = {"disk": disk_rate(directory, DISK_SAMPLE_BYTES, limit_s=60), "memory": memory_rate()}
+    expert_bytes = expert_tensors(read_header(directory)).largest_bytes
+    show(disk_gb_per_s=rates["disk"] / 1e9, memory_gb_per_s=rates["memory"] / 1e9, expert_bytes=expert_bytes)
     size = given.expert_memory if given.expert_memory == "auto" else parse_size(given.expert_memory)
     start = time.perf_counter()
     settings = {"kv_cache_memory_bytes": 256 << 20, "max_num_batched_tokens": 128, "max_model_len": 256}

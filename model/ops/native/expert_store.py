@@ -21,6 +21,7 @@ from model.ops.native.structs import StoreCounts, StoreLayout
 
 READ_FAILED = 3  # returned by functions of the library
 PAGE_BYTES = 4096  # positions and sizes of reads are multiples
+NANOSECONDS = 1e9  # in a second
 NUM_READERS = 8  # a disk needs several requests of a megabyte at once to reach its speed
 
 # context, memory, bytes, position -> bytes that were read, 0 at the end, or a negative number of errno
@@ -86,6 +87,11 @@ class ExpertStore:
         counts = StoreCounts()
         self._call.smoe_store_get_counts(self.handle, counts)
         return counts
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds since the start in which steps waited for reads."""
+        return float(self.counts().waited_ns) / NANOSECONDS
 
     def failure(self) -> ExpertReadError:
         """Return why the last step failed."""

@@ -3,7 +3,7 @@
 import pytest
 
 from engine.capacity.expert_memory import ExpertMemory
-from engine.capacity.expert_speed import Rates, tokens_per_s
+from engine.capacity.expert_speed import Rates, budget_beside_reads, tokens_per_s
 from model.checkpoint.config_file import load_config
 from tests.support.paths import DEMO
 
@@ -29,3 +29,10 @@ def test_many_clients_share_the_experts_that_are_read() -> None:
     assert many == pytest.approx(1000 / (128 * 0.1 / 2))  # all experts, half of which are missing
     assert many / one == pytest.approx(1000 / 4)
     assert tokens_per_s(memory(256), MODEL, 16, rates) > 50 * one, "nothing is missing"
+
+
+def test_a_step_of_a_prompt_takes_as_many_tokens_as_are_computed_while_the_missing_experts_are_read() -> None:
+    assert budget_beside_reads(64, memory(196), 2 * GB) == 64 * 6  # 60 of 0.1 GB: 3 s, 6 times half a second
+    assert budget_beside_reads(64, memory(255), 2 * GB) == 64, "fewer than are computed in half a second anyway"
+    assert budget_beside_reads(640, memory(2), 1 * GB) == 2048, "the largest"
+    assert budget_beside_reads(64, memory(256), 2 * GB) == 64

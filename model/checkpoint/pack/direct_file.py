@@ -1,4 +1,4 @@
-"""Files that are read past the page cache, so that what is read takes memory only where it is wanted."""
+"""Files that are read past the page cache, so that what is read takes memory only where it is wanted. No torch."""
 
 import errno
 import mmap
@@ -6,8 +6,7 @@ import os
 from pathlib import Path
 
 from model.checkpoint.errors import CheckpointError
-
-PAGE_BYTES = 4096
+from model.checkpoint.pack.header import PAGE_BYTES
 
 
 def open_direct(file: Path) -> int:
