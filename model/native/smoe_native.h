@@ -81,7 +81,7 @@ typedef struct smoe_store smoe_store;
 typedef int64_t smoe_read(void* context, void* memory, int64_t bytes, int64_t position);
 typedef struct {
     int64_t layers, experts, slots, slot_bytes, readers; /* experts of each layer; number of threads that read */
-    const int64_t* positions;    /* [layers, experts] in the source */
+    const int64_t* positions;                            /* [layers, experts] in the source */
     const int64_t* expert_bytes; /* [layers] of each expert of a layer; at most slot_bytes, a multiple of 4096 */
     void* memory;                /* [slots, slot_bytes] at an address that is a multiple of 4096 */
     const void* mapped;          /* address of the source's first byte */

@@ -1,8 +1,8 @@
 // C interface of the store of experts.
+#include <unistd.h>
 #include <cerrno>
 #include <new>
 #include <system_error>
-#include <unistd.h>
 
 #include "c_api/core.h"
 #include "smoe_native.h"

@@ -164,7 +164,12 @@ ProductMemory reserve_products(Pool& pool, int dtype, const Experts& weights, in
     auto* x1 = reinterpret_cast<uint32_t*>(pool.scratch(num_words * 4));
     uint32_t* hidden = x1 + x1_words + x3_words;
     auto* whole = reinterpret_cast<float*>(hidden + hidden_words);
-    return {x1, is_shared ? nullptr : x1 + x1_words, hidden, whole, whole + floats, in_parts ? whole + whole_floats : whole};
+    return {x1,
+            is_shared ? nullptr : x1 + x1_words,
+            hidden,
+            whole,
+            whole + floats,
+            in_parts ? whole + whole_floats : whole};
 }
 
 void multiply_experts(Pool& pool, int dtype, const void* x, const Experts& weights, const Pairs& pairs,

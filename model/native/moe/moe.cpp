@@ -115,9 +115,8 @@ std::vector<int32_t> experts_of(const std::vector<Tile>& tiles) {
 
 std::vector<Tile> tiles_of(const std::vector<Tile>& tiles, const std::vector<int32_t>& experts) {
     std::vector<Tile> found;
-    std::copy_if(tiles.begin(), tiles.end(), std::back_inserter(found), [&](const Tile& tile) {
-        return std::binary_search(experts.begin(), experts.end(), tile.expert);
-    });
+    std::copy_if(tiles.begin(), tiles.end(), std::back_inserter(found),
+                 [&](const Tile& tile) { return std::binary_search(experts.begin(), experts.end(), tile.expert); });
     return found;
 }
 

@@ -225,7 +225,8 @@ int64_t ExpertStore::read_twice(const Piece& piece, int64_t position) const {
     return error ? read(piece, position) : 0;
 }
 
-// Return 0, AT_END or a negative error number. What is no whole page is read again: a direct read could not go on there.
+// Return 0, AT_END or a negative error number. What is no whole page is read again: a direct read could not go on
+// there.
 int64_t ExpertStore::read(const Piece& piece, int64_t position) const {
     std::byte* to = address(piece.slot) + piece.offset;
     for (int64_t done = 0; done < piece.bytes;) {
