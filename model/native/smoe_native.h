@@ -22,7 +22,7 @@
 #define SMOE_API
 #endif
 
-#define SMOE_ABI_VERSION 15
+#define SMOE_ABI_VERSION 16
 
 #ifdef __cplusplus
 extern "C" {
@@ -62,11 +62,16 @@ SMOE_API void smoe_group_destroy(smoe_group*);
  * units of unit_bytes, except at the end of a row. */
 SMOE_API int smoe_group_gather(smoe_group*, const void* part, void* whole, int64_t T, int64_t whole_bytes,
                                int64_t first_byte, int64_t part_bytes, int64_t unit_bytes);
-/* Of other ranks: a function that gathers, called by the thread that called the library. It returns 0, or another
- * number after the end of the group. The functions below are for groups over memory only. */
-typedef int smoe_gather(void* context, const void* part, void* whole, int64_t T, int64_t whole_bytes,
-                        int64_t first_byte, int64_t part_bytes, int64_t unit_bytes);
-SMOE_API smoe_group* smoe_group_of_calls(smoe_gather*, void* context);
+/* Of ranks on several hosts: `sockets` [size] are connected streams to each rank; that of `rank` itself is not used. A
+ * gather waits at most timeout_ms for the next byte from or to another rank. When a call returns 2, lost_rank is a rank
+ * that is gone, because it was silent for so long (is_late) or because its connection broke. The caller keeps the
+ * struct until the group is destroyed, and may change timeout_ms between gathers. NULL if memory is short. */
+typedef struct {
+    const int* sockets;
+    int rank, size, timeout_ms, lost_rank, is_late;
+} smoe_sockets;
+SMOE_API smoe_group* smoe_group_of_sockets(smoe_sockets*);
+/* The functions below are for groups over memory only. */
 /* Let all gathers of all ranks fail from now on; any thread may call it. */
 SMOE_API void smoe_group_end(smoe_group*);
 /* Number of gathers, in pieces of the buffer's size, that a rank has reached, modulo 2^32. */

@@ -5,7 +5,7 @@ model/native/smoe_native.h documents the functions; the signatures here must mat
 
 import ctypes
 import weakref
-from ctypes import CFUNCTYPE, POINTER, c_float, c_int, c_int64, c_uint32, c_uint64, c_void_p
+from ctypes import POINTER, c_float, c_int, c_int64, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 
 from model.ops.native.sampling import SamplingArguments
@@ -13,18 +13,17 @@ from model.ops.native.structs import (
     ExpertArguments,
     MatrixArguments,
     NetworkArguments,
+    SocketArguments,
     StepArguments,
     StoreCounts,
     StoreLayout,
 )
 
-ABI_VERSION = 15
+ABI_VERSION = 16
 LIBRARY = Path(__file__).parents[2] / "native" / "libsmoe_native.so"
 # The index is the library's code of an instruction set. The last that is available is the fastest.
 ISAS = ("portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx", "neon")
 
-# context, part, whole, T; bytes of a whole row, before a part, in a part, in a unit of parts
-GatherFunction = CFUNCTYPE(c_int, *(c_void_p,) * 3, *(c_int64,) * 5)
 # pool, isa, dtype
 _KERNEL = (c_void_p, c_int, c_int)
 _SIGNATURES = {
@@ -40,7 +39,7 @@ _SIGNATURES = {
     "smoe_group_bytes": (c_int64, (c_int, c_int64)),
     "smoe_group_create": (c_void_p, (c_void_p, c_int, c_int, c_int64)),
     "smoe_group_destroy": (None, (c_void_p,)),
-    "smoe_group_of_calls": (c_void_p, (GatherFunction, c_void_p)),
+    "smoe_group_of_sockets": (c_void_p, (POINTER(SocketArguments),)),
     "smoe_group_gather": (c_int, (*(c_void_p,) * 3, *(c_int64,) * 5)),
     "smoe_group_end": (None, (c_void_p,)),
     "smoe_group_arrivals": (c_uint32, (c_void_p, c_int)),

@@ -19,7 +19,7 @@ from model.forward_batch import ForwardBatch
 from model.group import ALONE, Group, GroupEndedError
 from model.ops.interface import FfnWeights, RoutingRequest
 from model.ops.native.expert_store import READ_FAILED, ExpertStore, Read, StoredExperts
-from model.ops.native.group import ENDED, CalledGroup, LibraryGroup, SharedGroup
+from model.ops.native.group import ENDED, LibraryGroup, SharedGroup, SocketGroup
 from model.ops.native.library import ISAS, NativeLibrary, NativeUnavailableError, ThreadPool
 from model.ops.native.packed_weights import (
     BLOCK_FORMATS,
@@ -71,7 +71,6 @@ class NativeOps:
         self.threads = threads
         self._library = library
         self._call = library.call
-        self._called: CalledGroup | None = None  # of the last group that is not in shared memory
         self._isa = ISAS.index(self.isa)
         self._threads = ThreadPool(library, threads)
         self._pool = self._threads.handle
@@ -188,11 +187,8 @@ class NativeOps:
         """Return the group for calls of the library; None for a single rank."""
         if group.cut.size == 1:
             return None
-        if isinstance(group, SharedGroup):
-            return group
-        if self._called is None or self._called.group is not group:
-            self._called = CalledGroup(self._library, group)
-        return self._called
+        assert isinstance(group, SharedGroup | SocketGroup), "the library gathers only over memory and sockets"
+        return group
 
     def add_norm_moe(
         self,

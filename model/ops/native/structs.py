@@ -54,6 +54,15 @@ class NetworkArguments(ctypes.Structure):
     ]
 
 
+class SocketArguments(ctypes.Structure):
+    """The struct smoe_sockets."""
+
+    _fields_ = [
+        ("sockets", POINTER(c_int)),
+        *((name, c_int) for name in ("rank", "size", "timeout_ms", "lost_rank", "is_late")),
+    ]
+
+
 class StepArguments(ctypes.Structure):
     """The struct smoe_step."""
 
