@@ -96,7 +96,9 @@ def test_an_expert_that_is_cut_off_ends_the_engine_with_its_name_and_the_start_l
         wait_until(lambda: "with 2 of 40 experts (others are read when needed)" in server.log.read_text())
         events = cut_while_it_streams(server, file, file.read_bytes(), tensors["layers.1.experts.0"].start)
         wait_until(lambda: f"{file}: expert " in server.log.read_text())
-        assert re.search(r": expert \d of layer [1-4] cannot be read at byte \d+, twice: the file", server.log.read_text())
+        assert re.search(
+            r": expert \d of layer [1-4] cannot be read at byte \d+, twice: the file", server.log.read_text()
+        )
         metrics = httpx.get(f"{server.url}/metrics").text
     assert "error" in events[-1] and "choices" in events[0]
     misses = re.search(r"^smoe_expert_store_misses_total\{.*\} (\S+)$", metrics, re.MULTILINE)
