@@ -9,9 +9,17 @@ from ctypes import POINTER, c_float, c_int, c_int64, c_uint32, c_uint64, c_void_
 from pathlib import Path
 
 from model.ops.native.sampling import SamplingArguments
-from model.ops.native.structs import ExpertArguments, MatrixArguments, NetworkArguments, SocketArguments, StepArguments
+from model.ops.native.structs import (
+    ExpertArguments,
+    MatrixArguments,
+    NetworkArguments,
+    SocketArguments,
+    StepArguments,
+    StoreCounts,
+    StoreLayout,
+)
 
-ABI_VERSION = 15
+ABI_VERSION = 16
 LIBRARY = Path(__file__).parents[2] / "native" / "libsmoe_native.so"
 # The index is the library's code of an instruction set. The last that is available is the fastest.
 ISAS = ("portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx", "neon")
@@ -35,13 +43,21 @@ _SIGNATURES = {
     "smoe_group_gather": (c_int, (*(c_void_p,) * 3, *(c_int64,) * 5)),
     "smoe_group_end": (None, (c_void_p,)),
     "smoe_group_arrivals": (c_uint32, (c_void_p, c_int)),
+    "smoe_read_file": (c_int64, (*(c_void_p,) * 2, *(c_int64,) * 2)),
+    "smoe_store_create": (c_void_p, (POINTER(StoreLayout),)),
+    "smoe_store_destroy": (None, (c_void_p,)),
+    "smoe_store_get_counts": (None, (c_void_p, POINTER(StoreCounts))),
+    "smoe_store_get_fault": (None, (c_void_p, POINTER(c_int64))),
     "smoe_ffn": (
         c_int,
         (*_KERNEL, c_void_p, POINTER(ExpertArguments), c_void_p, *(c_int64,) * 3, c_void_p, c_int64),
     ),
     "smoe_moe": (
         c_int,
-        (*_KERNEL, *(c_void_p,) * 2, POINTER(ExpertArguments), *(c_void_p,) * 4, *(c_int64,) * 5, c_void_p, c_int64),
+        (
+            *(*_KERNEL, *(c_void_p,) * 2, POINTER(ExpertArguments), *(c_void_p,) * 4),
+            *(*(c_int64,) * 5, c_void_p, c_int64, c_void_p, c_int64),
+        ),
     ),
     "smoe_route": (c_int, (*_KERNEL, *(c_void_p,) * 5, *(c_int64,) * 4)),
     "smoe_gate_logits": (None, (c_void_p, c_int, *(c_void_p,) * 3, *(c_int64,) * 3)),
