@@ -351,7 +351,8 @@ def _create_pool(
     if ranks is not None:
         pool: KvPool = LeadingKvPool(model, ranks, num_blocks, block_size, dtype)
     else:
-        pool = KvPool(model.config, num_blocks, block_size, dtype, device)
+        layout = model.ops.kv_layout(dtype, block_size)
+        pool = KvPool(model.config, num_blocks, block_size, dtype, device, layout)
     if limits.memory_share < 1.0 and device.type == "cpu":
         pool.populate()
     return pool
