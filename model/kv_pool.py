@@ -74,17 +74,18 @@ def _zero_split(cache: Tensor, slots: Tensor) -> None:
     count = block_size * num_kv_heads * (row - _scale_elements(cache))
     blocks = cache.flatten(2)  # [L, num_blocks, elements of a block]
     for part in (blocks[..., :count], blocks[..., count:]):
-        part.unflatten(-1, (block_size, -1))[:, slots // block_size, slots % block_size] = 0
+        part.view(*part.shape[:2], block_size, -1)[:, slots // block_size, slots % block_size] = 0
 
 
 def _zero_in_tiles(k: Tensor, v: Tensor, slots: Tensor) -> None:
-    layers, _, _, num_kv_heads, row = k.shape
+    layers, num_blocks, block_size, num_kv_heads, row = k.shape
+    shape = layers, num_blocks * block_size // TILE, num_kv_heads
     head_dim = row - _scale_elements(k)
     tile, place = slots // TILE, slots % TILE
-    keys, values = (cache.view(layers, -1, num_kv_heads, TILE * row) for cache in (k, v))
+    keys, values = (cache.view(*shape, TILE * row) for cache in (k, v))
     numbers = slice(TILE * head_dim)
-    keys[..., numbers].unflatten(-1, (head_dim // 2, TILE, 2))[:, tile, :, :, place] = 0
-    values[..., numbers].unflatten(-1, (TILE // 2, head_dim, 2))[:, tile, :, place // 2, :, place % 2] = 0
+    keys[..., numbers].view(*shape, head_dim // 2, TILE, 2)[:, tile, :, :, place] = 0
+    values[..., numbers].view(*shape, TILE // 2, head_dim, 2)[:, tile, :, place // 2, :, place % 2] = 0
     if k.dtype == torch.int8:
         for scales in (keys[..., TILE * head_dim :], values[..., TILE * head_dim :]):
-            scales.unflatten(-1, (TILE, SCALE_BYTES))[:, tile, :, place] = 0
+            scales.view(*shape, TILE, SCALE_BYTES)[:, tile, :, place] = 0

@@ -1,4 +1,4 @@
-"""Time of attention over bfloat16 and int8 caches: python -m tests.measure.attention_speed [OTHER_LIBRARY] [--threads N]
+"""Time of attention over bfloat16 and int8 caches: python -m tests.measure.attention_speed [OTHER_LIBRARY]
 
 32 heads, 8 KV heads of 128, blocks of 16 positions in random order, on copies of the caches that no CPU cache holds.
 OTHER_LIBRARY is the libsmoe_native.so of another version with caches in rows; its calls take turns with this version's.
@@ -10,6 +10,7 @@ import ctypes
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from model.ops.reference.kv_int8 import as_cached
 from tests.support.kv_tiles import in_tiles
 
 NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE = 32, 8, 128, 16
-cold_bytes = 200 << 20
+COLD_BYTES = 200 << 20
 DTYPES: dict[KvDtype, torch.dtype] = {"bfloat16": torch.bfloat16, "int8": torch.int8}
 CODES = {"bfloat16": 1, "int8": 2}
 
@@ -36,7 +37,15 @@ class Shape:
     rows: int = 1
 
 
-SHAPES = (Shape(1, 64),Shape(1, 256),Shape(16, 1024), Shape(16, 4096), Shape(16, 8192), Shape(1, 1024), Shape(1, 32768), Shape(1, 2048, 512))
+SHAPES = (
+    Shape(1, 256),
+    Shape(16, 1024),
+    Shape(16, 4096),
+    Shape(16, 8192),
+    Shape(1, 1024),
+    Shape(1, 32768),
+    Shape(1, 2048, 512),
+)
 
 
 class Library:
@@ -74,9 +83,7 @@ def huge(cache: Tensor) -> Tensor:
     return copy.copy_(cache)
 
 
-def least(
-    calls: list[Callable[[int], object]], copies: int, seconds: float, clock: Callable[[], float]
-) -> list[float]:
+def least(calls: list[Callable[[int], object]], copies: int, seconds: float, clock: Callable[[], float]) -> list[float]:
     """Return the least milliseconds of each call; they take turns, over all copies."""
     times = [float("inf")] * len(calls)
     end, turn = time.perf_counter() + seconds, 0
@@ -89,7 +96,19 @@ def least(
     return times
 
 
-def measure(libraries: list[Library], shape: Shape, seconds: float, threads: int) -> None:
+def _attend(
+    library: Library,
+    dtype: KvDtype,
+    q: Tensor,
+    sets: list[tuple[Tensor, Tensor]],
+    tables: Tensor,
+    shape: Shape,
+    copy: int,
+) -> Tensor:
+    return library.attend(dtype, q, *sets[copy], tables, shape)
+
+
+def measure(libraries: list[Library], shape: Shape, seconds: float, threads: int, cold_bytes: int) -> None:
     """Print one line for a shape."""
     blocks = shape.sequences * shape.context // BLOCK_SIZE
     generator = torch.Generator().manual_seed(1)
@@ -97,7 +116,7 @@ def measure(libraries: list[Library], shape: Shape, seconds: float, threads: int
     calls: list[Callable[[int], object]] = []
     results: list[Tensor] = []
     smallest = blocks * BLOCK_SIZE * NUM_KV_HEADS * (HEAD_DIM + 4) * 2
-    copies = -(-cold_bytes // smallest)
+    copies = max(1, -(-cold_bytes // smallest))
     for dtype in DTYPES:
         k, v = caches(blocks, dtype)
         layouts = [(k, v), (in_tiles(k, is_keys=True), in_tiles(v, is_keys=False))]
@@ -105,17 +124,19 @@ def measure(libraries: list[Library], shape: Shape, seconds: float, threads: int
         for library, (keys, values) in zip(libraries, layouts[-len(libraries) :], strict=True):
             sets = [(huge(keys), huge(values)) for _ in range(copies)]
 
-            def call(copy: int, dtype: KvDtype = dtype, library: Library = library, sets: list = sets) -> Tensor:
-                return library.attend(dtype, q, *sets[copy], tables, shape)
-
+            call = partial(_attend, library, dtype, q, sets, tables, shape)
             results.append(call(0))
             calls.append(call)
     times = least(calls, copies, seconds, time.thread_time if threads == 1 else time.perf_counter)
-    print(f"{shape.sequences:3} x {shape.context:5} {shape.rows:4} rows", *(f"{value:9.3f}" for value in times), end="  ")
+    print(
+        f"{shape.sequences:3} x {shape.context:5} {shape.rows:4} rows", *(f"{value:9.3f}" for value in times), end="  "
+    )
     if len(libraries) == 2:
         same = torch.equal(results[0], results[1]) and torch.equal(results[2], results[3])
-        print(f"bf16 {times[0] / times[1]:.2f} int8 {times[2] / times[3]:.2f} times faster; int8/bf16 "
-              f"{times[2] / times[0]:.2f} before, {times[3] / times[1]:.2f} now; same bits: {same}")
+        print(
+            f"bf16 {times[0] / times[1]:.2f} int8 {times[2] / times[3]:.2f} times faster; int8/bf16 "
+            f"{times[2] / times[0]:.2f} before, {times[3] / times[1]:.2f} now; same bits: {same}"
+        )
     else:
         print(f"int8/bf16 {times[1] / times[0]:.2f}")
 
@@ -132,13 +153,11 @@ def main() -> None:
     arguments = parser.parse_args()
     paths = [arguments.other] if arguments.other else []
     libraries = [Library(path, arguments.threads, arguments.isa) for path in (*paths, LIBRARY)]
-    global cold_bytes
-    if arguments.hot: cold_bytes = 1
     torch.set_num_threads(1)
     chosen = [SHAPES[int(number)] for number in arguments.shapes.split(",") if number] or SHAPES
     print("ms:", *(f"{dtype} {name}" for dtype in DTYPES for name in ("before", "now")[-len(libraries) :]), sep="  ")
     for shape in chosen:
-        measure(libraries, shape, arguments.seconds, arguments.threads)
+        measure(libraries, shape, arguments.seconds, arguments.threads, 0 if arguments.hot else COLD_BYTES)
 
 
 if __name__ == "__main__":

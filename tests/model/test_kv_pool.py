@@ -62,7 +62,10 @@ def test_zeroed_slots_are_zeros_where_scales_lie_behind_all_numbers_and_the_othe
     pool.zero_slots(torch.tensor([2 * 4 + 1, 5]))
     for cache in (pool.k, pool.v):
         blocks = cache.flatten(2)
-        numbers, scales = blocks[..., : 4 * 8 * 128].unflatten(-1, (4, -1)), blocks[..., 4 * 8 * 128 :].unflatten(-1, (4, -1))
+        numbers, scales = (
+            blocks[..., : 4 * 8 * 128].unflatten(-1, (4, -1)),
+            blocks[..., 4 * 8 * 128 :].unflatten(-1, (4, -1)),
+        )
         for part in (numbers, scales):
             assert (part == 0).all(-1).flatten(1).nonzero()[:, 1].tolist() == [5, 9] * 3
         assert (cache == 0).sum() == 3 * 2 * 8 * 132
