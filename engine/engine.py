@@ -9,6 +9,7 @@ from engine.capacity.host_resources import memory_limit_bytes
 from engine.capacity.new_scheduler import make_scheduler
 from engine.config import EngineConfig
 from engine.errors import FatalEngineError, PeerClosedError, RequestRejectedError
+from engine.execution.expert_reads import ExpertReadCounter
 from engine.execution.step_pipeline import StepPipeline
 from engine.grammars.build_queue import GrammarQueue
 from engine.grammars.mask_budget import MaskBudget
@@ -20,7 +21,8 @@ from engine.scheduling.step_plan import NO_DRAFTS, DraftCounts, StepPlan
 from engine.speculation.draft_source import MAX_TOKEN_ID
 from engine.speculation.row_times import time_shape
 from engine.speculation.speculator import Speculator
-from engine.startup.loading import LoadedModel, ProgressCallback, load
+from engine.startup.assembly import LoadedModel, ProgressCallback
+from engine.startup.loading import load
 from engine.types import Request, RequestOutput, StepOutput, StepStats, Timing, Vocabulary
 
 GRAMMAR_WAIT_S = 0.005  # longest wait of an empty step for a grammar that is built; then new requests are received
@@ -46,6 +48,7 @@ class Engine:
         self.experts = loaded.runner.experts
         self.experts.pop_new_counts()  # drop the counts of the warm-up
         self.experts.reset()
+        self._expert_reads = ExpertReadCounter(loaded.expert_store)
         self.on_prefill_start: Callable[[list[int]], None] = lambda request_ids: None  # called before a step
         self._clock = clock
         self._expert_layout = _expert_layout(loaded)
@@ -197,6 +200,7 @@ class Engine:
             num_drafted_tokens=drafts.num_drafted,
             num_accepted_tokens=drafts.num_accepted,
             expert_tokens=expert_tokens,
+            expert_reads=self._expert_reads.pop(),
         )
 
 

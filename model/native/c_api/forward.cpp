@@ -163,6 +163,7 @@ class Forward {
     // Turn the error code of a function of the C interface into an exception.
     static void check(int error) {
         if (error == 2) throw GroupEnded{};
+        if (error == 3) throw ReadFault{};  // the store knows which
         if (error) throw std::bad_alloc{};
     }
 
@@ -212,7 +213,7 @@ class Forward {
         if (layer.gate)
             check(smoe_moe(pool_, isa_, dtype, normed, layer.gate, layer.experts, y, choices.experts_per_token,
                            choices.allowed, choices.expert_ids, num_rows, D, F, network_.E, step_.max_k, network_.group,
-                           first_F));
+                           first_F, layer.store, layer.stored_layer));
         else
             check(smoe_ffn(pool_, isa_, dtype, normed, layer.experts, y, num_rows, D, F, network_.group, first_F));
         gather_columns(at_.y(), num_rows, {D, network_.first_D, layer.experts->w2.outputs, PANEL}, at_.item());

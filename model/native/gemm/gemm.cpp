@@ -10,7 +10,7 @@
 #include "gemm/gemm_int4.h"
 #include "gemm/gemm_int8.h"
 #include "gemm/microkernel.h"
-#include "gemm/pack_activations.h"
+#include "gemm/packing/pack_activations.h"
 
 namespace smoe {
 namespace SMOE_ISA {

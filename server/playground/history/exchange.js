@@ -2,14 +2,12 @@ import { Conversation } from "../text/conversation.js";
 
 const FORMAT = "smoe-history";
 
-/** Saves entries as a JSON file. */
 export function exportEntries(entries) {
   const json = JSON.stringify({ format: FORMAT, version: 1, entries }, null, 1);
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([json], { type: "application/json" }));
   link.download = `smoe-history-${new Date().toISOString().slice(0, 10)}.json`;
   link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60_000); // the download has begun by then
 }
 
 /** Reads the entries of an exported file. Throws TypeError, one line for the user, if it is something else. */
