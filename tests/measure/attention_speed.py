@@ -7,6 +7,7 @@ Prints the least time of each (CPU time, if of one thread), and whether both gav
 
 import argparse
 import ctypes
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -128,17 +129,19 @@ def measure(libraries: list[Library], shape: Shape, seconds: float, threads: int
             results.append(call(0))
             calls.append(call)
     times = least(calls, copies, seconds, time.thread_time if threads == 1 else time.perf_counter)
-    print(
-        f"{shape.sequences:3} x {shape.context:5} {shape.rows:4} rows", *(f"{value:9.3f}" for value in times), end="  "
+    columns = "".join(f"{value:9.3f}" for value in times)
+    sys.stdout.write(
+        f"{shape.sequences:3} x {shape.context:5} {shape.rows:4} rows {columns}  {_ratios(times, results)}\n"
     )
-    if len(libraries) == 2:
-        same = torch.equal(results[0], results[1]) and torch.equal(results[2], results[3])
-        print(
-            f"bf16 {times[0] / times[1]:.2f} int8 {times[2] / times[3]:.2f} times faster; int8/bf16 "
-            f"{times[2] / times[0]:.2f} before, {times[3] / times[1]:.2f} now; same bits: {same}"
-        )
-    else:
-        print(f"int8/bf16 {times[1] / times[0]:.2f}")
+    sys.stdout.flush()
+
+
+def _ratios(times: list[float], results: list[Tensor]) -> str:
+    if len(times) == len(DTYPES):
+        return f"int8/bf16 {times[1] / times[0]:.2f}"
+    same = torch.equal(results[0], results[1]) and torch.equal(results[2], results[3])
+    faster = f"bf16 {times[0] / times[1]:.2f} int8 {times[2] / times[3]:.2f} times faster"
+    return f"{faster}; int8/bf16 {times[2] / times[0]:.2f} before, {times[3] / times[1]:.2f} now; same bits: {same}"
 
 
 def main() -> None:
@@ -155,7 +158,8 @@ def main() -> None:
     libraries = [Library(path, arguments.threads, arguments.isa) for path in (*paths, LIBRARY)]
     torch.set_num_threads(1)
     chosen = [SHAPES[int(number)] for number in arguments.shapes.split(",") if number] or SHAPES
-    print("ms:", *(f"{dtype} {name}" for dtype in DTYPES for name in ("before", "now")[-len(libraries) :]), sep="  ")
+    names = ("before", "now")[-len(libraries) :]
+    sys.stdout.write(f"ms: {[f'{dtype} {name}' for dtype in DTYPES for name in names]}\n")
     for shape in chosen:
         measure(libraries, shape, arguments.seconds, arguments.threads, 0 if arguments.hot else COLD_BYTES)
 
