@@ -26,6 +26,7 @@ from engine.types import Request, RequestOutput, StepOutput, StepStats, Timing, 
 GRAMMAR_WAIT_S = 0.005  # longest wait of an empty step for a grammar that is built; then new requests are received
 
 NOT_QUEUED = "the engine failed while it queued this request"
+NOT_LOADED = "the request's LoRA adapter is not loaded any more"
 
 log = logging.getLogger("smoe.engine")
 
@@ -90,6 +91,8 @@ class Engine:
         try:
             _check_ids(request, self.loaded.config.vocab_size)
             _check_embedding(request, self.loaded.config.dim)
+            if request.adapter and request.adapter not in self.loaded.runner.adapters:
+                raise RequestRejectedError(NOT_LOADED)
             self.scheduler.add(resolve_experts(request, self._expert_layout), matcher)
         except RequestRejectedError as error:
             self._reject(request, str(error))

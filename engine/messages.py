@@ -71,6 +71,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     mapped_bytes: int = 0  # of the weights that are mapped from a pack, so that the system may drop them
     checkpoint_files: str = ""  # digest that changes when a file of the checkpoint is replaced or written
     memory_share: float = 1.0  # of the usual memory for requests: less where the memory limit is too small for it
+    adapters: dict[str, str] = {}  # digests of the LoRA adapters by name
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):

@@ -31,11 +31,13 @@ from engine.distributed.host_ranks import HostRanks
 from engine.distributed.leader import LeadingKvPool, LeadingMixtral
 from engine.distributed.ranks import Ranks
 from engine.errors import EngineConfigError
+from engine.execution.adapters import AdapterStore
 from engine.execution.expert_stats import ExpertReporter, ExpertStats
 from engine.execution.model_runner import ModelRunner
 from engine.execution.persistent_batch import PersistentBatch
 from engine.execution.sampler import Sampler
 from engine.heartbeat import Heartbeat
+from engine.startup.adapters import load_adapters
 from engine.startup.backend import Backend, choose_backend
 from engine.startup.device_memory import DeviceMemory, explain_out_of_memory, memory_of
 from engine.startup.kernel_compilation import compile_kernels
@@ -266,6 +268,7 @@ def _assemble(
     if ranks is not None:
         model = LeadingMixtral(model, ranks)
     model_config, memory = model.config, memory_of(device)
+    adapters = load_adapters(config, model_config, backend.name)
     on_progress("kv cache", 0, 0)
     default_budget = MAX_CPU_BUDGET if device.type == "cpu" else DEFAULT_GPU_BUDGET
     kv_dtype = served_kv_dtype(config, model_config)
@@ -294,7 +297,7 @@ def _assemble(
     if backend.name == "triton":
         graphed = _captured(config, model, kv_pool, limits.max_model_len, on_progress)
         model = model if config.enforce_eager else graphed
-    runner = _make_runner(config, model, backend, kv_pool, limits.max_model_len, device)
+    runner = _make_runner(config, model, backend, kv_pool, limits.max_model_len, adapters)
     if config.max_num_batched_tokens is None and device.type == "cpu":
         if mapped_bytes >= SAMPLED_BYTES and ranks is None:
             budget = sampled_token_budget(config, model, backend.ops, kv_dtype, limits)
@@ -377,13 +380,14 @@ def _trial_graphs(
 
 
 def _make_runner(
-    config: EngineConfig, model: Mixtral, backend: Backend, kv_pool: KvPool, max_model_len: int, device: torch.device
+    config: EngineConfig, model: Mixtral, backend: Backend, kv_pool: KvPool, max_model_len: int, adapters: AdapterStore
 ) -> ModelRunner:
     """Create the runner of the network."""
+    device = kv_pool.k.device
     experts = ExpertReporter(ExpertStats(model.config, device) if model.config.num_experts else None)
     requests = PersistentBatch(config.max_num_seqs, max_model_len, config.block_size, model.config.vocab_size, device)
     sampler = Sampler(backend.ops, requests, model.config.eos_token_ids)
-    return ModelRunner(model, kv_pool, requests, sampler, experts)
+    return ModelRunner(model, kv_pool, requests, sampler, experts, adapters)
 
 
 def choose_device(config: EngineConfig) -> torch.device:

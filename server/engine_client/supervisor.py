@@ -217,6 +217,8 @@ def _difference(first: Ready, restarted: Ready) -> str:
     """Return why the restarted engine would give other results than the first one; empty if it does not."""
     if first.checkpoint_files != restarted.checkpoint_files:
         return "the checkpoint's files were replaced while the server was running"
+    if first.adapters != restarted.adapters:
+        return "the files of a LoRA adapter were replaced while the server was running"
     if first.fingerprint != restarted.fingerprint:
         return "the restarted engine has other numerics than the first one"
     return ""

@@ -258,6 +258,7 @@ class Server:
             engine=self._client,
             metrics=self._metrics,
             model_names=self._names,
+            configured_adapters=tuple(settings.adapter_directories),
             max_num_queued=settings.max_num_queued_reqs,
             max_num_queued_tokens=settings.max_num_queued_tokens,
             num_tenants=num_tenants,

@@ -13,7 +13,7 @@ from server.settings.settings import GROUPS, DefaultText, Settings, flag_name
 from server.settings.value_types import KeyFile
 
 METAVARS = {int: "N", float: "SECONDS", str: "TEXT", Path: "FILE", KeyFile: "FILE"}
-METAVARS_OF_SUFFIXES = {"bytes": "SIZE", "days": "DAYS", "dir": "DIR", "theta": "NUMBER"}  # a SIZE takes units, as 1GiB
+METAVARS_OF_SUFFIXES = {"bytes": "SIZE", "days": "DAYS", "dir": "DIR", "theta": "NUMBER", "lora": "NAME=DIR"}  # a SIZE takes units, as 1GiB
 
 
 @dataclass(frozen=True)

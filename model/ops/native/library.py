@@ -20,6 +20,8 @@ ISAS = ("portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "am
 GatherFunction = CFUNCTYPE(c_int, *(c_void_p,) * 3, *(c_int64,) * 5)
 # pool, isa, dtype
 _KERNEL = (c_void_p, c_int, c_int)
+# adapters, first_term
+_TERMS = (c_void_p, c_int64)
 _SIGNATURES = {
     "smoe_abi_version": (c_int, ()),
     "smoe_isa_available": (c_int, (c_int,)),
@@ -29,7 +31,7 @@ _SIGNATURES = {
     "smoe_panel_size": (c_int64, (c_int, c_int64)),
     "smoe_pack": (None, (*_KERNEL, c_int, *(c_void_p,) * 2, *(c_int64,) * 3)),
     "smoe_pack_blocks": (None, (c_void_p, c_int, *(c_void_p,) * 2, *(c_int64,) * 3)),
-    "smoe_linear": (c_int, (*_KERNEL, c_void_p, POINTER(MatrixArguments), c_int64, c_void_p, *(c_int64,) * 2, c_int)),
+    "smoe_linear": (c_int, (*_KERNEL, c_void_p, POINTER(MatrixArguments), c_int64, c_void_p, *(c_int64,) * 2, c_int, *_TERMS, c_int64)),
     "smoe_group_bytes": (c_int64, (c_int, c_int64)),
     "smoe_group_create": (c_void_p, (c_void_p, c_int, c_int, c_int64)),
     "smoe_group_destroy": (None, (c_void_p,)),
@@ -39,11 +41,11 @@ _SIGNATURES = {
     "smoe_group_arrivals": (c_uint32, (c_void_p, c_int)),
     "smoe_ffn": (
         c_int,
-        (*_KERNEL, c_void_p, POINTER(ExpertArguments), c_void_p, *(c_int64,) * 3, c_void_p, c_int64),
+        (*_KERNEL, c_void_p, POINTER(ExpertArguments), c_void_p, *(c_int64,) * 3, c_void_p, c_int64, *_TERMS),
     ),
     "smoe_moe": (
         c_int,
-        (*_KERNEL, *(c_void_p,) * 2, POINTER(ExpertArguments), *(c_void_p,) * 4, *(c_int64,) * 5, c_void_p, c_int64),
+        (*_KERNEL, *(c_void_p,) * 2, POINTER(ExpertArguments), *(c_void_p,) * 4, *(c_int64,) * 5, c_void_p, c_int64, *_TERMS),
     ),
     "smoe_route": (c_int, (*_KERNEL, *(c_void_p,) * 5, *(c_int64,) * 4)),
     "smoe_gate_logits": (None, (c_void_p, c_int, *(c_void_p,) * 3, *(c_int64,) * 3)),

@@ -90,6 +90,7 @@ MODEL = an_object(
     created=INTEGER,
     owned_by=STRING,
     root=STRING,
+    parent=NULLABLE_STRING,
     max_model_len={"type": ["integer", "null"]},
     generation_defaults={"type": ["object", "null"]},
 )
