@@ -125,8 +125,32 @@ class ExpertsReply(msgspec.Struct, frozen=True, tag=True):
     engine_s: float = 0.0  # time that the engine took for the report
 
 
-ToEngine = Start | Add | Abort | ExpertsQuery
-FromEngine = Progress | Ready | Failed | PrefillStarted | PromptScores | StepPart | StepDone | ExpertsReply
+class LoadAdapter(msgspec.Struct, frozen=True, tag=True):
+    """API to engine: load a LoRA adapter. Steps go on meanwhile; AdapterLoaded answers."""
+
+    query_id: int
+    name: str
+    directory: str
+
+
+class AdapterLoaded(msgspec.Struct, frozen=True, tag=True):
+    """Engine to API: the answer to LoadAdapter. From now on requests may have the adapter."""
+
+    query_id: int
+    digest: str = ""
+    error: str | None = None  # one line for the operator; the adapter is not loaded
+
+
+class UnloadAdapter(msgspec.Struct, frozen=True, tag=True):
+    """API to engine: free the memory of an adapter. No request has it any more."""
+
+    digest: str
+
+
+ToEngine = Start | Add | Abort | ExpertsQuery | LoadAdapter | UnloadAdapter
+FromEngine = (
+    Progress | Ready | Failed | PrefillStarted | PromptScores | StepPart | StepDone | ExpertsReply | AdapterLoaded
+)
 
 _encoder = msgspec.msgpack.Encoder()
 

@@ -1,6 +1,7 @@
 """Load a LoRA adapter that PEFT has saved."""
 
 import hashlib
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,17 +18,21 @@ from model.low_rank import NUM_ATTENTION_TERMS, NUM_EXPERT_TERMS, Adapter, LowRa
 from model.stored_weights import read_weight
 
 CHUNK_BYTES = 1 << 20
+BYTES = {"BF16": 2, "F16": 4, "F32": 4}  # of a number in memory, by its type in the file
 
 
-def load_adapter(directory: Path, config: ModelConfig) -> Adapter:
+def load_adapter(directory: Path, config: ModelConfig, max_bytes: int | None = None) -> Adapter:
     """Load the adapter in `directory` for a model of this config: all matrices are read, checked and packed.
 
     Matrices in bfloat16 stay so; others become float32. Raises CheckpointError, with one line, for everything that
-    cannot be served.
+    cannot be served, and if the matrices need more than `max_bytes`.
     """
     described = read_adapter_config(directory)
     stored = read_adapter_tensors(directory, described, config)
     tensors = [tensor for term in stored for tensor in (term.a, term.b)]
+    needed = sum(math.prod(tensor.shape) * BYTES[tensor.dtype] for tensor in tensors)
+    if max_bytes is not None and needed > max_bytes:
+        raise CheckpointError(f"{directory}: the adapter needs {needed:,} bytes, of which {max_bytes:,} are free")
     before = identify(tensors)
     digest = _digest([directory / CONFIG_NAME, *sorted({tensor.file for tensor in tensors})])
     num_terms = NUM_ATTENTION_TERMS + NUM_EXPERT_TERMS * max(1, config.num_experts)

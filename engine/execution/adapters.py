@@ -25,6 +25,16 @@ class AdapterStore:
     def __contains__(self, digest: str) -> bool:
         return digest in self._adapters
 
+    def add(self, name: str, adapter: Adapter) -> None:
+        """Add an adapter under a new name."""
+        self.digests[name] = adapter.digest
+        self._adapters[adapter.digest] = adapter
+
+    def remove(self, digest: str) -> None:
+        """Remove an adapter with all of its names; an unknown digest is ignored."""
+        self._adapters.pop(digest, None)
+        self.digests = {name: of_name for name, of_name in self.digests.items() if of_name != digest}
+
     def rows_of(self, chunks: SequenceOf[Chunk], device: torch.device) -> AdapterRows | None:
         """Return the adapters of the chunks' rows; None if no row has one."""
         if not self._adapters:

@@ -39,6 +39,10 @@ class BatchBuilder:
         self._adapters = adapters or AdapterStore()
         self._decode_batch: DecodeBatch | None = None
 
+    def forget(self) -> None:
+        """Drop the arrays of the last decode step, and with them its adapters."""
+        self._decode_batch = None
+
     def build(self, plan: StepPlan) -> InputBatch:
         """Build the input of a plan: its chunks in order, positions ascending within each."""
         sequences, chunk_starts, lengths, samples, _, drafts = zip(*plan.chunks, strict=True)  # the fields of Chunk

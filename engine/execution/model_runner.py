@@ -68,6 +68,11 @@ class ModelRunner:
         """Compute every chunk of a non-empty plan and wait for the results."""
         return self.finish(self.launch(plan))
 
+    def unload_adapter(self, digest: str) -> None:
+        """Free an adapter's memory. No request of a later step may have it."""
+        self.adapters.remove(digest)
+        self._batches.forget()
+
     def zero_blocks(self, block_ids: tuple[int, ...]) -> None:
         """Fill the blocks with zeros, after the launched steps and before the next one."""
         self.kv_pool.zero_blocks(to_device(np.array(block_ids, dtype=np.int64), self.requests.device))

@@ -50,6 +50,8 @@ class Engine(EngineLoad, Protocol):
     def submit(self, requests: Sequence[Request]) -> OutputStream: ...
     def abort(self, request_ids: Iterable[int]) -> None: ...
     async def experts(self, window_s: float | None, *, reset: bool = False) -> ExpertReport: ...
+    async def load_adapter(self, name: str, directory: str) -> None: ...
+    def unload_adapter(self, name: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,17 @@ def seed_source(seed: int | None) -> Callable[[], int]:
     return partial(random.Random(seed).getrandbits, 63)
 
 
+@dataclass(frozen=True)
+class LoraOptions:
+    """The server's settings for LoRA adapters."""
+
+    names: tuple[str, ...] = ()  # of those that are loaded with the model
+    at_run_time: bool = False  # others may be loaded, and all unloaded, while the server runs
+
+
+NO_LORA = LoraOptions()
+
+
 @dataclass
 class ServerState:
     """The state of one server. `texts` may be set later: the port answers before the model is loaded."""
@@ -84,7 +97,7 @@ class ServerState:
     max_num_queued: int  # choices that may wait for the engine
     version: str
     created_s: int  # Unix time, for the entries of /v1/models
-    configured_adapters: tuple[str, ...] = ()  # names of the LoRA adapters that are loaded with the model
+    lora: LoraOptions = NO_LORA
     reply_memory: ByteBudget = field(default_factory=lambda: ByteBudget(2**62))  # of log probabilities and expert ids
     max_reply_values: int = MAX_REPLY_VALUES  # of one reply
     max_total_prompt_ids: int = MAX_TOTAL_PROMPT_IDS
@@ -141,7 +154,7 @@ class ServerState:
     def adapter_names(self) -> tuple[str, ...]:
         """Names of the LoRA adapters; while the model loads, of those that will be loaded."""
         ready = self.engine.ready
-        names = self.configured_adapters if ready is None else ready.adapters
+        names = self.lora.names if ready is None else ready.adapters
         return tuple(name for name in names if name not in self.model_names)
 
     @property

@@ -70,6 +70,11 @@ class Settings(BaseModel):
         description="LoRA adapter as PEFT saves it, NAME=DIR: requests whose model is NAME get the model with the "
         "adapter in DIR. On CPUs.",
     )
+    enable_runtime_lora: bool = Field(
+        False,
+        description="Answer /v1/load_lora_adapter and /v1/unload_lora_adapter. Whoever may send requests may then let "
+        "the server read adapters from any directory.",
+    )
     chat_template: Annotated[FilePath | None, DefaultText("the checkpoint's template")] = Field(
         None, description="Jinja file with the chat template."
     )

@@ -68,6 +68,7 @@ READY = Ready(
     backend="reference",
     fingerprint="fake",
     phase_seconds={"weights": 0.5},
+    adapters={"sql": "0123"},
 )
 
 

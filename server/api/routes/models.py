@@ -25,7 +25,7 @@ router = APIRouter()
 async def models(http: HttpRequest) -> Response:
     """Reply with an entry for each name of the model, and one for each LoRA adapter."""
     state = state_of(http)
-    return JSONResponse({"object": "list", "data": [_entry(state, name) for name in state.all_names]})
+    return JSONResponse({"object": "list", "data": [model_entry(state, name) for name in state.all_names]})
 
 
 @router.api_route(
@@ -39,10 +39,10 @@ async def model(http: HttpRequest, model_id: str) -> Response:
         raise RoutingError(404)
     state = state_of(http)
     state.served_name(model_id)
-    return JSONResponse(_entry(state, model_id))
+    return JSONResponse(model_entry(state, model_id))
 
 
-def _entry(state: ServerState, name: str) -> dict[str, object]:
+def model_entry(state: ServerState, name: str) -> dict[str, object]:
     """Return one entry. Fields that need the model are null while it loads; `num_experts` is 0 without experts.
 
     `type` and `capabilities` are required by Mistral's client.

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from server.errors import ApiError
-from server.generation.state import seed_source
+from server.generation.state import LoraOptions, seed_source
 from tests.support.fake_engine import READY, FakeEngine
 from tests.support.serving import MODEL, outcomes, saying, state_around
 
@@ -28,7 +28,7 @@ def test_only_the_served_names_are_models() -> None:
 def test_adapters_are_served_under_their_names_unless_the_model_has_the_name() -> None:
     engine = FakeEngine(saying("a"))
     state = state_around(engine)
-    state.configured_adapters = ("sql", "alias")
+    state.lora = LoraOptions(("sql", "alias"))
     engine.ready = None
     assert state.all_names == (MODEL, "alias", "sql")
     engine.ready = msgspec.structs.replace(READY, adapters={"sql": "0a1b", "alias": "0c"})
