@@ -1,6 +1,8 @@
 """Requests with LoRA adapters in one engine: tokens, the prefix cache, and what the engine refuses."""
 
+import gc
 import random
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +13,8 @@ import torch
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import EngineConfigError, RequestRejectedError
-from engine.startup.adapters import check_adapters
+from engine.messages import AdapterLoaded, LoadAdapter
+from engine.startup.adapters import load_adapters
 from engine.types import Request
 from engine.types import SamplingParams as TokenSamplingParams
 from model.checkpoint.config_file import load_config
@@ -19,6 +22,7 @@ from model.checkpoint.errors import CheckpointError
 from smoe import Completion, LocalEngine, SamplingParams
 from tests.support.adapters import merge, random_tensors, save_adapter
 from tests.support.checkpoints import Shape, random_model, save_in_layout
+from tests.support.conditions import wait_until
 
 PARAMS = SamplingParams(max_tokens=20, temperature=0, ignore_eos=True, num_logprobs=0)
 NAMES = ["", "sql", "poems", "same as sql"]
@@ -96,11 +100,42 @@ def test_an_adapter_that_is_not_loaded_is_refused(engine: LocalEngine) -> None:
     assert output.error == "the request's LoRA adapter is not loaded any more"
 
 
+def test_an_adapter_is_loaded_while_requests_run_and_its_memory_is_freed_when_it_is_unloaded(
+    engine: LocalEngine, folders: dict[str, str]
+) -> None:
+    inner = engine._engine
+    [expected] = engine.generate(_prompt(3), _with("poems"))
+    first = inner.loaded.runner.adapters.digests["poems"]
+    inner.unload_adapter(first)
+    with pytest.raises(RequestRejectedError):
+        engine.generate(_prompt(3), _with("poems"))
+    inner.load_adapter(LoadAdapter(1, "verses", folders["poems"]))
+    inner.load_adapter(LoadAdapter(2, "none", folders["poems"] + "/nowhere"))
+    running = engine.add(_prompt(4), _with("sql"))
+    answers: list[AdapterLoaded] = []
+
+    def is_answered() -> bool:
+        outputs = engine.step() if engine.has_work() else []
+        assert all(output.request_id == running and output.error is None for output in outputs)
+        answers.extend(inner.pop_loaded_adapters())
+        return len(answers) == 2
+
+    wait_until(is_answered, "the adapters are loaded")
+    assert answers[0] == AdapterLoaded(1, first)
+    assert answers[1].error is not None and answers[1].error.endswith("adapter_config.json is missing")
+    assert _results(engine.generate(_prompt(3), _with("verses"))) == _results([expected])
+    loaded = weakref.ref(inner.loaded.runner.adapters._adapters[first])
+    inner.unload_adapter(first)
+    gc.collect()
+    assert loaded() is None
+
+
 def test_an_engine_that_computes_no_adapters_refuses_to_start(folders: dict[str, str], checkpoint: Path) -> None:
     config = EngineConfig(model="m", lora=folders)
+    model = load_config(checkpoint)[0]
     with pytest.raises(EngineConfigError, match="--lora: adapters are not computed on a GPU"):
-        check_adapters(config, "triton")
+        load_adapters(config, model, "triton")
     with pytest.raises(EngineConfigError, match="--lora: adapters are not divided among ranks"):
-        check_adapters(msgspec.structs.replace(config, tensor_parallel_size=2), "native")
+        load_adapters(msgspec.structs.replace(config, tensor_parallel_size=2), model, "native")
     with pytest.raises(CheckpointError, match="nowhere/adapter_config.json is missing"):
         Engine.load(EngineConfig(model=str(checkpoint), lora={"a": str(checkpoint / "nowhere")}))
