@@ -16,10 +16,14 @@ COMPLETION = {"prompt": "It is a truth universally acknowledged, that a single m
 
 
 @pytest.fixture(scope="module")
-def lora_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder, config = tmp_path_factory.mktemp("adapters"), load_config(DEMO)[0]
-    paths: list[Path] = [save_adapter(folder / str(i), random_tensors(config, 2, i, share=0.5)) for i in (1, 2)]
-    flags = ("--lora", f"sql={paths[0]}", "--lora", f"poems={paths[1]}")
+    return [save_adapter(folder / str(i), random_tensors(config, 2, i, share=0.5)) for i in (1, 2)]
+
+
+@pytest.fixture(scope="module")
+def lora_server(adapters: list[Path]) -> Iterator[RunningServer]:
+    flags = ("--lora", f"sql={adapters[0]}", "--lora", f"poems={adapters[1]}", "--enable-runtime-lora")
     with start_server("--dtype", "float32", "--threads", "1", "--embeddings", *flags) as running:
         yield running
 
@@ -66,3 +70,22 @@ def _answer(reply: dict[str, Any]) -> object:
     if "output" in reply:
         return [part["text"] for item in reply["output"] for part in item["content"]]
     return [part["text"] for part in reply["content"]]
+
+
+def test_an_adapter_that_is_unloaded_finishes_its_requests_and_can_be_loaded_again(
+    lora_server: RunningServer, adapters: list[Path]
+) -> None:
+    long = {"model": "python", **COMPLETION, "max_tokens": 200, "ignore_eos": True, "stream": True}
+    with httpx.Client(base_url=lora_server.url, timeout=120) as client:
+        for _ in range(2):
+            loaded = client.post("/v1/load_lora_adapter", json={"lora_name": "python", "lora_path": str(adapters[1])})
+            assert loaded.json()["id"] == "python", loaded.text
+            with client.stream("POST", "/v1/completions", json=long) as reply:
+                lines = reply.iter_lines()
+                next(lines)
+                with httpx.Client(base_url=lora_server.url, timeout=120) as other:
+                    assert other.post("/v1/unload_lora_adapter", json={"lora_name": "python"}).status_code == 200
+                    assert other.post("/v1/completions", json={"model": "python", **COMPLETION}).status_code == 404
+                assert list(lines)[-2:] == ["data: [DONE]", ""]
+        wrong = client.post("/v1/load_lora_adapter", json={"lora_name": "bad", "lora_path": str(adapters[0] / "no")})
+        assert wrong.status_code == 400 and "adapter_config.json is missing" in wrong.json()["error"]["message"]

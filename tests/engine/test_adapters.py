@@ -120,7 +120,7 @@ def test_an_adapter_is_loaded_while_requests_run_and_its_memory_is_freed_when_it
         answers.extend(inner.pop_loaded_adapters())
         return len(answers) == 2
 
-    wait_until(is_answered, "the adapters are loaded")
+    wait_until(is_answered)
     assert answers[0] == AdapterLoaded(1, first)
     assert answers[1].error is not None and answers[1].error.endswith("adapter_config.json is missing")
     assert _results(engine.generate(_prompt(3), _with("verses"))) == _results([expected])
