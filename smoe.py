@@ -201,7 +201,9 @@ class LocalEngine:
         """Return the digest of the adapter with this name; empty without one."""
         digests = self._engine.loaded.runner.adapters.digests
         if adapter and adapter not in digests:
-            raise RequestRejectedError(f"there is no LoRA adapter {adapter!r}; there are: {', '.join(digests) or 'none'}")
+            raise RequestRejectedError(
+                f"there is no LoRA adapter {adapter!r}; there are: {', '.join(digests) or 'none'}"
+            )
         return digests[adapter] if adapter else ""
 
     def _generated_text(self, completion: Completion) -> str:

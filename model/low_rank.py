@@ -1,7 +1,7 @@
 """LoRA adapters (Hu et al. 2021) as low-rank terms of matrices, and the rows of a batch that they apply to.
 
-A term of a matrix W [O, K] changes its product: y = W x + scale * B (A x), with A [r, K] and B [O, r]. Terms are float32
-or bfloat16, as the adapter's file has them; sums are float32, whatever the format of W.
+A term of a matrix W [O, K] changes its product: y = W x + scale * B (A x), with A [r, K] and B [O, r]. Terms are
+float32 or bfloat16, as the adapter's file has them; sums are float32, whatever the format of W.
 Letters: T rows, L layers, E experts, r rank.
 """
 
@@ -31,7 +31,7 @@ class LowRank:
     def packed(cls, a: Tensor, b: Tensor, scale: float, first_output: int = 0) -> "LowRank":
         """Return the term of A [r, K] and B [O, r], which have one dtype."""
         padded = F.pad(b, (0, 0, 0, -len(b) % PANEL))
-        panels = padded.unflatten(0, (-1, PANEL)).transpose(1, 2).contiguous()
+        panels = padded.view(-1, PANEL, b.shape[1]).transpose(1, 2).contiguous()
         return cls(a.contiguous(), panels, len(b), scale, first_output)
 
     @property
@@ -67,31 +67,6 @@ class AdapterRows:
     adapters: tuple[Adapter, ...]  # distinct
     rows: Tensor  # [T] int64, index of each row's adapter; -1: none
 
-    def of_layer(self, layer: int) -> "LayerTerms":
-        return LayerTerms(self, layer)
-
-
-@dataclass(frozen=True)
-class LayerTerms:
-    """The rows' terms in one layer, by the product that they belong to."""
-
-    batch: AdapterRows
-    layer: int
-
-    @property
-    def qkv(self) -> "RowTerms":
-        return RowTerms(self.batch, self.layer, 0, NUM_ATTENTION_TERMS - 1)
-
-    @property
-    def output(self) -> "RowTerms":
-        return RowTerms(self.batch, self.layer, NUM_ATTENTION_TERMS - 1, 1)
-
-    @property
-    def ffn(self) -> "RowTerms":
-        """Terms of all experts, or of the single FFN."""
-        num_terms = len(self.batch.adapters[0].layers[self.layer])
-        return RowTerms(self.batch, self.layer, NUM_ATTENTION_TERMS, num_terms - NUM_ATTENTION_TERMS)
-
 
 @dataclass(frozen=True)
 class RowTerms:
@@ -125,6 +100,30 @@ class RowTerms:
                     columns = slice(term.first_output, term.first_output + term.num_outputs)
                     total[rows, columns] += term.product(x[rows])
         return total.to(y.dtype)
+
+
+@dataclass(frozen=True)
+class LayerTerms:
+    """The rows' terms in one layer, by the product that they belong to; None: no row has an adapter."""
+
+    qkv: RowTerms | None = None
+    output: RowTerms | None = None
+    ffn: RowTerms | None = None  # of all experts, or of the single FFN
+
+
+NO_TERMS = LayerTerms()
+
+
+def terms_of_layer(rows: AdapterRows | None, layer: int) -> LayerTerms:
+    """Return the terms of a layer."""
+    if rows is None:
+        return NO_TERMS
+    num_qkv, num_ffn = NUM_ATTENTION_TERMS - 1, len(rows.adapters[0].layers[layer]) - NUM_ATTENTION_TERMS
+    return LayerTerms(
+        RowTerms(rows, layer, 0, num_qkv),
+        RowTerms(rows, layer, num_qkv, 1),
+        RowTerms(rows, layer, NUM_ATTENTION_TERMS, num_ffn),
+    )
 
 
 def with_terms(y: Tensor, x: Tensor, terms: RowTerms | None) -> Tensor:

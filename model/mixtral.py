@@ -25,8 +25,8 @@ from model.cut import PANEL
 from model.forward_batch import ForwardBatch, GateRows, Routing
 from model.group import ALONE, Group
 from model.kv_pool import KvPool
+from model.low_rank import LayerTerms, terms_of_layer
 from model.ops.interface import BatchMetadata, Ops, PackedWeights, Pending, RoutingRequest
-from model.low_rank import LayerTerms
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Mixtral:
         normed = self.ops.rms_norm(x, norms[0], eps)
         steps = zip(layers, kv_pool.k, kv_pool.v, requests, norms[1:], strict=True)
         for index, (layer, k_cache, v_cache, request, norm_behind) in enumerate(steps):
-            terms = batch.adapters and batch.adapters.of_layer(index)
+            terms = terms_of_layer(batch.adapters, index)
             pending = self._attention(normed, layer, k_cache, v_cache, metadata, terms)
             if batch.gates is not None:
                 self._report_gate(x, pending, layer, batch.gates, index)
@@ -105,16 +105,16 @@ class Mixtral:
         k_cache: Tensor,
         v_cache: Tensor,
         metadata: BatchMetadata,
-        terms: LayerTerms | None,
+        terms: LayerTerms,
     ) -> Pending:
         """Grouped-query attention with rotary positions and, if the config has one, a sliding window."""
-        qkv = self.ops.linear(x, layer.qkv, terms and terms.qkv)  # [T, (H + 2G) * K]
+        qkv = self.ops.linear(x, layer.qkv, terms.qkv)  # [T, (H + 2G) * K]
         q = self.ops.rope_and_store_kv(qkv, k_cache, v_cache, metadata)  # [T, H, K]
         q = q.to(self.weights.query_dtype)
         attended = self.ops.attention(q, k_cache, v_cache, metadata, x.dtype)  # [T, H * K]
         width, num_kv_heads = self.config.num_heads * self.config.head_dim, self.config.num_kv_heads
         attended = self.group.gather(attended, width, width // num_kv_heads)  # [T, H * K]
-        output = self.ops.linear(attended, layer.output, terms and terms.output)
+        output = self.ops.linear(attended, layer.output, terms.output)
         return self.group.gather(output, self.config.dim, PANEL)  # [T, D]
 
     def _feed_forward(
@@ -123,16 +123,15 @@ class Mixtral:
         pending: Pending,
         layer: LayerWeights,
         request: RoutingRequest | None,
-        terms: LayerTerms | None,
+        terms: LayerTerms,
     ) -> tuple[Tensor, Pending]:
         """Add attention's output to x, then apply the sparse mixture of experts (dense if k = E), or the single FFN."""
         norm, eps, group = layer.ffn_norm, self.config.norm_eps, self.group
-        ffn_terms = terms and terms.ffn
         if request is not None:
-            x, y = self.ops.add_norm_moe(x, pending, norm, eps, layer.ffn, request, group, ffn_terms)
+            x, y = self.ops.add_norm_moe(x, pending, norm, eps, layer.ffn, request, group, terms.ffn)
         else:
             x, normed = self.ops.add_rms_norm(x, pending, norm, eps)
-            y = self.ops.ffn(normed, layer.ffn, group, ffn_terms)
+            y = self.ops.ffn(normed, layer.ffn, group, terms.ffn)
         return x, group.gather(y, self.config.dim, PANEL)
 
     def _report_gate(self, x: Tensor, pending: Pending, layer: LayerWeights, gates: GateRows, index: int) -> None:

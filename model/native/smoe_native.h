@@ -22,7 +22,7 @@
 #define SMOE_API
 #endif
 
-#define SMOE_ABI_VERSION 14
+#define SMOE_ABI_VERSION 15
 
 #ifdef __cplusplus
 extern "C" {

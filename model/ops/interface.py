@@ -99,9 +99,7 @@ class Ops(Protocol):
         Position i sees positions i - window + 1 .. i; no slot outside of that range is read.
         """
 
-    def ffn(
-        self, x: Tensor, weights: PackedWeights, group: Group = ALONE, terms: RowTerms | None = None
-    ) -> Pending:
+    def ffn(self, x: Tensor, weights: PackedWeights, group: Group = ALONE, terms: RowTerms | None = None) -> Pending:
         """Compute a dense FFN: [T, D] -> [T, D].
 
         In a group w1 and w3 have some of the F outputs, and w2 some of D: those of model/cut.py, by panels. The hidden

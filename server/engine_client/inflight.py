@@ -72,9 +72,7 @@ class InFlightRequests:
     def add(self, requests: Sequence[Request], collector: OutputCollector) -> None:
         """Add new requests behind all others."""
         for request in requests:
-            entry = Entry(
-                request, collector, request.deadline_s, request.queue_deadline_s, adapter=request.adapter
-            )
+            entry = Entry(request, collector, request.deadline_s, request.queue_deadline_s, adapter=request.adapter)
             self._open[request.request_id] = self._pending[request.request_id] = entry
             if request.deadline_s is not None or request.queue_deadline_s is not None:
                 self._timed[request.request_id] = entry

@@ -172,13 +172,13 @@ class ServerState:
         return self.model_names[0] if name is None else name
 
     def adapter_of(self, name: str | None) -> str:
-        """Return the digest of the adapter with this name; empty for the model alone. Call it while a model is ready."""
+        """Return the digest of the adapter with this name; empty for the model alone, and while it loads."""
         ready = self.engine.ready
         return "" if name is None or ready is None or name in self.model_names else ready.adapters.get(name, "")
 
 
 def fingerprint_of(ready: Ready, adapter: str) -> str:
-    """Return the fingerprint of the model with an adapter, which is named by its digest; without one the model's own."""
+    """Return the fingerprint of the model with the adapter of this digest; if empty, the model's own."""
     return f"{ready.fingerprint}-lora-{adapter[:NUM_DIGITS]}" if adapter else ready.fingerprint
 
 

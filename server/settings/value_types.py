@@ -82,7 +82,9 @@ def _check_distinct(names: tuple[str, ...]) -> tuple[str, ...]:
 
 def _check_lora(pairs: tuple[str, ...]) -> tuple[str, ...]:
     names = [pair.partition("=")[0] for pair in pairs]
-    if any(not name or name != name.strip() or not pair.partition("=")[2] for name, pair in zip(names, pairs, strict=True)):
+    if any(
+        not name or name != name.strip() or not pair.partition("=")[2] for name, pair in zip(names, pairs, strict=True)
+    ):
         raise ValueError("should be NAME=DIR, such as sql=/models/sql-adapter")
     if len(set(names)) != len(names):
         raise ValueError("has the same name twice")

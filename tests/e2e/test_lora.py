@@ -18,7 +18,7 @@ COMPLETION = {"prompt": "It is a truth universally acknowledged, that a single m
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder, config = tmp_path_factory.mktemp("adapters"), load_config(DEMO)[0]
-    return [save_adapter(folder / str(i), random_tensors(config, 2, i, share=0.5)) for i in (1, 2)]
+    return [save_adapter(folder / str(i), random_tensors(config, 2, i), lora_alpha=12) for i in (1, 2)]
 
 
 @pytest.fixture(scope="module")

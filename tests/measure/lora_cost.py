@@ -1,8 +1,8 @@
 """python -m tests.measure.lora_cost [--preset bench-400m] [--adapters 16] [--rank 16] [--matrices all|attention]
 [--quantization none|int8|int4] [--threads N] [--rounds 5]
 
-Decoding with an adapter for each of 16 requests against the same requests without: the median step of each, in turns, over
-random weights. A share of 1.10 is 10 % slower. Prints prefills of 512 tokens too, with one adapter.
+Decoding with an adapter for each of 16 requests against the same requests without: the median step of each, in turns,
+over random weights. A share of 1.10 is 10 % slower. Prints prefills of 512 tokens too, with one adapter.
 """
 
 import argparse

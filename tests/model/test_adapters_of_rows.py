@@ -1,4 +1,4 @@
-"""Rows with LoRA adapters: the logits of merged weights on every backend, and on the native one equal bits in any batch."""
+"""Rows with LoRA adapters: merged weights' logits on every backend; on the native one the same bits in any batch."""
 
 import random
 from dataclasses import replace
@@ -106,17 +106,19 @@ def test_a_row_gets_the_same_bits_alone_and_among_rows_of_other_adapters(
     shape = SHAPES["experts" if quantization == "none" else "panels of 32"]
     path = save_in_layout(random_model(shape), tmp_path / "model")
     models = [_load(path, dtype, native(isa, threads, quantization)) for threads in (1, 2)]
-    alone, together = (NativeMixtral(model, native(isa, t, quantization)) for t, model in zip((1, 2), models, strict=True))
+    alone, together = (
+        NativeMixtral(model, native(isa, t, quantization)) for t, model in zip((1, 2), models, strict=True)
+    )
     adapters = _adapters(alone.config, tmp_path)
     rng = random.Random(3)
     chosen = [None, *adapters, None, *adapters, adapters[0]]
-    runs = [Running([rng.randrange(101) for _ in range(24)], list(range(1 + 6 * i, 7 + 6 * i))) for i in range(8)]
+    runs = [Running([rng.randrange(101) for _ in range(24)], list(range(1 + 6 * i, 7 + 6 * i))) for i in range(9)]
     pool = KvPool(alone.config, 60, BLOCK_SIZE, name_of(dtype), CPU)
     while any(run.num_computed < 24 for run in runs):
         parts: list[Part] = [
-        (run, min(rng.choice((1, 1, 2, 9)), 24 - run.num_computed), adapter)
-        for run, adapter in zip(runs, chosen, strict=True)
-        if run.num_computed < 24 and rng.random() < 0.8
+            (run, min(rng.choice((1, 1, 2, 9)), 24 - run.num_computed), adapter)
+            for run, adapter in zip(runs, chosen, strict=True)
+            if run.num_computed < 24 and rng.random() < 0.8
         ]
         if not parts:
             continue

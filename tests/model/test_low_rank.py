@@ -2,7 +2,7 @@
 
 import torch
 
-from model.low_rank import Adapter, AdapterRows, LowRank
+from model.low_rank import Adapter, AdapterRows, LowRank, terms_of_layer
 
 
 def _naive(a: torch.Tensor, b: torch.Tensor, scale: float, x: torch.Tensor) -> list[float]:
@@ -33,7 +33,9 @@ def test_each_row_gets_the_terms_of_its_own_adapter_at_the_outputs_they_belong_t
     )
     x, y = torch.randn(3, 5, generator=torch.Generator().manual_seed(3)), torch.ones(3, 50)
     rows = AdapterRows(adapters, torch.tensor([1, -1, 0]))
-    changed = rows.of_layer(0).qkv.added_to(y, x)
+    terms = terms_of_layer(rows, 0).qkv
+    assert terms is not None
+    changed = terms.added_to(y, x)
     expected = y.clone()
     expected[0, 40:46] += torch.tensor(_naive(*second, 1.0, x[0]))
     expected[2, :40] += torch.tensor(_naive(*first, 2.0, x[2]))

@@ -41,7 +41,10 @@ def random_tensors(
             if torch.rand((), generator=generator) >= share:
                 continue
             name = f"{PREFIX}model.layers.{layer}.{module}"
-            a, b = torch.randn(rank, num_inputs, generator=generator), torch.randn(num_outputs, rank, generator=generator)
+            a, b = (
+                torch.randn(rank, num_inputs, generator=generator),
+                torch.randn(num_outputs, rank, generator=generator),
+            )
             tensors[f"{name}.lora_A.weight"] = (a * num_inputs**-0.5).to(dtype)
             tensors[f"{name}.lora_B.weight"] = (b * 0.25 * rank**-0.5).to(dtype)
     return tensors

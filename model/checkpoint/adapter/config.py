@@ -51,7 +51,7 @@ def read_adapter_config(directory: Path) -> AdapterConfig:
     path = directory / CONFIG_NAME
     fields = JsonFields(path, read_json_object(path, MAX_CONFIG_BYTES))
     if (kind := fields.get("peft_type")) != "LORA":
-        raise fields.error(f"peft_type is {printable(kind)}; only LORA adapters can be served")
+        raise fields.error(f"peft_type is {printable(kind)}; only LoRA adapters can be served")
     for key, meaning in REFUSED.items():
         if value := fields.get(key):
             raise fields.error(f"{key} is {printable(value)}: adapters with {meaning} are not supported")

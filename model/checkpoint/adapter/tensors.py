@@ -13,6 +13,7 @@ from model.checkpoint.tensor_names import READ_DTYPES
 from model.config import ModelConfig
 
 FILE_NAME = "adapter_model.safetensors"
+PREFIX = "base_model.model."
 NAME = re.compile(r"base_model\.model\.(?:model\.)?layers\.(\d{1,6})\.(.+)\.lora_([AB])(?:\.default)?\.weight")
 EXPERT = re.compile(r"(?:block_sparse_moe|mlp)\.experts\.(\d{1,6})\.(w[123])")
 SUPPORTED = "q_proj, k_proj, v_proj, o_proj"
@@ -94,7 +95,7 @@ def _place(
     module = match[2] if match else ""
     if expert := EXPERT.fullmatch(module):
         module = f"experts.{int(expert[1])}.{expert[2]}"
-    where = f"{tensor.file}: tensor {printable(tensor.name)}"
+    where = f"{tensor.file}: tensor {printable(tensor.name.removeprefix(PREFIX))}"
     if match is None or (module not in targets and not expert):
         ffn = "w1, w2 and w3 of experts" if model.num_experts else "gate_proj, up_proj and down_proj"
         raise CheckpointError(f"{where} is no LoRA matrix of {SUPPORTED}, or {ffn}; no others are supported")
@@ -106,7 +107,7 @@ def _place(
 
 
 def _module_name(tensor: StoredTensor) -> str:
-    return tensor.name.removeprefix("base_model.model.").partition(".lora_")[0]
+    return tensor.name.removeprefix(PREFIX).partition(".lora_")[0]
 
 
 def _check(tensor: StoredTensor, shape: Shape, adapter: AdapterConfig) -> None:

@@ -173,7 +173,8 @@ class Forward {
     void attend(const smoe_layer& layer, int64_t index) const {
         const int64_t T = step_.T, D = network_.D, H = network_.H, G = network_.G, K = network_.K;
         const int dtype = network_.residual_dtype, q_dtype = network_.query_dtype, kv_dtype = network_.kv_dtype;
-        linear(dtype, at_.normed(), layer.qkv, layer.num_qkv, at_.qkv(), T, D, false, {step_.adapters, first_term(index), 3});
+        linear(dtype, at_.normed(), layer.qkv, layer.num_qkv, at_.qkv(), T, D, false,
+               {step_.adapters, first_term(index), 3});
         check(smoe_rope_and_store_kv(pool_, isa_, dtype, q_dtype, kv_dtype, at_.qkv(), at_.q(), layer.k_cache,
                                      layer.v_cache, at_.cos(), at_.sin(), step_.slots, T, H, G, K));
         std::byte* out = part_or(at_.attended());
@@ -301,8 +302,8 @@ class Forward {
         }
         smoe_add_rms_norm(pool_, isa_, network_.residual_dtype, at_.last_x(), at_.y(), network_.norm, at_.last_normed(),
                           N, network_.D, network_.eps);
-        linear(network_.residual_dtype, at_.last_normed(), network_.head, 1, part_or(step_.logits), N, network_.D,
-               true, {});
+        linear(network_.residual_dtype, at_.last_normed(), network_.head, 1, part_or(step_.logits), N, network_.D, true,
+               {});
         gather_columns(step_.logits, N, {network_.V, network_.first_V, network_.head->outputs, PANEL}, sizeof(float));
     }
 

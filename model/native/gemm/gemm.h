@@ -43,8 +43,8 @@ struct Matrix {
     const uint32_t* panel(int64_t index) const { return panels + index * stride; }
 };
 
-// Low-rank terms of a product's rows: `count` terms from `first` on of the adapter of each row, [T]. Null: no row has an
-// adapter.
+// Low-rank terms of a product's rows: `count` terms from `first` on of the adapter of each row, [T]. Null: no row has
+// an adapter.
 struct LowRankTerms {
     const smoe_adapter* adapters = nullptr;
     int64_t first = 0, count = 0;

@@ -1,7 +1,8 @@
 // Low-rank terms of LoRA adapters, y += scale * B (A x), of the rows of one product. Included by kernel files only.
 //
-// A row's terms depend on that row alone: A x sums over k in one partial sum per lane, B sums over the rank in ascending
-// order, both in float32, whatever the other rows are. They are added to the product's sums before these are rounded.
+// A row's terms depend on that row alone: A x sums over k in one partial sum per lane, B sums over the rank in
+// ascending order, both in float32, whatever the other rows are. They are added to the product's sums before these are
+// rounded.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +32,9 @@ class LowRankProduct {
     void project(Pool& pool, int dtype, const void* x, const std::vector<int32_t>& row_ids, int64_t K);
 
     // Add all terms to sums [tile.rows][PANEL], which are outputs first_output .. first_output + PANEL - 1.
-    void add(const Tile& tile, int64_t first_output, float* sums) const { add(tile, 0, num_terms_, first_output, sums); }
+    void add(const Tile& tile, int64_t first_output, float* sums) const {
+        add(tile, 0, num_terms_, first_output, sums);
+    }
     // Add one of the terms.
     void add_term(const Tile& tile, int64_t term, int64_t first_output, float* sums) const {
         add(tile, term, term + 1, first_output, sums);

@@ -11,7 +11,7 @@ from pathlib import Path
 from model.ops.native.sampling import SamplingArguments
 from model.ops.native.structs import ExpertArguments, MatrixArguments, NetworkArguments, StepArguments
 
-ABI_VERSION = 14
+ABI_VERSION = 15
 LIBRARY = Path(__file__).parents[2] / "native" / "libsmoe_native.so"
 # The index is the library's code of an instruction set. The last that is available is the fastest.
 ISAS = ("portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx", "neon")
@@ -31,7 +31,10 @@ _SIGNATURES = {
     "smoe_panel_size": (c_int64, (c_int, c_int64)),
     "smoe_pack": (None, (*_KERNEL, c_int, *(c_void_p,) * 2, *(c_int64,) * 3)),
     "smoe_pack_blocks": (None, (c_void_p, c_int, *(c_void_p,) * 2, *(c_int64,) * 3)),
-    "smoe_linear": (c_int, (*_KERNEL, c_void_p, POINTER(MatrixArguments), c_int64, c_void_p, *(c_int64,) * 2, c_int, *_TERMS, c_int64)),
+    "smoe_linear": (
+        c_int,
+        (*_KERNEL, c_void_p, POINTER(MatrixArguments), c_int64, c_void_p, *(c_int64,) * 2, c_int, *_TERMS, c_int64),
+    ),
     "smoe_group_bytes": (c_int64, (c_int, c_int64)),
     "smoe_group_create": (c_void_p, (c_void_p, c_int, c_int, c_int64)),
     "smoe_group_destroy": (None, (c_void_p,)),
@@ -45,7 +48,16 @@ _SIGNATURES = {
     ),
     "smoe_moe": (
         c_int,
-        (*_KERNEL, *(c_void_p,) * 2, POINTER(ExpertArguments), *(c_void_p,) * 4, *(c_int64,) * 5, c_void_p, c_int64, *_TERMS),
+        (
+            *_KERNEL,
+            *(c_void_p,) * 2,
+            POINTER(ExpertArguments),
+            *(c_void_p,) * 4,
+            *(c_int64,) * 5,
+            c_void_p,
+            c_int64,
+            *_TERMS,
+        ),
     ),
     "smoe_route": (c_int, (*_KERNEL, *(c_void_p,) * 5, *(c_int64,) * 4)),
     "smoe_gate_logits": (None, (c_void_p, c_int, *(c_void_p,) * 3, *(c_int64,) * 3)),

@@ -17,8 +17,8 @@ from model.config import ModelConfig
 from model.cut import PANEL
 from model.forward_batch import ForwardBatch
 from model.group import ALONE, Group, GroupEndedError
-from model.ops.interface import FfnWeights, RoutingRequest
 from model.low_rank import AdapterRows, RowTerms
+from model.ops.interface import FfnWeights, RoutingRequest
 from model.ops.native.adapters import AdapterAddresses, pointer
 from model.ops.native.group import ENDED, CalledGroup, LibraryGroup, SharedGroup
 from model.ops.native.library import ISAS, NativeLibrary, NativeUnavailableError, ThreadPool
@@ -158,9 +158,7 @@ class NativeOps:
         check(self._call.smoe_attention(self._pool, self._isa, *dtypes, *addresses, *sizes, metadata.window))
         return out  # [T, H * K]
 
-    def ffn(
-        self, x: Tensor, weights: NativeExperts, group: Group = ALONE, terms: RowTerms | None = None
-    ) -> Tensor:
+    def ffn(self, x: Tensor, weights: NativeExperts, group: Group = ALONE, terms: RowTerms | None = None) -> Tensor:
         y = x.new_empty(len(x), weights.num_outputs)
         arguments = x.data_ptr(), weights.arguments, y.data_ptr(), len(x), weights.dim, weights.hidden_dim
         kernel = self._pool, self._isa, DTYPES[x.dtype]
@@ -262,9 +260,7 @@ class NativeOps:
         """
         return int(self._call.smoe_peak_operations(self._pool, self._isa, arithmetic, rounds))
 
-    def _multiply(
-        self, x: Tensor, weight: NativeLinear, dtype: torch.dtype, terms: RowTerms | None = None
-    ) -> Tensor:
+    def _multiply(self, x: Tensor, weight: NativeLinear, dtype: torch.dtype, terms: RowTerms | None = None) -> Tensor:
         y = torch.empty(len(x), weight.num_outputs, dtype=dtype)
         matrices = weight.arguments, len(weight.matrices)
         sizes = len(x), weight.num_inputs, dtype == torch.float32

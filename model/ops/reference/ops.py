@@ -17,8 +17,8 @@ from model.config import ModelConfig
 from model.cut import PANEL
 from model.forward_batch import ForwardBatch
 from model.group import ALONE, Group
-from model.ops.interface import FfnWeights, RoutingRequest
 from model.low_rank import RowTerms, with_terms
+from model.ops.interface import FfnWeights, RoutingRequest
 from model.ops.quantization import Quantization, QuantizedMatrix, multiply, quantize
 from model.ops.reference.attention import AttentionPlan, attend, plan_attention
 from model.ops.reference.kv_int8 import as_cached
@@ -111,9 +111,7 @@ class ReferenceOps:
         k_slots, v_slots = k_cache.flatten(0, 1), v_cache.flatten(0, 1)
         return attend(q, k_slots, v_slots, metadata.attention, out_dtype)  # [T, H * K]
 
-    def ffn(
-        self, x: Tensor, weights: ReferenceFfn, group: Group = ALONE, terms: RowTerms | None = None
-    ) -> Tensor:
+    def ffn(self, x: Tensor, weights: ReferenceFfn, group: Group = ALONE, terms: RowTerms | None = None) -> Tensor:
         w1, w3 = product(x, weights.w13).chunk(2, dim=-1)  # [T, F] each
         if terms is not None:
             w1, w3 = terms.term(0).added_to(w1, x), terms.term(1).added_to(w3, x)

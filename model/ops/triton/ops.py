@@ -15,8 +15,8 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
 from model.group import ALONE, Group
-from model.ops.interface import FfnWeights, RoutingRequest
 from model.low_rank import RowTerms
+from model.ops.interface import FfnWeights, RoutingRequest
 from model.ops.triton.attention import AttentionPlan, attention, plan_attention
 from model.ops.triton.gemm_tiles import Tiling, choose_splits, choose_tiling
 from model.ops.triton.launch import HOPPER, Launch, launch_on_device, options_of
@@ -121,9 +121,7 @@ class TritonOps:
         assert out_dtype == q.dtype, "no weights stay in blocks on a GPU"
         return attention(self._launch, q, k_cache, v_cache, metadata.attention)  # [T, H * K]
 
-    def ffn(
-        self, x: Tensor, weights: TritonExperts, group: Group = ALONE, terms: RowTerms | None = None
-    ) -> Pending:
+    def ffn(self, x: Tensor, weights: TritonExperts, group: Group = ALONE, terms: RowTerms | None = None) -> Pending:
         assert group is ALONE, "a GPU computes a whole network"
         assert terms is None, NO_TERMS
         tiling = self._tiling(len(x), weights.w2)

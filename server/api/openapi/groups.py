@@ -35,7 +35,7 @@ GROUPS = (
     ),
     Group(
         "LoRA adapters",
-        "Load and unload adapters while the server runs. Needs --enable-runtime-lora; without it these URLs answer 404.",
+        "Load and unload adapters while the server runs. Needs --enable-runtime-lora; without it they answer 404.",
         ("/v1/load_lora_adapter", "/v1/unload_lora_adapter"),
     ),
     Group("Experts", "See which experts computed how many tokens.", ("/experts",)),

@@ -44,7 +44,7 @@ async def load(http: HttpRequest) -> Response:
         raise invalid_value("'lora_name' is served already; unload it first, or choose another.", "lora_name")
     state.serving()
     try:
-        await state.engine.load_adapter(name, str(Path(request.lora_path).absolute()))
+        await state.engine.load_adapter(name, _absolute(request.lora_path))
     except AdapterError as error:
         raise invalid_value(f"'lora_path' cannot be served: {error}.", "lora_path") from None
     except EngineDied:
@@ -79,3 +79,8 @@ def _state_of(http: HttpRequest) -> ServerState:
     if not state.lora.at_run_time:
         raise lora_disabled()
     return state
+
+
+def _absolute(path: str) -> str:
+    """Return a path that the engine, which has another working directory, understands."""
+    return str(Path(path).absolute())
