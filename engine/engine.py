@@ -23,7 +23,8 @@ from engine.speculation.draft_source import MAX_TOKEN_ID
 from engine.speculation.row_times import time_shape
 from engine.speculation.speculator import Speculator
 from engine.startup.adapters import AdapterLoading
-from engine.startup.loading import LoadedModel, ProgressCallback, load
+from engine.startup.assembly import LoadedModel, ProgressCallback
+from engine.startup.loading import load
 from engine.types import Request, RequestOutput, StepOutput, StepStats, Timing, Vocabulary
 
 GRAMMAR_WAIT_S = 0.005  # longest wait of an empty step for a grammar that is built; then new requests are received

@@ -14,9 +14,15 @@ from model.cut import PANEL
 from model.forward_batch import ForwardBatch
 from model.kv_pool import KvPool
 from model.mixtral import LayerWeights, Mixtral, uniform_routing
+from model.ops.interface import Ops
 from model.ops.native.ops import NativeOps, inverse_frequencies
 from model.ops.native.packed_weights import DTYPES, EMBEDDING_DTYPES, KV_DTYPES, NativeExperts, NativeMoe
 from model.ops.native.structs import LayerArguments, NetworkArguments, StepArguments
+
+
+def in_one_call(model: Mixtral, ops: Ops) -> Mixtral:
+    """Return the network that computes a step in one call of the library, if `ops` are those of the library."""
+    return NativeMixtral(model, ops) if isinstance(ops, NativeOps) else model
 
 
 class NativeMixtral(Mixtral):

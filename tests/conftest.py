@@ -8,6 +8,7 @@ import pytest
 from hypothesis import settings
 
 from tests.support.paths import ROOT
+from tests.support.tls import CERTIFICATE
 
 settings.register_profile("no deadline", deadline=None)  # an example takes long on a busy machine
 settings.load_profile("no deadline")
@@ -62,7 +63,7 @@ SLOW = (
     "tests/server/cli/experts/test_command.py",
     "tests/server/cli/test_main.py",
     "tests/server/cli/test_pack.py",
-    "tests/server/cli/test_plan_capacity.py",
+    "tests/server/cli/plan/test_capacity.py",
     "tests/server/cli/test_terminal_text.py",
     "tests/server/cli/test_worked_example.py",
     "tests/server/cli/test_wrong_inputs.py",
@@ -93,6 +94,9 @@ SLOW = (
 )
 MOVED = [path for path in SLOW if not (ROOT / path).exists()]
 assert not MOVED, f"change SLOW in tests/conftest.py; these were moved: {MOVED}"
+
+# For httpx, which reads a file of 140 certificates for each client: all servers of tests are on this machine.
+os.environ["SSL_CERT_FILE"] = str(CERTIFICATE)
 
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and started servers would inherit that
 

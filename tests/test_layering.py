@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -60,6 +61,7 @@ NO_DATA_FILES = (
     "engine.host_rank",
 )  # top-level files that run the engine
 
+IMPORT = re.compile(r"^\s*((?:from|import) (?:tests|server|engine|model)\b[^(\n]*(?:\([^)]*\))?)", re.MULTILINE)
 NATIVE = ROOT / "model" / "native"
 
 
@@ -123,6 +125,25 @@ def reachable(module: str) -> set[str]:
         elif name:
             outside.add(top_level(name))
     return outside
+
+
+def quick_imports(path: Path) -> Iterator[str]:
+    """Yield imported_names of a file without parsing the rest of it."""
+    for statement in IMPORT.findall(path.read_text()):
+        with suppress(SyntaxError):  # a sentence of a docstring
+            yield from imported_names(ast.parse(statement))
+
+
+@cache
+def is_missing(name: str) -> bool:
+    """True for a name below our packages that is no module, and nothing that a module of ours may define."""
+    path = ROOT.joinpath(*name.split("."))
+    if top_level(name) not in {*LAYERS, "tests"} or path.with_suffix(".py").exists() or any(path.glob("**/*.py")):
+        return False
+    package = path.parent / "__init__.py"
+    return not path.parent.with_suffix(".py").exists() and not (
+        package.exists() and re.search(rf"\b{path.name}\b", package.read_text())
+    )
 
 
 def reads_environment(tree: ast.AST) -> bool:
@@ -245,6 +266,17 @@ def test_only_the_settings_read_the_environment() -> None:
     assert readers <= {"server.settings.sources"}
 
 
+def test_every_import_of_our_modules_finds_one() -> None:
+    """In tests too: a module may have been moved while a test that imports it was written."""
+    wrong = [
+        f"{module} imports {name}" for module, names in import_graph().items() for name in names if is_missing(name)
+    ]
+    for path in (ROOT / "tests").rglob("*.py"):
+        if "node_modules" not in path.parts:
+            wrong += [f"{path.relative_to(ROOT)} imports {name}" for name in quick_imports(path) if is_missing(name)]
+    assert not wrong
+
+
 def test_no_other_distribution_owns_a_top_level_package_of_ours() -> None:
     owners = importlib.metadata.packages_distributions()
     for package in (*LAYERS, "smoe"):
@@ -260,5 +292,8 @@ def test_every_rule_sees_what_it_forbids() -> None:
     assert reads_environment(ast.parse("from os import getenv"))
     assert ("gemm/gemm.cpp", "gemm/gemm.h") in set(native_includes())
     assert ("server.api.app", "server.errors") in set(module_imports())
+    assert not any(map(is_missing, ("tests.support.paths.ROOT", "server.cli.plan", "tests.simulator.bugs.MUTATIONS")))
+    assert is_missing("server.cli.gone") and is_missing("tests.gone.helper") and is_missing("tests.simulator.bugs.gone")
+    assert {"tests.support.paths", "tests.support.paths.ROOT"} <= set(quick_imports(Path(__file__)))
     upward = [("a.x.one", "a.y.two"), ("a.y.three", "a.x.four")]  # no loop between files, one between folders
     assert not loop_in(upward) and set(loop_in(entries_of("a", upward, "."))) == {"x", "y"}

@@ -1,4 +1,4 @@
-"""How KV cache and requests get smaller where the memory limit is too small for their usual sizes. Arithmetic only.
+"""Make KV cache and requests smaller where the memory limit is too small for their usual sizes. Arithmetic only.
 
 In this order, each step only as far as needed:
 1. memory for requests, from its usual size to an ample one (on large machines the usual one is generous);

@@ -2,9 +2,9 @@
 
 from engine.capacity.sizing import MAX_CPU_BUDGET, MIN_CPU_BUDGET, EngineLimits
 from engine.config import EngineConfig
-from engine.scheduling.block_geometry import BlockGeometry
-from engine.scheduling.block_manager import BlockManager
-from engine.scheduling.block_pool import BlockPool
+from engine.scheduling.blocks.geometry import BlockGeometry
+from engine.scheduling.blocks.manager import BlockManager
+from engine.scheduling.blocks.pool import BlockPool
 from engine.scheduling.scheduler import Scheduler
 from engine.speculation.speculator import Drafter
 from model.config import ModelConfig

@@ -1,4 +1,4 @@
-"""How much of a file is in memory. No torch.
+"""Measure how much of a file is in memory. No torch.
 
 Source: man 2 cachestat (Linux 6.5), whose number is the same on all architectures but alpha.
 """

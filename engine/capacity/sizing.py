@@ -9,7 +9,7 @@ from math import ceil
 from engine.capacity.host_resources import format_bytes
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
-from engine.scheduling.block_geometry import BlockGeometry
+from engine.scheduling.blocks.geometry import BlockGeometry
 from model.config import ModelConfig
 from model.kv_format import KvDtype
 

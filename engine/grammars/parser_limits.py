@@ -1,4 +1,4 @@
-"""How many grammar parsers may live at once, from the memory limit. Arithmetic only."""
+"""Compute how many grammar parsers may live at once, from the memory limit. Arithmetic only."""
 
 from engine.capacity.memory_share import scaled
 

@@ -1,1 +1,1 @@
-"""How many engines a load needs: the product's own scheduler in virtual time, behind measured times of steps."""
+"""Compute how many engines a load needs, by the product's own scheduler in virtual time and measured times of steps."""

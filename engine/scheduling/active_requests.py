@@ -3,7 +3,7 @@
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 
-from engine.scheduling.block_manager import BlockManager
+from engine.scheduling.blocks.manager import BlockManager
 from engine.scheduling.deadlines import Deadlines, Expiry
 from engine.scheduling.fairness import FairShare
 from engine.scheduling.sequence import Sequence, Status
@@ -34,7 +34,7 @@ class ActiveRequests:
         sequence.status = Status.RUNNING
         self._give_place(sequence)
         insort(self.running, sequence, key=lambda s: s.place)
-        self._fair_share.on_started(sequence.tenant)
+        self._fair_share.on_started(sequence.tenant, sequence.output_cost)
 
     def _give_place(self, sequence: Sequence) -> None:
         """Set the sequence's place in the scheduling order: the last one, or its former one if it was preempted.
@@ -98,7 +98,7 @@ class ActiveRequests:
         index = bisect_left(self.running, sequence.place, key=lambda s: s.place)
         assert self.running[index] is sequence
         del self.running[index]
-        self._fair_share.on_stopped(sequence.tenant)
+        self._fair_share.on_stopped(sequence.tenant, sequence.output_cost)
 
     def block_tables(self) -> list[list[int]]:
         """Return the block tables of all sequences that may hold blocks."""

@@ -10,6 +10,10 @@ from collections import Counter, defaultdict
 from itertools import chain
 from math import inf
 
+from engine.scheduling.request_cost import OUTPUT_WEIGHT
+
+MIN_RUNNING = 4  # requests of a tenant that may run at once whatever their tokens cost
+
 
 class FairShare:
     """Counters of all tenants. Tenants are few and known to the server (one per API key), so none is dropped."""
@@ -20,6 +24,7 @@ class FairShare:
         self._served: defaultdict[int, int] = defaultdict(int)
         self._num_waiting: Counter[int] = Counter()
         self._num_running: Counter[int] = Counter()
+        self._running_cost: Counter[int] = Counter()  # of one token of each running request
         self._last_dequeued = 0  # tenant whose last waiting request left the queue most recently
 
     def served(self, tenant: int) -> int:
@@ -29,6 +34,12 @@ class FairShare:
     def at_limit(self, tenant: int) -> bool:
         """Return whether the tenant's next request must wait until one of its running requests ends."""
         return self._num_running[tenant] >= self._max_running_each
+
+    def costs_too_much(self, tenant: int, output_cost: int) -> bool:
+        """Return whether one more request, whose tokens cost `output_cost`, would make the tenant's part of a step cost
+        more than plain requests in all slots that the tenant may have. Asked while several tenants are active."""
+        limit = OUTPUT_WEIGHT * self._max_running_each
+        return self._num_running[tenant] >= MIN_RUNNING and self._running_cost[tenant] + output_cost > limit
 
     @property
     def present(self) -> set[int]:
@@ -54,10 +65,12 @@ class FairShare:
         if not self._num_waiting[tenant]:
             self._last_dequeued = tenant
 
-    def on_started(self, tenant: int) -> None:
-        """Count a request that started to run."""
+    def on_started(self, tenant: int, output_cost: int = OUTPUT_WEIGHT) -> None:
+        """Count a request that started to run. `output_cost`: of each of its tokens."""
         self._num_running[tenant] += 1
+        self._running_cost[tenant] += output_cost
 
-    def on_stopped(self, tenant: int) -> None:
+    def on_stopped(self, tenant: int, output_cost: int = OUTPUT_WEIGHT) -> None:
         """Count a running request that ended or went back to the queue."""
         self._num_running[tenant] -= 1
+        self._running_cost[tenant] -= output_cost

@@ -29,13 +29,18 @@ class PromptShare:
         self._min_positions = min_positions
         self._used_s: defaultdict[int, float] = defaultdict(float)
 
+    @property
+    def is_bounded(self) -> bool:
+        """Whether several tenants are active."""
+        return self._share_s < inf
+
     def has_room(self, sequence: Sequence) -> bool:
         """Return whether the sequence may have a chunk in this step."""
         return self.max_positions(sequence) >= 1
 
     def max_positions(self, sequence: Sequence) -> int:
         """Return how long the sequence's next chunk may be; 0 if its tenant's share is used up."""
-        if self._share_s == inf:
+        if not self.is_bounded:
             return UNBOUNDED
         position_s = self._times.position_s(is_scored=is_scored(sequence))
         left_s = self._share_s - self._used_s.get(sequence.tenant, 0.0) - self._times.chunk_s
@@ -44,7 +49,7 @@ class PromptShare:
 
     def use(self, sequence: Sequence, length: int) -> None:
         """Count a chunk of a prompt."""
-        if self._share_s < inf:
+        if self.is_bounded:
             position_s = self._times.position_s(is_scored=is_scored(sequence))
             self._used_s[sequence.tenant] += self._times.chunk_s + length * position_s
 

@@ -6,14 +6,15 @@ preempted request is a prompt again; a prefix hit is a prompt that starts later.
 """
 
 from collections.abc import Iterable
+from functools import partial
 
 from engine.config import max_slots_per_tenant
 from engine.errors import RequestRejectedError
 from engine.scheduling.active_requests import ActiveRequests
-from engine.scheduling.block_manager import BlockManager
+from engine.scheduling.blocks.manager import BlockManager
 from engine.scheduling.expert_usage import ExpertUsage
 from engine.scheduling.fairness import FairShare
-from engine.scheduling.prompt_share import PromptShares
+from engine.scheduling.prompt_share import PromptShare, PromptShares
 from engine.scheduling.request_cost import prompt_cost
 from engine.scheduling.request_outputs import final_output
 from engine.scheduling.sequence import DraftMasks, Matcher, Sequence, Status
@@ -163,21 +164,28 @@ class Scheduler:
         step.add(sequence, length, reaches_end=length == needed)
 
     def _admit(self, step: StepPlanBuilder, now: float) -> None:
-        """Admit waiting requests, in order, while there is budget and their tokens fit. A tenant whose prompts have
-        used up their time waits for the next step.
+        """Admit waiting requests, in order, while there is budget and their tokens fit. While several tenants are
+        active, one waits whose prompts have used up their time of the step, or whose running requests cost too much.
 
         The first that does not fit blocks the others, so that a long prompt is not overtaken forever.
         """
         requests = self.requests
+        may_start = partial(self._may_start, step.prompt_share)
         while step.budget > 0 and len(requests.running) < self.max_running:
-            sequence = requests.waiting.peek(step.prompt_share.has_room)
+            sequence = requests.waiting.peek(may_start)
             if sequence is None:
                 return
             hits = self.block_manager.find_prefix(sequence)
             if not self.block_manager.can_admit(sequence, hits):
                 return
-            requests.waiting.pop(step.prompt_share.has_room)
+            requests.waiting.pop(may_start)
             self._start(step, sequence, hits, now)
+
+    def _may_start(self, share: PromptShare, sequence: Sequence) -> bool:
+        """Return whether the shares of several active tenants let a waiting request start in this step."""
+        if not share.has_room(sequence):
+            return False
+        return not (share.is_bounded and self.fair_share.costs_too_much(sequence.tenant, sequence.output_cost))
 
     def _start(self, step: StepPlanBuilder, sequence: Sequence, hits: list[int], now: float) -> None:
         self.block_manager.attach_prefix(sequence, hits)

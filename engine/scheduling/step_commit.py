@@ -3,7 +3,7 @@
 import logging
 
 from engine.scheduling.active_requests import ActiveRequests
-from engine.scheduling.block_manager import BlockManager
+from engine.scheduling.blocks.manager import BlockManager
 from engine.scheduling.fairness import FairShare
 from engine.scheduling.request_outputs import error_output, final_output, finish_reason, progress_output
 from engine.scheduling.sequence import Sequence, Status

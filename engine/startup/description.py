@@ -3,7 +3,7 @@
 from engine.capacity.sizing import served_dtype
 from engine.config import EngineConfig
 from engine.messages import Ready
-from engine.startup.loading import LoadedModel
+from engine.startup.assembly import LoadedModel
 from model.config import ModelConfig
 
 NUM_DIGITS = 12  # of the digest of the weights in a fingerprint

@@ -17,9 +17,8 @@ from model.config import ModelConfig
 from model.kv_format import KvDtype
 from model.kv_pool import KvPool
 from model.mixtral import Mixtral
-from model.mixtral_native import NativeMixtral
+from model.mixtral_native import in_one_call
 from model.ops.interface import Ops
-from model.ops.native.ops import NativeOps
 
 
 def measure_token_budget(config: EngineConfig, model: ModelConfig, runner: ModelRunner, limits: EngineLimits) -> int:
@@ -69,7 +68,7 @@ def _first_layers(model: Mixtral, ops: Ops, count: int) -> Mixtral:
     """Return the network of the first layers, with embedding and head; it has the same tensors."""
     weights = replace(model.weights, layers=model.weights.layers[:count])
     network = Mixtral(replace(model.config, num_layers=len(weights.layers)), weights, ops)
-    return NativeMixtral(network, ops) if isinstance(ops, NativeOps) else network
+    return in_one_call(network, ops)
 
 
 def _small_runner(network: Mixtral, config: EngineConfig, kv_dtype: KvDtype, limits: EngineLimits) -> ModelRunner:

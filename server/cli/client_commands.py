@@ -9,7 +9,7 @@ import typer
 from server.cli.colours import colours_of
 from server.cli.errors import EXIT_CODE, INTERRUPTED, report_error
 from server.cli.help_text import WordsCommand
-from server.cli.settings_command import given_settings, settings_command
+from server.cli.settings.options import given_settings, settings_command
 from server.cli.terminal_text import write_note, write_text
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def doctor_command(
     smoe doctor /models/Mixtral-8x7B-Instruct-v0.1
     """
     from server.cli import doctor
-    from server.cli.settings_of_command import load_settings
+    from server.cli.settings.loading import load_settings
     from server.settings.sources import SettingsError
 
     try:
@@ -184,7 +184,7 @@ def without_none(**fields: Any) -> dict[str, Any]:
 def client_of(url: str | None, api_key: str | None) -> "ApiClient":
     """Return a client of the server at `url`, or of the one that this machine's settings describe. Raises ApiError."""
     from server.cli.api_client import ApiClient, ApiError
-    from server.cli.settings_of_command import load_settings
+    from server.cli.settings.loading import load_settings
     from server.settings.sources import SettingsError
 
     try:

@@ -18,7 +18,7 @@ from engine.capacity.memory_share import NO_KV, fit, kv_demand
 from engine.capacity.packs import are_weights_evictable, kind_of
 from engine.errors import EngineConfigError
 from server.cli.colours import WITHOUT_COLOURS, Colours
-from server.cli.plan import PlanError, make_report
+from server.cli.plan.memory import PlanError, make_report
 from server.engine_client.process import package_root
 from server.fairness.budgets import budgets, server_demand, shortage, summary
 from server.http.listener import ListenError, listen

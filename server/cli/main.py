@@ -12,8 +12,9 @@ from server.cli.bench import commands as bench_commands
 from server.cli.errors import INTERRUPTED, report_error
 from server.cli.explain import command as explain
 from server.cli.help_text import WordsCommand
+from server.cli.plan import flags as flags_of_plan
 from server.cli.run import command as run
-from server.cli.settings_command import given_settings, settings_command
+from server.cli.settings.options import given_settings, settings_command
 from server.cli.top import command as top
 
 app = typer.Typer(
@@ -91,57 +92,17 @@ def serve_command(
 )
 def plan_command(
     context: typer.Context,
-    memory: Annotated[
-        str | None,
-        typer.Option(
-            help="Memory to plan for, such as 80GiB; for a GPU, its memory; with --nnodes, of each host. [default: "
-            "main memory available here, or of --hardware]",
-            metavar="SIZE",
-        ),
-    ] = None,
-    write_manifest: Annotated[
-        bool, typer.Option("--write-manifest", help="Write SHA256SUMS next to the files, for `smoe serve --verify`.")
-    ] = False,
-    rate: Annotated[
-        float | None,
-        typer.Option(
-            help="Requests per second: say how many servers they need. Needs --steps or --hardware.", metavar="R"
-        ),
-    ] = None,
-    steps: Annotated[
-        Path | None,
-        typer.Option(help="Measured times of steps: the output of `smoe bench engine --json`.", metavar="FILE"),
-    ] = None,
-    trace: Annotated[
-        Path | None,
-        typer.Option(
-            help="Requests of a trace instead of drawn ones, as in `smoe bench serve`; with --rate faster or slower.",
-            metavar="FILE",
-        ),
-    ] = None,
-    hardware: Annotated[
-        str | None,
-        typer.Option(
-            help="With --rate, instead of --steps: predict steps from the data sheet of a100, h100, h200, epyc-9654, "
-            "xeon-8480, 2x-epyc-9654 or 2x-xeon-8480.",
-            metavar="NAME",
-        ),
-    ] = None,
-    network_gbit: Annotated[
-        float, typer.Option(help="With --hardware and --nnodes: Gbit/s that a host receives.", metavar="R")
-    ] = 25.0,
-    prompt_tokens: Annotated[
-        str, typer.Option(help="With --rate: prompt length, as 800, or a range, as 16,256.", metavar="N")
-    ] = "512",
-    output_tokens: Annotated[
-        str, typer.Option(help="With --rate: tokens to generate, as 200, or a range, as 16,256.", metavar="N")
-    ] = "128",
-    slo_ttft: Annotated[
-        float, typer.Option(help="With --rate: seconds to the first token, for 99 %.", metavar="S")
-    ] = 1.0,
-    slo_gap: Annotated[
-        float, typer.Option(help="With --rate: seconds between two tokens, for 99 %.", metavar="S")
-    ] = 0.1,
+    memory: flags_of_plan.MemoryFlag = None,
+    write_manifest: flags_of_plan.ManifestFlag = False,
+    rate: flags_of_plan.RateFlag = None,
+    steps: flags_of_plan.StepsFlag = None,
+    trace: flags_of_plan.TraceFlag = None,
+    hardware: flags_of_plan.HardwareFlag = None,
+    network_gbit: flags_of_plan.NetworkFlag = 25.0,
+    prompt_tokens: flags_of_plan.PromptTokensFlag = "512",
+    output_tokens: flags_of_plan.OutputTokensFlag = "128",
+    slo_ttft: flags_of_plan.FirstTokenFlag = 1.0,
+    slo_gap: flags_of_plan.GapFlag = 0.1,
     as_json: JsonFlag = False,
 ) -> None:
     """Estimate memory use and suggest flags, without loading weights. With --rate: how many servers a load needs.
@@ -152,15 +113,16 @@ def plan_command(
     \b
     smoe plan /models/Mixtral-8x7B-Instruct-v0.1 --memory 80GiB --quantization int4
     """
-    from server.cli import plan, plan_capacity
+    from server.cli.plan import capacity
+    from server.cli.plan import memory as memory_plan
 
     if any(option is not None for option in (rate, trace, steps, hardware)):
-        load = plan_capacity.Load(
+        load = capacity.Load(
             rate, trace, steps, hardware, network_gbit, prompt_tokens, output_tokens, slo_ttft, slo_gap
         )
-        raise typer.Exit(plan_capacity.run(given_settings(context), memory, load, as_json=as_json))
+        raise typer.Exit(capacity.run(given_settings(context), memory, load, as_json=as_json))
 
-    raise typer.Exit(plan.run(given_settings(context), memory, as_json=as_json, write_manifest=write_manifest))
+    raise typer.Exit(memory_plan.run(given_settings(context), memory, as_json=as_json, write_manifest=write_manifest))
 
 
 @app.command("models", cls=WordsCommand)

@@ -8,7 +8,7 @@ import typer
 
 from engine.capacity.host_resources import available_bytes, format_bytes
 from server.cli.errors import report_error
-from server.cli.plan import PlanError, PlanReport, make_report
+from server.cli.plan.memory import PlanError, PlanReport, make_report
 from server.cli.terminal_text import escape_controls
 from server.model_files.stores import FoundModel, ModelStores, found_models
 from server.settings.sources import SettingsError, load_settings, model_stores, parse_size_flag

@@ -18,7 +18,7 @@ from engine.capacity.pack_messages import PackReport, PackRequest
 from engine.capacity.packs import check_pack
 from engine.errors import EngineConfigError
 from server.cli.errors import INTERRUPTED, report_error
-from server.cli.settings_of_command import load_settings
+from server.cli.settings.loading import load_settings
 from server.cli.terminal_text import escape_controls
 from server.engine_client.process import package_root
 from server.model_files.location import ModelNotFoundError, locate_model

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from server.cli.errors import report_error
-from server.cli.settings_of_command import load_settings
+from server.cli.settings.loading import load_settings
 from server.settings.settings import Settings
 from server.settings.sources import SettingsError, launcher_attempt, origins
 

@@ -1,4 +1,4 @@
-"""How long to wait before the next engine process, and when to give up. Sans-IO."""
+"""Delays before the next engine process, and the number of failures after which there is none. Sans-IO."""
 
 FIRST_DELAY_S, MAX_DELAY_S = 0.5, 30.0
 SERVED_S = 60.0  # a process that was ready for this long has served, even if no request came

@@ -7,7 +7,7 @@ MAX_OBSERVED_S = 1.0  # limit per observation: the watcher may have been suspend
 
 @dataclass(frozen=True)
 class WatchdogTimeouts:
-    """When a process without progress is reported and when it is killed.
+    """Times after which a process without progress is reported, and killed.
 
     A stopped engine is reported within 10 s, one that pauses for 8 s is not. The difference covers the observation
     interval and the interval at which an idle engine increments its counter (engine/process.py: 0.5 s).

@@ -131,12 +131,9 @@ class Server:
         self._names = settings.served_model_name or (model_id(settings.model),)
         self._tracing = start_tracing(settings.otlp_traces_endpoint, VERSION, self._names[0])
         self._access_log = AccessLog(listener=self._tracing)
-        self._metrics = Metrics(self._names[0], settings.metrics_compat)
+        self._metrics = metrics = Metrics(self._names[0], settings.metrics_compat)
         self._client = EngineClient(
-            engine,
-            on_step=self._metrics.record_step,
-            on_status=self._on_status,
-            on_restart=self._metrics.engine_restarted,
+            engine, on_step=metrics.record_step, on_status=self._on_status, on_restart=metrics.engine_restarted
         )
         self._connections = Connections(max_connections(raise_file_limit()))
         limit_bytes = memory_limit_bytes()
@@ -155,13 +152,8 @@ class Server:
             access_log=self._access_log,
         )
         self._in_flight = RequestTracker(self._app_with_middleware(app))
-        self._shutdown = Shutdown(
-            self._client,
-            self._in_flight,
-            self._connections,
-            report,
-            drain_timeout_s=settings.shutdown_timeout - self._flush_s,
-        )
+        drain_s = settings.shutdown_timeout - self._flush_s
+        self._shutdown = Shutdown(self._client, self._in_flight, self._connections, report, drain_timeout_s=drain_s)
         self._inherited = inherited
         self._reload = self._new_reload()
         self._http: HttpServer | None = None

@@ -29,19 +29,19 @@ export class ApiError extends Error {
 
 export class Api {
   #getKey;
-  #sessionId = randomName(); // names this page to proxies, which keep its requests on one replica and its prefix cache
+  #sessionId = randomDigits(); // names this page to proxies, which keep its requests on one replica and its prefix cache
 
   /** `getKey` returns the API key to send, or "" to send none. */
   constructor(getKey) {
     this.#getKey = getKey;
   }
 
-  /** Resolves to a response with a 2xx status. Throws ApiError. */
-  get(path) {
-    return this.#fetch(path, {});
+  /** Resolves to the JSON at `path`. Throws ApiError. */
+  async read(path) {
+    return (await this.#fetch(path, {})).json();
   }
 
-  /** Like `get`; `body` is JSON text. If `signal` aborts, the browser's AbortError is thrown. */
+  /** Resolves to a response with a 2xx status; `body` is JSON text. Throws ApiError, or AbortError after `signal`. */
   post(path, body, signal) {
     return this.#fetch(path, { method: "POST", body, signal, headers: { "content-type": "application/json" } });
   }
@@ -61,10 +61,8 @@ export class Api {
   }
 }
 
-/** Returns 32 random hexadecimal digits. (crypto.randomUUID exists only on secure origins.) */
-function randomName() {
-  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
-}
+// crypto.randomUUID exists only on secure origins
+const randomDigits = () => [...crypto.getRandomValues(new Uint32Array(4))].map((part) => part.toString(16).padStart(8, "0")).join("");
 
 async function errorFromResponse(response) {
   const { status } = response;

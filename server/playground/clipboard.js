@@ -1,6 +1,6 @@
 import { button } from "./dom.js";
 
-/** Copies text to the clipboard, also on pages without TLS, where browsers only have the old command. */
+/** Copies text, also on pages without TLS, where browsers only have the old command. */
 export async function copy(text) {
   if (navigator.clipboard) return navigator.clipboard.writeText(text);
   const area = document.createElement("textarea");
@@ -11,7 +11,6 @@ export async function copy(text) {
   area.remove();
 }
 
-/** Returns a button that copies what `read` returns, and says so for a moment. */
 export function copyButton(read) {
   const made = button("Copy", async () => {
     await copy(read());

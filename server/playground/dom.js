@@ -1,23 +1,43 @@
-/** Creates an element with properties and children. Strings become text nodes and are never parsed as HTML. */
-export function element(tag, properties = {}, ...children) {
+/**
+ * Creates an element. `selector` is a tag with classes, "p.hint"; behind it come properties, which may be left out, and
+ * children. A name such as "--share" is a variable of its style. Strings become text nodes and are never parsed as HTML.
+ */
+export function element(selector, ...children) {
+  const [tag, ...classes] = selector.split(".");
   const node = document.createElement(tag);
+  if (classes.length) node.className = classes.join(" ");
+  const properties = children[0]?.constructor === Object ? children.shift() : {};
   for (const [name, value] of Object.entries(properties)) {
-    if (name in node) node[name] = value;
+    if (name.startsWith("--")) node.style.setProperty(name, value);
+    else if (name in node) node[name] = value;
     else node.setAttribute(name, value);
   }
   node.append(...children);
   return node;
 }
 
-/** Returns the page's element with this id. */
+export function drawn(tag, attributes, ...children) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  node.append(...children);
+  return node;
+}
+
 export const byId = (id) => document.getElementById(id);
+
+/** Calls `action` at events of a node, or of the page's element with this id. `types` are their names. */
+export function on(target, types, action) {
+  const node = typeof target === "string" ? byId(target) : target;
+  for (const type of types.split(" ")) node.addEventListener(type, action);
+}
 
 /** Creates a button that calls `onClick`. `name` is what it is called where `text` is only a sign. */
 export function button(text, onClick, { name, ...properties } = {}) {
   const node = element("button", { type: "button", className: "quiet", ...(name && { ariaLabel: name, title: name }), ...properties }, text);
-  node.addEventListener("click", onClick);
+  on(node, "click", onClick);
   return node;
 }
 
-/** Calls `action` when the page's element with this id is clicked. */
-export const onClick = (id, action) => byId(id).addEventListener("click", action);
+export const labelled = (input, label) => element("label.field", element("span", label), input);
+
+export const closeButton = (onClick) => button("×", onClick, { className: "quiet close", name: "Close" });

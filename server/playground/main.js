@@ -1,6 +1,5 @@
 import { Api } from "./api.js";
-import { byId } from "./dom.js";
-import { ExpertsSlider } from "./controls/experts_slider.js";
+import { byId, on } from "./dom.js";
 import { ExpertMap } from "./inside/experts.js";
 import { Dashboard } from "./inside/dashboard.js";
 import { ServerLoad } from "./inside/load.js";
@@ -8,21 +7,18 @@ import { Playground } from "./playground.js";
 import { pollWhileVisible } from "./inside/poll.js";
 import { Sampling } from "./controls/sampling.js";
 import { themeButton } from "./controls/theme.js";
-import { viewButtons } from "./controls/views.js";
 
 const POLL_MS = 2000;
 const STORED_KEY = "smoe-api-key";
 
 themeButton(byId("theme"));
-viewButtons();
 const getKey = () => sessionStorage.getItem(STORED_KEY) ?? "";
 const api = new Api(getKey);
-const expertsSlider = new ExpertsSlider(byId("experts-slider"));
 const experts = new ExpertMap(api);
 const load = new ServerLoad(api);
 const dashboard = new Dashboard(api);
 const isServerOpen = () => document.body.dataset.tab === "server";
-const playground = new Playground({ api, getKey, experts, expertsSlider, sampling: new Sampling(byId("controls"), byId("more-controls")) });
+const playground = new Playground({ api, getKey, experts, sampling: new Sampling(byId("controls"), byId("more-controls")) });
 
 /** Refreshes the panels. A part that fails does not keep the others from being shown. */
 const refreshNow = pollWhileVisible(POLL_MS, async () => {
@@ -36,16 +32,14 @@ const refreshNow = pollWhileVisible(POLL_MS, async () => {
   }
 });
 
-/** Reads the model once it is loaded, then its experts. */
 async function refreshModel() {
   if (load.phase === "unreachable") return;
-  if (!playground.isReady) await playground.loadModel(() => experts.refresh());
+  if (!playground.isReady) await playground.loadModel();
   else if (playground.hasExperts) await experts.refresh();
   if (load.phase === "ready") playground.sendWaiting();
 }
 
-
-byId("mode").addEventListener("change", ({ target }) => {
+on("mode", "change", ({ target }) => {
   if (target.value !== "server") return;
   document.body.dataset.tab = "server";
   refreshNow();
@@ -56,10 +50,10 @@ function requestKey() {
   if (!getKey() && !byId("key-panel").matches(":popover-open")) byId("key-panel").showPopover();
 }
 
-byId("key-panel").addEventListener("submit", async (event) => {
+on("key-panel", "submit", async (event) => {
   event.preventDefault();
   sessionStorage.setItem(STORED_KEY, byId("key").value.trim());
-  const fault = await api.get("v1/models").then(() => null, (error) => error);
+  const fault = await api.read("v1/models").then(() => null, (error) => error);
   byId("key-fault").hidden = fault === null;
   if (fault) {
     byId("key-fault").textContent = fault.status === 401 ? "The server does not accept this key." : fault.message;

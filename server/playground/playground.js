@@ -3,7 +3,8 @@ import { ChatPanel } from "./text/chat.js";
 import { copy } from "./clipboard.js";
 import { ComparePanel } from "./compare/panel.js";
 import { CompletionPanel } from "./text/completion.js";
-import { button, byId, element, onClick } from "./dom.js";
+import { button, byId, element, on } from "./dom.js";
+import { ExpertLegend } from "./text/expert_legend.js";
 import { History } from "./history/history.js";
 import { generate } from "./text/generation.js";
 import { Ring } from "./inside/ring.js";
@@ -17,18 +18,18 @@ const END_PX = 48; // so close to the end counts as its end
 const PASSING = new Set([0, 408, 429, 503]); // statuses that another try may not meet
 const UNTIL_READY = new Set(["loading", "engine_dead"]); // codes of a server that becomes ready by itself
 
-/** The text part of the page: the open panel, its running request, and the buttons around it. */
+/** The text part of the page: the open panel, its request, and the buttons around it. */
 export class Playground {
   isReady = false; // the model is loaded and known
   hasExperts = false;
   #api;
   #getKey;
-  #expertsSlider;
   #sampling;
   #model = "";
   #display = { card: new TokenCard(byId("card"), byId("spoken")), numExperts: 0, numLayers: 0, layer: 0 };
   #ring = new Ring(byId("ring"));
   #gates;
+  #legend = new ExpertLegend(() => this.#repaint());
   #history;
   #panels;
   #panel;
@@ -40,13 +41,14 @@ export class Playground {
   #paperTop = 0;
   #toastTimer;
 
-  constructor({ api, getKey, experts, expertsSlider, sampling }) {
+  constructor({ api, getKey, experts, sampling }) {
     this.#api = api;
     this.#display.map = experts;
+    experts.onHover = (place) => this.#dim(place && ((routing) => routing[place[0]].includes(place[1])));
+    experts.onSwitch = () => (this.#panel === this.#panels.chat ? this.#repeat() : this.#start());
     this.#display.inspect = (...token) => this.#inspect(...token);
     this.#gates = new TokenGates(api, byId("gates"));
     this.#getKey = getKey;
-    this.#expertsSlider = expertsSlider;
     this.#sampling = sampling;
     const run = (job) => this.#start(job);
     this.#panels = {
@@ -57,21 +59,20 @@ export class Playground {
     this.#history = new History({ completion, chat }, this);
     this.#listen();
     this.showButtons();
-    this.#history.restore();
+    this.#history.restore().then(() => this.#openLink());
   }
 
   get isRunning() {
     return this.#running !== null;
   }
 
-  /** Name of the open panel. */
   get mode() {
     return Object.keys(this.#panels).find((name) => this.#panels[name] === this.#panel);
   }
 
-  /** Reads the model's name and experts from the server; calls `showExperts` if it has any. Throws ApiError. */
-  async loadModel(showExperts) {
-    const { data } = await (await this.#api.get("v1/models")).json();
+  /** Reads the model's name and experts from the server. Throws ApiError. */
+  async loadModel() {
+    const { data } = await this.#api.read("v1/models");
     this.#model = data[0].id;
     byId("model").textContent = this.#model;
     this.isReady = data[0].max_model_len !== null;
@@ -80,18 +81,18 @@ export class Playground {
     this.#sampling.limit(data[0]);
     if (data[0].capabilities?.completion_chat === false) this.#refuse();
     if (!data[0].num_experts) return;
-    await showExperts();
+    await this.#display.map.refresh();
     this.#showExpertControls(data[0]);
   }
 
-  /** Sends the request of the open panel and shows the generated text. `job` is one of its panel, {} the plain one. */
+  /** Sends a job of the open panel, {} the plain one, and shows the generated text. */
   async run(job = {}) {
     this.#isWaiting = false;
     if (this.#running || byId("run").disabled || !this.#sampling.check()) return;
     const requests = this.#requests(job);
     if (!requests) return this.#panel.focus();
     this.#running = new AbortController();
-    byId("failure").hidden = true;
+    this.#hideFailure();
     const views = [this.#panel.begin(job)].flat();
     this.#isFollowing = true;
     this.#follow();
@@ -99,7 +100,7 @@ export class Playground {
     let meters = [];
     try {
       meters = await Promise.all(requests.map((request, i) => this.#generate(request, views[i])));
-      this.#showSummary(meters[0], this.#panel.finding ?? (meters[0].finishReason === "length" ? "length limit" : "complete"));
+      this.#showSummary(meters[0], this.#panel.finding ?? ending(meters[0]));
     } catch (error) {
       this.#running.abort(); // the other columns
       this.#showError(error);
@@ -107,6 +108,7 @@ export class Playground {
       this.#running = null;
       this.#panel.end(meters[0]);
       this.showButtons();
+      this.#paintLegend();
     }
   }
 
@@ -115,7 +117,6 @@ export class Playground {
     Object.assign(this.#display, { numExperts, numLayers, ownK: own });
     this.#panels.compare.start();
     byId("mode-compare").hidden = false;
-    this.#expertsSlider.show(numExperts, own);
     byId("tint-expert").hidden = false;
     byId("layer").max = numLayers - 1;
   }
@@ -134,7 +135,6 @@ export class Playground {
   /** Returns the requests of the open panel, one per view; null without a text. */
   #requests(job) {
     const sampling = { ...this.#sampling.values, routing: this.hasExperts };
-    if (this.#expertsSlider.value !== undefined) sampling.experts_per_token = this.#expertsSlider.value;
     const mask = this.#display.map.mask;
     if (mask) sampling.expert_mask = mask;
     if (this.#panel.requests) return this.#panel.requests(this.#model, sampling);
@@ -151,7 +151,6 @@ export class Playground {
     this.#showSummary(meter, null);
   }
 
-  /** Keeps the end of the text in view, unless the reader has scrolled up. */
   #follow() {
     const paper = byId("paper");
     if (this.#isFollowing) paper.scrollTop = paper.scrollHeight;
@@ -187,7 +186,7 @@ export class Playground {
     const wait = error.retryAfter ? ` Try again in ${error.retryAfter} s.` : "";
     this.#isWaiting = UNTIL_READY.has(error.code);
     const soon = this.#isWaiting ? " It is sent again as soon as the server is ready." : wait;
-    byId("failure").replaceChildren(element("b", {}, error.title), element("p", {}, error.message + where + soon));
+    byId("failure").replaceChildren(element("b", error.title), element("p", error.message + where + soon));
     if (PASSING.has(error.status)) byId("failure").append(button("Try again", () => this.#send(), { className: "" }));
     byId("failure").hidden = false;
     byId("failure").scrollIntoView({ block: "nearest" });
@@ -200,7 +199,6 @@ export class Playground {
     byId("failure").hidden = false;
   }
 
-  /** Sends the request that waits for the server, if there is one. */
   sendWaiting() {
     if (this.#isWaiting) this.#send();
   }
@@ -222,7 +220,6 @@ export class Playground {
     for (const radio of byId("mode").elements) radio.disabled = isRunning && !free.has(radio.value);
   }
 
-  /** Opens a panel by its name. */
   show(name) {
     const isOpen = this.mode === name;
     document.querySelector(`input[name=mode][value=${name}]`).checked = true;
@@ -232,19 +229,54 @@ export class Playground {
     this.#panel = this.#panels[name];
     this.#history.note();
     for (const other of ["completion", "compare"]) byId(other).hidden = name !== other;
-    byId("chat").hidden = byId("message-row").hidden = name !== "chat";
+    byId("chat").hidden = byId("message").hidden = name !== "chat";
     byId("summary").replaceChildren();
     this.#hideFailure();
     this.showButtons();
+    this.#paintLegend();
     this.#panel.focus();
   }
 
-  async #copy(write, name) {
-    if (!this.#sampling.check()) return undefined;
+  async #copy(name, make) {
+    if (!this.#sampling.check()) return;
+    const text = make();
+    if (text) await copy(text);
+    this.#showToast(text ? `Copied as ${name}` : "Enter a text first");
+  }
+
+  #snippet(write) {
     const [request] = this.#requests() ?? [];
-    if (!request) return this.#showToast("Enter a text first");
-    await copy(write(request, document.baseURI, Boolean(this.#getKey())));
-    return this.#showToast(`Copied as ${name}`);
+    return request && write(request, document.baseURI, Boolean(this.#getKey()));
+  }
+
+  /** Returns the page's address with the open text and its settings in the fragment, which browsers send to no server. */
+  #link() {
+    const { details: _, ...sampling } = this.#sampling.values;
+    const text = this.#panel.link;
+    const seed = byId("summary").querySelector(".seed")?.value; // of the text that is shown
+    const fields = { mode: this.mode, text, seed, ...sampling, off: this.#display.map.off };
+    return text && new URL(`#${encodeURIComponent(JSON.stringify(fields))}`, document.baseURI).href;
+  }
+
+  /** Opens what such an address contains. Its fragment goes, so that a reload opens what has become of the text. */
+  async #openLink() {
+    const { hash, pathname, search } = location;
+    if (!hash) return;
+    history.replaceState(null, "", pathname + search);
+    if (this.#running) return this.#showToast("Stop the text before you open a link");
+    try {
+      const { mode, text, off, ...fields } = JSON.parse(decodeURIComponent(hash.slice(1)));
+      if (!Object.hasOwn(this.#panels, mode)) throw new TypeError("Unknown mode.");
+      if (mode === "compare") this.#panels.compare.open(text);
+      else await this.#history.putNew(mode, text);
+      this.show(mode);
+      this.#sampling.values = fields;
+      this.#display.map.off = off;
+    } catch (error) {
+      if (![TypeError, SyntaxError, URIError].includes(error.constructor)) throw error;
+      this.#showToast("This link is damaged");
+    }
+    return undefined;
   }
 
   #showToast(text) {
@@ -270,30 +302,39 @@ export class Playground {
     this.#display.layer = byId("layer").valueAsNumber;
     byId("layer-value").value = this.#display.layer;
     for (const panel of Object.values(this.#panels)) for (const view of panel.views) view.repaint();
+    this.#paintLegend();
   }
 
-  /** Dims the tokens that did not take an expert, {layer, expert}; null dims none. */
-  #dim(place) {
-    for (const view of this.#panel.views) view.dim(place);
+  #paintLegend() {
+    const isHidden = byId("paper").dataset.tint !== "expert";
+    byId("expert-legend").hidden = isHidden;
+    if (!isHidden) this.#legend.draw(this.#panel.views, this.#display);
+    this.#dim();
+  }
+
+  /** Dims the tokens for whose routing `isShown` is false; without it those that the legend hides. */
+  #dim(isShown) {
+    const isOpen = !byId("expert-legend").hidden;
+    for (const view of this.#panel.views) view.dim(isShown ?? (isOpen ? this.#legend.isShown(this.#display.layer) : undefined));
   }
 
   #listen() {
-    byId("heat").addEventListener("expert-hover", ({ detail }) => this.#dim(detail));
-    byId("heat").addEventListener("expert-switch", () => (this.#panel === this.#panels.chat ? this.#repeat() : this.#start()));
-    byId("composer").addEventListener("submit", (event) => {
+    on("composer", "submit", (event) => {
       event.preventDefault();
       this.#start();
     });
-    for (const id of ["prompt", "message", "compare-prompt"]) byId(id).addEventListener("input", () => this.#hideFailure());
-    byId("paper").addEventListener("scroll", () => this.#onScroll());
-    onClick("stop", () => this.#running?.abort());
-    onClick("again", () => this.#repeat());
-    byId("mode").addEventListener("change", ({ target }) => target.value !== "server" && this.show(target.value));
-    onClick("copy-curl", () => this.#copy(asCurl, "curl"));
-    onClick("copy-python", () => this.#copy(asPython, "Python"));
-    byId("tint").addEventListener("change", () => this.#repaint());
-    byId("layer").addEventListener("input", () => this.#repaint());
-    document.addEventListener("keydown", (event) => {
+    on("write", "input", () => this.#hideFailure());
+    on("paper", "scroll", () => this.#onScroll());
+    on("stop", "click", () => this.#running?.abort());
+    on("again", "click", () => this.#repeat());
+    on("mode", "change", ({ target }) => target.value !== "server" && this.show(target.value));
+    on("copy-curl", "click", () => this.#copy("curl", () => this.#snippet(asCurl)));
+    on("copy-link", "click", () => this.#copy("a link", () => this.#link()));
+    on(window, "hashchange", () => this.#openLink());
+    on("copy-python", "click", () => this.#copy("Python", () => this.#snippet(asPython)));
+    on("tint", "change", () => this.#repaint());
+    on("layer", "input", () => this.#repaint());
+    on(document, "keydown", (event) => {
       if (document.body.dataset.tab === "server") return;
       if (isSend(event)) {
         event.preventDefault();
@@ -302,6 +343,11 @@ export class Playground {
       if (event.key === "Escape" && !event.target.closest("[popover]")) this.#running?.abort();
     });
   }
+}
+
+function ending({ finishReason, fields }) {
+  if (finishReason === "length") return "length limit";
+  return fields.response_format || fields.structured_outputs ? "complete, in the format" : "complete";
 }
 
 /** Returns whether a key sends the request: Ctrl+Enter, and in the message field Enter without Shift. */

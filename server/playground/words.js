@@ -1,5 +1,3 @@
-/** Formats numbers and tokens for people. */
-
 export function percent(share) {
   const value = 100 * share;
   if (value === 0) return "0 %";
@@ -11,14 +9,11 @@ export function milliseconds(ms) {
   return ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`;
 }
 
-/** Shortens long numbers: "1234567890123" is "1234…0123". */
-export function abbreviate(digits) {
-  return digits.length > 10 ? `${digits.slice(0, 4)}…${digits.slice(-4)}` : digits;
-}
-
 export function formatRate(rate) {
   return rate < 10 ? rate.toFixed(1) : Math.round(rate).toLocaleString("en");
 }
+
+export const hueOf = (expert, numExperts) => Math.round((360 * expert) / numExperts) + 30;
 
 /** Makes a token's blanks visible: " was\n" is "␣was⏎". */
 export function visible(token) {

@@ -31,7 +31,7 @@ class TranslatedRequest(RequestModel):
     @property
     @abstractmethod
     def tool_paths(self) -> list[str]:
-        """Where each tool of the chat stands in this request."""
+        """Paths of the chat's tools in this request."""
 
     @abstractmethod
     def chat_body(self) -> JsonObject:

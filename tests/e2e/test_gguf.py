@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from tests.e2e.bad_checkpoints.test_command import serve
-from tests.server.cli.test_plan import as_json, plan
+from tests.server.cli.plan.test_memory import as_json, plan
 from tests.support.gguf_files import GgufShape, vocabulary_fields, write_gguf
 from tests.support.paths import DEMO
 from tests.support.running import start_server

@@ -9,7 +9,7 @@ import pytest
 
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
-from engine.startup import loading
+from engine.startup import assembly, loading
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.pack.header import WEIGHTS_NAME, read_header
 from model.pack import weight_memory
@@ -125,14 +125,14 @@ def test_a_budget_sampled_from_the_first_layers_leaves_the_bits(
 ) -> None:
     """Large packs do not read all weights at the start."""
     sampled: list[int] = []
-    original = loading.sampled_token_budget
+    original = assembly.sampled_token_budget
 
     def note(*arguments: Any) -> int:
         sampled.append(original(*arguments))
         return sampled[-1]
 
-    monkeypatch.setattr(loading, "SAMPLED_BYTES", 0)
-    monkeypatch.setattr(loading, "sampled_token_budget", note)
+    monkeypatch.setattr(assembly, "SAMPLED_BYTES", 0)
+    monkeypatch.setattr(assembly, "sampled_token_budget", note)
     _, answers = results(demo_pack, max_num_batched_tokens=None)
     assert len(sampled) == 1 and 32 <= sampled[0] <= 2048
     assert answers == results(DEMO, quantization="int8")[1]

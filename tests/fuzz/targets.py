@@ -1,4 +1,4 @@
-"""What is fuzzed: each target takes bytes and raises if the product breaks a promise about them."""
+"""Targets of the fuzzer: each takes bytes and raises if the product breaks a promise about them."""
 
 import json
 import math
@@ -37,7 +37,7 @@ BODY = {"model": "m", "prompt": "a"}
 
 
 def check_json(data: bytes) -> None:
-    """What is accepted is what Python reads too, can be written again, and holds no number that is none."""
+    """Check that Python reads whatever is accepted too, that it can be written again, and holds no NaN or Inf."""
     try:
         parsed = parse_object(data)
     except ApiError as error:

@@ -20,9 +20,9 @@ from engine.execution.model_runner import InFlightStep, ModelRunner
 from engine.execution.persistent_batch import PersistentBatch
 from engine.execution.sampler import Sampler
 from engine.messages import StepDone, encode_frame
-from engine.scheduling.block_geometry import BlockGeometry
-from engine.scheduling.block_manager import BlockManager
-from engine.scheduling.block_pool import BlockPool
+from engine.scheduling.blocks.geometry import BlockGeometry
+from engine.scheduling.blocks.manager import BlockManager
+from engine.scheduling.blocks.pool import BlockPool
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.step_plan import StepPlan, StepResult
 from engine.types import Request, RequestOutput, SamplingParams, StepOutput, StepStats

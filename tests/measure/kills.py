@@ -30,7 +30,7 @@ FAULTY = (CLOSED, LOST, NO_CONNECTION, SILENT)
 
 @dataclass
 class Ledger:
-    """How many requests ended in which way."""
+    """Counts of requests by their ending."""
 
     endings: Counter[str] = field(default_factory=Counter)
     num_kills: int = 0

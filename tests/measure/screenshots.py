@@ -42,7 +42,7 @@ def _open_card(visit: Visit) -> None:
 
 
 def _color_by_expert(visit: Visit) -> None:
-    visit.set_slider("#experts-per-token", 4)
+    visit.set_slider("#experts_per_token", 4)
     visit.write(PROMPT)
     visit.choose("tint", "expert")
     visit.set_slider("#layer", 3)
@@ -50,9 +50,9 @@ def _color_by_expert(visit: Visit) -> None:
 
 def _color_by_surprise(visit: Visit) -> None:
     visit.write(PROMPT)
-    visit.get(".views button[data-view=inside]").click()
+    visit.choose("view", "inside")
     visit.choose("tint", "surprise")
-    visit.get(".views button[data-view=write]").click()
+    visit.choose("view", "write")
 
 
 if __name__ == "__main__":

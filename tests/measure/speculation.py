@@ -29,7 +29,8 @@ from torch import Tensor
 
 from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.startup.loading import LoadedModel, load_random
+from engine.startup.assembly import LoadedModel
+from engine.startup.loading import load_random
 from engine.types import Request, SamplingParams
 from model.bench.shapes import PRESETS
 from model.sampling_batch import IntParam, SampledRows, SamplingRows

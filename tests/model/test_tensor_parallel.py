@@ -35,7 +35,7 @@ DENSE = replace(SPARSE, num_experts=0, tied=True, window=9)
 
 @dataclass(frozen=True)
 class Case:
-    """How a checkpoint is served."""
+    """A checkpoint, and the settings that serve it."""
 
     path: Path
     dtype: torch.dtype = torch.float32

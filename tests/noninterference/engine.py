@@ -14,8 +14,9 @@ from engine.errors import PeerClosedError
 from engine.heartbeat import Heartbeat
 from engine.messages import FrameReader, FromEngine, PrefillStarted, ToEngine, encode_frame
 from engine.process import Channel, EngineProcess
+from engine.startup.assembly import LoadedModel
 from engine.startup.description import ready_message
-from engine.startup.loading import LoadedModel, load
+from engine.startup.loading import load
 from engine.types import Vocabulary
 from server.engine_client.client import EngineClient
 from server.engine_client.expert_queries import ExpertQueries

@@ -16,7 +16,7 @@ from engine.execution.expert_stats import ExpertReporter
 from engine.grammars.build_queue import CompiledRequest
 from engine.grammars.lookahead import Lookahead
 from engine.grammars.matcher import GrammarMatcher
-from engine.scheduling.block_pool import BlockPool
+from engine.scheduling.blocks.pool import BlockPool
 from engine.scheduling.step_plan import StepPlan, StepResult
 from engine.types import Request
 from tests.simulator.fake_parser import FakeForcedText, FakeParser

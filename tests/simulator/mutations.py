@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from tests.simulator.bugs import MUTATIONS
-from tests.simulator.edits import Edit, Mutation
+from tests.simulator.bugs.edits import Edit, Mutation
 from tests.simulator.schedule import run_seed
 
 HANG_S = 60.0  # a schedule takes about 20 ms; one that takes this long counts as a failure

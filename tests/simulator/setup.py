@@ -11,7 +11,7 @@ from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.grammars.mask_budget import MaskBudget
 from engine.scheduling.prompt_share import PromptShares
-from engine.startup.loading import LoadedModel
+from engine.startup.assembly import LoadedModel
 from model.checkpoint.identity import CheckpointIdentity
 from model.config import ModelConfig
 from tests.simulator.exact import DIM, ExactRunner

@@ -6,13 +6,13 @@ from collections import defaultdict
 from typing import Any
 
 from engine.types import Request, RequestOutput, SamplingParams
+from tests.simulator.checks.invariants import Invariants
+from tests.simulator.checks.order import OrderCheck
+from tests.simulator.checks.share import ShareCheck
 from tests.simulator.exact import NAN, POISON, ExactRunner
 from tests.simulator.faults import Clock, FakeGrammarQueue, Faults, FaultyPool, FaultyRunner, Point
-from tests.simulator.invariants import Invariants
-from tests.simulator.order_check import OrderCheck
 from tests.simulator.record import ENDS, Record, unended_tokens
 from tests.simulator.setup import VOCAB, Setup, build_engine, exact_runner
-from tests.simulator.share_check import ShareCheck
 from tests.support.guessing_drafter import GuessingDrafter
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.simulator.bugs import FOUND_LATE, MUTATIONS
-from tests.simulator.edits import Edit, Mutation
+from tests.simulator.bugs.edits import Edit, Mutation
 from tests.simulator.mutations import applied, find_killing_seed
 
 MAX_SEEDS = 1000

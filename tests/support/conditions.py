@@ -15,10 +15,10 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(POLL_S)
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool], poll_s: float = POLL_S) -> None:
     """Return as soon as the condition holds, for tests without an event loop. Fails as `until` does."""
     deadline_s = time.monotonic() + LIMIT_S
     while not condition():
         if time.monotonic() > deadline_s:
             raise TimeoutError
-        time.sleep(POLL_S)
+        time.sleep(poll_s)

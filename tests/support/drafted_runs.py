@@ -21,7 +21,7 @@ MAX_MODEL_LEN = 400
 
 @dataclass
 class Census:
-    """What a comparison has passed."""
+    """Counts of the cases that a comparison has met."""
 
     requests: int = 0
     drafted: int = 0

@@ -1,4 +1,4 @@
-"""How requests end for their clients: completely, with an error, or without any end. Over plain sockets or TLS."""
+"""Endings of requests as their clients see them: completely, with an error, or without any end. Sockets or TLS."""
 
 import asyncio
 import functools

@@ -50,7 +50,15 @@ def card(visit: Visit, stub: StubServer) -> None:
     expect(visit.get("#card")).to_be_visible()
 
 
+def docked_card(visit: Visit, stub: StubServer) -> None:
+    visit.get("#continuation .t").nth(3).click(button="right")
+    visit.page.mouse.move(0, 0)
+    expect(visit.get("#card")).to_be_visible()
+
+
 def inside_token(visit: Visit, stub: StubServer) -> None:
+    visit.get("#card").click()
+    expect(visit.get("#card")).to_be_hidden()
     visit.get("#continuation .t").nth(3).click()
     expect(visit.get("#gates caption")).to_be_visible()
 
@@ -156,14 +164,15 @@ def sampling(visit: Visit, stub: StubServer) -> None:
     stub.phase = "ready"
     expect(visit.get("#health")).to_have_attribute("data-phase", "ready")
     if is_narrow(visit):
-        visit.get(".views button[data-view=sampling]").click()
+        visit.choose("view", "sampling")
     visit.get("#sampling summary").click()
     visit.set_slider("#temperature", 1.3)
+    visit.get("#format").select_option("schema")
 
 
 def experts(visit: Visit, stub: StubServer) -> None:
     if is_narrow(visit):
-        visit.get(".views button[data-view=inside]").click()
+        visit.choose("view", "inside")
     visit.choose("tint", "expert")
     visit.get("#heat tbody td").nth(5).click()
     expect(visit.get("#readout")).to_contain_text("Layer 0, expert 5")
@@ -171,7 +180,7 @@ def experts(visit: Visit, stub: StubServer) -> None:
 
 # In this order; each begins where the one before has ended.
 STATES: tuple[Callable[[Visit, StubServer], None], ...] = (
-    empty, text, card, inside_token, chat_empty, chat, branches, editing, streaming, failed, history, renaming, compare,
-    server, unreachable, without_key, loading, sampling, experts,
+    empty, text, card, docked_card, inside_token, chat_empty, chat, branches, editing, streaming, failed, history,
+    renaming, compare, server, unreachable, without_key, loading, sampling, experts,
 )  # fmt: skip
 EXPECTED_STATUSES = (401, 503)

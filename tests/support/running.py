@@ -1,5 +1,6 @@
 """Starts `smoe serve` as a user does, on a free port, and stops it by its process id."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -15,9 +16,11 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.child_processes import engine_pid_of
+from tests.support.conditions import wait_until
 from tests.support.ports import free_port
 
-START_TIMEOUT_S, STOP_TIMEOUT_S = 120.0, 60.0
+STOP_TIMEOUT_S = 60.0
+PAUSE_S = 0.02  # between two looks: the servers need the core more
 METRICS_AGE_S = 1.1
 MODEL = "smoe-demo"
 BLOCKAGES: list[str] = []  # log lines of all servers: what blocked their event loops for more than 50 ms
@@ -78,9 +81,8 @@ class RunningServer:
 
     def await_load(self, num_requests: int) -> None:
         """Wait until the server has this number of requests."""
-        deadline = time.monotonic() + 30
-        while (load := self.load) != num_requests:
-            assert time.monotonic() < deadline, f"the server has {load} requests"
+        with httpx.Client(base_url=self.url) as client:
+            wait_until(lambda: client.get("/load").json()["server_load"] == num_requests)
 
     def metrics(self) -> Samples:
         """Scrape the server; see `samples`."""
@@ -89,14 +91,12 @@ class RunningServer:
     def settled_metrics(self) -> Samples:
         """Wait until the server is idle and return its metrics; check that all blocks are free and all requests ended.
 
-        The server renders metrics at most once per second, so they are read until they are newer than the last request.
+        The server renders metrics at most once per second: they are read when that is newer than the last request.
         """
         self.await_load(0)
-        idle_s = read_s = time.monotonic()
+        idle_s = time.monotonic()
+        wait_until(lambda: time.monotonic() > idle_s + METRICS_AGE_S, PAUSE_S)
         values = self.metrics()
-        while read_s < idle_s + METRICS_AGE_S:
-            read_s = time.monotonic()
-            values = self.metrics()
         assert values["smoe_kv_cache_usage_ratio", ()] == 0, "blocks are still in use"
         ended = sum(value for (name, _), value in values.items() if name == "smoe_requests_total")
         assert values["smoe_requests_received_total", ()] == ended
@@ -130,12 +130,15 @@ def start_server(
 
 def wait_until_ready(running: RunningServer) -> None:
     """Wait until /health/ready is 200. Fails if the process ends first."""
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        assert running.process.poll() is None, running.log.read_text()
+    with httpx.Client(base_url=running.url, timeout=5, verify=False) as client:
+
+        def is_ready() -> bool:
+            assert running.process.poll() is None, running.log.read_text()
+            with contextlib.suppress(httpx.TransportError):  # the port is not bound yet
+                return client.get("/health/ready").status_code == 200
+            return False
+
         try:
-            if httpx.get(running.url + "/health/ready", timeout=5, verify=False).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass  # the port is not bound yet
-    raise AssertionError(f"not ready after {START_TIMEOUT_S} s: {running.log.read_text()}")
+            wait_until(is_ready, PAUSE_S)
+        except TimeoutError:
+            raise AssertionError(f"not ready: {running.log.read_text()}") from None

@@ -3,9 +3,9 @@
 import random
 from dataclasses import dataclass, field
 
-from engine.scheduling.block_geometry import BlockGeometry
-from engine.scheduling.block_manager import BlockManager
-from engine.scheduling.block_pool import BlockPool
+from engine.scheduling.blocks.geometry import BlockGeometry
+from engine.scheduling.blocks.manager import BlockManager
+from engine.scheduling.blocks.pool import BlockPool
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.step_plan import StepPlan, StepResult
 from engine.types import Request, RequestOutput, SamplingParams

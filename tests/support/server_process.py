@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import httpx
 import psutil
 
 from tests.support.child_processes import engine_pid_of
+from tests.support.conditions import wait_until
 from tests.support.paths import FAKE_ENGINE_SERVER, ROOT
 
 LONG = {"model": "m", "prompt": "It was", "max_tokens": 50, "stream": True}
@@ -41,13 +41,14 @@ class Server:
 
     def wait_health(self, status: int) -> None:
         """Wait until /health has this status."""
-        deadline_s = time.monotonic() + 60
-        while time.monotonic() < deadline_s:
-            with contextlib.suppress(httpx.TransportError):  # the port is not bound yet
-                if httpx.get(f"{self.url}/health").status_code == status:
-                    return
+
+        def has_status() -> bool:
             assert self.process.poll() is None
-        raise AssertionError(f"/health never answered {status}")
+            with contextlib.suppress(httpx.TransportError):  # the port is not bound yet
+                return httpx.get(f"{self.url}/health").status_code == status
+            return False
+
+        wait_until(has_status)
 
     def stream(self) -> "contextlib.AbstractContextManager[httpx.Response]":
         trusts_any = self.url.startswith("https")  # the certificate of tests/support/tls

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from model.ops.reference.kv_int8 import as_cached, as_numbers
-from model.ops.triton import attention as planning
-from model.ops.triton.attention import query_tiles
+from model.ops.triton.attention import attention as planning
+from model.ops.triton.attention.attention import query_tiles
 from model.ops.triton.ops import TritonOps
 from tests.support import float64_oracle as oracle
 from tests.support.attention_cases import Heads, Part, attend, random_positions

@@ -8,7 +8,6 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 
 import pytest
-import triton
 
 import model.ops.triton
 from model.ops.triton.kernel_variants import KernelVariant
@@ -22,10 +21,7 @@ ARCHS = (80, 90)
 PRODUCT_KERNELS = ("gate_up_kernel", "down_kernel", "linear_kernel")
 MAX_INSTRUCTIONS_PER_WEIGHT = {"fp8": 4.4, "int8": 4.0}  # of the inner loop, per thread
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    triton.knobs.cache.dir = str(tmp_path_factory.mktemp("triton"))
+pytestmark = pytest.mark.usefixtures("cache_of_this_run")
 
 
 def _compiled(text: str, arch: int) -> MachineCode:
@@ -116,7 +112,7 @@ def test_before_hopper_no_kernel_waits_by_itself() -> None:
 
 
 def test_no_kernel_is_left_out() -> None:
-    modules = [module.name for module in pkgutil.iter_modules(model.ops.triton.__path__)]
-    kernels = {name for module in modules for name in kernels_of(importlib.import_module(f"model.ops.triton.{module}"))}
+    modules = [module.name for module in pkgutil.walk_packages(model.ops.triton.__path__, "model.ops.triton.")]
+    kernels = {name for module in modules for name in kernels_of(importlib.import_module(module))}
     assert len(kernels) >= 9
     assert {launched.name for launched in served_variants(90).values()} == kernels

@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import triton
 
 from model.ops.triton.kernel_variants import KernelVariant
 from tests.triton_compiled.decode_launches import Launch
@@ -21,10 +20,7 @@ from tests.triton_compiled.recording import empty
 
 AIMS = {1: 0.76, 8: 0.84, 64: 0.78}  # shares of a copy's bandwidth, by rows
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    triton.knobs.cache.dir = str(tmp_path_factory.mktemp("triton"))
+pytestmark = pytest.mark.usefixtures("cache_of_this_run")
 
 
 @pytest.mark.parametrize("num_rows", AIMS)

@@ -11,7 +11,7 @@
 #include "gemm/gemm_int8.h"
 #include "gemm/low_rank.h"
 #include "gemm/microkernel.h"
-#include "gemm/pack_activations.h"
+#include "gemm/packing/pack_activations.h"
 
 namespace smoe {
 namespace SMOE_ISA {

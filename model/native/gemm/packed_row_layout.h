@@ -2,8 +2,7 @@
 //
 // Unit layout: [depth][rows], for blocks that multiply one unit of each row at a time. AMX layout: lines of LINE units,
 // [depth / LINE][rows], the last line zero-padded. gemm/quant_formats.h and gemm/block_formats.h describe the rest of a
-// quantized row; in
-// the AMX layout int8's [rows] starting sums and then [rows] scales follow the units.
+// quantized row; in the AMX layout int8's [rows] starting sums and then [rows] scales follow the units.
 #pragma once
 
 #include "gemm/gemm.h"

@@ -6,7 +6,7 @@
 
 #include "gemm/low_rank.h"
 #include "gemm/microkernel.h"
-#include "gemm/pack_activations.h"
+#include "gemm/packing/pack_activations.h"
 #include "simd/exp_f32.h"
 #include "simd/vec.h"
 

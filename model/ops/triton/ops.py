@@ -17,7 +17,7 @@ from model.forward_batch import ForwardBatch
 from model.group import ALONE, Group
 from model.low_rank import RowTerms
 from model.ops.interface import FfnWeights, RoutingRequest
-from model.ops.triton.attention import AttentionPlan, attention, plan_attention
+from model.ops.triton.attention.attention import AttentionPlan, attention, plan_attention
 from model.ops.triton.gemm_tiles import Tiling, choose_splits, choose_tiling
 from model.ops.triton.launch import HOPPER, Launch, launch_on_device, options_of
 from model.ops.triton.linear import linear, num_tiles

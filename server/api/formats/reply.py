@@ -51,7 +51,7 @@ class ReplyFormat(Protocol):
 
     @property
     def num_prompt_logprobs(self) -> int | None:
-        """How many of the likeliest tokens to list for each token of the prompt; None for no such list."""
+        """Number of likeliest tokens to list for each token of the prompt; None for no such list."""
         ...
 
     def logprobs(self, positions: Sequence[Position]) -> Logprobs | None:

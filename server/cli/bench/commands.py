@@ -20,7 +20,7 @@ from server.cli.bench.load_flags import (
 )
 from server.cli.errors import report_error
 from server.cli.help_text import WordsCommand
-from server.cli.settings_command import given_settings, settings_command
+from server.cli.settings.options import given_settings, settings_command
 
 app = typer.Typer(name="bench", help="Measure a server, the kernels, or whole steps.", no_args_is_help=True)
 
@@ -30,6 +30,21 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object.")
 PlotFlag = Annotated[
     Path | None,
     typer.Option("--plot", help="Draw tokens/s against clients into this file. Needs matplotlib.", metavar="FILE.png"),
+]
+TraceFlag = Annotated[
+    Path | None,
+    typer.Option(
+        help='Open loop instead: JSONL file with {"arrival_s", "prompt_tokens", "output_tokens"} per line, or the '
+        "CSV file of Azure's LLM inference trace or of BurstGPT."
+    ),
+]
+StubFlag = Annotated[
+    bool,
+    typer.Option("--stub", help="Measure only the front end of this installation, over an engine without a model."),
+]
+StubStepsFlag = Annotated[
+    float,
+    typer.Option(min=0, help="With --stub: steps per second; each gives every stream a token. 0 is unlimited."),
 ]
 ENGINE_SETTINGS = ("dtype", "quantization", "kv_cache_dtype", "backend", "isa", "threads", "deterministic")
 STEP_SETTINGS = ("sliding_window", "enforce_eager", "no_programmatic_launch", "async_scheduling")
@@ -49,13 +64,7 @@ def serve_command(
     rate: Annotated[
         float | None, typer.Option(help="Open loop instead: requests per second, with Poisson arrivals.")
     ] = None,
-    trace: Annotated[
-        Path | None,
-        typer.Option(
-            help='Open loop instead: JSONL file with {"arrival_s", "prompt_tokens", "output_tokens"} per line, or the '
-            "CSV file of Azure's LLM inference trace or of BurstGPT."
-        ),
-    ] = None,
+    trace: TraceFlag = None,
     requests: RequestsFlag = 48,
     prompt: PromptFlag = "tokens",
     prompt_tokens: PromptTokensFlag = "16,256",
@@ -65,15 +74,9 @@ def serve_command(
     warmup: Annotated[int, typer.Option(min=0, help="Warm-up requests before the measured ones.")] = 2,
     seed: Annotated[int, typer.Option(help="Seed of lengths, prompts and arrivals.")] = 0,
     label: Annotated[str | None, typer.Option(help="Name of this server in charts. [default: its URL]")] = None,
-    stub: Annotated[
-        bool,
-        typer.Option("--stub", help="Measure only the front end of this installation, over an engine without a model."),
-    ] = False,
+    stub: StubFlag = False,
     stub_streams: Annotated[int, typer.Option(min=1, help="With --stub: number of simultaneous streams.")] = 256,
-    stub_steps: Annotated[
-        float,
-        typer.Option(min=0, help="With --stub: steps per second; each gives every stream a token. 0 is unlimited."),
-    ] = 100.0,
+    stub_steps: StubStepsFlag = 100.0,
     as_json: JsonFlag = False,
     plot: PlotFlag = None,
 ) -> None:

@@ -11,7 +11,7 @@ from engine.config import EngineConfig
 from server.cli.errors import report_error
 from server.cli.experts import measurement, report
 from server.cli.experts.measurement import ExpertTextError
-from server.cli.settings_of_command import load_settings
+from server.cli.settings.loading import load_settings
 from server.model_files.location import ModelNotFoundError, locate_model
 from server.settings.engine_config import engine_config
 from server.settings.sources import SettingsError, model_stores

@@ -11,7 +11,7 @@ from server.cli.client_commands import KeyFlag, UrlFlag, client_of
 from server.cli.colours import colours_of
 from server.cli.errors import report_error
 from server.cli.run.command import SETTINGS, serving
-from server.cli.settings_command import given_settings, settings_command
+from server.cli.settings.options import given_settings, settings_command
 
 if TYPE_CHECKING:
     from server.cli.explain.gates import Mask, ModelShape, RoutedText

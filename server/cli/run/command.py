@@ -21,7 +21,7 @@ from server.cli.client_commands import (
     write_answer,
 )
 from server.cli.errors import EXIT_CODE, report_error
-from server.cli.settings_command import given_settings, settings_command
+from server.cli.settings.options import given_settings, settings_command
 
 SETTINGS = ("model", "rope_theta", "max_model_len", "dtype", "quantization", "threads")
 LOG_NAME = "run.log"

@@ -1,37 +1,39 @@
-import { button, element } from "../dom.js";
+import { button, element, labelled } from "../dom.js";
 import { TokenView } from "../text/token_view.js";
 import { formatRate } from "../words.js";
 
-let numColumns = 0; // for ids
-
-/** One column of a comparison: experts per token, temperature, experts that are off; its text and figures. */
+/** One column of a comparison: its settings, text and figures. */
 export class Column {
   view = null;
   #display;
   #k;
   #temperature;
   #off;
-  #text = element("div", { className: "column-text" });
-  #figures = element("p", { className: "figures" });
+  #text = element("div.column-text");
+  #figures = element("p.figures");
   #sum = 0; // of log probabilities
   #count = 0;
   element;
 
-  /** `display` is shared by all texts of the page; `onRemove` is called by the column's button. */
-  constructor(display, k, onRemove) {
+  /** `display` is that of all texts; the list has the values of the inputs. */
+  constructor(display, [k, temperature = "", off = ""], onRemove) {
     this.#display = display;
-    numColumns += 1;
-    const id = (name) => `${name}-${numColumns}`;
     const options = Array.from({ length: display.numExperts }, (_, i) => element("option", { value: i + 1 }, `${i + 1}`));
-    this.#k = element("select", { id: id("k") }, ...options);
+    this.#k = element("select", ...options);
     this.#k.value = k;
-    this.#temperature = element("input", { id: id("temperature"), type: "number", min: 0, max: 2, step: 0.05, placeholder: "same" });
-    this.#off = element("input", { id: id("off"), type: "text", placeholder: "none", pattern: "[0-9]{1,3}( *, *[0-9]{1,3})*", title: "Numbers of experts, such as 2, 5" });
+    this.#temperature = element("input", { type: "number", min: 0, max: 2, step: 0.05, placeholder: "same" });
+    this.#off = element("input", { type: "text", placeholder: "none", pattern: "[0-9]{1,3}( *, *[0-9]{1,3})*", title: "Numbers of experts, such as 2, 5" });
+    this.#temperature.value = temperature;
+    this.#off.value = off;
     const remove = button("×", () => onRemove(this), { className: "quiet remove", name: "Remove this column" });
-    this.element = element("section", { className: "column", ariaLabel: `Column ${numColumns}` },
-      element("div", { className: "column-head" },
-        setting(this.#k, "Experts"), setting(this.#temperature, "Temp."), setting(this.#off, "Off"), remove),
+    this.element = element("section.column",
+      element("div.column-head",
+        labelled(this.#k, "Experts"), labelled(this.#temperature, "Temp."), labelled(this.#off, "Off"), remove),
       this.#text, this.#figures);
+  }
+
+  get settings() {
+    return [this.#k, this.#temperature, this.#off].map(({ value }) => value);
   }
 
   /** The fields of the request that this column sets, or null if an input is invalid; the browser then says so. */
@@ -43,7 +45,6 @@ export class Column {
     return fields;
   }
 
-  /** Replaces the text by an empty one. */
   begin() {
     this.view = new TokenView(this.#display);
     this.#text.replaceChildren(this.view.element);
@@ -51,7 +52,6 @@ export class Column {
     this.#sum = this.#count = 0;
   }
 
-  /** Adds a chunk; `meter` measures this column's request. */
   add(tokens, routing, meter) {
     this.view.add(tokens, routing, meter);
     for (const { logprob } of tokens) {
@@ -66,7 +66,7 @@ export class Column {
     const rate = tokensPerSecond === null ? [] : [`${formatRate(tokensPerSecond)} tokens/s`];
     const mean = this.#count ? this.#sum / this.#count : null;
     const quality = mean === null ? [] : [`mean logprob ${mean.toFixed(2)}`, `perplexity ${Math.exp(-mean).toFixed(2)}`];
-    this.#figures.replaceChildren(...[`${numTokens} tokens`, ...rate, ...quality].map((text) => element("span", {}, text)));
+    this.#figures.replaceChildren(...[`${numTokens} tokens`, ...rate, ...quality].map((text) => element("span", text)));
   }
 
   /** [layers][experts], false for the experts that are off in all layers. */
@@ -76,5 +76,3 @@ export class Column {
     return Array.from({ length: this.#display.numLayers }, () => layer);
   }
 }
-
-const setting = (input, label) => element("div", { className: "setting" }, element("label", { htmlFor: input.id }, label), input);

@@ -8,12 +8,10 @@ export class Divergence {
     this.#views = views;
   }
 
-  /** Number of tokens that all texts share. */
   get numShared() {
     return this.#at;
   }
 
-  /** Goes on as far as every text has arrived. */
   update() {
     while (!this.isFound) {
       const spelled = this.#views.map((view) => view.spelledAt(this.#at));

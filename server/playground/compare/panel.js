@@ -1,4 +1,4 @@
-import { byId } from "../dom.js";
+import { byId, on } from "../dom.js";
 import { completionRequest } from "../text/request.js";
 import { Column } from "./column.js";
 import { Divergence } from "./divergence.js";
@@ -18,20 +18,33 @@ export class ComparePanel {
   #add = byId("add-column");
   #columns = [];
   #divergence = null;
+  #linked; // settings of the columns of a link
 
   constructor(display) {
     this.#display = display;
-    this.#add.addEventListener("click", () => this.#addColumn(Math.min(2 ** this.#columns.length, display.numExperts)));
+    on(this.#add, "click", () => this.#addColumn([Math.min(2 ** this.#columns.length, display.numExperts)]));
   }
 
   get views() {
     return this.#columns.map((column) => column.view).filter(Boolean);
   }
 
-  /** Makes the first columns, once the model's experts are known. */
+  /** Makes the first columns, or those of a link, once the model's experts are known. */
   start() {
-    for (const k of FIRST_KS.filter((k) => k <= this.#display.numExperts)) this.#addColumn(k);
-    if (this.#columns.length < MIN_COLUMNS) this.#addColumn(1);
+    const first = (this.#linked ?? FIRST_KS.filter((k) => k <= this.#display.numExperts).map((k) => [k])).slice(0, MAX_COLUMNS);
+    for (const column of this.#columns.splice(0)) column.element.remove();
+    for (const settings of first) this.#addColumn(settings);
+    while (this.#columns.length < MIN_COLUMNS) this.#addColumn([1]);
+  }
+
+  get link() {
+    return { prompt: this.#prompt.value, columns: this.#columns.map(({ settings }) => settings) };
+  }
+
+  open({ prompt, columns }) {
+    this.#prompt.value = prompt;
+    this.#linked = columns;
+    if (this.#display.numExperts) this.start();
   }
 
   /** Returns a request per column, or null without a prompt. All have one seed: a random one unless one is set. */
@@ -43,7 +56,6 @@ export class ComparePanel {
     return fields.map((own) => completionRequest(model, this.#prompt.value, { ...shared, ...own, seed, details: true }));
   }
 
-  /** Empties the columns; returns a view for each request. */
   begin() {
     for (const column of this.#columns) column.begin();
     this.#divergence = new Divergence(this.views);
@@ -60,7 +72,6 @@ export class ComparePanel {
     this.#showButtons();
   }
 
-  /** Words about where the texts part. */
   get finding() {
     const { isFound, numShared } = this.#divergence;
     if (!isFound) return "all tokens are the same";
@@ -72,8 +83,8 @@ export class ComparePanel {
     this.#prompt.focus();
   }
 
-  #addColumn(k) {
-    const column = new Column(this.#display, k, (which) => this.#remove(which));
+  #addColumn(settings) {
+    const column = new Column(this.#display, settings, (which) => this.#remove(which));
     this.#columns.push(column);
     this.#list.append(column.element);
     this.#showButtons();
@@ -92,5 +103,4 @@ export class ComparePanel {
   }
 }
 
-/** A seed of 53 bits as text. */
 const randomSeed = () => `${Math.floor(Math.random() * Number.MAX_SAFE_INTEGER)}`;

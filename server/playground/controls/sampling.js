@@ -1,49 +1,66 @@
-import { button, element } from "../dom.js";
+import { button, element, labelled, on } from "../dom.js";
+import { AnswerFormat } from "./answer_format.js";
 
-/** Sliders by field, each with a number field. `rest` is the position of an untouched one, which is shown but not sent. */
+/** Sliders, each with a number field: the request's field, lowest, highest, step, position while untouched (shown, not sent). */
 const SLIDERS = [
-  { name: "temperature", label: "Temperature", min: 0, max: 2, step: 0.05, rest: 1 },
-  { name: "top_p", label: "Top p", min: 0.05, max: 1, step: 0.05, rest: 1 },
-  { name: "max_tokens", label: "Max tokens", min: 16, max: 1024, step: 16, rest: 256, isSent: true },
+  ["temperature", 0, 2, 0.05, 1],
+  ["top_p", 0.05, 1, 0.05, 1],
+  ["max_tokens", 16, 1024, 16, 256],
 ];
 const MORE_SLIDERS = [
-  { name: "top_k", label: "Top k", min: 0, max: 100, step: 1, rest: 0 },
-  { name: "min_p", label: "Min p", min: 0, max: 1, step: 0.01, rest: 0 },
-  { name: "repetition_penalty", label: "Repetition penalty", min: 0.5, max: 2, step: 0.05, rest: 1 },
-  { name: "presence_penalty", label: "Presence penalty", min: -2, max: 2, step: 0.1, rest: 0 },
-  { name: "frequency_penalty", label: "Frequency penalty", min: -2, max: 2, step: 0.1, rest: 0 },
+  ["top_k", 0, 100, 1, 0],
+  ["min_p", 0, 1, 0.01, 0],
+  ["repetition_penalty", 0.5, 2, 0.05, 1],
+  ["presence_penalty", -2, 2, 0.1, 0],
+  ["frequency_penalty", -2, 2, 0.1, 0],
 ];
+const LENGTH = "max_tokens"; // sent untouched too
+const EXPERTS = "experts_per_token"; // drawn as pips
+const PRESETS = { Default: {}, Greedy: { temperature: 0 }, Varied: { temperature: 1.2, top_p: 0.95 } };
 
 /** The sampling controls. Untouched ones are not sent, so that the model's defaults apply. */
 export class Sampling {
+  #basic;
   #sliders = [];
   #seed = element("input", { type: "text", id: "seed", inputMode: "numeric", pattern: "-?[0-9]{1,19}", placeholder: "random" });
   #stop = element("textarea", { id: "stop-strings", rows: 1, placeholder: "one per line" });
   #details = element("input", { type: "checkbox", id: "details", checked: true });
+  #format = new AnswerFormat();
+  #numExperts; // that a link sets before the model is known
 
   constructor(basic, more) {
-    basic.append(...SLIDERS.map((spec) => this.#slider(spec)));
-    more.append(
-      ...MORE_SLIDERS.map((spec) => this.#slider(spec)),
-      field(this.#seed, "Seed"),
-      field(this.#stop, "Stop strings"),
-    );
+    const presets = Object.entries(PRESETS).map(([name, fields]) => button(name, () => this.#setSliders(fields, [LENGTH, EXPERTS])));
+    this.#basic = basic;
     basic.append(
-      element("label", { className: "switch" }, this.#details, element("span", {}, "Token details"),
-        element("small", {}, "probabilities and experts, on hover")),
+      element("div.presets", { role: "group", ariaLabel: "Presets" }, ...presets),
+      ...SLIDERS.map((spec) => this.#slider(...spec)),
+      ...this.#format.elements,
+      element("label.switch", this.#details, element("span", "Token details"), element("small", "on hover")),
     );
+    more.append(...MORE_SLIDERS.map((spec) => this.#slider(...spec)), labelled(this.#seed, "Seed"), labelled(this.#stop, "Stop strings"));
   }
 
   /** The fields to send, and `details`: whether to request the probabilities and experts of tokens. */
   get values() {
     const set = this.#sliders.filter((slider) => slider.isSent).map(({ name, number }) => [name, number.valueAsNumber]);
     const stop = this.#stop.value.split("\n").filter(Boolean);
+    const seed = this.#seed.value.trim();
     return {
       ...Object.fromEntries(set),
       ...(stop.length && { stop }),
-      ...(this.#seed.value.trim() && { seed: BigInt(this.#seed.value.trim()).toString() }),
+      ...(seed && { seed: BigInt(seed).toString() }),
+      ...this.#format.fields,
       details: this.#details.checked,
     };
+  }
+
+  /** Sets all controls to such fields; those that are missing are untouched again. */
+  set values(fields) {
+    this.#setSliders(fields);
+    this.#numExperts = fields[EXPERTS];
+    this.#seed.value = fields.seed ?? "";
+    this.#stop.value = (fields.stop ?? []).join("\n");
+    this.#format.fields = fields;
   }
 
   set seed(text) {
@@ -51,55 +68,63 @@ export class Sampling {
     this.#seed.closest("details").open = true;
   }
 
-  /** Returns false if a field is invalid; the browser then shows a message at the field. */
+  /** Returns false if a field is invalid; it is then in view, with the browser's message. */
   check() {
-    return [this.#seed, ...this.#sliders.map(({ number }) => number)].every((input) => input.reportValidity());
+    const inputs = [this.#seed, this.#format.input, ...this.#sliders.map(({ number }) => number)];
+    const invalid = inputs.find((input) => !input.checkValidity());
+    if (!invalid) return true;
+    invalid.closest("details")?.setAttribute("open", "");
+    document.querySelector("[name=view][value=sampling]").checked = true; // on a phone
+    return invalid.reportValidity();
   }
 
   /** Shows the defaults and limits of a model, an entry of GET /v1/models. */
-  limit({ max_model_len: maxLen, num_experts: numExperts, generation_defaults: defaults }) {
-    for (const { name, limit } of this.#sliders) limit(name === "max_tokens" ? { max: maxLen } : { rest: defaults?.[name] });
-    this.#details.parentElement.querySelector("small").textContent = `probabilities${numExperts ? " and experts" : ""}, on hover`;
+  limit({ max_model_len: maxLen, num_experts: numExperts, experts_per_token: own, generation_defaults: defaults }) {
+    for (const { name, limit } of this.#sliders) limit(name === LENGTH ? { max: maxLen } : { rest: defaults?.[name] });
+    if (!numExperts) return;
+    this.#basic.prepend(this.#slider(EXPERTS, 1, numExperts, 1, own));
+    this.#sliders.at(-1).set(this.#numExperts);
   }
 
-  #slider({ name, label, min, max, step, rest, isSent = false }) {
-    const input = element("input", { type: "range", id: name, min, max, step, value: rest });
-    input.value = rest; // the attribute was set before the bounds
-    const number = element("input", { type: "number", min, max, step: Number.isInteger(step) ? 1 : "any", required: isSent, ariaLabel: `${label}, as a number` });
+  #setSliders(fields, kept = []) {
+    for (const { name, set } of this.#sliders) if (!kept.includes(name)) set(fields[name]);
+  }
+
+  #slider(name, min, max, step, rest) {
+    const label = `${name[0].toUpperCase()}${name.slice(1).replaceAll("_", " ")}`;
+    const isAlwaysSent = name === LENGTH;
+    const input = element(name === EXPERTS ? "input.pips" : "input", { type: "range", id: name, min, max, step, "--of": max });
+    const number = element("input", { type: "number", min, max, step: Number.isInteger(step) ? 1 : "any", required: isAlwaysSent, ariaLabel: `${label}, as a number` });
     const reset = button("↺", () => {
-      restore();
+      slider.set();
       input.focus();
     }, { className: "reset", name: `Reset ${label}` });
-    const row = element("div", { className: "slider" },
-      element("div", { className: "name" }, element("label", { htmlFor: name }, label), reset, number), input);
-    const slider = { name, number, isSent };
+    const row = element("div.slider", element("div.name", element("label", { htmlFor: name }, label), reset, number), input);
+    const slider = { name, number };
     const draw = (isTouched) => {
-      slider.isSent = isSent || isTouched;
+      slider.isSent = isAlwaysSent || isTouched;
       row.classList.toggle("changed", isTouched);
+      input.style.setProperty("--on", input.value);
     };
-    const restore = () => {
-      input.value = rest;
-      number.value = isSent ? rest : "";
+    slider.set = (value) => {
+      input.value = value ?? rest;
+      number.value = value ?? (isAlwaysSent ? rest : "");
       number.placeholder = rest;
-      draw(false);
+      draw(value !== undefined);
     };
     slider.limit = ({ max: highest = max, rest: own = rest }) => {
       input.max = number.max = highest;
       rest = Math.min(own, highest);
-      if (!row.classList.contains("changed")) restore();
+      if (row.classList.contains("changed")) input.value = number.value;
+      else slider.set();
     };
-    input.addEventListener("input", () => {
-      number.value = input.value;
-      draw(true);
-    });
-    number.addEventListener("input", () => {
+    on(input, "input", () => slider.set(input.value));
+    on(number, "input", () => {
       input.value = number.value || rest;
       draw(number.value !== "");
     });
-    restore();
+    slider.set();
     this.#sliders.push(slider);
     return row;
   }
 }
-
-const field = (input, label) => element("div", { className: "field" }, element("label", { htmlFor: input.id }, label), input);

@@ -2,7 +2,6 @@ import { Conversation } from "../text/conversation.js";
 
 const FORMAT = "smoe-history";
 
-/** Saves entries as a JSON file. */
 export function exportEntries(entries) {
   const json = JSON.stringify({ format: FORMAT, version: 1, entries }, null, 1);
   const link = document.createElement("a");

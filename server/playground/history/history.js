@@ -1,4 +1,4 @@
-import { byId, onClick } from "../dom.js";
+import { byId, on } from "../dom.js";
 import { exportEntries, readExport } from "./exchange.js";
 import { historyItem } from "./item.js";
 import { Store } from "./store.js";
@@ -6,7 +6,7 @@ import { Store } from "./store.js";
 const OPEN = "smoe-open"; // in the tab's storage: what a reload opens again
 const SAVE_MS = 500;
 
-/** The texts of this browser: a list to search, rename, delete, export and import. Nothing of it is sent anywhere. */
+/** The texts of this browser: a list to search, rename, delete, export and import. */
 export class History {
   #store = new Store();
   #panels;
@@ -15,22 +15,21 @@ export class History {
   #open = { completion: {}, chat: {} }; // {id, title} of the entries that are open
   #timers = {};
 
-  /** `panels` are those of `playground`, by kind. */
   constructor(panels, playground) {
     this.#panels = panels;
     this.#playground = playground;
     for (const [kind, panel] of Object.entries(panels)) panel.onChange = () => this.#changed(kind);
-    this.#popover.addEventListener("toggle", async ({ newState }) => {
+    on(this.#popover, "toggle", async ({ newState }) => {
       if (newState !== "open") return;
       await this.#saveAll();
       await this.#draw();
     });
-    onClick("history-new", () => this.#show(playground.mode === "completion" ? "completion" : "chat"));
-    byId("history-search").addEventListener("input", () => this.#draw());
-    onClick("history-export", () => this.#guard(async () => exportEntries(await this.#store.list())));
-    onClick("history-import", () => byId("history-file").click());
-    byId("history-file").addEventListener("change", ({ target }) => this.#import(target));
-    window.addEventListener("pagehide", () => this.#saveAll());
+    on("history-new", "click", () => this.#show(playground.mode === "completion" ? "completion" : "chat"));
+    on("history-search", "input", () => this.#draw());
+    on("history-export", "click", () => this.#guard(async () => exportEntries(await this.#store.list())));
+    on("history-import", "click", () => byId("history-file").click());
+    on("history-file", "change", ({ target }) => this.#import(target));
+    on(window, "pagehide", () => this.#saveAll());
   }
 
   /** Opens again what the tab had open before a reload. */
@@ -45,7 +44,6 @@ export class History {
     if (mode in this.#panels) this.#playground.show(mode);
   }
 
-  /** Notes what is open, for a reload. */
   note() {
     sessionStorage.setItem(OPEN, JSON.stringify({ mode: this.#playground.mode, ids: Object.values(this.#open).map(({ id }) => id) }));
   }
@@ -73,12 +71,17 @@ export class History {
     await this.#guard(() => this.#store.put({ kind, ...open, updated: Date.now(), ...entry }));
   }
 
-  /** Shows an entry in its panel, or an empty text. */
   #put(kind, entry = null) {
     this.#panels[kind].open(entry);
     byId("summary").replaceChildren();
     this.#open[kind] = entry ? { id: entry.id, title: entry.title } : {};
     this.note();
+  }
+
+  /** Shows an entry that is not in the list. Throws TypeError if it is none. */
+  async putNew(kind, { versions, at, system, tree }) {
+    await this.#save(kind);
+    this.#put(kind, { versions, at, system, tree });
   }
 
   /** Opens an entry, or a new text; the one that was open stays in the list. */
@@ -130,7 +133,7 @@ export class History {
     input.value = "";
   }
 
-  /** Runs an action on the store; shows why it fails: a file that is no export, or a browser that keeps nothing. */
+  /** Runs an action on the store; says why it fails. */
   async #guard(action) {
     try {
       await action();

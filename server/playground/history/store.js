@@ -5,7 +5,6 @@ const ENTRIES = "entries";
 export class Store {
   #database = null;
 
-  /** Returns all entries, the newest first. */
   async list() {
     const entries = await this.#run("readonly", (entries) => entries.getAll());
     return entries.sort((a, b) => b.updated - a.updated);

@@ -1,6 +1,6 @@
 import { byId } from "../dom.js";
 import { formatRate, milliseconds, percent } from "../words.js";
-import { lineChart } from "./line_chart.js";
+import { lineChart } from "./charts.js";
 
 const count = (value) => `${Math.round(value)}`;
 
@@ -13,7 +13,7 @@ const CHARTS = [
   ["Time of a step", milliseconds, { mean: "step_ms" }],
 ];
 
-/** Tab of the server: model, version, and five minutes of throughput, queue, KV cache and times. */
+/** Tab of the server: model, version, and charts of five minutes. */
 export class Dashboard {
   #api;
   #charts = CHARTS.map(([title, format, lines]) => [lineChart(title, format, Object.keys(lines)), Object.values(lines)]);
@@ -26,8 +26,7 @@ export class Dashboard {
   /** Reads the figures and draws them. Throws ApiError, and says first why there are none. */
   async refresh() {
     try {
-      const read = async (path) => (await this.#api.get(path)).json();
-      const [recent, { data: [model] }, { version }] = await Promise.all(["load/recent?interval=5", "v1/models", "version"].map(read));
+      const [recent, { data: [model] }, { version }] = await Promise.all(["load/recent?interval=5", "v1/models", "version"].map((path) => this.#api.read(path)));
       for (const [chart, columns] of this.#charts) chart.draw(columns.map((column) => recent[column]));
       this.#say(describe(model), `smoe ${version}`);
     } catch (error) {

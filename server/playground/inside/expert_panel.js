@@ -1,4 +1,4 @@
-import { button, element } from "../dom.js";
+import { button, closeButton, element } from "../dom.js";
 import { percent, visible } from "../words.js";
 
 const NUM_TOKENS = 12;
@@ -10,10 +10,9 @@ const NUM_PARTNERS = 3;
  */
 export function expertPanel(entry, expert, { isOff, onSwitch, onClose }) {
   const { layer, share, tokens, top_tokens: top = [], entropy } = entry;
-  const close = button("×", onClose, { className: "quiet close", name: "Close" });
   return [
-    element("div", { className: "pinned-head" }, element("b", {}, `Layer ${layer}, expert ${expert}`), close),
-    element("p", {}, `${percent(share[expert] ?? 0)} of the layer, ${tokens[expert].toLocaleString("en")} tokens. `,
+    element("div.pinned-head", element("b", `Layer ${layer}, expert ${expert}`), closeButton(onClose)),
+    element("p", `${percent(share[expert] ?? 0)} of the layer, ${tokens[expert].toLocaleString("en")} tokens. `,
       `Entropy of the layer: ${entropy.toFixed(2)} of ${Math.log2(share.length).toFixed(2)} bits.`),
     ...tokenList(top[expert] ?? []),
     ...partners(entry, expert),
@@ -24,8 +23,8 @@ export function expertPanel(entry, expert, { isOff, onSwitch, onClose }) {
 function tokenList(top) {
   if (!top.length) return [];
   const rows = top.slice(0, NUM_TOKENS).map(({ text, count }) =>
-    element("li", {}, element("code", {}, visible(text)), element("span", {}, count.toLocaleString("en"))));
-  return [element("h3", {}, "Most frequent tokens"), element("ol", { className: "top-tokens" }, ...rows)];
+    element("li", element("code", visible(text)), element("span", count.toLocaleString("en"))));
+  return [element("h3", "Most frequent tokens"), element("ol.top-tokens", ...rows)];
 }
 
 /** The experts that compute the most tokens together with this one: none at one expert per token. */
@@ -34,5 +33,5 @@ function partners({ pairs, tokens }, expert) {
   if (!together.length || !tokens[expert]) return [];
   const most = together.sort((a, b) => b.count - a.count).slice(0, NUM_PARTNERS);
   const words = most.map(({ count, other }) => `expert ${other} (${percent(count / tokens[expert])})`);
-  return [element("p", {}, `Together with ${words.join(", ")} of its tokens.`)];
+  return [element("p", `Together with ${words.join(", ")} of its tokens.`)];
 }

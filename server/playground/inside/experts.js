@@ -1,15 +1,14 @@
-import { byId, element } from "../dom.js";
+import { byId, element, on } from "../dom.js";
 import { percent } from "../words.js";
 import { expertPanel } from "./expert_panel.js";
 
 const FULL_HEAT = 4; // the hottest colour: this many times the even share
 const STEPS = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] };
 
-/**
- * Live heat map of the experts' shares: a row per layer, a column per expert. A click or Enter pins an expert's panel.
- * The map sends "expert-hover" ({layer, expert}, or null) and "expert-switch" events to its table.
- */
+/** Live heat map of the experts' shares: a row per layer, a column per expert. A click or Enter pins an expert's panel. */
 export class ExpertMap {
+  onHover; // called with [layer, expert] or null
+  onSwitch; // called when an expert was switched off or on
   #api;
   #table = byId("heat");
   #readout = byId("readout");
@@ -21,13 +20,11 @@ export class ExpertMap {
 
   constructor(api) {
     this.#api = api;
-    this.#table.addEventListener("pointerover", (event) => this.#hover(event.target));
-    this.#table.addEventListener("pointerleave", () => this.#hover(null));
-    this.#table.addEventListener("focusin", (event) => this.#hover(event.target));
-    this.#table.addEventListener("focusout", () => this.#hover(null));
-    this.#table.addEventListener("click", (event) => this.#pin(this.#placeOf(event.target)));
-    this.#table.addEventListener("keydown", (event) => this.#onKey(event));
-    this.#window.addEventListener("change", () => this.refresh());
+    on(this.#table, "pointerover focusin", ({ target }) => this.#hover(target));
+    on(this.#table, "pointerleave focusout", () => this.#hover(null));
+    on(this.#table, "click", (event) => this.#pin(this.#placeOf(event.target)));
+    on(this.#table, "keydown", (event) => this.#onKey(event));
+    on(this.#window, "change", () => this.refresh());
   }
 
   /** [layers][experts], false for the experts that are switched off; undefined if none is. */
@@ -36,11 +33,19 @@ export class ExpertMap {
     return this.#cells.map((cells, layer) => cells.map((_, expert) => !this.#off.has(`${layer} ${expert}`)));
   }
 
-  /** Reads the counts from the server and draws them. Throws ApiError. */
+  /** The experts that are off, as "layer expert"; undefined if none is. */
+  get off() {
+    return this.#off.size ? [...this.#off] : undefined;
+  }
+
+  set off(names = []) {
+    this.#off = new Set(names);
+    if (this.#layers.length) this.#draw();
+  }
+
   async refresh() {
     const query = this.#window.value && `?window=${this.#window.value}`;
-    const response = await this.#api.get(`experts${query}`);
-    ({ layers: this.#layers } = await response.json());
+    ({ layers: this.#layers } = await this.#api.read(`experts${query}`));
     byId("experts").hidden = this.#layers.length === 0;
     if (this.#layers.length) this.#draw();
   }
@@ -59,6 +64,7 @@ export class ExpertMap {
         const cell = this.#cells[layer][expert];
         cell.style.setProperty("--heat", Math.min(1, ((part ?? 0) * numExperts) / FULL_HEAT));
         cell.dataset.tokens = tokens[expert];
+        cell.classList.toggle("off", this.#off.has(`${layer} ${expert}`));
         cell.firstChild.textContent = `layer ${layer}, expert ${expert}: ${percent(part ?? 0)}`;
       }),
     );
@@ -69,13 +75,13 @@ export class ExpertMap {
 
   #build(numExperts) {
     const experts = Array.from({ length: numExperts }, (_, expert) => element("th", { scope: "col" }, `${expert}`));
-    const head = element("tr", {}, element("td"), ...experts);
+    const head = element("tr", element("td"), ...experts);
     this.#cells = this.#layers.map(() =>
-      experts.map(() => element("td", { tabIndex: -1 }, element("span", { className: "unseen" }))));
+      experts.map(() => element("td", { tabIndex: -1 }, element("span.unseen"))));
     this.#cells[0][0].tabIndex = 0; // one stop for the whole map; arrow keys move inside it
-    const rows = this.#cells.map((cells, layer) => element("tr", {}, element("th", { scope: "row" }, `${layer}`), ...cells));
-    const caption = element("caption", { className: "unseen" }, "Share of the tokens of each expert, by layer; Enter opens an expert");
-    this.#table.replaceChildren(caption, element("thead", {}, head), element("tbody", {}, ...rows));
+    const rows = this.#cells.map((cells, layer) => element("tr", element("th", { scope: "row" }, `${layer}`), ...cells));
+    const caption = element("caption.unseen", "Share of the tokens of each expert, by layer; Enter opens an expert");
+    this.#table.replaceChildren(caption, element("thead", head), element("tbody", ...rows));
     this.#table.style.setProperty("--layers", rows.length);
   }
 
@@ -105,8 +111,7 @@ export class ExpertMap {
   }
 
   #hover(target) {
-    const place = this.#placeOf(target);
-    this.#send("expert-hover", place && { layer: place[0], expert: place[1] });
+    this.onHover(this.#placeOf(target));
   }
 
   /** Opens the panel of a place; the place of the open panel, or null, closes it. */
@@ -129,16 +134,12 @@ export class ExpertMap {
   #switch(layer, expert) {
     const name = `${layer} ${expert}`;
     if (!this.#off.delete(name)) this.#off.add(name);
-    this.#cells[layer][expert].classList.toggle("off", this.#off.has(name));
+    this.#cellOf(this.#pinned).classList.toggle("off", this.#off.has(name));
     this.#showPanel();
-    this.#send("expert-switch", null);
+    this.onSwitch();
   }
 
   #cellOf = ([layer, expert]) => this.#cells[layer][expert];
-
-  #send(name, detail) {
-    this.#table.dispatchEvent(new CustomEvent(name, { detail }));
-  }
 
   #describeAll() {
     const total = this.#layers[0].tokens.reduce((sum, count) => sum + count, 0);

@@ -1,5 +1,3 @@
-/** The steps from a layer's gate logits to the weights of its chosen experts, in words and numbers. */
-
 /** Returns e^(logit - largest) of each chosen expert, in their order, and the sum of these numbers. */
 export function softmaxSteps(logits, chosen) {
   const largest = Math.max(...chosen.map((expert) => logits[expert]));

@@ -7,10 +7,9 @@ export function layerRows(numLayers, numExperts, layer, onLayer) {
   const rows = Array.from({ length: numLayers }, (_, index) => {
     const input = element("input", { type: "radio", name: "gate-layer", value: index, checked: index === layer });
     const cells = Array.from({ length: numExperts }, () => element("i"));
-    return element("label", {}, input, element("b", {}, `${index}`), element("span", { className: "unseen" }), ...cells);
+    return element("label", input, element("b", `${index}`), element("span.unseen"), ...cells);
   });
-  const group = element("fieldset", { className: "gate-layers" }, element("legend", {}, "Layer, and its weights by expert"), ...rows);
-  group.style.setProperty("--experts", numExperts);
+  const group = element("fieldset.gate-layers", { "--experts": numExperts }, element("legend", "Layer, and its weights by expert"), ...rows);
   group.addEventListener("change", (event) => onLayer(Number(event.target.value)));
   return group;
 }
@@ -36,24 +35,19 @@ export function layerDetail(layer, index, k, mask) {
   const rows = logits.map((logit, expert) => {
     const place = chosen.indexOf(expert);
     const isOff = mask?.[index][expert] === false;
-    const row = element("tr", { className: place < 0 ? "" : "chosen" },
+    return element(place < 0 ? "tr" : "tr.chosen",
       element("th", { scope: "row" }, `${expert}`),
       barCell(logit.toFixed(3), (logit - low) / (high - low || 1)),
-      element("td", {}, place < 0 ? (isOff ? "off" : "–") : Math.exp(logit - largest).toFixed(3)),
+      element("td", place < 0 ? (isOff ? "off" : "–") : Math.exp(logit - largest).toFixed(3)),
       barCell(place < 0 ? "–" : weights[place].toFixed(3), weights[place] ?? 0));
-    return row;
   });
   const heads = ["Expert", "Gate logit", "e^(logit − largest)", "Weight"].map((name) => element("th", { scope: "col" }, name));
   return [
-    element("table", { className: "gate-table" },
-      element("caption", {}, `Layer ${index}, ${k} of ${logits.length} experts`),
-      element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...rows)),
-    ...sentences(layer).map((sentence) => element("p", {}, sentence)),
+    element("table.gate-table",
+      element("caption", `Layer ${index}, ${k} of ${logits.length} experts`),
+      element("thead", element("tr", ...heads)), element("tbody", ...rows)),
+    ...sentences(layer).map((sentence) => element("p", sentence)),
   ];
 }
 
-function barCell(text, share) {
-  const bar = element("i");
-  bar.style.setProperty("--share", share);
-  return element("td", {}, element("span", {}, text), bar);
-}
+const barCell = (text, share) => element("td", element("span", text), element("i", { "--share": share }));

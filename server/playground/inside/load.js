@@ -1,8 +1,8 @@
 import { byId, element } from "../dom.js";
 import { formatRate, milliseconds, percent } from "../words.js";
-import { sparkline } from "./sparkline.js";
+import { sparkline } from "./charts.js";
 
-/** Figures with their history: the column of GET /load/recent, and how a value is written. */
+/** Figures: name, column of GET /load/recent, and how a value is written. */
 const HISTORIES = [
   ["KV cache", "kv_usage", percent],
   ["Tokens/s", "generated_tokens_per_s", formatRate],
@@ -12,8 +12,6 @@ const HISTORIES = [
 ];
 
 const PHASES = {
-  ready: "ready",
-  loading: "loading",
   stuck: "the engine makes no progress",
   restarting: "the engine is restarting",
   draining: "shutting down",
@@ -36,15 +34,15 @@ export class ServerLoad {
   }
 
   #add(name, ...more) {
-    this.#values[name] = element("dd", {}, "–");
-    byId("load").append(element("div", {}, element("dt", {}, name), this.#values[name], ...more.map((line) => line.element)));
+    this.#values[name] = element("dd", "–");
+    byId("load").append(element("div", element("dt", name), this.#values[name], ...more.map((line) => line.element)));
   }
 
   /** Reads health and load and shows them. Throws ApiError if they need a key. */
   async refresh() {
     this.#showHealth(await this.#readHealth());
     if (this.phase === "unreachable") return this.#clear();
-    const [now, recent] = await Promise.all(["load", "load/recent?interval=2"].map((path) => this.#read(path)));
+    const [now, recent] = await Promise.all(["load", "load/recent?interval=2"].map((path) => this.#api.read(path)));
     this.#values.Running.textContent = now.running;
     this.#values.Waiting.textContent = now.waiting;
     for (const [name, column, format] of HISTORIES) {
@@ -55,13 +53,9 @@ export class ServerLoad {
     return undefined;
   }
 
-  async #read(path) {
-    return (await this.#api.get(path)).json();
-  }
-
   async #readHealth() {
     try {
-      return await (await this.#api.get("health")).json();
+      return await this.#api.read("health");
     } catch (error) {
       return error.status === 0 ? { phase: "unreachable" } : { phase: "dead", ...error.body };
     }

@@ -1,4 +1,4 @@
-/** Runs `action` now and again `pauseMs` after each end, while the page is visible. Returns a function that runs it now. */
+/** Runs `action` again and again while the page is visible, `pauseMs` after each end. Returns a function that runs it now. */
 export function pollWhileVisible(pauseMs, action) {
   let timer = null;
   let isRunning = false;

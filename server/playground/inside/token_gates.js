@@ -1,13 +1,13 @@
 import { ApiError } from "../api.js";
-import { button, element } from "../dom.js";
+import { button, closeButton, element, on } from "../dom.js";
 import { percent, visible } from "../words.js";
 import { layerDetail, layerRows, paintLayers } from "./gate_views.js";
 
 const UNWRITABLE = /^$|^<\/?s>$|\ufffd/; // tokens that no text contains
 
 /**
- * Dialog about one token of a text: the gate logits of each layer, the experts that they choose, and their weights, for
- * several numbers of experts per token. The server computes the token again for each number.
+ * Dialog about one token of a text: gate logits of each layer, the experts that they choose, and their weights, which
+ * the server computes again for each number of experts per token.
  */
 export class TokenGates {
   #api;
@@ -17,14 +17,14 @@ export class TokenGates {
   #k = 0;
   #layer = 0;
   #group = null; // of the layers
-  #detail = element("div", { className: "gate-detail" });
-  #status = element("p", { className: "gate-status", role: "status" });
+  #detail = element("div.gate-detail");
+  #status = element("p.gate-status", { role: "status" });
 
   constructor(api, dialog) {
     this.#api = api;
     this.#dialog = dialog;
-    dialog.addEventListener("click", (event) => isOnBackdrop(event, dialog) && dialog.close());
-    dialog.addEventListener("keydown", (event) => event.stopPropagation()); // Escape closes it, and stops no text
+    on(dialog, "click", (event) => isOnBackdrop(event, dialog) && dialog.close());
+    on(dialog, "keydown", (event) => event.stopPropagation()); // Escape closes it, and stops no text
   }
 
   /**
@@ -42,15 +42,14 @@ export class TokenGates {
       this.#show();
     });
     this.#detail.replaceChildren();
-    this.#dialog.replaceChildren(this.#head(), ...this.#branches(), this.#status, element("div", { className: "gate-body" }, this.#group, this.#detail));
+    this.#dialog.replaceChildren(this.#head(), ...this.#branches(), this.#status, element("div.gate-body", this.#group, this.#detail));
     this.#dialog.showModal();
     return this.#read();
   }
 
   #head() {
-    const close = button("×", () => this.#dialog.close(), { className: "quiet close", name: "Close" });
-    return element("div", { className: "gate-head" },
-      element("h2", { id: "gates-title" }, "Inside ", element("code", {}, visible(this.#token.spelled))), this.#numbers(), close);
+    return element("div.gate-head",
+      element("h2", { id: "gates-title" }, "Inside ", element("code", visible(this.#token.spelled))), this.#numbers(), closeButton(() => this.#dialog.close()));
   }
 
   #branches() {
@@ -60,25 +59,25 @@ export class TokenGates {
       this.#dialog.close();
       onBranch(other.spelled);
     }, { className: "mono" }));
-    return buttons.length ? [element("p", { className: "gate-branches" }, "Go on with", ...buttons)] : [];
+    return buttons.length ? [element("p.gate-branches", "Go on with", ...buttons)] : [];
   }
 
-  /** Returns the choice of experts per token: 1, the model's own number, the text's and all, as far as the mask allows. */
+  /** Returns the choice of experts per token: 1, the model's own number, the text's, all that the mask allows. */
   #numbers() {
     const { numExperts, ownK, k, mask } = this.#token;
     const most = mask ? Math.min(...mask.map((layer) => layer.filter(Boolean).length)) : numExperts;
     const numbers = [...new Set([1, ownK, k ?? ownK, numExperts])].filter((number) => number <= most).sort((a, b) => a - b);
-    const labels = numbers.map((number) => element("label", {},
-      element("input", { type: "radio", name: "gate-k", value: number, checked: number === this.#k, autofocus: number === this.#k }), element("span", {}, `${number}`)));
-    const group = element("fieldset", { className: "segmented" }, element("legend", { className: "unseen" }, "Experts per token"), ...labels);
-    group.addEventListener("change", (event) => {
+    const labels = numbers.map((number) => element("label",
+      element("input", { type: "radio", name: "gate-k", value: number, checked: number === this.#k, autofocus: number === this.#k }), element("span", `${number}`)));
+    const group = element("fieldset.segmented", { ariaLabel: "Experts per token" }, ...labels);
+    on(group, "change", (event) => {
       this.#k = Number(event.target.value);
       this.#read();
     });
-    return element("div", { className: "gate-numbers" }, element("span", { ariaHidden: "true" }, "Experts per token"), group);
+    return element("div.gate-numbers", element("span", { ariaHidden: "true" }, "Experts per token"), group);
   }
 
-  /** Reads the layers for the chosen number of experts, once, and shows them. */
+  /** Reads the layers for the chosen k, once, and shows them. */
   async #read() {
     const [token, k] = [this.#token, this.#k];
     const isCurrent = () => this.#token === token && this.#k === k;
@@ -96,7 +95,7 @@ export class TokenGates {
     if (isCurrent()) this.#show();
   }
 
-  /** Lets the server choose this token again, and one more behind it, since a token's gates come when it is read. */
+  /** Lets the server choose this token again and one more: a token's gates come when it is read. */
   async #request({ model, before, id, mask }, k) {
     const body = {
       model, prompt: before, max_tokens: 2, allowed_token_ids: [id], ignore_eos: true, temperature: 0,
@@ -118,7 +117,7 @@ export class TokenGates {
   }
 }
 
-/** Returns whether a click hit the backdrop: its target is the dialog too, but it lies outside. */
+/** Returns whether a click hit the backdrop, whose target is the dialog too. */
 function isOnBackdrop({ target, clientX: x, clientY: y }, dialog) {
   const { left, right, top, bottom } = dialog.getBoundingClientRect();
   return target === dialog && (x < left || x > right || y < top || y > bottom);

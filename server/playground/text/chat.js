@@ -1,4 +1,4 @@
-import { button, byId } from "../dom.js";
+import { button, byId, on } from "../dom.js";
 import { Conversation, messagesTo } from "./conversation.js";
 import { chatRequest } from "./request.js";
 import { Turn } from "./turn.js";
@@ -26,7 +26,7 @@ export class ChatPanel {
   #examples = byId("chat-examples");
   #actions = {
     step: (node, by) => this.#step(node, by), edit: (node, text) => this.#edit(node, text), remove: (node) => this.#remove(node),
-    answer: (node) => this.#run({ answer: node }), resume: (node) => this.#run({ resume: node }),
+    answer: (node) => this.#run({ answer: node }), resume: (node) => this.#run({ resume: node }), focus: () => this.focus(),
   };
 
   constructor(display, run) {
@@ -39,7 +39,8 @@ export class ChatPanel {
       };
       this.#examples.append(button(message, send, { className: "example" }));
     }
-    this.#system.addEventListener("change", () => this.onChange());
+    on(this.#message, "keydown", ({ key }) => key === "ArrowUp" && !this.#message.value && !this.#running && this.#editLast());
+    on(this.#system, "change", () => this.onChange());
   }
 
   get views() {
@@ -50,7 +51,6 @@ export class ChatPanel {
     return this.#turns.length > 0;
   }
 
-  /** Returns the job that answers the last message again. */
   repeatJob() {
     const { last } = this.#conversation;
     return { answer: last.role === "user" ? last : last.parent };
@@ -97,7 +97,6 @@ export class ChatPanel {
     this.#message.focus();
   }
 
-  /** The conversation to store; null if it is empty. */
   get entry() {
     const { path } = this.#conversation;
     if (!path.length) return null;
@@ -109,8 +108,13 @@ export class ChatPanel {
   open(entry) {
     this.#conversation = entry ? Conversation.fromTree(entry.tree) : new Conversation();
     this.#system.value = entry?.system ?? "";
+    this.#system.closest("details").open = Boolean(entry?.system);
     this.#examples.hidden = entry !== null;
     this.#draw();
+  }
+
+  get link() {
+    return this.entry;
   }
 
   get #systemMessage() {
@@ -154,6 +158,10 @@ export class ChatPanel {
     if (node.role === "user") return this.#run({ edit: node, text });
     this.#conversation.add(node.parent, "assistant", text);
     return this.#changed();
+  }
+
+  #editLast() {
+    this.#turns.findLast(({ node }) => node.role === "user")?.edit();
   }
 
   #step(node, by) {

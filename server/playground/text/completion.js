@@ -1,4 +1,4 @@
-import { button, byId, element } from "../dom.js";
+import { button, byId, element, on } from "../dom.js";
 import { branchArrows } from "./branches.js";
 import { completionRequest } from "./request.js";
 import { TokenView } from "./token_view.js";
@@ -23,13 +23,12 @@ export class CompletionPanel {
   #shown = null; // one of them
   #previous = null; // the one that the running request replaces
 
-  /** `run` sends the request. */
   constructor(display, run) {
     this.#display = display;
     for (const [name, prompt] of EXAMPLES) {
       this.#examples.append(button(name, () => run({ prompt }), { className: "example" }));
     }
-    this.#prompt.addEventListener("input", () => this.#edited());
+    on(this.#prompt, "input", () => this.#edited());
   }
 
   get views() {
@@ -40,12 +39,10 @@ export class CompletionPanel {
     return Boolean(this.#shown && textOf(this.#shown));
   }
 
-  /** Returns the job that goes on from the generated text. */
   repeatJob() {
     return { prompt: this.#prompt.value + textOf(this.#shown) };
   }
 
-  /** Returns the job that goes on from the prompt and `text`. */
   branchJob(view, text) {
     return { prompt: this.#versions.find((version) => version.view === view).prompt + text };
   }
@@ -55,7 +52,6 @@ export class CompletionPanel {
     return prompt ? completionRequest(model, prompt, sampling) : null;
   }
 
-  /** Replaces the generated text by an empty view and returns it. */
   begin({ prompt } = {}) {
     this.#examples.hidden = true;
     if (prompt !== undefined && prompt !== this.#prompt.value) this.#write(prompt);
@@ -80,19 +76,24 @@ export class CompletionPanel {
     this.#prompt.focus();
   }
 
-  /** The texts to store; null if there are none. */
   get entry() {
     if (!this.#versions.length) return null;
     const versions = this.#versions.map((version) => ({ prompt: version.prompt, text: textOf(version) }));
     return { name: versions.at(-1).prompt, versions, at: this.#versions.indexOf(this.#shown) };
   }
 
-  /** Opens stored texts, or none. */
   open(entry) {
-    this.#versions = entry?.versions ?? [];
+    this.#versions = (entry?.versions ?? []).filter(({ text }) => text);
     this.#examples.hidden = entry !== null;
-    this.#write("");
+    this.#write(entry?.versions[entry.at]?.prompt ?? "");
     if (this.#versions.length) this.#openVersion(entry.at);
+  }
+
+  /** Like `entry`, with what can be seen only. */
+  get link() {
+    const prompt = this.#prompt.value;
+    const text = this.#shown?.prompt === prompt ? textOf(this.#shown) : "";
+    return prompt ? { versions: [{ prompt, text }], at: 0 } : null;
   }
 
   #openVersion(place) {
@@ -114,7 +115,7 @@ export class CompletionPanel {
 
   #show(version) {
     this.#shown = version;
-    this.#output.replaceChildren(...(version ? [version.view?.element ?? element("span", { className: "tokens" }, version.text)] : []));
+    this.#output.replaceChildren(...(version ? [version.view?.element ?? element("span.tokens", version.text)] : []));
     this.#edited();
     const place = version ? this.#versions.indexOf(version) : this.#versions.length;
     branchArrows(byId("versions"), place, this.#versions.length, "text", (by) => {

@@ -16,7 +16,6 @@ export class Conversation {
     return this.path.at(-1) ?? this.root;
   }
 
-  /** Adds a branch behind `parent` and opens it. */
   add(parent, role, text = "") {
     const node = { role, text, parent, children: [], chosen: 0 };
     parent.chosen = parent.children.push(node) - 1;
@@ -30,7 +29,6 @@ export class Conversation {
     parent.chosen = Math.max(0, Math.min(chosen, parent.children.length - 1));
   }
 
-  /** Opens the branch that is `by` places further. */
   step(node, by) {
     node.parent.chosen = node.parent.children.indexOf(node) + by;
   }

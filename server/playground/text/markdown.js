@@ -5,7 +5,6 @@ const MARKS = /^(#{1,6} |\s*([-*+]|\d+[.)]) |> |```|\|.*\|\s*$)|`[^`\n]+`|\*\*[^
 const INLINE = /`([^`\n]+)`|\*\*([^*\n]+)\*\*|\*([^*\s][^*\n]*)\*|\[([^\]\n]+)\]\((https?:\/\/[^\s)]+)\)/g;
 const ITEM = /^(\s*)([-*+]|\d+[.)]) +(.*)$/;
 
-/** Returns whether a text would look different as Markdown. */
 export const hasMarkdown = (text) => MARKS.test(text);
 
 /** Returns Markdown as nodes: headings, lists, quotes, code, emphasis. Tables are even columns of text, as all else is text. */
@@ -19,7 +18,6 @@ export function markdown(text) {
   return nodes;
 }
 
-/** Removes the first lines for which `test` holds, and returns them. */
 function take(lines, test) {
   const end = lines.findIndex((line) => !test(line));
   return lines.splice(0, end < 0 ? lines.length : end);
@@ -31,16 +29,16 @@ function readCode(lines) {
   lines.shift();
   const code = take(lines, (line) => !line.trimStart().startsWith("```")).join("\n");
   lines.shift();
-  return element("div", { className: "code" },
-    element("div", { className: "code-head" }, element("span", {}, fence[1] || "code"), copyButton(() => code)),
-    element("pre", { tabIndex: 0 }, element("code", {}, code)));
+  return element("div.code",
+    element("div.code-head", element("span", fence[1] || "code"), copyButton(() => code)),
+    element("pre", { tabIndex: 0 }, element("code", code)));
 }
 
 function readHeading(lines) {
   const heading = lines[0].match(/^(#{1,6}) +(.*)$/);
   if (!heading) return null;
   lines.shift();
-  return element(heading[1].length < 3 ? "h3" : "h4", {}, ...inline(heading[2]));
+  return element(heading[1].length < 3 ? "h3" : "h4", ...inline(heading[2]));
 }
 
 function readTable(lines) {
@@ -57,7 +55,7 @@ function readList(lines, depth = 0) {
   for (let item = first; item && item[1].length === first[1].length && /\d/.test(item[2]) === isOrdered; item = lines[0]?.match(ITEM)) {
     lines.shift();
     const more = take(lines, (line) => line.trim() && /^\s/.test(line) && !ITEM.test(line)).map((line) => line.trim());
-    const box = element("li", {}, ...inline([item[3], ...more].join(" ")));
+    const box = element("li", ...inline([item[3], ...more].join(" ")));
     list.append(box);
     const inner = readList(lines, first[1].length + 1);
     if (inner) box.append(inner);
@@ -68,7 +66,7 @@ function readList(lines, depth = 0) {
 
 function readQuote(lines) {
   const quoted = take(lines, (line) => line.startsWith(">"));
-  return quoted.length ? element("blockquote", {}, ...markdown(quoted.map((line) => line.replace(/^> ?/, "")).join("\n"))) : null;
+  return quoted.length ? element("blockquote", ...markdown(quoted.map((line) => line.replace(/^> ?/, "")).join("\n"))) : null;
 }
 
 function readParagraph(lines) {
@@ -76,10 +74,9 @@ function readParagraph(lines) {
   const plain = take(lines, isPlain);
   if (!plain.length) plain.push(lines.shift()); // a blank line, or a mark that begins nothing
   const text = plain.join("\n").trim();
-  return text ? element("p", {}, ...inline(text)) : null;
+  return text ? element("p", ...inline(text)) : null;
 }
 
-/** Returns the nodes of one line: code, strong, emphasis and links between texts. */
 function inline(text) {
   const nodes = [];
   let end = 0;
@@ -91,8 +88,8 @@ function inline(text) {
 }
 
 function inlineNode([, code, strong, emphasis, label, href]) {
-  if (code) return element("code", {}, code);
-  if (strong) return element("strong", {}, strong);
-  if (emphasis) return element("em", {}, emphasis);
+  if (code) return element("code", code);
+  if (strong) return element("strong", strong);
+  if (emphasis) return element("em", emphasis);
   return element("a", { href, target: "_blank", rel: "noopener noreferrer" }, label);
 }

@@ -21,8 +21,10 @@ export function chatRequest(model, messages, sampling) {
 /** Fields for the experts of each token, and for its id: what is behind it is asked later, in a request of its own. */
 const routingField = (details, routing) => (details && routing ? { expert_routing: true, return_token_ids: true } : {});
 
-/** `seed` is text, because 64 bits are more than a JavaScript number holds, and is copied into the JSON. */
-function request(path, { seed, ...fields }) {
+const request = (path, { seed, ...fields }) => ({ path, fields, seed, body: withSeed(fields, seed) });
+
+/** Returns the fields as JSON. `seed` is text, because 64 bits are more than a JavaScript number holds. */
+export function withSeed(fields, seed) {
   const json = JSON.stringify(fields);
-  return { path, fields, seed, body: seed === undefined ? json : `${json.slice(0, -1)},"seed":${seed}}` };
+  return seed === undefined ? json : `${json.slice(0, -1)},"seed":${seed}}`;
 }

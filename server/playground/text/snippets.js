@@ -1,3 +1,5 @@
+import { withSeed } from "./request.js";
+
 /** Writes a request as a curl command and as a program for OpenAI's Python client. They read the key from SMOE_API_KEY. */
 
 const OPENAI_FIELDS = new Set([
@@ -11,7 +13,7 @@ export function asCurl({ path, fields, seed }, base, hasKey) {
     `curl -N ${shellQuote(new URL(path, base).href)}`,
     "-H 'Content-Type: application/json'",
     ...(hasKey ? ['-H "Authorization: Bearer $SMOE_API_KEY"'] : []),
-    `-d ${shellQuote(withSeed(JSON.stringify(publicFields(fields)), seed))}`,
+    `-d ${shellQuote(withSeed(publicFields(fields), seed))}`,
   ];
   return lines.join(" \\\n  ");
 }
@@ -43,12 +45,9 @@ export function asPython({ path, fields, seed }, base, hasKey) {
 
 const publicFields = (fields) => Object.fromEntries(Object.entries(fields).filter(([name]) => !PAGE_FIELDS.has(name)));
 
-const withSeed = (json, seed) => (seed === undefined ? json : `${json.slice(0, -1)},"seed":${seed}}`);
-
-/** Quotes a text for a POSIX shell. */
 const shellQuote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
-/** Writes a JSON value as Python. Strings and numbers look the same in both. */
+/** Writes a JSON value as Python. */
 function pythonLiteral(value) {
   if (Array.isArray(value)) return `[${value.map(pythonLiteral).join(", ")}]`;
   if (value === true) return "True";

@@ -1,9 +1,9 @@
-import { element } from "../dom.js";
+import { element, on } from "../dom.js";
 import { percent, visible } from "../words.js";
 
 const GAP_PX = 8;
 
-/** Card next to a token: its probability, the alternatives, and its experts in each layer. */
+/** Card of a token: its probability, the alternatives, and its experts in each layer. */
 export class TokenCard {
   #card;
   #spoken;
@@ -12,6 +12,7 @@ export class TokenCard {
   constructor(card, spoken) {
     this.#card = card;
     this.#spoken = spoken;
+    on(card, "click", () => this.pin());
   }
 
   show(token, span, numExperts, { isSpoken = false } = {}) {
@@ -23,11 +24,16 @@ export class TokenCard {
     return undefined;
   }
 
-  hide() {
-    if (this.#card.matches(":popover-open")) this.#card.hidePopover();
+  /** Docks the card at the edge of the window, where it stays and shows the tokens to come; or releases it. */
+  pin() {
+    if (!this.#card.classList.toggle("pinned")) this.hide();
   }
 
-  /** Places the card below the token, or above it if there is no room; always inside the window. */
+  hide() {
+    if (this.#card.matches(":popover-open:not(.pinned)")) this.#card.hidePopover();
+  }
+
+  /** Places the card below the token, or above it if there is no room. */
   #place(anchor) {
     const { offsetWidth: width, offsetHeight: height } = this.#card;
     const isBelow = anchor.bottom + GAP_PX + height < innerHeight;
@@ -39,32 +45,27 @@ export class TokenCard {
 }
 
 const head = (token) =>
-  element("p", { className: "card-head" }, element("code", {}, visible(token.spelled)), element("b", {}, percent(Math.exp(token.logprob))),
-    element("small", {}, `logprob ${token.logprob.toFixed(3)}`));
+  element("p.card-head", element("code", visible(token.spelled)), element("b", percent(Math.exp(token.logprob))),
+    element("small", `logprob ${token.logprob.toFixed(3)}`));
 
 function alternatives(token) {
   const rows = token.others.map(({ spelled: other, logprob }) => {
-    const bar = element("i");
-    bar.style.setProperty("--share", Math.exp(logprob));
-    const row = element("li", {}, element("code", {}, visible(other)), bar, element("span", {}, percent(Math.exp(logprob))));
-    row.classList.toggle("taken", other === token.spelled);
-    return row;
+    const share = Math.exp(logprob);
+    return element(other === token.spelled ? "li.taken" : "li", element("code", visible(other)), element("i", { "--share": share }), element("span", percent(share)));
   });
-  return element("ol", { className: "others" }, ...rows);
+  return element("ol.others", ...rows);
 }
 
-/** Returns a grid with a row per layer and a column per expert, the token's experts lit. */
+/** Returns a grid of layers and experts, the token's experts lit. */
 function routes(routing, numExperts) {
-  const grid = element("div", { className: "routes" });
-  grid.style.setProperty("--experts", numExperts);
-  grid.style.setProperty("--layers", routing.length);
+  const grid = element("div.routes", { "--experts": numExperts, "--layers": routing.length });
   for (const chosen of routing) {
     for (let expert = 0; expert < numExperts; expert += 1) {
       const rank = chosen.indexOf(expert);
-      grid.append(element("i", { className: rank < 0 ? "" : rank === 0 ? "first" : "on" }));
+      grid.append(element(rank < 0 ? "i" : rank === 0 ? "i.first" : "i.on"));
     }
   }
-  return element("div", { className: "routing" }, element("small", {}, "experts →, layers ↓ · click for the gates"), grid);
+  return element("div.routing", element("small", "experts →, layers ↓ · click: gates · right click or P: pin"), grid);
 }
 
 function spokenText(token) {

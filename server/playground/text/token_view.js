@@ -1,33 +1,39 @@
-import { element } from "../dom.js";
+import { element, on } from "../dom.js";
+import { hueOf } from "../words.js";
 
 let pointer = []; // where the pointer was last seen: text that moves below a resting one opens no card
-window.addEventListener("pointermove", ({ clientX, clientY }) => (pointer = [clientX, clientY]));
+on(window, "pointermove", ({ clientX, clientY }) => (pointer = [clientX, clientY]));
 
 const STEPS = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
 
 /**
- * Generated text, token by token. Hover, tap or the arrow keys open a token's card. `display` is shared by all views of
- * the page: {card, numExperts, layer, inspect}, where the experts of `layer` colour the tokens. A click on the token of
- * the open card, or Enter, calls `inspect` with the token, the ids before it, the fields of its request, the view, the text before.
+ * Generated text, token by token. Hover, tap or arrow keys open a token's card; a click on its token, or Enter, calls
+ * `inspect` with the token, the ids before it, the fields of its request, the view and the text before it. `display` is
+ * {card, numExperts, layer, inspect} of the page; the experts of `layer` colour the tokens.
  */
 export class TokenView {
   #display;
   #tokens = [];
   #spans = [];
-  #routing = []; // row i belongs to token i; it arrives with a later chunk
+  routing = []; // expert ids [layer][k]; row i belongs to token i and arrives with a later chunk
   #at = -1;
   #meter = null; // of the request that gives the text
-  element = element("div", { className: "tokens", tabIndex: 0, role: "group", ariaLabel: "Generated text; arrow keys move through its tokens" });
+  element = element("div.tokens", { tabIndex: 0, role: "group", ariaLabel: "Generated text; arrow keys move through its tokens" });
 
   constructor(display) {
     this.#display = display;
-    this.element.addEventListener("pointermove", ({ target, clientX, clientY }) => {
+    on(this.element, "pointermove", ({ target, clientX, clientY }) => {
       if (clientX !== pointer[0] || clientY !== pointer[1]) this.#open(target);
     });
-    this.element.addEventListener("click", (event) => this.#click(event.target));
-    this.element.addEventListener("pointerleave", ({ pointerType }) => pointerType !== "touch" && this.#close()); // a finger always leaves
-    this.element.addEventListener("blur", () => this.#close());
-    this.element.addEventListener("keydown", (event) => this.#step(event));
+    on(this.element, "click", (event) => this.#click(event.target));
+    on(this.element, "pointerleave", ({ pointerType }) => pointerType !== "touch" && this.#close()); // a finger always leaves
+    on(this.element, "blur", () => this.#close());
+    on(this.element, "contextmenu", (event) => {
+      if (this.#at < 0 || !getSelection().isCollapsed) return; // a selection has the browser's menu
+      event.preventDefault();
+      this.#display.card.pin();
+    });
+    on(this.element, "keydown", (event) => this.#step(event));
   }
 
   get text() {
@@ -46,7 +52,7 @@ export class TokenView {
     this.#spans.push(...spans);
     this.element.append(...spans);
     for (const row of routing) {
-      const index = this.#routing.push(row) - 1;
+      const index = this.routing.push(row) - 1;
       if (this.#tokens[index]) {
         this.#tokens[index].routing = row;
         this.#colour(index);
@@ -55,31 +61,25 @@ export class TokenView {
     }
   }
 
-  /** The token at `index` by itself; undefined before it has arrived. */
   spelledAt(index) {
     return this.#tokens[index]?.spelled;
   }
 
-  /** Adds a class to a token. */
   mark(index, className) {
     this.#spans[index].classList.add(className);
   }
 
-  /** Colours the tokens again after the layer has changed. */
   repaint() {
     this.#tokens.forEach((_, index) => this.#colour(index));
   }
 
-  /** Dims the tokens that did not take an expert, {layer, expert}; null dims none. */
-  dim(place) {
-    this.#tokens.forEach(({ routing }, index) => {
-      const isDimmed = place !== null && routing !== undefined && !routing[place.layer].includes(place.expert);
-      this.#spans[index].classList.toggle("dimmed", isDimmed);
-    });
+  /** Dims the tokens for whose routing `isShown` is false; undefined dims none. */
+  dim(isShown) {
+    this.#tokens.forEach(({ routing }, index) => this.#spans[index].classList.toggle("dimmed", Boolean(isShown && routing && !isShown(routing))));
   }
 
   #span(token) {
-    const span = element("span", { className: "t" }, token.text);
+    const span = element("span.t", token.text);
     if (token.logprob !== null) span.style.setProperty("--surprise", Math.min(1, -token.logprob / 5));
     return span;
   }
@@ -88,7 +88,7 @@ export class TokenView {
     const chosen = this.#tokens[index].routing?.[this.#display.layer];
     if (!chosen) return;
     this.#spans[index].classList.add("routed");
-    this.#spans[index].style.setProperty("--hue", Math.round((360 * chosen[0]) / this.#display.numExperts) + 30);
+    this.#spans[index].style.setProperty("--hue", hueOf(chosen[0], this.#display.numExperts));
   }
 
   #open(target) {
@@ -113,6 +113,7 @@ export class TokenView {
   }
 
   #step(event) {
+    if (event.key === "p" && this.#at >= 0) this.#display.card.pin();
     if (event.key === "Enter" && !event.ctrlKey && !event.metaKey && this.#at >= 0) this.#inspect(this.#at);
     const step = STEPS[event.key];
     if (!step || !this.#tokens.length) return;

@@ -1,7 +1,6 @@
 /**
  * Returns the tokens of a chunk's choice: {text, spelled, logprob, others, id}. `text` is the token's part of the output,
- * `spelled` the token by itself, `others` the most likely alternatives [{spelled, logprob}]. Without logprobs the whole
- * chunk is one token, without an id.
+ * `spelled` the token by itself, `others` the alternatives [{spelled, logprob}]. Without logprobs the chunk is one token.
  */
 export function parseTokens(choice) {
   const text = choice.text ?? choice.delta?.content ?? "";

@@ -1,18 +1,18 @@
 import { copyButton } from "../clipboard.js";
-import { button, element } from "../dom.js";
+import { button, element, on } from "../dom.js";
 import { branchArrows } from "./branches.js";
 import { hasMarkdown, markdown } from "./markdown.js";
 import { TokenView } from "./token_view.js";
 
-/** One message of a chat with its buttons. `actions` are {step(node, by), edit(node, text), remove, answer, resume}. */
+/** One message of a chat with its buttons. `actions` are {step(node, by), edit(node, text), remove, answer, resume, focus()}. */
 export class Turn {
   views = []; // of the tokens that were generated on this page, one per request
   node;
   #actions;
   #base; // text before the tokens of `views`
   #isRendered = true;
-  #body = element("div", { className: "turn-body" });
-  #branches = element("span", { className: "branches" });
+  #body = element("div.turn-body");
+  #branches = element("span.branches");
   #rendered = button("Tokens", () => this.#toggle());
   #resume;
   element;
@@ -25,24 +25,22 @@ export class Turn {
     const speaker = isUser ? "You" : "Model";
     this.#resume = button("Continue", () => actions.resume(node));
     const buttons = [
-      copyButton(() => this.text), button("Edit", () => this.#edit()),
+      copyButton(() => this.text), button("Edit", () => this.edit()),
       ...(isUser ? [] : [button("Again", () => actions.answer(node.parent), { name: "Answer again" }), this.#resume, this.#rendered]),
       button("Delete", () => actions.remove(node)),
     ];
     this.element = element("article", { className: `turn ${node.role}`, ariaLabel: speaker },
-      element("header", { className: "turn-head" }, element("h2", {}, speaker), this.#branches), this.#body,
-      element("div", { className: "turn-actions" }, ...buttons));
+      element("header.turn-head", element("h2", speaker), this.#branches), this.#body,
+      element("div.turn-actions", ...buttons));
     this.#show();
     this.update();
   }
 
-  /** Shows which of the branches this one is. */
   update() {
     const { children } = this.node.parent;
     branchArrows(this.#branches, children.indexOf(this.node), children.length, "branch", (by) => this.#actions.step(this.node, by));
   }
 
-  /** Starts a text that is generated: returns its view. */
   begin(display) {
     const view = new TokenView(display);
     this.views.push(view);
@@ -68,7 +66,6 @@ export class Turn {
     return this.#base + this.views.slice(0, this.views.indexOf(view)).map(({ text }) => text).join("");
   }
 
-  /** The text so far. */
   get text() {
     return this.#base + this.views.map((view) => view.text).join("");
   }
@@ -79,8 +76,8 @@ export class Turn {
     const isPlain = !isMarkdown || !this.#isRendered;
     this.#rendered.hidden = !isMarkdown || !this.views.length;
     this.#rendered.textContent = this.#isRendered ? "Tokens" : "Rendered";
-    const tokens = [...(this.#base ? [element("p", {}, this.#base)] : []), ...this.views.map((view) => view.element)];
-    this.#body.replaceChildren(...(isPlain ? tokens : [element("div", { className: "rendered" }, ...markdown(this.text))]));
+    const tokens = [...(this.#base ? [element("p", this.#base)] : []), ...this.views.map((view) => view.element)];
+    this.#body.replaceChildren(...(isPlain ? tokens : [element("div.rendered", ...markdown(this.text))]));
   }
 
   #toggle() {
@@ -89,23 +86,27 @@ export class Turn {
   }
 
   /** Replaces the text by a field: Enter (in an answer Ctrl+Enter) makes a new branch, Escape leaves all as it was. */
-  #edit() {
+  edit() {
     const isUser = this.node.role === "user";
     const field = element("textarea", { value: this.text, ariaLabel: "Edit the message" });
+    const cancel = () => {
+      this.#show();
+      this.#actions.focus();
+    };
     const submit = () => {
       this.#show();
       if (field.value.trim() && field.value !== this.text) this.#actions.edit(this.node, field.value);
     };
-    field.addEventListener("keydown", (event) => {
+    on(field, "keydown", (event) => {
       const isSubmit = event.key === "Enter" && !event.isComposing && (event.ctrlKey || event.metaKey || (isUser && !event.shiftKey));
       if (!isSubmit && event.key !== "Escape") return;
       event.preventDefault();
       event.stopPropagation();
       if (isSubmit) submit();
-      else this.#show();
+      else cancel();
     });
-    const row = element("div", {}, button(isUser ? "Send" : "Save", submit), button("Cancel", () => this.#show()));
-    this.#body.replaceChildren(element("div", { className: "editor" }, field, row));
+    const row = element("div", button(isUser ? "Send" : "Save", submit), button("Cancel", cancel));
+    this.#body.replaceChildren(element("div.editor", field, row));
     field.focus();
   }
 }

@@ -128,7 +128,7 @@ class PromptFields(RequestModel):
 
     @property
     def tool_paths(self) -> list[str]:
-        """Where each tool of the chat stands in this request."""
+        """Paths of the chat's tools in this request."""
         return list(self._described_tools)
 
     @property

@@ -24,7 +24,7 @@ NUM_SESSIONS = 300  # the mean is 150 for each replica; fewer than 100 have a ch
 @pytest.fixture(scope="module")
 def servers() -> Iterator[list[RunningServer]]:
     """Two servers with the bundled model."""
-    with start_server() as first, start_server() as second:
+    with start_server("--threads", "1") as first, start_server("--threads", "1") as second:
         yield [first, second]
 
 

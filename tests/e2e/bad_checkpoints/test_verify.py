@@ -9,7 +9,7 @@ import pytest
 
 from engine.engine import Engine
 from model.checkpoint.errors import CheckpointError
-from server.cli.plan import add_manifest
+from server.cli.plan.memory import add_manifest
 from server.settings.engine_config import engine_config
 from server.settings.sources import load_settings
 from server.tokenizer.config_files import TokenizerError

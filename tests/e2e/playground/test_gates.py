@@ -113,7 +113,7 @@ def test_on_a_phone_the_first_tap_opens_the_card_and_the_second_the_gates(
         visit.get("#gates .close").tap()
         token.tap()
         expect(visit.get("#card")).to_be_visible()
-        visit.get("button[data-view=sampling]").tap()
+        visit.get("label:has([value=sampling])").tap()
         expect(visit.get("#card")).to_be_hidden()
 
 

@@ -41,7 +41,7 @@ def test_a_text_is_what_the_api_gives_for_its_seed(visit: Visit, server: Running
 
 
 def test_a_token_shows_its_alternatives_and_its_experts(visit: Visit, server: RunningServer) -> None:
-    visit.set_slider("#experts-per-token", 3)
+    visit.set_slider("#experts_per_token", 3)
     visit.write(PROMPT)
     choice = same_choice(server, visit, experts_per_token=3)
     tokens = choice["logprobs"]["tokens"]
@@ -129,7 +129,7 @@ def test_the_request_as_curl_and_as_python_gives_the_same_text(visit: Visit, ser
     visit.write(PROMPT)
     seed, text = visit.seed, visit.text
     visit.get("#summary .seed").click()  # later requests have this seed
-    visit.set_slider("#experts-per-token", 2)
+    visit.set_slider("#experts_per_token", 2)
     visit.get("#copy-curl").click()
     expect(visit.get("#toast")).to_have_text("Copied as curl")
     arguments = shlex.split(visit.page.evaluate("navigator.clipboard.readText()"))
@@ -222,7 +222,7 @@ def test_a_phone_shows_one_part_at_a_time_without_horizontal_scrolling(browser: 
     with visiting(browser, server.url, size=PHONE) as visit:
         visit.get("#heat td").first.wait_for(state="attached")
         for view in ("sampling", "inside", "write"):
-            visit.get(f".views button[data-view={view}]").click()
+            visit.choose("view", view)
             shown = [part for part in ("write", "sampling", "inside") if visit.get(f"#{part}").is_visible()]
             assert shown == [view]
             assert visit.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
@@ -252,7 +252,7 @@ def test_axe_finds_nothing(browser: Browser, server: RunningServer, scheme: str,
         visit.wait_until_finished()
         found += violations(visit)
         for view in ("sampling", "inside") if size == PHONE else ():
-            visit.get(f".views button[data-view={view}]").click()
+            visit.choose("view", view)
             found += violations(visit)
         assert not found
 

@@ -91,7 +91,7 @@ def answer_of(*arguments: str) -> dict[str, Any]:
 
 
 def test_the_kernels_command_times_each_kernel_at_each_size() -> None:
-    answer = answer_of("kernels", "--rows", "3", "--contexts", "32,64")
+    answer = answer_of("kernels", "--threads", "1", "--rows", "3", "--contexts", "32,64")
     names = ["linear", "moe", "rms_norm", "rope"]
     assert [(row["kernel"], row["rows"], row["context"]) for row in answer["kernels"]] == [
         *((name, 3, None) for name in names),
@@ -101,7 +101,9 @@ def test_the_kernels_command_times_each_kernel_at_each_size() -> None:
 
 
 def test_the_engine_command_times_each_step_under_the_window_it_is_given() -> None:
-    answer = answer_of("engine", "--batches", "2", "--contexts", "64", "--prefills", "20", "--sliding-window", "16")
+    answer = answer_of(
+        "engine", "--threads", "1", "--batches", "2", "--contexts", "64", "--prefills", "20", "--sliding-window", "16"
+    )
     assert [(s["kind"], s["batch"], s["context"]) for s in answer["steps"]] == [("prefill", 1, 20), ("decode", 2, 64)]
     assert answer["weight_bytes"] > 0
 

@@ -1,4 +1,4 @@
-"""What a pack decides about the settings, and the memory beside weights that the system may drop."""
+"""Settings that a pack decides, and the memory beside weights that the system may drop."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""How much of a file is in memory, where the system can tell."""
+"""The share of a file that is in memory, where the system can tell."""
 
 import ctypes
 import mmap

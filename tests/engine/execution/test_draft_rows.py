@@ -1,4 +1,4 @@
-"""Which rows of a step with drafts count."""
+"""Rows of a step with drafts: those that count, and those that do not."""
 
 import pytest
 

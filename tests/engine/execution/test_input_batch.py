@@ -9,9 +9,9 @@ import torch
 
 from engine.execution.input_batch import BatchBuilder, build_batch
 from engine.execution.persistent_batch import PersistentBatch
-from engine.scheduling.block_geometry import BlockGeometry
-from engine.scheduling.block_manager import BlockManager
-from engine.scheduling.block_pool import BlockPool
+from engine.scheduling.blocks.geometry import BlockGeometry
+from engine.scheduling.blocks.manager import BlockManager
+from engine.scheduling.blocks.pool import BlockPool
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.step_plan import Sampled, StepPlan, StepResult
 from engine.types import Request, SamplingParams

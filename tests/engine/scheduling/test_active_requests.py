@@ -3,9 +3,9 @@
 import pytest
 
 from engine.scheduling.active_requests import ActiveRequests
-from engine.scheduling.block_geometry import BlockGeometry
-from engine.scheduling.block_manager import BlockManager
-from engine.scheduling.block_pool import BlockPool
+from engine.scheduling.blocks.geometry import BlockGeometry
+from engine.scheduling.blocks.manager import BlockManager
+from engine.scheduling.blocks.pool import BlockPool
 from engine.scheduling.fairness import FairShare
 from engine.scheduling.sequence import Sequence, Status
 from engine.types import Request, SamplingParams

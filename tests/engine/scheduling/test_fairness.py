@@ -1,10 +1,12 @@
 """Order of admission among several tenants, and their prefix caches, over the exact model."""
 
 import random
+from typing import Any
 
 import pytest
 
 from engine.config import max_slots_per_tenant
+from engine.scheduling.fairness import MIN_RUNNING
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import Status
 from engine.types import Request, SamplingParams
@@ -30,10 +32,10 @@ class TenantBench(Bench):
             share_prefix_cache=share_prefix_cache,
         )
 
-    def add_for(self, tenant: int, prompt: list[int], max_tokens: int, priority: int = 0) -> int:
+    def add_for(self, tenant: int, prompt: list[int], max_tokens: int, priority: int = 0, **fields: Any) -> int:
         request_id = len(self.requests)
         params = SamplingParams(max_tokens=max_tokens)
-        request = Request(request_id, prompt, params, priority, arrival_s=self.now, tenant=tenant)
+        request = Request(request_id, prompt, params, priority, arrival_s=self.now, tenant=tenant, **fields)
         self.scheduler.add(request)
         self.requests[request_id] = request
         return request_id
@@ -94,6 +96,41 @@ def test_one_slot_in_eight_is_reserved_for_other_tenants_and_none_with_one_tenan
     bench.step()
     bench.step()
     assert len(bench.scheduler.requests.running) == 16
+
+
+@pytest.mark.parametrize(("max_num_seqs", "most"), [(64, 11), (16, MIN_RUNNING)])
+def test_requests_with_costly_tokens_take_several_slots_while_another_tenant_is_active(
+    max_num_seqs: int, most: int
+) -> None:
+    """Gate logits make a token cost 10, a plain one 2: 11 such requests cost as much as 55 plain ones, of 56 slots."""
+    bench = TenantBench(num_blocks=4000, max_num_seqs=max_num_seqs, budget=256)
+    for number in range(20):
+        bench.add_for(ONE, [1, 2, number], 400, gate_logits=True)
+    bench.add_for(OTHER, [5], 400)
+    for _ in range(3):
+        bench.step()
+    tenants = [sequence.tenant for sequence in bench.scheduler.requests.running]
+    assert (tenants.count(ONE), tenants.count(OTHER)) == (most, 1)
+
+
+def test_a_lone_tenants_costly_requests_take_one_slot_each() -> None:
+    bench = TenantBench(num_blocks=4000, max_num_seqs=16, budget=256)
+    for number in range(20):
+        bench.add_for(ONE, [1, 2, number], 400, gate_logits=True)
+    for _ in range(3):
+        bench.step()
+    assert len(bench.scheduler.requests.running) == 14
+
+
+def test_the_slots_of_costly_requests_are_free_again_when_they_end() -> None:
+    bench = TenantBench(num_blocks=4000, max_num_seqs=64, budget=256)
+    for number in range(22):
+        bench.add_for(ONE, [1, 2, number], 3 if number < 11 else 400, gate_logits=True)
+    bench.add_for(OTHER, [5], 400)
+    for _ in range(10):
+        bench.step()
+    assert set(range(11)) <= set(bench.finished)
+    assert sum(sequence.tenant == ONE for sequence in bench.scheduler.requests.running) == 11
 
 
 def test_the_tenant_served_least_is_admitted_next() -> None:

@@ -11,11 +11,11 @@ from engine import engine as engine_module
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import EngineConfigError
-from engine.startup import loading
+from engine.startup import assembly, loading
+from engine.startup.assembly import LoadedModel
 from engine.startup.backend import Backend
 from engine.startup.description import ready_message
 from engine.startup.device_memory import HostMemory
-from engine.startup.loading import LoadedModel
 from model.checkpoint.errors import CheckpointError
 from model.kv_pool import KvPool
 from model.mixtral_cuda_graphs import GraphedMixtral
@@ -82,9 +82,10 @@ def test_graphs_are_captured_before_the_kv_pool_is_sized_and_not_at_all_if_eager
 
     backend = Backend(ReferenceOps(), "triton", "triton", "none")
     monkeypatch.setattr(loading, "choose_backend", lambda *arguments: backend)
-    monkeypatch.setattr(loading, "memory_of", lambda device: memory)
-    monkeypatch.setattr(loading, "compile_kernels", lambda *arguments: memory.events.append("kernels"))
-    monkeypatch.setattr(loading, "CudaRecorder", Recorder)
+    for module in (loading, assembly):
+        monkeypatch.setattr(module, "memory_of", lambda device: memory)
+    monkeypatch.setattr(assembly, "compile_kernels", lambda *arguments: memory.events.append("kernels"))
+    monkeypatch.setattr(assembly, "CudaRecorder", Recorder)
     shape = replace(Heads(4, 2, 16).config, num_layers=2)
     config = EngineConfig(
         model="", device="cpu", max_num_seqs=4, max_num_batched_tokens=32, enforce_eager=enforce_eager
@@ -101,7 +102,7 @@ def test_where_memory_is_short_the_cache_is_smaller_and_takes_its_memory_at_the_
 ) -> None:
     populated: list[KvPool] = []
     monkeypatch.setattr(KvPool, "populate", lambda pool: populated.append(pool))
-    monkeypatch.setattr(loading, "memory_limit_bytes", lambda: 600 << 20)
+    monkeypatch.setattr(assembly, "memory_limit_bytes", lambda: 600 << 20)
     monkeypatch.setattr(HostMemory, "free_bytes", lambda self: 400 << 20)
 
     def load(usual_mib: int) -> LoadedModel:

@@ -24,7 +24,7 @@ MARK = "first-light-result "  # a stage's last line of output: this, then JSON
 
 @dataclass(frozen=True)
 class StageSpec:
-    """Where a stage is, and its limit."""
+    """A stage's function, and its limit."""
 
     function: str  # module:function
     limit_s: int

@@ -23,7 +23,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Options:
-    """How a stage runs.
+    """Options of a stage.
 
     `tiny`: small shapes, so that it also runs under Triton's interpreter. `early`: kernels may start early.
     """

@@ -14,7 +14,7 @@ from tests.gpu.first_light.result import Options
 
 @dataclass(frozen=True)
 class Setting:
-    """What a stage computes."""
+    """Shapes, types and launcher of what a stage computes."""
 
     device: torch.device
     dtype: torch.dtype

@@ -1,4 +1,4 @@
-"""What lm-eval's `local-completions` sends for humaneval, gsm8k and log-likelihoods."""
+"""Requests of lm-eval's `local-completions` for humaneval, gsm8k and log-likelihoods."""
 
 from typing import Any
 

@@ -41,7 +41,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def test_the_system_takes_little_for_a_client_that_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it takes was rendered for nothing, and is memory of the server's cgroup."""
+    """Bytes in its buffers were rendered for nothing, and are memory of the server's cgroup."""
     begun: list[socket.socket] = []
     begin = Acceptor._begin
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 
+from tests.support.conditions import wait_until
 from tests.support.server_process import LONG, events, running
 
 
@@ -52,8 +53,7 @@ def test_a_second_signal_ends_streams_at_once_with_an_error_event(checkpoint: Pa
             lines = reply.iter_lines()
             next(lines)
             server.process.terminate()
-            while httpx.get(f"{server.url}/health/ready").status_code == 200:
-                continue
+            wait_until(lambda: httpx.get(f"{server.url}/health/ready").status_code != 200)
             server.process.send_signal(signal.SIGINT)
             last = events(lines)
         assert json.loads(last[-2])["error"]["message"] == "The server was stopped before this request was complete."
@@ -73,9 +73,8 @@ def test_a_killed_engine_ends_its_streams_with_an_error_event_and_is_replaced(ch
             assert json.loads(last[-2])["error"]["code"] == "engine_dead"
             assert last[-1] == "[DONE]"
             server.wait_health(200)
-            metrics = httpx.get(f"{server.url}/metrics").text
-            while f'smoe_engine_restarts_total{{model_name="m"}} {num_restarts}.0' not in metrics:
-                metrics = httpx.get(f"{server.url}/metrics").text  # the scrape may be a second old
+            line = f'smoe_engine_restarts_total{{model_name="m"}} {num_restarts}.0'
+            wait_until(lambda line=line: line in httpx.get(f"{server.url}/metrics").text)  # may be a second old
         server.process.terminate()
         assert server.exit_code() == 0
 

@@ -1,6 +1,6 @@
 """Hand-made bugs between the server and its engine processes, which only a simulation of both can find."""
 
-from tests.simulator.edits import bug
+from tests.simulator.bugs.edits import bug
 
 _CLIENT = "server.engine_client."
 _BOOK = _CLIENT + "inflight:InFlightRequests."

@@ -15,9 +15,9 @@ from engine.engine import Engine
 from engine.heartbeat import Heartbeat
 from engine.types import StepOutput
 from model.checkpoint.errors import CheckpointError
-from tests.simulator.order_check import OrderCheck
+from tests.simulator.checks.order import OrderCheck
+from tests.simulator.checks.share import ShareCheck
 from tests.simulator.record import Record
-from tests.simulator.share_check import ShareCheck
 from tests.simulator.system.engines import Plan, built_engine
 from tests.simulator.system.link import Pipe, ServerEnd
 from tests.simulator.system.truth import Life, Truth

@@ -24,7 +24,7 @@ KILLS_AT_PREFILL, KILLS_LATER, KILLS_AT_GRAMMAR = 1, 2, 3  # values of `seed`, w
 
 @dataclass
 class Plan:
-    """What a schedule's seed decides about the engine's side."""
+    """The part of a schedule's seed that decides about the engine's side."""
 
     setup: Setup
     descriptor: int = 7

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.simulator.edits import Mutation
+from tests.simulator.bugs.edits import Mutation
 from tests.simulator.mutations import find_killing_seed
 from tests.simulator.system.bugs import FOUND_LATE, SYSTEM_BUGS
 from tests.simulator.system.schedule import run_seed

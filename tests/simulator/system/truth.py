@@ -1,4 +1,4 @@
-"""What really happened, as no part of the system knows it: the lives of engine processes, and the history."""
+"""The truth, as no part of the system knows it: the lives of engine processes, and the history."""
 
 from dataclasses import dataclass, field
 

@@ -34,7 +34,7 @@ def import_kernels_and_tests(mutants: Sequence[Mutant]) -> None:
 def outcome(mutant: Mutant) -> str:
     """Run a mutant's tests in a process. Returns "survived", "failed", "hangs", "crashed", or what else happened."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"{mutant.file}.py"
+        path = Path(folder) / "kernels.py"
         path.write_text(mutant.source())
         process = multiprocessing.get_context("fork").Process(target=_run_tests, args=(mutant, path))
         process.start()

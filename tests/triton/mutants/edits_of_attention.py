@@ -6,19 +6,19 @@ ATTENTION_TESTS, ROTARY, LARGE = "test_attention.py", "test_rotary.py", "test_la
 
 
 def _span(old: str, new: str, *tests: str) -> Mutant:
-    return Mutant("attend_span", "attention_tile", old, new, tests or (ATTENTION_TESTS,))
+    return Mutant("attend_span", "attention/tile", old, new, tests or (ATTENTION_TESTS,))
 
 
 def _queries(old: str, new: str) -> Mutant:
-    return Mutant("load_queries", "attention_tile", old, new, (ATTENTION_TESTS,))
+    return Mutant("load_queries", "attention/tile", old, new, (ATTENTION_TESTS,))
 
 
 def _merge(old: str, new: str) -> Mutant:
-    return Mutant("merge", "attention_tile", old, new, (ATTENTION_TESTS,))
+    return Mutant("merge", "attention/tile", old, new, (ATTENTION_TESTS,))
 
 
 def _kernel(name: str, old: str, new: str) -> Mutant:
-    return Mutant(name, "attention_kernels", old, new, (ATTENTION_TESTS,))
+    return Mutant(name, "attention/kernels", old, new, (ATTENTION_TESTS,))
 
 
 def _rotate(old: str, new: str) -> Mutant:

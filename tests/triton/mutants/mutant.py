@@ -13,14 +13,14 @@ class Mutant:
     """Replacement of source text in one file of model/ops/triton, which must contain the old text exactly once."""
 
     kernel: str  # the kernel, or the function that several of them share
-    file: str  # without .py
+    file: str  # path in that folder, without .py
     old: str
     new: str
     tests: tuple[str, ...]  # that must fail, in tests/triton
 
     @property
     def module(self) -> str:
-        return f"model.ops.triton.{self.file}"
+        return f"model.ops.triton.{self.file.replace('/', '.')}"
 
     @property
     def text(self) -> str:

@@ -1,4 +1,4 @@
-"""When `smoe run` uses the server that runs, and the flags of its own one."""
+"""`smoe run` uses the server that runs if it fits; the flags of its own one."""
 
 import json
 import threading

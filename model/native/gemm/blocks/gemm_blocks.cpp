@@ -1,0 +1,73 @@
+#include <algorithm>
+#include <utility>
+
+#include "gemm/block_formats.h"
+#include "gemm/blocks/gemm_groups.h"
+#include "gemm/blocks/gemm_small_blocks.h"
+#include "gemm/blocks/gemm_superblocks.h"
+
+namespace smoe {
+namespace SMOE_ISA {
+namespace {
+
+using Add = void (*)(const uint32_t* x, int64_t stride, const uint32_t* panel, int column, int blocks, float* out);
+
+// Table of functions for 1, 2, .. MAX_ROWS rows.
+template <class Kernel, int... ROWS>
+Add add_of(int rows, std::integer_sequence<int, ROWS...>) {
+    static constexpr Add of_rows[] = {Kernel::template add<ROWS + 1>...};
+    return of_rows[rows - 1];
+}
+
+// All columns of a few blocks, then the next blocks: the panel streams through the first-level cache once.
+template <class Kernel>
+void multiply(int format, int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out) {
+    const BlockLayout& layout = block_layout(format);
+    const int64_t num_blocks = K / layout.numbers;
+    std::fill(out, out + rows * PANEL, 0.0f);
+    for (int first = 0, count; first < rows; first += count) {
+        const int left = rows - first;
+        count = static_cast<int>(ceil_div(left, ceil_div(left, Kernel::MAX_ROWS)));  // 12 rows: 6 + 6, not 8 + 4
+        const Add add = add_of<Kernel>(count, std::make_integer_sequence<int, Kernel::MAX_ROWS>());
+        for (int64_t block = 0; block < num_blocks; block += Kernel::BLOCKS) {
+            const auto blocks = static_cast<int>(std::min<int64_t>(Kernel::BLOCKS, num_blocks - block));
+            for (int column = 0; column < PANEL; column += COLUMNS)
+                add(tile + block * layout.row_words * rows + first, rows, panel + block * layout.panel_words, column,
+                    blocks, out + first * PANEL);
+        }
+    }
+}
+
+}  // namespace
+
+void multiply_blocks(int format, int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out) {
+    switch (format) {
+        case Q4_0: return multiply<SmallBlocks<Gguf32<Q4_0, false, false>>>(format, rows, tile, panel, K, out);
+        case Q4_1: return multiply<SmallBlocks<Gguf32<Q4_1, true, false>>>(format, rows, tile, panel, K, out);
+        case Q5_0: return multiply<SmallBlocks<Gguf32<Q5_0, false, true>>>(format, rows, tile, panel, K, out);
+        case Q5_1: return multiply<SmallBlocks<Gguf32<Q5_1, true, true>>>(format, rows, tile, panel, K, out);
+        case Q8_0: return multiply<SmallBlocks<GgufQ8>>(format, rows, tile, panel, K, out);
+        case Q4_K: return multiply<Superblocks<Q4KBlock>>(format, rows, tile, panel, K, out);
+        case Q5_K: return multiply<Superblocks<Q5KBlock>>(format, rows, tile, panel, K, out);
+        case Q6_K: return multiply<Superblocks<Q6KBlock>>(format, rows, tile, panel, K, out);
+        case Q2_K: return multiply<Superblocks<Q2KBlock>>(format, rows, tile, panel, K, out);
+        case Q3_K: return multiply<Superblocks<Q3KBlock>>(format, rows, tile, panel, K, out);
+        case IQ4_NL: return multiply<SmallBlocks<GgufIq4>>(format, rows, tile, panel, K, out);
+        case IQ4_XS: return multiply<Superblocks<Iq4XsBlock>>(format, rows, tile, panel, K, out);
+        case INT4_G32: return multiply<SmallBlocks<Int4Group<INT4_G32>>>(format, rows, tile, panel, K, out);
+        case INT4_G64: return multiply<SmallBlocks<Int4Group<INT4_G64>>>(format, rows, tile, panel, K, out);
+        case INT4_G128: return multiply<SmallBlocks<Int4Group<INT4_G128>>>(format, rows, tile, panel, K, out);
+        case INT8_G32: return multiply<SmallBlocks<Int8Group<INT8_G32>>>(format, rows, tile, panel, K, out);
+        case INT8_G64: return multiply<SmallBlocks<Int8Group<INT8_G64>>>(format, rows, tile, panel, K, out);
+        case INT8_G128: return multiply<SmallBlocks<Int8Group<INT8_G128>>>(format, rows, tile, panel, K, out);
+        case AFFINE4_G32: return multiply<SmallBlocks<Affine4Group<AFFINE4_G32>>>(format, rows, tile, panel, K, out);
+        case AFFINE4_G64: return multiply<SmallBlocks<Affine4Group<AFFINE4_G64>>>(format, rows, tile, panel, K, out);
+        case AFFINE4_G128: return multiply<SmallBlocks<Affine4Group<AFFINE4_G128>>>(format, rows, tile, panel, K, out);
+        case AFFINE8_G32: return multiply<SmallBlocks<Affine8Group<AFFINE8_G32>>>(format, rows, tile, panel, K, out);
+        case AFFINE8_G64: return multiply<SmallBlocks<Affine8Group<AFFINE8_G64>>>(format, rows, tile, panel, K, out);
+        case AFFINE8_G128: return multiply<SmallBlocks<Affine8Group<AFFINE8_G128>>>(format, rows, tile, panel, K, out);
+    }
+}
+
+}  // namespace SMOE_ISA
+}  // namespace smoe

@@ -1,0 +1,184 @@
+// Product blocks with the block formats of 32 numbers; gemm/blocks/gemm_groups.h has the formats of groups. Included by
+// gemm/blocks/gemm_blocks.cpp only.
+#pragma once
+
+#include <utility>
+
+#include "gemm/block_formats.h"
+#include "gemm/blocks/byte_sums.h"
+#include "gemm/blocks/iq4_values.h"
+#include "simd/byte_table.h"
+#include "simd/float16.h"
+
+namespace smoe {
+namespace SMOE_ISA {
+
+// A format says how to read unit i of a block's first or second HALF, and what a block's sum I adds to y / s: value(I,
+// first word of the row, columns), with Columns the scales of LANES outputs.
+
+// Blocks per call of SmallBlocks::add(): few enough to stay in the first-level cache for all columns.
+constexpr int blocks_per_call(int units) { return 64 / units; }
+
+inline const uint16_t* halves_of(const uint32_t* block) { return reinterpret_cast<const uint16_t*>(block); }
+
+// 4-bit numbers, and with PLANE a fifth bit of each: unit u < 4 is in the low half bytes of word u, the others in the
+// high half bytes of word u - 4. Bit u of each byte of the plane belongs to unit u.
+template <int FORMAT, bool MIN, bool PLANE>
+struct Gguf32 {
+    static constexpr int UNITS = 8, PANEL_WORDS = block_layout(FORMAT).panel_words;
+    static constexpr int PLANE_AT = MIN ? PANEL : PANEL / 2;  // after d, m
+    static constexpr int UNITS_AT = PLANE_AT + (PLANE ? PANEL : 0);
+    static constexpr int AHEAD = PANEL_WORDS * blocks_per_call(UNITS);
+
+    using Sum = ByteSum<PLANE ? 31 : 15>;
+    struct Columns {
+        Vec d, m;
+    };
+
+    static inline Columns columns(const uint32_t* block, int column) {
+        const uint16_t* d = halves_of(block) + column;
+        return {load_float16(d), MIN ? load_float16(d + PANEL) : Vec{}};
+    }
+
+    static inline Vec value(Words sum, uint32_t first, const Columns& columns) {
+        if constexpr (!MIN) return to_float(sum + broadcast_word(first)) * columns.d;
+        return to_float(sum) * columns.d + static_cast<float>(static_cast<int32_t>(first)) * columns.m;
+    }
+
+    static inline Words total(Words total, Words part) { return add_unscaled(total, part); }
+
+    template <int HALF>
+    static inline Words unit(const uint32_t* block, int i) {
+        const Words low = load_ahead<AHEAD, HALF == 0>(block + UNITS_AT + i * PANEL) >> 4 * HALF;
+        if constexpr (!PLANE) return low & 0x0f0f0f0fu;
+        return merge(low, 0x0f0f0f0fu, load_words(block + PLANE_AT) >> (4 * HALF + i) << 4, 0x10101010u);
+    }
+};
+
+// Bytes q + 128, as in int8.
+struct GgufQ8 {
+    static constexpr int UNITS = 8, PANEL_WORDS = block_layout(Q8_0).panel_words, UNITS_AT = PANEL / 2;
+
+    using Sum = BiasedByteSum;
+    struct Columns {
+        Vec d;
+    };
+
+    static inline Columns columns(const uint32_t* block, int column) {
+        return {load_float16(halves_of(block) + column)};
+    }
+
+    static inline Vec value(Words sum, uint32_t first, const Columns& columns) {
+        return to_float(sum + broadcast_word(Int8Unit::IS_BIASED ? first : 0)) * columns.d;
+    }
+
+    static inline Words total(Words total, Words part) { return total + part; }
+
+    template <int HALF>
+    static inline Words unit(const uint32_t* block, int i) {
+        constexpr int AHEAD = PANEL_WORDS * blocks_per_call(UNITS);
+        return Int8Unit::prepare(load_ahead<AHEAD, true>(block + UNITS_AT + (4 * HALF + i) * PANEL));
+    }
+};
+
+// Indices of values, which are bytes q + 128.
+struct GgufIq4 : GgufQ8 {
+    static constexpr int PANEL_WORDS = block_layout(IQ4_NL).panel_words;
+
+    template <int HALF>
+    static inline Words unit(const uint32_t* block, int i) {
+        constexpr int AHEAD = PANEL_WORDS * blocks_per_call(UNITS);
+        const Words word = load_ahead<AHEAD, HALF == 0>(block + UNITS_AT + i * PANEL);
+        return Int8Unit::prepare(look_up(IQ4_VALUES, word >> 4 * HALF & 0x0f0f0f0fu));
+    }
+};
+
+template <class Format>
+struct SmallBlocks {
+    static constexpr int MAX_ROWS = LANES == 16 ? 6 : LANES == 8 ? 3 : 2;
+    static constexpr int BLOCKS = blocks_per_call(Format::UNITS);
+    static constexpr int ROW_WORDS = Format::UNITS + 2;
+
+    // Add the products of `blocks` blocks to out[ROWS][COLUMNS of PANEL].
+    template <int ROWS>
+    static void add(const uint32_t* x, int64_t stride, const uint32_t* panel, int column, int blocks, float* out) {
+        Vec totals[ROWS][2];
+#pragma GCC unroll 6
+        for (int m = 0; m < ROWS; ++m) {
+            totals[m][0] = load(out + m * PANEL + column);
+            totals[m][1] = load(out + m * PANEL + column + LANES);
+        }
+        for (; blocks; --blocks) {
+            add_block(totals, x, stride, panel, column);
+            x += ROW_WORDS * stride;
+            panel += Format::PANEL_WORDS;
+        }
+#pragma GCC unroll 6
+        for (int m = 0; m < ROWS; ++m) {
+            store(out + m * PANEL + column, totals[m][0]);
+            store(out + m * PANEL + column + LANES, totals[m][1]);
+        }
+    }
+
+  private:
+    // Units between two reductions of sums, and units of a loop: all in one half of the block.
+    static constexpr int CHUNK = std::min(Format::UNITS, Format::Sum::CAPACITY);
+    static constexpr int RUN = std::min(Format::UNITS / 2, CHUNK);
+
+    template <int ROWS>
+    [[gnu::always_inline]] static inline void add_block(Vec (&totals)[ROWS][2], const uint32_t* x, int64_t stride,
+                                                        const uint32_t* block, int column) {
+        Words sums[ROWS][2] = {};
+        typename Format::Sum parts[ROWS][2] = {};
+        for (int at = 0; at < Format::UNITS_AT; at += LANES)
+            __builtin_prefetch(block + Format::PANEL_WORDS * BLOCKS + at);
+        add_units(sums, parts, x + stride, stride, block + column,
+                  std::make_integer_sequence<int, Format::UNITS / RUN>());
+        const auto columns0 = Format::columns(block, column), columns1 = Format::columns(block, column + LANES);
+        const uint32_t* scales = x + (Format::UNITS + 1) * stride;
+#pragma GCC unroll 6
+        for (int m = 0; m < ROWS; ++m) {
+            const Vec scale = broadcast(float_of(scales[m]));
+            totals[m][0] += Format::value(sums[m][0], x[m], columns0) * scale;
+            totals[m][1] += Format::value(sums[m][1], x[m], columns1) * scale;
+        }
+    }
+
+    template <int ROWS, int... RUNS>
+    [[gnu::always_inline]] static inline void add_units(Words (&sums)[ROWS][2], typename Format::Sum (&parts)[ROWS][2],
+                                                        const uint32_t* x, int64_t stride, const uint32_t* block,
+                                                        std::integer_sequence<int, RUNS...>) {
+        (add_run<RUNS>(sums, parts, x + RUNS * RUN * stride, stride, block), ...);
+    }
+
+    // parts += the products of a run of units; at the end of a chunk they are added to the sums.
+    template <int INDEX, int ROWS>
+    [[gnu::always_inline]] static inline void add_run(Words (&sums)[ROWS][2], typename Format::Sum (&parts)[ROWS][2],
+                                                      const uint32_t* x, int64_t stride, const uint32_t* block) {
+        constexpr int HALF = INDEX * RUN / (Format::UNITS / 2), FIRST = INDEX * RUN % (Format::UNITS / 2);
+// A loop: unrolled, GCC computes all addresses first and keeps them in memory.
+#pragma GCC unroll 1
+        for (int i = FIRST; i < FIRST + RUN; ++i) {
+            const Words w0 = Format::template unit<HALF>(block, i);
+            const Words w1 = Format::template unit<HALF>(block + LANES, i);
+#pragma GCC unroll 6
+            for (int m = 0; m < ROWS; ++m) {
+                const Words row = broadcast_word(x[m]);
+                parts[m][0].add(row, w0);
+                parts[m][1].add(row, w1);
+            }
+            x += stride;
+        }
+        if constexpr ((INDEX + 1) * RUN % CHUNK == 0) {
+#pragma GCC unroll 6
+            for (int m = 0; m < ROWS; ++m) {
+                sums[m][0] = Format::total(sums[m][0], parts[m][0].sum);
+                sums[m][1] = Format::total(sums[m][1], parts[m][1].sum);
+                parts[m][0] = parts[m][1] = {};
+            }
+        }
+    }
+};
+
+}  // namespace SMOE_ISA
+}  // namespace smoe

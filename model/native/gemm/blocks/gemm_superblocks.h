@@ -1,0 +1,264 @@
+// Product blocks with the block formats of 256 numbers. Included by gemm/blocks/gemm_blocks.cpp only.
+//
+// A pair of groups shares a word of scales. A group of 32 numbers has 8 units (Q4_K, Q5_K, IQ4_XS), one of 16 has 4
+// (Q2_K, Q3_K, Q6_K). A half block of 128 numbers has 4 pairs of such groups of 16.
+#pragma once
+
+#include <utility>
+
+#include "gemm/block_formats.h"
+#include "gemm/blocks/byte_sums.h"
+#include "gemm/blocks/iq4_values.h"
+#include "simd/byte_table.h"
+#include "simd/float16.h"
+
+namespace smoe {
+namespace SMOE_ISA {
+
+// What most formats have in common: scales and minima are pairs of bytes as they lie.
+struct SuperblockFormat {
+    static constexpr bool HAS_MIN = false;
+    static constexpr int OFFSET = 0;  // subtracted from each number, if the format has no minima
+
+    static inline Words scale_pairs(Words pairs) { return pairs; }
+    static inline Words min_pairs(Words pairs) { return pairs; }
+
+    // Factor of the sums of a pair's group HALF.
+    template <int HALF>
+    static inline Words factor(Words pairs) {
+        return HALF ? high_factor(pairs) : low_factor(pairs);
+    }
+
+    static inline Words add(Words total, Words sum, Words factor) { return add_scaled(total, sum, factor); }
+};
+
+// Word i of a pair holds unit i of its first group in the low half bytes, and of its second group in the high ones.
+struct Q4KBlock : SuperblockFormat {
+    static constexpr bool HAS_MIN = true;
+    static constexpr int PAIRS = 4, UNITS = 8;
+    static constexpr int PANEL_WORDS = block_layout(Q4_K).panel_words;
+    static constexpr int SCALES_AT = PANEL, MINS_AT = 3 * PANEL, UNITS_AT = 5 * PANEL;
+
+    using Sum = ByteSum<15>;
+
+    template <int PAIR, int HALF>
+    static inline Words unit(const uint32_t* block, int i) {
+        return load_words(block + UNITS_AT + (PAIR * UNITS + i) * PANEL) >> 4 * HALF & 0x0f0f0f0fu;
+    }
+};
+
+// Bit g of each byte of word i of the plane is the fifth bit of unit i of group g.
+struct Q5KBlock : SuperblockFormat {
+    static constexpr bool HAS_MIN = true;
+    static constexpr int PAIRS = 4, UNITS = 8;
+    static constexpr int PANEL_WORDS = block_layout(Q5_K).panel_words;
+    static constexpr int SCALES_AT = PANEL, MINS_AT = 3 * PANEL, PLANE_AT = 5 * PANEL, UNITS_AT = 13 * PANEL;
+
+    using Sum = ByteSum<31>;
+
+    template <int PAIR, int HALF>
+    static inline Words unit(const uint32_t* block, int i) {
+        const Words low = load_words(block + UNITS_AT + (PAIR * UNITS + i) * PANEL);
+        const Words plane = load_words(block + PLANE_AT + i * PANEL);
+        return merge(low >> 4 * HALF, 0x0f0f0f0fu, shift_left<4 - (2 * PAIR + HALF)>(plane), 0x10101010u);
+    }
+};
+
+// Pairs r and r + 2 of a half block share words of 4 bits; all four share the words of the plane, which holds two bits
+// of each.
+struct Q6KBlock : SuperblockFormat {
+    static constexpr int OFFSET = 32;
+    static constexpr int PAIRS = 8, UNITS = 4;
+    static constexpr int PANEL_WORDS = block_layout(Q6_K).panel_words;
+    static constexpr int SCALES_AT = PANEL / 2, MINS_AT = SCALES_AT;
+    static constexpr int UNITS_AT = SCALES_AT + 4 * PANEL, PLANE_AT = UNITS_AT + 32 * PANEL;
+
+    using Sum = ByteSum<63>;
+
+    template <int PAIR, int HALF>
+    static inline Words unit(const uint32_t* block, int i) {
+        constexpr int HALF_BLOCK = PAIR / 4, R = PAIR % 4;
+        const int u = HALF * UNITS + i;
+        const Words low = load_words(block + UNITS_AT + (HALF_BLOCK * 16 + R % 2 * 8 + u) * PANEL);
+        const Words plane = load_words(block + PLANE_AT + (HALF_BLOCK * 8 + u) * PANEL);
+        return merge(low >> R / 2 * 4, 0x0f0f0f0fu, shift_left<4 - 2 * R>(plane), 0x30303030u);
+    }
+};
+
+// The four pairs of a half block share words of 2 bits. Scales are the low half bytes, minima the high ones.
+struct Q2KBlock : SuperblockFormat {
+    static constexpr bool HAS_MIN = true;
+    static constexpr int PAIRS = 8, UNITS = 4;
+    static constexpr int PANEL_WORDS = block_layout(Q2_K).panel_words;
+    static constexpr int SCALES_AT = PANEL, MINS_AT = SCALES_AT, UNITS_AT = 5 * PANEL;
+
+    using Sum = ByteSum<3>;
+
+    static inline Words scale_pairs(Words pairs) { return pairs & 0x000f000fu; }
+    static inline Words min_pairs(Words pairs) { return pairs >> 4 & 0x000f000fu; }
+
+    template <int PAIR, int HALF>
+    static inline Words unit(const uint32_t* block, int i) {
+        const int word = PAIR / 4 * 8 + HALF * UNITS + i;
+        return load_words(block + UNITS_AT + word * PANEL) >> PAIR % 4 * 2 & 0x03030303u;
+    }
+};
+
+// The four pairs of a half block share words of 2 bits. All pairs share the words of the plane: bit p of each byte is
+// the third bit of a number of pair p.
+struct Q3KBlock : SuperblockFormat {
+    static constexpr int OFFSET = 4;
+    static constexpr int PAIRS = 8, UNITS = 4;
+    static constexpr int PANEL_WORDS = block_layout(Q3_K).panel_words;
+    static constexpr int SCALES_AT = PANEL / 2, MINS_AT = SCALES_AT;
+    static constexpr int PLANE_AT = SCALES_AT + 4 * PANEL, UNITS_AT = PLANE_AT + 8 * PANEL;
+
+    using Sum = ByteSum<7>;
+
+    template <int PAIR, int HALF>
+    static inline Words unit(const uint32_t* block, int i) {
+        const int word = HALF * UNITS + i;
+        const Words low = load_words(block + UNITS_AT + (PAIR / 4 * 8 + word) * PANEL);
+        const Words plane = load_words(block + PLANE_AT + word * PANEL);
+        return merge(low >> PAIR % 4 * 2, 0x03030303u, shift_left<2 - PAIR>(plane), 0x04040404u);
+    }
+};
+
+// Indices of values, which are bytes q + 128: unit i < 4 of a group is in the low half bytes of its word i, the others
+// in the high half bytes of word i - 4.
+struct Iq4XsBlock : SuperblockFormat {
+    static constexpr int OFFSET = Int8Unit::IS_BIASED ? 128 : 0;
+    static constexpr int PAIRS = 4, UNITS = 8;
+    static constexpr int PANEL_WORDS = block_layout(IQ4_XS).panel_words;
+    static constexpr int SCALES_AT = PANEL / 2, MINS_AT = SCALES_AT, UNITS_AT = SCALES_AT + 2 * PANEL;
+
+    using Sum = BiasedByteSum;
+
+    // Sums take 32 bits on every instruction set.
+    template <int HALF>
+    static inline Words factor(Words pairs) {
+        return (Words)((Ints)(HALF ? pairs : pairs << 16) >> 16);
+    }
+
+    static inline Words add(Words total, Words sum, Words factor) { return total + sum * factor; }
+
+    template <int PAIR, int HALF>
+    static inline Words unit(const uint32_t* block, int i) {
+        const int word = (PAIR * 2 + HALF) * 4 + i % 4;
+        const Words indices = load_words(block + UNITS_AT + word * PANEL) >> i / 4 * 4;
+        return Int8Unit::prepare(look_up(IQ4_VALUES, indices & 0x0f0f0f0fu));
+    }
+};
+
+template <class Format>
+struct Superblocks {
+    static constexpr int MAX_ROWS = LANES == 16 ? 8 : LANES == 8 ? 3 : 2;
+    static constexpr int BLOCKS = 1;  // per call of add()
+    static constexpr int ROW_WORDS = 64 + Format::PAIRS + 1;
+    // Memory is read at an even rate, a line with each unit: in bursts, or from much farther, a row loses up to a fifth
+    // of the bandwidth (decision 53).
+    static constexpr int LINE_WORDS = 16, WORDS_AHEAD = 112 * LINE_WORDS;
+    static constexpr int GROUP_LINES = (Format::PANEL_WORDS / LINE_WORDS + 2 * Format::PAIRS - 1) / (2 * Format::PAIRS);
+
+    // Add the products of one block to out[ROWS][COLUMNS of PANEL].
+    template <int ROWS>
+    static void add(const uint32_t* x, int64_t stride, const uint32_t* panel, int column, int, float* out) {
+        Words totals[ROWS][2] = {};
+        add_pairs_of_groups(totals, x, stride, panel, column, std::make_integer_sequence<int, Format::PAIRS>());
+        finish(totals, x + 64 * stride, stride, panel, column, out);
+    }
+
+  private:
+    template <int ROWS, int... PAIRS>
+    [[gnu::always_inline]] static inline void add_pairs_of_groups(Words (&totals)[ROWS][2], const uint32_t* x,
+                                                                  int64_t stride, const uint32_t* panel, int column,
+                                                                  std::integer_sequence<int, PAIRS...>) {
+        (add_pair<PAIRS>(totals, x + 2 * PAIRS * Format::UNITS * stride, stride, panel, column), ...);
+    }
+
+    // totals += the products of two groups times their scales.
+    template <int PAIR, int ROWS>
+    [[gnu::always_inline]] static inline void add_pair(Words (&totals)[ROWS][2], const uint32_t* x, int64_t stride,
+                                                       const uint32_t* panel, int column) {
+        const auto* scales = reinterpret_cast<const uint16_t*>(panel + Format::SCALES_AT) + PAIR * PANEL + column;
+        const Words pairs0 = Format::scale_pairs(load_byte_pairs(scales));
+        const Words pairs1 = Format::scale_pairs(load_byte_pairs(scales + LANES));
+        add_group<PAIR, 0>(totals, x, stride, panel + column, Format::template factor<0>(pairs0),
+                           Format::template factor<0>(pairs1));
+        add_group<PAIR, 1>(totals, x + Format::UNITS * stride, stride, panel + column,
+                           Format::template factor<1>(pairs0), Format::template factor<1>(pairs1));
+    }
+
+    // totals += factor * (sum of the products of a pair's group HALF).
+    template <int PAIR, int HALF, int ROWS>
+    [[gnu::always_inline]] static inline void add_group(Words (&totals)[ROWS][2], const uint32_t* x, int64_t stride,
+                                                        const uint32_t* block, Words factor0, Words factor1) {
+        constexpr int CHUNK = std::min(Format::UNITS, Format::Sum::CAPACITY);
+        const uint32_t* ahead = block + WORDS_AHEAD + (2 * PAIR + HALF) * GROUP_LINES * LINE_WORDS;
+#pragma GCC unroll 4
+        for (int line = Format::UNITS; line < GROUP_LINES; ++line) __builtin_prefetch(ahead + line * LINE_WORDS);
+#pragma GCC unroll 4
+        for (int first = 0; first < Format::UNITS; first += CHUNK) {
+            typename Format::Sum sums[ROWS][2];
+// A loop: unrolled, GCC computes all addresses first and keeps them in memory.
+#pragma GCC unroll 1
+            for (int i = first; i < first + CHUNK; ++i) {
+                __builtin_prefetch(ahead + i * LINE_WORDS);
+                const Words w0 = Format::template unit<PAIR, HALF>(block, i);
+                const Words w1 = Format::template unit<PAIR, HALF>(block + LANES, i);
+#pragma GCC unroll 8
+                for (int m = 0; m < ROWS; ++m) {
+                    const Words row = broadcast_word(x[m]);
+                    sums[m][0].add(row, w0);
+                    sums[m][1].add(row, w1);
+                }
+                x += stride;
+            }
+#pragma GCC unroll 8
+            for (int m = 0; m < ROWS; ++m) {
+                totals[m][0] = Format::add(totals[m][0], sums[m][0].sum, factor0);
+                totals[m][1] = Format::add(totals[m][1], sums[m][1].sum, factor1);
+            }
+        }
+    }
+
+    // Subtract what the minima contribute, and add the block's products to out. x points at the sums of the groups.
+    template <int ROWS>
+    [[gnu::always_inline]] static inline void finish(const Words (&totals)[ROWS][2], const uint32_t* x, int64_t stride,
+                                                     const uint32_t* panel, int column, float* out) {
+        Words mins[ROWS][2] = {};
+        const auto* pairs = reinterpret_cast<const uint16_t*>(panel + Format::MINS_AT) + column;
+        for (int pair = 0; pair < Format::PAIRS; ++pair) {
+            const Words pair0 = Format::min_pairs(load_byte_pairs(pairs));
+            const Words pair1 = Format::min_pairs(load_byte_pairs(pairs + LANES));
+#pragma GCC unroll 8
+            for (int m = 0; m < ROWS; ++m) {
+                const Words sums = broadcast_word(x[m]);
+                mins[m][0] = add_pairs(mins[m][0], pair0, sums);
+                mins[m][1] = add_pairs(mins[m][1], pair1, sums);
+            }
+            pairs += PANEL;
+            x += stride;
+        }
+        const auto* d = reinterpret_cast<const uint16_t*>(panel) + column;
+#pragma GCC unroll 2
+        for (int part = 0; part < 2; ++part, d += LANES) {
+            const Vec scale = load_float16(d);
+            const Vec min_scale = Format::HAS_MIN ? load_float16(d + PANEL) : Vec{};
+#pragma GCC unroll 8
+            for (int m = 0; m < ROWS; ++m) {
+                float* to = out + m * PANEL + column + part * LANES;
+                const Vec value = difference(totals[m][part], mins[m][part], scale, min_scale);
+                store(to, load(to) + value * broadcast(float_of(x[m])));
+            }
+        }
+    }
+
+    static inline Vec difference(Words total, Words min, Vec scale, Vec min_scale) {
+        if constexpr (Format::HAS_MIN) return to_float(total) * scale - to_float(min) * min_scale;
+        return to_float(total - Format::OFFSET * min) * scale;
+    }
+};
+
+}  // namespace SMOE_ISA
+}  // namespace smoe

@@ -1,0 +1,79 @@
+// Rows of x for the block formats: int8 with a scale per block. Included by gemm/packing/quantize_activations.cpp only.
+#pragma once
+
+#include "gemm/block_formats.h"
+#include "gemm/packing/quantize_common.h"
+
+namespace smoe {
+namespace SMOE_ISA {
+
+// Factor of a block's sum P in a packed row: minus the number that stands for zero; 1 if the format has minima, -1 if
+// it has zero points.
+inline uint32_t factor_of_sum(int format) {
+    if (is_affine(format)) return 1;
+    switch (format) {
+        case Q4_0: return -8u;
+        case Q5_0: return -16u;
+        case Q8_0:
+        case IQ4_NL: return -128u;
+        case Q4_1:
+        case Q5_1: return 1;
+        default: return -1u;
+    }
+}
+
+// One block: [factor times P, units, s].
+template <class T>
+void quantize_small_block(const T* x, int numbers, uint32_t factor, uint32_t* row) {
+    const Scale scale = scale_of(largest_magnitude(x, numbers));
+    auto* q = reinterpret_cast<uint8_t*>(row + 1);
+    Words total = {};
+    for (int k = 0; k < numbers; k += 32) total += quantize_group<32>(x + k, 32, scale.inverse, q + k);
+    row[0] = factor * sum_of_lanes(total);
+    row[1 + numbers / 4] = word_of(scale.scale);
+}
+
+template <class T>
+void quantize_by_small_blocks(int format, const T* x, int64_t K, const int32_t* order, uint32_t* row) {
+    const uint32_t factor = factor_of_sum(format);
+    const int numbers = block_layout(format).numbers;
+    for (int64_t block = 0; block < K; block += numbers, row += numbers / 4 + 2) {
+        if (!order) {
+            quantize_small_block(x + block, numbers, factor, row);
+            continue;
+        }
+        T gathered[128];
+        for (int k = 0; k < numbers; ++k) gathered[k] = x[order[block + k]];
+        quantize_small_block(gathered, numbers, factor, row);
+    }
+}
+
+// SIZE numbers per group.
+template <int SIZE, class T>
+void quantize_by_superblocks(const T* x, int64_t K, uint32_t* row) {
+    constexpr int PAIRS = 256 / SIZE / 2;
+    for (int64_t block = 0; block < K; block += 256) {
+        const Scale scale = scale_of(largest_magnitude(x + block, 256));
+        auto* q = reinterpret_cast<uint8_t*>(row);
+        uint32_t* pairs = row + 64;
+        for (int k = 0; k < 256; k += 2 * SIZE) {
+            const uint32_t low = sum_of_lanes(quantize_group<SIZE>(x + block + k, SIZE, scale.inverse, q + k));
+            const uint32_t high =
+                sum_of_lanes(quantize_group<SIZE>(x + block + k + SIZE, SIZE, scale.inverse, q + k + SIZE));
+            *pairs++ = (low & 0xffffu) | high << 16;
+        }
+        row[64 + PAIRS] = word_of(scale.scale);
+        row += 64 + PAIRS + 1;
+    }
+}
+
+// `order`: of a matrix in groups, or null.
+template <class T>
+void quantize_by_blocks(int format, const T* x, int64_t K, const int32_t* order, uint32_t* row) {
+    if (format == Q2_K || format == Q3_K || format == Q6_K) return quantize_by_superblocks<16>(x, K, row);
+    if (block_layout(format).numbers == 256) return quantize_by_superblocks<32>(x, K, row);
+    quantize_by_small_blocks(format, x, K, order, row);
+}
+
+}  // namespace SMOE_ISA
+}  // namespace smoe

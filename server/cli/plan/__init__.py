@@ -1,0 +1,1 @@
+"""`smoe plan`: memory use of a model, and the number of servers for a load."""

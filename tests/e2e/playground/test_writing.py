@@ -1,0 +1,171 @@
+"""Answer formats, presets, the composer, the legend of the experts' colours, and the card that docks."""
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from tests.support.browser import PHONE, Visit, visiting
+from tests.support.playground_states import say
+from tests.support.stub_playground import StubServer, stub_server
+
+pytestmark = pytest.mark.browser
+SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}}
+FORMATS: list[tuple[str, str, dict[str, object]]] = [  # format, its text, the request's fields
+    ("json", "", {"response_format": {"type": "json_object"}}),
+    ("choice", "yes\nno\n", {"structured_outputs": {"choice": ["yes", "no"]}}),
+    ("regex", "[a-z]+", {"structured_outputs": {"regex": "[a-z]+"}}),
+    (
+        "schema",
+        '{"type": "object", "properties": {"n": {"type": "integer"}}}',
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA}}},
+    ),
+]
+FIELDS = {"response_format", "structured_outputs"}
+
+
+def ready(visit: Visit) -> None:
+    visit.get("#heat td").first.wait_for(state="attached")
+
+
+def test_an_answer_has_the_chosen_format_and_an_invalid_one_is_not_sent(browser: Browser) -> None:
+    with stub_server() as stub, visiting(browser, stub.url) as visit:
+        ready(visit)
+        visit.write("A prompt")
+        assert not FIELDS & stub.bodies[-1].keys()
+        expect(visit.get("#format-text")).to_be_hidden()
+        visit.choose("mode", "chat")
+        for name, text, fields in FORMATS:
+            visit.get("#format").select_option(name)
+            if text:
+                visit.get("#format-text").fill(text)
+            say(visit, "Go on")
+            visit.wait_until_finished()
+            assert {name: value for name, value in stub.bodies[-1].items() if name in FIELDS} == fields
+            expect(visit.get("#summary")).to_contain_text("in the format")
+        num_sent = len(stub.bodies)
+        visit.page.set_viewport_size({"width": PHONE[0], "height": PHONE[1]})
+        for wrong in ('{"type": ', " "):
+            visit.choose("view", "sampling")
+            visit.get("#format-text").fill(wrong)
+            visit.choose("view", "write")
+            say(visit, "Go on")
+            expect(visit.get("#format-text")).to_be_focused()  # the part of the sampling is open
+            assert visit.get("#format-text").evaluate("field => field.validationMessage")
+        assert len(stub.bodies) == num_sent
+
+
+def test_a_preset_sets_the_sampling_and_leaves_length_and_experts(browser: Browser) -> None:
+    with stub_server() as stub, visiting(browser, stub.url) as visit:
+        ready(visit)
+        visit.set_slider("#experts_per_token", 3)
+        visit.set_slider("#max_tokens", 64)
+        for name, fields in (
+            ("Varied", {"temperature": 1.2, "top_p": 0.95}),
+            ("Greedy", {"temperature": 0}),
+            ("Default", {}),
+        ):
+            visit.get(".presets").get_by_role("button", name=name).click()
+            visit.write("A prompt")
+            sent = {key: value for key, value in stub.bodies[-1].items() if key in ("temperature", "top_p")}
+            assert sent == fields
+            assert (stub.bodies[-1]["experts_per_token"], stub.bodies[-1]["max_tokens"]) == (3, 64)
+        expect(visit.get(".slider:has(#temperature) input[type=number]")).to_have_attribute("placeholder", "0.7")
+
+
+def test_the_composer_is_one_box_and_arrow_up_edits_the_last_message(browser: Browser) -> None:
+    with stub_server() as stub, visiting(browser, stub.url) as visit:
+        ready(visit)
+        visit.choose("mode", "chat")
+        box, field, run = (visit.get(selector).bounding_box() for selector in (".box", "#message", "#run"))
+        assert box and field and run
+        assert box["y"] < field["y"] < run["y"] < run["y"] + run["height"] < box["y"] + box["height"]
+        one_line = field["height"]
+        visit.get("#message").fill("One\nTwo\nThree\nFour")
+        grown = visit.get("#message").bounding_box()
+        assert grown and grown["height"] > 2 * one_line
+        visit.get("#message").fill("")
+        visit.page.keyboard.press("ArrowUp")  # there is no message yet
+        expect(visit.get("#message")).to_be_focused()
+        for message in ("First", "Second"):
+            say(visit, message)
+            visit.wait_until_finished()
+        visit.get("#message").fill("Unsent")
+        visit.page.keyboard.press("ArrowUp")
+        expect(visit.get("#message")).to_be_focused()
+        visit.get("#message").fill("")
+        visit.page.keyboard.press("ArrowUp")
+        expect(visit.get(".editor textarea")).to_have_value("Second")
+        visit.page.keyboard.press("Escape")
+        expect(visit.get("#message")).to_be_focused()
+        visit.page.keyboard.press("ArrowUp")
+        visit.page.keyboard.insert_text("!")
+        visit.page.keyboard.press("Enter")
+        visit.wait_until_finished()
+        expect(visit.get("article.user .branches").last).to_contain_text("2/2")
+        assert "!" in stub.bodies[-1]["messages"][-1]["content"]
+
+
+def colours(visit: Visit, selector: str) -> list[str]:
+    found: list[str] = visit.get(selector).evaluate_all(
+        "nodes => nodes.map(node => getComputedStyle(node).backgroundColor)"
+    )
+    return found
+
+
+def test_the_legend_names_each_colour_with_its_share_and_shows_one_experts_tokens(browser: Browser) -> None:
+    with stub_server() as stub, visiting(browser, stub.url) as visit:
+        ready(visit)
+        stub.tokens = list("abcdefghij")  # token i takes expert i first in layer 0
+        visit.write("A prompt")
+        expect(visit.get("#expert-legend")).to_be_hidden()
+        visit.choose("tint", "expert")
+        swatches = visit.get("#expert-legend button")
+        assert swatches.all_inner_texts()[:3] == ["0 · 18 %", "1 · 18 %", "2 · 18 %"]  # of 11, with the last, empty one
+        assert colours(visit, "#continuation .t")[:8] == colours(visit, "#expert-legend button")
+        swatches.nth(1).click()
+        shown = "nodes => nodes.flatMap((node, i) => node.classList.contains('dimmed') ? [] : [i])"
+        assert visit.get("#continuation .t").evaluate_all(shown) == [1, 9]
+        expect(swatches.nth(1)).to_have_attribute("aria-pressed", "true")
+        assert colours(visit, "#continuation .t")[1] == colours(visit, "#expert-legend button")[1]
+        visit.set_slider("#layer", 1)  # token i takes expert i + 1 first
+        assert visit.get("#continuation .t").evaluate_all(shown) == [0, 8]
+        visit.get("#heat tbody td").first.hover()
+        visit.page.mouse.move(0, 0)
+        assert visit.get("#continuation .t").evaluate_all(shown) == [0, 8]
+        swatches.nth(1).click()
+        expect(visit.get("#continuation .dimmed")).to_have_count(0)
+
+
+def docked(visit: Visit, stub: StubServer) -> dict[str, float]:
+    """Dock the card of the first token; check that it stays and follows the pointer. Return its rectangle."""
+    ready(visit)
+    stub.tokens = ["First", " second", " third"]
+    visit.write("A prompt")
+    visit.get("#continuation .t").nth(0).click(button="right")
+    visit.page.mouse.move(0, 0)
+    expect(visit.get("#card")).to_contain_text("First")
+    visit.get("#continuation .t").nth(2).hover()
+    expect(visit.get("#card code").first).to_have_text("␣third")
+    visit.page.mouse.move(0, 0)
+    expect(visit.get("#card")).to_be_visible()
+    place = visit.get("#card").bounding_box()
+    assert place
+    return dict(place)
+
+
+def test_the_card_docks_at_the_right_edge_and_on_a_phone_at_the_bottom(browser: Browser) -> None:
+    with stub_server() as stub:
+        with visiting(browser, stub.url) as visit:
+            place = docked(visit, stub)
+            paper = visit.get("#write").bounding_box()
+            assert paper and place["y"] < 100
+            assert paper["x"] + paper["width"] - 40 < place["x"] + place["width"] <= paper["x"] + paper["width"]
+            visit.get("#card").click()  # releases it
+            expect(visit.get("#card")).to_be_hidden()
+            visit.get("#continuation .tokens").focus()
+            visit.page.keyboard.press("ArrowRight")
+            visit.page.keyboard.press("p")
+            visit.get("#prompt").focus()
+            expect(visit.get("#card")).to_be_visible()
+        with visiting(browser, stub.url, size=PHONE) as visit:
+            place = docked(visit, stub)
+            assert (place["x"], place["width"], place["y"] + place["height"]) == (0, PHONE[0], PHONE[1])

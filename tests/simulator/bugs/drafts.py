@@ -1,0 +1,133 @@
+"""Bugs in drafts: what counts as computed, what is accepted, and what a wrong draft leaves behind."""
+
+from tests.simulator.bugs.edits import bug
+
+DRAFT_BUGS = [
+    bug(
+        "wrong drafted positions count as computed",
+        "scheduling.step_commit:StepCommitter._commit_chunk",
+        "num_positions -= len(chunk.draft) - (len(tokens) - 1)",
+        "pass",
+    ),
+    bug(
+        "one position too few counts as computed behind a draft",
+        "scheduling.step_commit:StepCommitter._commit_chunk",
+        "len(chunk.draft) - (len(tokens) - 1)",
+        "len(chunk.draft) - (len(tokens) - 1) + (len(tokens) > 1)",
+    ),
+    bug(
+        "wrong drafted positions stay scheduled",
+        "scheduling.step_commit:StepCommitter._commit_positions",
+        "sequence.num_scheduled -= chunk.length - num_positions",
+        "pass",
+    ),
+    bug(
+        "tokens behind the end are kept",
+        "scheduling.step_commit:StepCommitter._until_end",
+        "return tokens[:count]",
+        "return tokens",
+    ),
+    bug(
+        "the end is found one token late",
+        "scheduling.step_commit:StepCommitter._until_end",
+        "sequence.num_generated + count",
+        "sequence.num_generated + count - 1",
+    ),
+    bug(
+        "experts of wrong drafted positions are reported",
+        "scheduling.step_commit:StepCommitter._commit_positions",
+        "layer[:num_positions]",
+        "layer",
+    ),
+    bug(
+        "a draft is scheduled again while it is in flight",
+        "scheduling.sequence:Sequence.num_to_schedule",
+        "max(0, length + pending - self.num_scheduled)",
+        "abs(length + pending - self.num_scheduled)",
+    ),
+    bug(
+        "a draft has no blocks",
+        "scheduling.scheduler:Scheduler._add_drafts",
+        "draft[:length]",
+        "draft",
+    ),
+    bug(
+        "a drafted chunk is split with its draft",
+        "execution.fault_isolation:isolate_faults",
+        "chunk.without_draft() for",
+        "chunk for",
+    ),
+    bug(
+        "a draft is not written",
+        "execution.persistent_batch:PersistentBatch.write_drafts",
+        "[*chunk.sequence.token_ids[chunk.start :], *chunk.draft]",
+        "chunk.sequence.token_ids[chunk.start :]",
+    ),
+    bug(
+        "accepted tokens are not written behind a draft",
+        "execution.persistent_batch:PersistentBatch.write_drafts",
+        "if not chunk.draft and row not in self._drafted_rows:",
+        "if not chunk.draft:",
+    ),
+    bug(
+        "the tokens of requests without drafts are lost beside drafts",
+        "execution.sampler:Sampler.launch",
+        "if rows.drafted:",
+        "if False:",
+    ),
+    bug(
+        "the token behind a wrong one is accepted",
+        "speculation.acceptance:num_accepted",
+        "return count",
+        "return min(count + 1, len(draft))",
+    ),
+    bug(
+        "a draft that gave NaN ends its request",
+        "execution.model_runner:ModelRunner.finish",
+        "if c.draft and outcomes",
+        "if False and outcomes",
+    ),
+    bug(
+        "the NaN of a draft stays in its slots",
+        "execution.model_runner:ModelRunner._run_without_drafts",
+        "self.kv_pool.zero_slots",
+        "id",
+    ),
+    # Under a grammar
+    bug(
+        "the text's own parser consumes the guesses",
+        "grammars.lookahead:Lookahead._advance",
+        "self._parser.deep_copy()",
+        "self._parser",
+    ),
+    bug(
+        "the copy stays behind other guesses",
+        "grammars.lookahead:Lookahead.mask_behind",
+        "self._copy = None",
+        "pass",
+    ),
+    bug(
+        "masks behind other guesses are kept",
+        "grammars.lookahead:Lookahead.mask_behind",
+        "del self._path[num_known:], self._masks[num_known + 1 :]",
+        "del self._path[num_known:]",
+    ),
+    bug(
+        "a new copy does not consume the known guesses",
+        "grammars.lookahead:Lookahead._advance",
+        "self._copy.consume_tokens(self._path)",
+        "pass",
+    ),
+    bug(
+        "a row of a draft has the mask of the row before",
+        "execution.logit_masks:LogitMasks._mask",
+        "matcher.draft_bitmask(guessed)",
+        "matcher.draft_bitmask(guessed[:-1])",
+    ),
+    bug(
+        "all rows of a draft have the mask of the first",
+        "execution.logit_masks:LogitMasks._mask",
+        "if guessed:",
+        "if False:",
+    ),
+]

@@ -1,0 +1,1 @@
+"""Checks of every schedule, against the record of what happened."""
