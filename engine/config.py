@@ -21,6 +21,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     quantization: Literal["none", "int8", "int4", "fp8"] = "none"  # of the weights, while they are loaded
     # Of a pack's weights: map shares the file's pages, copy reads them into own memory, lock keeps mapped ones there.
     weights_memory: Literal["auto", "map", "copy", "lock"] = "auto"  # auto: map for packs; other checkpoints are copied
+    # Of a pack: bytes for experts, of which the others are read when they are needed; None: all are in memory.
+    expert_memory: int | Literal["auto"] | None = None  # auto: what is left beside everything else
     kv_cache_dtype: Literal["auto", "bf16", "int8"] = "auto"  # auto: as computed; int8: a scale per position and head
     threads: int | None = None  # None: one per core this process may use
     tensor_parallel_size: int = 1  # processes (ranks) that share the model on a CPU, each with `threads` threads

@@ -10,6 +10,7 @@ from engine.capacity.host_resources import memory_limit_bytes
 from engine.capacity.new_scheduler import make_scheduler
 from engine.config import EngineConfig
 from engine.errors import FatalEngineError, PeerClosedError, RequestRejectedError
+from engine.execution.expert_reads import ExpertReadCounter
 from engine.execution.step_pipeline import StepPipeline
 from engine.grammars.build_queue import GrammarQueue
 from engine.grammars.mask_budget import MaskBudget
@@ -51,6 +52,7 @@ class Engine:
         self.experts = loaded.runner.experts
         self.experts.pop_new_counts()  # drop the counts of the warm-up
         self.experts.reset()
+        self._expert_reads = ExpertReadCounter(loaded.expert_store)
         self.on_prefill_start: Callable[[list[int]], None] = lambda request_ids: None  # called before a step
         self._clock = clock
         self._expert_layout = _expert_layout(loaded)
@@ -231,6 +233,7 @@ class Engine:
             num_drafted_tokens=drafts.num_drafted,
             num_accepted_tokens=drafts.num_accepted,
             expert_tokens=expert_tokens,
+            expert_reads=self._expert_reads.pop(),
         )
 
 

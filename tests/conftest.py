@@ -32,6 +32,7 @@ SLOW = (
     "tests/engine/test_async_scheduling.py",
     "tests/engine/test_continuous_batching.py",
     "tests/engine/test_embeddings.py",
+    "tests/engine/test_expert_memory.py",
     "tests/engine/test_gate_logits.py",
     "tests/engine/test_packs.py",
     "tests/engine/test_parity.py",

@@ -117,14 +117,17 @@ def ready_lines(ready: Ready, *, budgets: str, url: str, model_id: str, needs_ke
         f"; {ready.experts_per_token} of {ready.num_experts} experts compute each token" if ready.num_experts else ""
     )
     key = " -H 'Authorization: Bearer YOUR_KEY'" if needs_key else ""
-    mapped = " (mapped)" if ready.mapped_bytes else ""
+    kind = " (mapped)" if ready.mapped_bytes else ""
+    if ready.expert_slots:
+        count = ready.num_layers * ready.num_experts
+        kind = f" with {ready.expert_slots} of {count} experts (others are read when needed)"
     path, rest = "/v1/completions", '"prompt": "It was", "max_tokens": 48, "stream": true'
     if not ready.generates:
         path, rest = "/v1/embeddings", '"input": "It was"'
     return [
         f"model     {model_id}: {ready.num_parameters:,} parameters in {_kind(ready)}{of_each}; "
         f"{ready.device}, {ready.backend} backend",
-        f"memory    weights {size(ready.weight_bytes)}{mapped}, KV cache {size(ready.kv_cache_bytes)}",
+        f"memory    weights {size(ready.weight_bytes)}{kind}, KV cache {size(ready.kv_cache_bytes)}",
         f"capacity  the KV cache holds {ready.num_blocks * ready.block_size:,} tokens{_window(ready)}: room for "
         f"{_capacity(ready)} at a time; a request may have up to {ready.max_model_len:,}",
         f"requests  up to {budgets} of memory under load; `smoe doctor` says for what",

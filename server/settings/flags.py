@@ -20,6 +20,7 @@ METAVARS_OF_SUFFIXES = {
     "theta": "NUMBER",
     "lora": "NAME=DIR",
 }  # a SIZE takes units, as 1GiB
+METAVARS_OF_NAMES = {"expert_memory": "SIZE|auto"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def setting_flags() -> Iterator[SettingFlag]:
         group = GROUPS.get(name, group)
         kinds = list(_plain_types(field.annotation))
         of_suffix = None if bool in kinds else METAVARS_OF_SUFFIXES.get(name.rpartition("_")[2])
-        metavar = of_suffix or "|".join(_metavars(kinds))
+        metavar = METAVARS_OF_NAMES.get(name) or of_suffix or "|".join(_metavars(kinds))
         description = field.description or ""
         yield SettingFlag(name, flag_name(name), group, description, _default(field), metavar, tuple in kinds)
 

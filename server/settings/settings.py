@@ -230,6 +230,12 @@ class Settings(BaseModel):
         "system may drop and read again; copy reads them into the server's own memory; lock keeps mapped pages in "
         "memory. auto is map for packs; other checkpoints are always in own memory.",
     )
+    expert_memory: Annotated[Bytes | Literal["auto"] | None, DefaultText("room for all experts")] = Field(
+        None,
+        description="Memory for the experts of a pack that is larger than memory, such as 16GiB; the other experts are "
+        "read from the disk when a step needs them. auto takes what is left beside other weights, KV cache and "
+        "requests. The tokens are the same.",
+    )
     experts_per_token: Annotated[PositiveInt | None, DefaultText("the checkpoint's number")] = Field(
         None, description="Experts per token for requests that do not set experts_per_token."
     )

@@ -166,6 +166,7 @@ class Forward {
     // Turn the error code of a function of the C interface into an exception.
     static void check(int error) {
         if (error == 2) throw GroupEnded{};
+        if (error == 3) throw ReadFault{};  // the store knows which
         if (error) throw std::bad_alloc{};
     }
 
@@ -218,7 +219,7 @@ class Forward {
         if (layer.gate)
             check(smoe_moe(pool_, isa_, dtype, normed, layer.gate, layer.experts, y, choices.experts_per_token,
                            choices.allowed, choices.expert_ids, num_rows, D, F, network_.E, step_.max_k, network_.group,
-                           first_F, terms.adapters, terms.first));
+                           first_F, layer.store, layer.stored_layer, terms.adapters, terms.first));
         else
             check(smoe_ffn(pool_, isa_, dtype, normed, layer.experts, y, num_rows, D, F, network_.group, first_F,
                            terms.adapters, terms.first));

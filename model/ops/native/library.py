@@ -5,19 +5,25 @@ model/native/smoe_native.h documents the functions; the signatures here must mat
 
 import ctypes
 import weakref
-from ctypes import CFUNCTYPE, POINTER, c_float, c_int, c_int64, c_uint32, c_uint64, c_void_p
+from ctypes import POINTER, c_float, c_int, c_int64, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 
 from model.ops.native.sampling import SamplingArguments
-from model.ops.native.structs import ExpertArguments, MatrixArguments, NetworkArguments, StepArguments
+from model.ops.native.structs import (
+    ExpertArguments,
+    MatrixArguments,
+    NetworkArguments,
+    SocketArguments,
+    StepArguments,
+    StoreCounts,
+    StoreLayout,
+)
 
-ABI_VERSION = 15
+ABI_VERSION = 17
 LIBRARY = Path(__file__).parents[2] / "native" / "libsmoe_native.so"
 # The index is the library's code of an instruction set. The last that is available is the fastest.
 ISAS = ("portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx", "neon")
 
-# context, part, whole, T; bytes of a whole row, before a part, in a part, in a unit of parts
-GatherFunction = CFUNCTYPE(c_int, *(c_void_p,) * 3, *(c_int64,) * 5)
 # pool, isa, dtype
 _KERNEL = (c_void_p, c_int, c_int)
 # adapters, first_term
@@ -38,10 +44,15 @@ _SIGNATURES = {
     "smoe_group_bytes": (c_int64, (c_int, c_int64)),
     "smoe_group_create": (c_void_p, (c_void_p, c_int, c_int, c_int64)),
     "smoe_group_destroy": (None, (c_void_p,)),
-    "smoe_group_of_calls": (c_void_p, (GatherFunction, c_void_p)),
+    "smoe_group_of_sockets": (c_void_p, (POINTER(SocketArguments),)),
     "smoe_group_gather": (c_int, (*(c_void_p,) * 3, *(c_int64,) * 5)),
     "smoe_group_end": (None, (c_void_p,)),
     "smoe_group_arrivals": (c_uint32, (c_void_p, c_int)),
+    "smoe_read_file": (c_int64, (*(c_void_p,) * 2, *(c_int64,) * 2)),
+    "smoe_store_create": (c_void_p, (POINTER(StoreLayout),)),
+    "smoe_store_destroy": (None, (c_void_p,)),
+    "smoe_store_get_counts": (None, (c_void_p, POINTER(StoreCounts))),
+    "smoe_store_get_fault": (None, (c_void_p, POINTER(c_int64))),
     "smoe_ffn": (
         c_int,
         (*_KERNEL, c_void_p, POINTER(ExpertArguments), c_void_p, *(c_int64,) * 3, c_void_p, c_int64, *_TERMS),
@@ -49,14 +60,8 @@ _SIGNATURES = {
     "smoe_moe": (
         c_int,
         (
-            *_KERNEL,
-            *(c_void_p,) * 2,
-            POINTER(ExpertArguments),
-            *(c_void_p,) * 4,
-            *(c_int64,) * 5,
-            c_void_p,
-            c_int64,
-            *_TERMS,
+            *(*_KERNEL, *(c_void_p,) * 2, POINTER(ExpertArguments), *(c_void_p,) * 4),
+            *(*(c_int64,) * 5, c_void_p, c_int64, c_void_p, c_int64, *_TERMS),
         ),
     ),
     "smoe_route": (c_int, (*_KERNEL, *(c_void_p,) * 5, *(c_int64,) * 4)),

@@ -20,7 +20,8 @@ from model.group import ALONE, Group, GroupEndedError
 from model.low_rank import AdapterRows, RowTerms
 from model.ops.interface import FfnWeights, RoutingRequest
 from model.ops.native.adapters import AdapterAddresses, pointer
-from model.ops.native.group import ENDED, CalledGroup, LibraryGroup, SharedGroup
+from model.ops.native.expert_store import READ_FAILED, ExpertStore, Read, StoredExperts
+from model.ops.native.group import ENDED, LibraryGroup, SharedGroup, SocketGroup
 from model.ops.native.library import ISAS, NativeLibrary, NativeUnavailableError, ThreadPool
 from model.ops.native.packed_weights import (
     BLOCK_FORMATS,
@@ -72,7 +73,6 @@ class NativeOps:
         self.threads = threads
         self._library = library
         self._call = library.call
-        self._called: CalledGroup | None = None  # of the last group that is not in shared memory
         self._isa = ISAS.index(self.isa)
         self._threads = ThreadPool(library, threads)
         self._pool = self._threads.handle
@@ -88,6 +88,10 @@ class NativeOps:
     def panel_size(self, code: int, num_inputs: int) -> int:
         """Return the bytes of a panel of PANEL outputs in a format, by its code."""
         return int(self._call.smoe_panel_size(code, num_inputs))
+
+    def store_experts(self, experts: StoredExperts, num_slots: int, file: str, source: int | Read) -> ExpertStore:
+        """Return a store of experts for the library of these kernels; see ExpertStore."""
+        return ExpertStore(self._library, experts, num_slots, file, source)
 
     def pack_linear(self, *weights: Weight) -> NativeLinear:
         return self._packer.pack_linear(weights)
@@ -186,10 +190,11 @@ class NativeOps:
         kernel = self._pool, self._isa, DTYPES[x.dtype]
         first = group.cut.part(experts.hidden_dim, PANEL).start
         joined = self.in_library(group)
-        cut = joined and joined.handle, first
+        in_group = joined and joined.handle, first
+        stored = experts.store and experts.store.handle, experts.stored_layer
         adapters, first_term = self._adapters.of_terms(terms)
-        low_rank = pointer(adapters), first_term
-        check(self._call.smoe_moe(*kernel, *addresses, *routing, *sizes, *cut, *low_rank), joined)
+        end = *in_group, *stored, pointer(adapters), first_term
+        check(self._call.smoe_moe(*kernel, *addresses, *routing, *sizes, *end), joined, experts.store)
         return y  # [T, D]
 
     def adapter_addresses(self, rows: AdapterRows | None) -> Tensor | None:
@@ -200,11 +205,8 @@ class NativeOps:
         """Return the group for calls of the library; None for a single rank."""
         if group.cut.size == 1:
             return None
-        if isinstance(group, SharedGroup):
-            return group
-        if self._called is None or self._called.group is not group:
-            self._called = CalledGroup(self._library, group)
-        return self._called
+        assert isinstance(group, SharedGroup | SocketGroup), "the library gathers only over memory and sockets"
+        return group
 
     def add_norm_moe(
         self,
@@ -242,12 +244,15 @@ class NativeOps:
         check(self._call.smoe_sample(self._pool, self._isa, sampling_arguments(logits, rows, result)))
         return result
 
-    def forward(self, network: NetworkArguments, step: StepArguments, group: LibraryGroup | None) -> None:
-        """Compute all layers of a step in one call; writes to the addresses in the arguments. `group`: the network's.
+    def forward(
+        self, network: NetworkArguments, step: StepArguments, group: LibraryGroup | None, store: ExpertStore | None
+    ) -> None:
+        """Compute all layers of a step in one call; writes to the addresses in the arguments. Group and store are the
+        network's.
 
-        Raises GroupEndedError.
+        Raises GroupEndedError and ExpertReadError.
         """
-        check(self._call.smoe_forward(self._pool, self._isa, network, step), group)
+        check(self._call.smoe_forward(self._pool, self._isa, network, step), group, store)
 
     def read_all(self, buffer: Tensor) -> int:
         """Read a buffer once, on all threads; return the sum of its 32-bit words and last bytes, modulo 2^32."""
@@ -278,9 +283,12 @@ def inverse_frequencies(head_dim: int, theta: float) -> Tensor:
     return 1.0 / powers
 
 
-def check(result: int, group: LibraryGroup | None = None) -> None:
-    """Raise why the group ended if a library function returned 2, and MemoryError if it returned 1."""
+def check(result: int, group: LibraryGroup | None = None, store: ExpertStore | None = None) -> None:
+    """Raise why the group ended or the store failed if a library function returned 2 or 3, and MemoryError if it
+    returned 1."""
     if result == ENDED:
         raise group.failure() if group else GroupEndedError
+    if result == READ_FAILED and store is not None:
+        raise store.failure()
     if result:
         raise MemoryError("not enough memory for the intermediate results of a step")

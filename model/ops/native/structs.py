@@ -42,6 +42,8 @@ class LayerArguments(ctypes.Structure):
         ("num_qkv", c_int64),
         ("gate", c_void_p),
         ("experts", POINTER(ExpertArguments)),
+        ("store", c_void_p),
+        ("stored_layer", c_int64),
         *((name, c_void_p) for name in ("k_cache", "v_cache")),
     ]
 
@@ -62,6 +64,15 @@ class NetworkArguments(ctypes.Structure):
     ]
 
 
+class SocketArguments(ctypes.Structure):
+    """The struct smoe_sockets."""
+
+    _fields_ = [
+        ("sockets", POINTER(c_int)),
+        *((name, c_int) for name in ("rank", "size", "timeout_ms", "lost_rank", "is_late")),
+    ]
+
+
 class StepArguments(ctypes.Structure):
     """The struct smoe_step."""
 
@@ -73,3 +84,18 @@ class StepArguments(ctypes.Structure):
         ("P", c_int64),
         *((name, c_void_p) for name in ("gate_rows", "gate_logits", "adapters")),
     ]
+
+
+class StoreLayout(ctypes.Structure):
+    """The struct smoe_store_layout."""
+
+    _fields_ = [
+        *((name, c_int64) for name in ("layers", "experts", "slots", "slot_bytes", "readers")),
+        *((name, c_void_p) for name in ("positions", "expert_bytes", "memory", "mapped", "read", "context")),
+    ]
+
+
+class StoreCounts(ctypes.Structure):
+    """The struct smoe_store_counts."""
+
+    _fields_ = [(name, c_int64) for name in ("hits", "misses", "read_bytes", "waited_ns")]

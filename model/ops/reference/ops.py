@@ -137,8 +137,10 @@ class ReferenceOps:
             for index, (rows, expert) in enumerate(zip(parts, weights.experts, strict=True))
             if len(rows)
         ]
-        by_pair = torch.zeros(len(experts), outputs[0].shape[1], dtype=torch.float32, device=x.device)  # [T * Kmax, D]
-        by_pair[order] = torch.cat(outputs).float()
+        width = num_outputs(weights.experts[0].w2)
+        by_pair = torch.zeros(len(experts), width, dtype=torch.float32, device=x.device)  # [T * Kmax, D]
+        if outputs:  # not if all rows have no experts, as the padding of a captured step
+            by_pair[order] = torch.cat(outputs).float()
         return combine(by_pair.view(*expert_ids.shape, -1), share).to(x.dtype)  # [T, D]
 
     def add_norm_moe(
@@ -163,6 +165,11 @@ class ReferenceOps:
 
     def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
         return sample(logits, rows)
+
+
+def num_outputs(weight: Matrix) -> int:
+    """Return O of a matrix [O, D]."""
+    return len(weight if isinstance(weight, Tensor) else weight.scales)
 
 
 def num_inputs(weight: Matrix) -> int:

@@ -169,3 +169,27 @@ def test_the_card_docks_at_the_right_edge_and_on_a_phone_at_the_bottom(browser: 
         with visiting(browser, stub.url, size=PHONE) as visit:
             place = docked(visit, stub)
             assert (place["x"], place["width"], place["y"] + place["height"]) == (0, PHONE[0], PHONE[1])
+
+
+def test_a_reader_above_the_end_gets_a_button_to_it_and_a_message_is_deleted_at_the_second_click(
+    browser: Browser,
+) -> None:
+    to_end = "paper => paper.scrollHeight - paper.scrollTop - paper.clientHeight"
+    with stub_server() as stub, visiting(browser, stub.url) as visit:
+        ready(visit)
+        visit.choose("mode", "chat")
+        stub.tokens = [f"line {number}\n" for number in range(60)]
+        say(visit, "Go on")
+        visit.wait_until_finished()
+        expect(visit.get("#down")).to_be_hidden()
+        visit.get("#paper").evaluate("paper => { paper.scrollTop = 0 }")
+        visit.get("#down").click()
+        expect(visit.get("#down")).to_be_hidden()
+        assert visit.get("#paper").evaluate(to_end) < 48
+        delete = visit.get("article.assistant").get_by_role("button", name="Delete")
+        delete.click()
+        visit.get("#message").focus()  # the question is withdrawn
+        delete.click()
+        expect(visit.get("article")).to_have_count(2)
+        visit.get("article.assistant").get_by_role("button", name="Sure?").click()
+        expect(visit.get("article")).to_have_count(1)
