@@ -178,7 +178,8 @@ class Assembly:
             if self._loaded.ranks is not None:
                 pool: KvPool = LeadingKvPool(self.model, self._loaded.ranks, num_blocks, block_size, self.kv_dtype)
             else:
-                pool = KvPool(self.model.config, num_blocks, block_size, self.kv_dtype, self._loaded.device)
+                layout = self.model.ops.kv_layout(self.kv_dtype, block_size)
+                pool = KvPool(self.model.config, num_blocks, block_size, self.kv_dtype, self._loaded.device, layout)
             if limits.memory_share < 1.0 and self._on_cpu:
                 pool.populate()
         return pool

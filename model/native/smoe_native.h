@@ -22,7 +22,7 @@
 #define SMOE_API
 #endif
 
-#define SMOE_ABI_VERSION 16
+#define SMOE_ABI_VERSION 17
 
 #ifdef __cplusplus
 extern "C" {
@@ -153,10 +153,12 @@ SMOE_API void smoe_add_rms_norm(smoe_pool*, int isa, int dtype, void* x, const v
 SMOE_API void smoe_rotary_angles(smoe_pool*, int isa, const int64_t* positions, const float* inverse_frequency,
                                  float* cos, float* sin, int64_t T, int64_t K);
 /* qkv [T, (H + 2G) * K]; q_out in q_dtype, which is dtype or bfloat16; caches [num_blocks, block_size, G] rows of K
- * numbers in kv_dtype (2 int8: K bytes, then one float32 scale); slots [T]. */
+ * numbers in kv_dtype (2 int8: K bytes, then one float32 scale), or the same bytes in the tiles of attention/kv_tile.h
+ * if kv_dtype is not float32 and block_size is a multiple of 16; slots [T]. */
 SMOE_API int smoe_rope_and_store_kv(smoe_pool*, int isa, int dtype, int q_dtype, int kv_dtype, const void* qkv,
                                     void* q_out, void* k_cache, void* v_cache, const float* cos, const float* sin,
-                                    const int64_t* slots, int64_t T, int64_t H, int64_t G, int64_t K);
+                                    const int64_t* slots, int64_t T, int64_t H, int64_t G, int64_t K,
+                                    int64_t block_size);
 /* q [T, H, K] in dtype, out [T, H, K] in out_dtype; query_start [S + 1], context_len [S], block_tables [S, M]; window
  * 0: none. */
 SMOE_API int smoe_attention(smoe_pool*, int isa, int dtype, int out_dtype, int kv_dtype, const void* q,

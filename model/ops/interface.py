@@ -17,6 +17,7 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
 from model.group import ALONE, Group
+from model.kv_format import KvDtype, KvLayout
 from model.ops.weights import Weight
 from model.sampling_batch import SampledRows, SamplingRows
 
@@ -68,6 +69,9 @@ class Ops(Protocol):
         Takes one expert from the iterable at a time and drops it once packed, so that no layer is in memory twice.
         """
 
+    def kv_layout(self, dtype: KvDtype, block_size: int) -> KvLayout:
+        """Return how this backend lays out the blocks of a KV cache."""
+
     def prepare_batch(self, config: ModelConfig, batch: ForwardBatch, block_size: int) -> BatchMetadata:
         """Compute what all layers share: rotary angles, and which slots each row attends to."""
 
@@ -87,7 +91,7 @@ class Ops(Protocol):
         """Rotate q and k by their positions (Su et al. 2021, eq. 34), write k and v to the batch's slots, return q.
 
         qkv [T, (H + 2G) * K], caches [num_blocks, block_size, G, K] (written; int8 ones have rows of K + 4, see
-        model/kv_format.py) -> [T, H, K].
+        model/kv_format.py; blocks in kv_layout()) -> [T, H, K].
         """
 
     def attention(

@@ -173,7 +173,8 @@ class Forward {
         const int dtype = network_.residual_dtype, q_dtype = network_.query_dtype, kv_dtype = network_.kv_dtype;
         linear(dtype, at_.normed(), layer.qkv, layer.num_qkv, at_.qkv(), T, D, false);
         check(smoe_rope_and_store_kv(pool_, isa_, dtype, q_dtype, kv_dtype, at_.qkv(), at_.q(), layer.k_cache,
-                                     layer.v_cache, at_.cos(), at_.sin(), step_.slots, T, H, G, K));
+                                     layer.v_cache, at_.cos(), at_.sin(), step_.slots, T, H, G, K,
+                                     network_.block_size));
         std::byte* out = part_or(at_.attended());
         check(smoe_attention(pool_, isa_, q_dtype, dtype, kv_dtype, at_.q(), layer.k_cache, layer.v_cache, out,
                              step_.query_start, step_.context_len, step_.block_tables, step_.S, step_.M,

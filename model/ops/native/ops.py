@@ -17,6 +17,7 @@ from model.config import ModelConfig
 from model.cut import PANEL
 from model.forward_batch import ForwardBatch
 from model.group import ALONE, Group, GroupEndedError
+from model.kv_format import TILE, KvDtype, KvLayout
 from model.ops.interface import FfnWeights, RoutingRequest
 from model.ops.native.expert_store import READ_FAILED, ExpertStore, Read, StoredExperts
 from model.ops.native.group import ENDED, LibraryGroup, SharedGroup, SocketGroup
@@ -99,6 +100,9 @@ class NativeOps:
     def pack_moe(self, gate: Tensor, experts: Iterable[FfnWeights]) -> NativeMoe:
         return NativeMoe(gate.float().contiguous(), self._packer.pack_experts(len(gate), experts))
 
+    def kv_layout(self, dtype: KvDtype, block_size: int) -> KvLayout:
+        return "rows" if dtype == "float32" or block_size % TILE else "tiles"
+
     def prepare_batch(self, config: ModelConfig, batch: ForwardBatch, block_size: int) -> NativeMetadata:
         num_pairs = config.head_dim // 2
         frequencies = inverse_frequencies(config.head_dim, config.rope_theta)  # [K/2]
@@ -136,7 +140,7 @@ class NativeOps:
         q = torch.empty(len(qkv), metadata.num_heads, metadata.head_dim, dtype=qkv.dtype)
         tensors = qkv, q, k_cache, v_cache, metadata.cos, metadata.sin, metadata.batch.slot_mapping
         addresses = (tensor.data_ptr() for tensor in tensors)
-        sizes = len(qkv), metadata.num_heads, metadata.num_kv_heads, metadata.head_dim
+        sizes = len(qkv), metadata.num_heads, metadata.num_kv_heads, metadata.head_dim, metadata.block_size
         dtypes = DTYPES[qkv.dtype], DTYPES[q.dtype], KV_DTYPES[k_cache.dtype]
         check(self._call.smoe_rope_and_store_kv(self._pool, self._isa, *dtypes, *addresses, *sizes))
         return q  # [T, H, K]

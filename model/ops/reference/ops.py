@@ -17,6 +17,7 @@ from model.config import ModelConfig
 from model.cut import PANEL
 from model.forward_batch import ForwardBatch
 from model.group import ALONE, Group
+from model.kv_format import KvDtype, KvLayout
 from model.ops.interface import FfnWeights, RoutingRequest
 from model.ops.quantization import Quantization, QuantizedMatrix, multiply, quantize
 from model.ops.reference.attention import AttentionPlan, attend, plan_attention
@@ -74,6 +75,10 @@ class ReferenceOps:
 
     def pack_moe(self, gate: Tensor, experts: Iterable[FfnWeights]) -> ReferenceMoe:
         return ReferenceMoe(gate.float(), list(map(self.pack_ffn, experts)))
+
+    def kv_layout(self, dtype: KvDtype, block_size: int) -> KvLayout:
+        del dtype, block_size
+        return "rows"
 
     def prepare_batch(self, config: ModelConfig, batch: ForwardBatch, block_size: int) -> ReferenceMetadata:
         cos, sin = rotary_angles(batch.positions, config.head_dim, config.rope_theta)

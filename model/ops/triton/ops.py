@@ -15,6 +15,7 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
 from model.group import ALONE, Group
+from model.kv_format import KvDtype, KvLayout
 from model.ops.interface import FfnWeights, RoutingRequest
 from model.ops.triton.attention.attention import AttentionPlan, attention, plan_attention
 from model.ops.triton.gemm_tiles import Tiling, choose_splits, choose_tiling
@@ -84,6 +85,10 @@ class TritonOps:
 
     def pack_moe(self, gate: Tensor, experts: Iterable[FfnWeights]) -> TritonMoe:
         return TritonMoe(gate.float().contiguous(), self._pack_experts(len(gate), experts))
+
+    def kv_layout(self, dtype: KvDtype, block_size: int) -> KvLayout:
+        del block_size
+        return "split" if dtype == "int8" else "rows"
 
     def prepare_batch(self, config: ModelConfig, batch: ForwardBatch, block_size: int) -> TritonMetadata:
         angles = rotary_angles(batch.positions, config.head_dim, config.rope_theta)

@@ -156,9 +156,14 @@ def test_the_card_docks_at_the_right_edge_and_on_a_phone_at_the_bottom(browser: 
     with stub_server() as stub:
         with visiting(browser, stub.url) as visit:
             place = docked(visit, stub)
-            paper = visit.get("#write").bounding_box()
-            assert paper and place["y"] < 100
-            assert paper["x"] + paper["width"] - 40 < place["x"] + place["width"] <= paper["x"] + paper["width"]
+            assert place["y"] < 100
+            for width in (1360, 1024):
+                visit.page.set_viewport_size({"width": width, "height": 820})
+                paper, card = visit.get("#write").bounding_box(), visit.get("#card").bounding_box()
+                assert paper and card
+                assert paper["x"] + paper["width"] - 40 < card["x"] + card["width"] <= paper["x"] + paper["width"]
+            presets = visit.get(".presets")
+            assert presets.evaluate("box => box.scrollWidth <= box.clientWidth")
             visit.get("#card").click()  # releases it
             expect(visit.get("#card")).to_be_hidden()
             visit.get("#continuation .tokens").focus()
