@@ -21,6 +21,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     quantization: Literal["none", "int8", "int4", "fp8"] = "none"  # of the weights, while they are loaded
     # Of a pack's weights: map shares the file's pages, copy reads them into own memory, lock keeps mapped ones there.
     weights_memory: Literal["auto", "map", "copy", "lock"] = "auto"  # auto: map for packs; other checkpoints are copied
+    # Of a pack: bytes for experts, of which the others are read when they are needed; None: all are in memory.
+    expert_memory: int | Literal["auto"] | None = None  # auto: what is left beside everything else
     kv_cache_dtype: Literal["auto", "bf16", "int8"] = "auto"  # auto: as computed; int8: a scale per position and head
     threads: int | None = None  # None: one per core this process may use
     tensor_parallel_size: int = 1  # processes (ranks) that share the model on a CPU, each with `threads` threads
@@ -48,6 +50,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     rope_theta: float | None = None  # base of the rotary angles; None: from the checkpoint
     sliding_window: Literal["model", "none"] | int = "model"  # "model": from the checkpoint's config
     experts_per_token: int | None = None  # of requests without their own; None: from the checkpoint's config
+    lora: dict[str, str] = {}  # directories of LoRA adapters by name
     # Memory of processes and requests, see engine/capacity/memory_share.py. 0: not planned.
     server_bytes: int = 0
     ample_server_bytes: int = 0

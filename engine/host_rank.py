@@ -25,9 +25,9 @@ from engine.capacity.rank_limits import rank_warnings, with_rank_threads
 from engine.config import EngineConfig
 from engine.distributed.agreement import RankDescription
 from engine.distributed.follower import Follower
-from engine.distributed.gloo_group import GlooGroup
 from engine.distributed.host_processes import HostProcesses
 from engine.distributed.joining import Membership, join
+from engine.distributed.mesh import connected_group
 from engine.distributed.packets import PacketKind, receive_packet, send_packet
 from engine.distributed.stores import join_store
 from engine.errors import EngineConfigError, FatalEngineError, PeerClosedError
@@ -109,7 +109,7 @@ class HostRank:
         port = membership.describe(RankDescription(backend.numerics, contents_digest(stored.values())), beat)
         store = join_store(membership.leader_address, port, config.group_timeout)
         cut = Cut(config.rank, config.tensor_parallel_size)
-        group = GlooGroup(cut, store, membership.own_address, config.group_timeout)
+        group = connected_group(cut, store, membership.own_address, config.group_timeout)
         network = load_rank(config, model, backend, group, beat)
         network.on_layer = beat
         send_packet(membership.connection, PacketKind.LOADED, available_bytes().to_bytes(8, "little"))

@@ -61,6 +61,7 @@ class Request(msgspec.Struct, frozen=True):
     tenant: int = 0  # running slots are shared among tenants by the service they received
     embedding_len: int | None = None  # numbers of the prompt's embedding; needs max_tokens 0. None: no embedding
     prediction_token_ids: list[int] = []  # text that the completion probably resembles; changes no token
+    adapter: str = ""  # digest of the LoRA adapter, one of Ready.adapters; empty: the model alone
 
 
 def num_carried_ids(request: Request) -> int:
@@ -113,6 +114,15 @@ class RequestOutput(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     embedding: bytes | None = None  # [embedding_len] little-endian float32 of length 1, with the last output
 
 
+class ExpertReads(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Experts that the layers of a step needed, where not all are in memory (--expert-memory)."""
+
+    num_hits: int = 0  # were in memory
+    num_misses: int = 0  # were read
+    num_bytes: int = 0  # that were read
+    waited_s: float = 0.0  # time in which there was nothing to compute
+
+
 class StepStats(msgspec.Struct, frozen=True):
     """Gauges after a step, and counts of the step."""
 
@@ -132,6 +142,7 @@ class StepStats(msgspec.Struct, frozen=True):
     num_drafted_tokens: int = 0
     num_accepted_tokens: int = 0  # of the drafted ones: those that the model sampled too
     expert_tokens: list[list[int]] | None = None  # [layers][experts], new since the last report, a few times a second
+    expert_reads: ExpertReads | None = None  # None if all experts are in memory
 
 
 class StepOutput(msgspec.Struct, frozen=True):

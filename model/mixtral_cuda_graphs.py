@@ -48,7 +48,10 @@ class CudaRecorder:
     All warm-ups and captures use one stream: cuBLAS keeps a workspace for each stream that it has seen.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, in_group: bool = False) -> None:
+        """`in_group`: the work contains gathers. NCCL's watchdog thread asks for events at any time, which a capture
+        forbids to all threads unless it forbids it to its own alone."""
+        self._mode = "thread_local" if in_group else "global"
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
@@ -60,7 +63,7 @@ class CudaRecorder:
         torch.cuda.synchronize()
         current, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode=self._mode):
                 work()
         except Exception as error:
             torch.cuda.set_stream(current)  # torch leaves the capture's stream current if the end of a capture fails
@@ -123,7 +126,7 @@ class GraphedMixtral(Mixtral):
     ) -> None:
         """Allocate the static tensors. `max_rows`: the most rows of a decode step; `table_width`: the most blocks of a
         sequence."""
-        super().__init__(model.config, model.weights, model.ops)
+        super().__init__(model.config, model.weights, model.ops, model.group)
         self.on_layer = model.on_layer
         self._kv_pool = kv_pool
         self._recorder = recorder
@@ -177,14 +180,23 @@ class GraphedMixtral(Mixtral):
     def _capture(self, rows: int) -> None:
         """Capture a step of padding rows. Its kernels are those of every step with these rows."""
         static = self._static.first_rows(rows)
+        replay: Callable[[], object] | None = None
         forward = super().forward
         try:
             replay = self._recorder.record(lambda: static.logits.copy_(forward(static.batch, self._kv_pool)))
         except CaptureError as error:
             summary = str(error).partition("\n")[0]
             log.warning("decode steps of up to %d rows run without a CUDA graph: %s", rows, summary)
-        else:
+        if self._have_all_ranks(replay is not None) and replay is not None:
             self._captured[rows] = static, replay
+
+    def _have_all_ranks(self, is_captured: bool) -> bool:
+        """Return whether every rank of the group has captured a bucket: all use a graph for a step, or none."""
+        size, device = self.group.cut.size, self._static.logits.device
+        if size == 1:
+            return is_captured
+        own = torch.tensor([[is_captured]], dtype=torch.float32, device=device)
+        return bool(self.group.gather(own, size, 1).all())
 
 
 def buckets_for(max_rows: int) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from model.forward_batch import ForwardBatch
 from model.kv_pool import KvPool
 from model.mixtral import LayerWeights, Mixtral, uniform_routing
 from model.ops.interface import Ops
+from model.ops.native.expert_store import ExpertStore
 from model.ops.native.ops import NativeOps, inverse_frequencies
 from model.ops.native.packed_weights import DTYPES, EMBEDDING_DTYPES, KV_DTYPES, NativeExperts, NativeMoe
 from model.ops.native.structs import LayerArguments, NetworkArguments, StepArguments
@@ -25,6 +26,11 @@ def in_one_call(model: Mixtral, ops: Ops) -> Mixtral:
     return NativeMixtral(model, ops) if isinstance(ops, NativeOps) else model
 
 
+def expert_store_of(model: Mixtral) -> ExpertStore | None:
+    """Return the store of a network whose experts are read when they are needed; None if all are in memory."""
+    return model.expert_store if isinstance(model, NativeMixtral) else None
+
+
 class NativeMixtral(Mixtral):
     """Network over NativeOps; each of its matrices may have a format of its own."""
 
@@ -32,6 +38,7 @@ class NativeMixtral(Mixtral):
         super().__init__(model.config, model.weights, ops, model.group)
         self._native = ops
         self._joined = ops.in_library(model.group)
+        self.expert_store = _experts(model.weights.layers[0]).store
         self._inverse_frequencies = inverse_frequencies(model.config.head_dim, model.config.rope_theta)
         self._pool: weakref.ref[KvPool] | None = None  # the pool whose addresses are in _network
         self._network = NetworkArguments()
@@ -65,7 +72,9 @@ class NativeMixtral(Mixtral):
         if batch.gates is not None:
             step.P, step.gate_rows = len(batch.gates.rows), batch.gates.rows.data_ptr()
             step.gate_logits = batch.gates.logits.data_ptr()
-        self._native.forward(self._network, step, self._joined)
+        adapters = self._native.adapter_addresses(batch.adapters)
+        step.adapters = None if adapters is None else adapters.data_ptr()
+        self._native.forward(self._network, step, self._joined, self.expert_store)
         return logits  # [N, V]
 
     def _arguments(self, pool: KvPool) -> NetworkArguments:
@@ -110,6 +119,7 @@ def _experts(layer: LayerWeights) -> NativeExperts:
 
 
 def _layer_arguments(layer: LayerWeights, k_cache: Tensor, v_cache: Tensor) -> LayerArguments:
+    experts = _experts(layer)
     return LayerArguments(
         attention_norm=layer.attention_norm.data_ptr(),
         ffn_norm=layer.ffn_norm.data_ptr(),
@@ -117,7 +127,9 @@ def _layer_arguments(layer: LayerWeights, k_cache: Tensor, v_cache: Tensor) -> L
         output=layer.output.arguments,
         num_qkv=len(layer.qkv.matrices),
         gate=layer.ffn.gate.data_ptr() if isinstance(layer.ffn, NativeMoe) else None,
-        experts=_experts(layer).arguments,
+        experts=experts.arguments,
+        store=experts.store and experts.store.handle,
+        stored_layer=experts.stored_layer,
         k_cache=k_cache.data_ptr(),
         v_cache=v_cache.data_ptr(),
     )

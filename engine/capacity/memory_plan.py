@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.capacity.expert_memory import ExpertMemory, bytes_beside_weights, mapped_bytes_of, plan_expert_memory
 from engine.capacity.packs import are_weights_evictable, settings_of_pack
 from engine.capacity.rank_limits import check_ranks
 from engine.capacity.sizing import (
@@ -11,7 +12,6 @@ from engine.capacity.sizing import (
     ELEMENT_BYTES,
     MAX_CPU_BUDGET,
     EngineLimits,
-    bytes_beside_evictable,
     bytes_for_longest,
     check_weights_fit,
     eviction_warnings,
@@ -74,6 +74,12 @@ class MemoryPlan:
     limits: EngineLimits | None  # None if it does not fit
     unfit_reason: str  # empty if it fits
     warnings: tuple[str, ...]
+    experts: ExpertMemory | None = None  # of a pack whose experts are read when they are needed
+
+    @property
+    def held_weight_bytes(self) -> int:
+        """Bytes of each host's weights that the system may not drop."""
+        return self.host_weight_bytes - mapped_bytes_of(self.config, self.host_weight_bytes, self.experts)
 
     @property
     def total_parameters(self) -> int:
@@ -154,10 +160,12 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
     element_format = _element_format(own_kind, dtype)
     of_ranks = [sum(weight_bytes(stored, *element_format, cut, num_kv_heads).values()) for cut in all_cuts(size)]
     host_bytes = _largest_host(of_ranks, config.ranks_per_host)
-    limits, unfit_reason = None, ""
+    limits, experts, unfit_reason = None, None, ""
     try:
-        limits = _limits(config, model, host_bytes, own_kind, memory_bytes)
-    except EngineConfigError as error:
+        experts = plan_expert_memory(config, model, memory_bytes)
+        host_bytes = host_bytes if experts is None else experts.dense_bytes + experts.num_bytes
+        limits = _limits(config, model, host_bytes, own_kind, memory_bytes, experts)
+    except (CheckpointError, EngineConfigError) as error:
         unfit_reason = str(error)
     return MemoryPlan(
         model=model,
@@ -179,6 +187,7 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
             *_weight_warnings(config, stored, block_formats, memory_bytes, host_bytes),
             *(limits.warnings if limits else ()),
         ),
+        experts=experts,
     )
 
 
@@ -196,7 +205,7 @@ def _weight_warnings(
 ) -> Iterable[str]:
     """Return lines about weights that are decoded while they are loaded, or that do not all stay in memory."""
     if are_weights_evictable(config):
-        return eviction_warnings(memory_bytes, host_bytes)
+        return eviction_warnings(memory_bytes, host_bytes) if config.expert_memory is None else ()
     return () if is_pack(Path(config.model)) else decoding_warnings(stored, config.quantization, block_formats)
 
 
@@ -212,10 +221,18 @@ def _element_format(kind: str, dtype: str) -> tuple[int, str, Collection[str]]:
     return (ELEMENT_BYTES[kind], "none", ()) if kind in ELEMENT_BYTES else (ELEMENT_BYTES[dtype], kind, ())
 
 
-def _limits(config: EngineConfig, model: ModelConfig, host_bytes: int, kind: str, memory_bytes: int) -> EngineLimits:
+def _limits(
+    config: EngineConfig,
+    model: ModelConfig,
+    host_bytes: int,
+    kind: str,
+    memory_bytes: int,
+    experts: ExpertMemory | None,
+) -> EngineLimits:
     """Return the limits; of several hosts, which share the KV cache equally, as the fullest one allows."""
-    if are_weights_evictable(config):
-        free_bytes = bytes_beside_evictable(memory_bytes, host_bytes)
+    if experts is not None or are_weights_evictable(config):
+        mapped_bytes = host_bytes if experts is None else experts.dense_bytes
+        free_bytes = bytes_beside_weights(memory_bytes, mapped_bytes, experts)
     else:
         check_weights_fit(host_bytes, memory_bytes, kind)
         free_bytes = memory_bytes - host_bytes

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from engine.capacity.expert_memory import check_expert_memory
 from engine.capacity.page_cache import cached_bytes
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
@@ -21,13 +22,14 @@ def settings_of_pack(config: EngineConfig) -> EngineConfig:
     damaged pack.
     """
     path = Path(config.model)
-    if not is_pack(path):
+    header = read_header(path) if is_pack(path) else None
+    check_expert_memory(config, header)
+    if header is None:
         if config.weights_memory not in ("auto", "copy"):
             raise EngineConfigError(
                 f"--weights-memory {config.weights_memory} needs a pack; make one with: smoe pack {path} -o DIR"
             )
         return config
-    header = read_header(path)
     _check_settings(config, header, path)
     return msgspec.structs.replace(
         config,

@@ -2,14 +2,17 @@
 packets are read as far as they have come, and strangers are bounded in number and time.
 """
 
+import select
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from engine.distributed.packets import HEADER, KINDS, PacketKind
 
 HELLO_S = 10.0  # for a connection to say which rank it is
+LOOK_S = 0.2  # that a look at all connections lasts at most
 MAX_STRANGERS = 64  # connections that have not said it; one more ends the oldest
 MAX_BYTES = 1 << 16  # of a packet
 KEEPALIVE = {socket.TCP_KEEPIDLE: 5, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}  # gone after 20 s of silence
@@ -58,10 +61,15 @@ class Guest:
 
 
 class Guests:
-    """All connections, by descriptor."""
+    """All connections to a listener, by descriptor."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, listener: socket.socket, clock: Callable[[], float] = time.monotonic) -> None:
+        """`listener` listens; the caller keeps it."""
+        self._listener = listener
         self._clock = clock
+        self._poll = select.poll()
+        listener.setblocking(False)
+        self._poll.register(listener, select.POLLIN)
         self._by_fd: dict[int, Guest] = {}  # in the order of arrival
 
     def __iter__(self) -> Iterator[Guest]:
@@ -70,34 +78,39 @@ class Guests:
     def __len__(self) -> int:
         return len(self._by_fd)
 
-    def __getitem__(self, fd: int) -> Guest:
-        return self._by_fd[fd]
+    def look(self, hear: Callable[[Guest], bool]) -> None:
+        """Accept and receive what there is; wait for it for LOOK_S at most. `hear` receives what a guest sends, and
+        returns False if the connection is of no more use. Raises OSError."""
+        events = [fd for fd, _ in self._poll.poll(LOOK_S * 1000)]
+        useless = [fd for fd in events if fd in self._by_fd and not hear(self._by_fd[fd])]
+        for fd in {*useless, *self._unwelcome()}:
+            self.release(self._by_fd[fd]).close()
+        if self._listener.fileno() in events:
+            with suppress(BlockingIOError, ConnectionError):  # gone again
+                self._accept()
 
-    def __contains__(self, fd: int) -> bool:
-        return fd in self._by_fd
-
-    def accept(self, listener: socket.socket) -> int:
-        """Accept a connection and return its descriptor. Raises OSError, also if it is gone again."""
-        connection, address = listener.accept()
-        connection.setblocking(False)
-        for option, value in KEEPALIVE.items():  # a host that vanishes while others are awaited may come again
-            connection.setsockopt(socket.IPPROTO_TCP, option, value)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        self._by_fd[connection.fileno()] = Guest(connection, address[0], self._clock())
-        return connection.fileno()
-
-    def send_away(self, fd: int) -> None:
-        """Close a connection."""
-        self._by_fd.pop(fd).connection.close()
-
-    def unwelcome(self) -> list[int]:
-        """Return the descriptors of the strangers that are too many, the oldest, or have been silent for too long."""
-        strangers = [fd for fd, guest in self._by_fd.items() if guest.rank is None]
-        oldest = strangers[: max(0, len(strangers) - MAX_STRANGERS)]
-        latest_s = self._clock() - HELLO_S
-        return [fd for fd in strangers if fd in oldest or self._by_fd[fd].arrival_s <= latest_s]
+    def release(self, guest: Guest) -> socket.socket:
+        """Return the connection of a guest, which is none any more."""
+        self._poll.unregister(guest.connection)
+        return self._by_fd.pop(guest.connection.fileno()).connection
 
     def close(self) -> None:
         """Close all connections."""
         for guest in self:
             guest.connection.close()
+
+    def _accept(self) -> None:
+        connection, address = self._listener.accept()
+        connection.setblocking(False)
+        for option, value in KEEPALIVE.items():  # a host that vanishes while others are awaited may come again
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._by_fd[connection.fileno()] = Guest(connection, address[0], self._clock())
+        self._poll.register(connection, select.POLLIN)
+
+    def _unwelcome(self) -> list[int]:
+        """Return the descriptors of the strangers that are too many, the oldest, or have been silent for too long."""
+        strangers = [fd for fd, guest in self._by_fd.items() if guest.rank is None]
+        oldest = strangers[: max(0, len(strangers) - MAX_STRANGERS)]
+        latest_s = self._clock() - HELLO_S
+        return [fd for fd in strangers if fd in oldest or self._by_fd[fd].arrival_s <= latest_s]

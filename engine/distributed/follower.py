@@ -24,7 +24,9 @@ class Follower:
         if kind is PacketKind.POOL:
             own = self._model.group.cut.with_own_heads(self._model.config)
             dtype = served_kv_dtype(self._config, self._model.config)
-            self._pool = KvPool(own, int.from_bytes(payload, "little"), self._config.block_size, dtype, CPU)
+            num_blocks, block_size = int.from_bytes(payload, "little"), self._config.block_size
+            layout = self._model.ops.kv_layout(dtype, block_size)
+            self._pool = KvPool(own, num_blocks, block_size, dtype, CPU, layout)
         assert self._pool is not None, "the pool comes before the first step"
         if kind is PacketKind.ZERO_BLOCKS:
             self._pool.zero_blocks(torch.frombuffer(payload, dtype=torch.int64))

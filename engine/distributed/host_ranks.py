@@ -1,6 +1,6 @@
 """The ranks of several hosts as rank 0 sees them: received, told what to compute, watched.
 
-A step and all else that rank 0 tells goes over one connection to each rank; rows are gathered by gloo. The end of a
+A step and all else that rank 0 tells goes over one connection to each rank; rows are gathered over others. The end of a
 connection is the end of a rank, and so of the group. A host that is gone without a word is noticed by what it does not
 acknowledge: rank 0 sends a beat twice a second, which also tells the ranks that rank 0 is there.
 """
@@ -15,16 +15,16 @@ from threading import Thread
 
 from engine.config import EngineConfig
 from engine.distributed.agreement import RankDescription
-from engine.distributed.arrivals import Guest
 from engine.distributed.connections import RankConnections
-from engine.distributed.gloo_group import GlooGroup
 from engine.distributed.host_processes import HostProcesses
+from engine.distributed.mesh import connected_group, prepare_connection
 from engine.distributed.packets import PacketKind
 from engine.distributed.reception import Reception
 from engine.distributed.stores import new_store, write_to_agent_store
 from engine.errors import EngineConfigError, FatalEngineError
 from model.cut import Cut
 from model.group import GroupEndedError
+from model.ops.native.group import SocketGroup
 
 BEAT_S = 0.5
 
@@ -34,7 +34,7 @@ log = logging.getLogger("smoe.engine")
 class HostRanks(RankConnections):
     """Ranks 1 .. size - 1, on this host and others, and the group of all ranks."""
 
-    group: GlooGroup
+    group: SocketGroup
 
     def __init__(self, config: EngineConfig, own: RankDescription, version: str, on_wait: Callable[[], None]) -> None:
         """Start the other ranks of this host and wait for all. `own` describes rank 0.
@@ -61,10 +61,10 @@ class HostRanks(RankConnections):
         """Let all ranks connect to each other. Raises FatalEngineError."""
         self._store = new_store(address, self._timeout_s)
         for guest in self._guests:
-            _prepare(guest, self._timeout_s)
+            prepare_connection(guest.connection, self._timeout_s)
         self._tell(PacketKind.JOIN, self._store.port.to_bytes(4, "little"))
         try:
-            self.group = GlooGroup(Cut(0, config.tensor_parallel_size), self._store, address, self._timeout_s)
+            self.group = connected_group(Cut(0, config.tensor_parallel_size), self._store, address, self._timeout_s)
         except GroupEndedError as error:
             raise FatalEngineError(str(error)) from None
 
@@ -127,13 +127,6 @@ def listen(config: EngineConfig) -> socket.socket:
     except (OSError, UnicodeError) as error:
         raise EngineConfigError(_explain(error, config)) from None
     return listener
-
-
-def _prepare(guest: Guest, timeout_s: float) -> None:
-    """Send small packets at once, and give up a host that acknowledges nothing for `timeout_s`."""
-    guest.connection.settimeout(None)
-    guest.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    guest.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(timeout_s * 1000))
 
 
 def _explain(error: OSError | UnicodeError, config: EngineConfig) -> str:

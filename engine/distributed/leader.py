@@ -45,7 +45,8 @@ class LeadingKvPool(KvPool):
     ) -> None:
         ranks.create_pools(num_blocks)
         config = model.group.cut.with_own_heads(model.config)
-        super().__init__(config, num_blocks, block_size, dtype, torch.device("cpu"))
+        layout = model.ops.kv_layout(dtype, block_size)
+        super().__init__(config, num_blocks, block_size, dtype, torch.device("cpu"), layout)
         self._ranks = ranks
 
     def populate(self) -> None:

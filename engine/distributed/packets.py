@@ -37,6 +37,7 @@ class PacketKind(IntEnum):
     JOIN = 10  # to a rank on another host: the port of the group's store
     BEAT = 11  # to a rank on another host: rank 0 is there
     POPULATE = 12  # to a rank: write the whole KV pool, so that it has its memory
+    GREETING = 13  # from a rank to another one, not to rank 0 alone: engine/distributed/mesh.py
 
 
 KINDS = frozenset(PacketKind)

@@ -4,17 +4,15 @@
       | HELLO           |     who it is
       |          CONFIG |     the settings that all ranks share
       | DESCRIBED       |     its numerics and checkpoint
-      |            JOIN |     once all are there: the port of the store by which gloo connects them
+      |            JOIN |     once all are there: the port of the store by which they find each other
 
 Whoever does not fit gets FAILED with a reason, and rank 0 goes on waiting for the right one.
 """
 
 import logging
-import select
 import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 import msgspec
 
@@ -25,7 +23,6 @@ from engine.distributed.packets import PacketKind, send_packet
 from engine.errors import EngineConfigError
 
 JOIN_S = 600.0  # for all ranks to come: hosts start at different times
-LOOK_S = 0.2  # between two calls of `on_wait`
 MAX_FAULTS = 100  # that are logged: whoever reaches the port can cause them
 MAX_FAULT_CHARS = 300
 
@@ -44,32 +41,22 @@ class Reception:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`listener` listens; the caller keeps it."""
-        self._listener = listener
         self._config = config
         self._own = own
         self._version = version
         self._clock = clock
-        self._guests = Guests(clock)
+        self._guests = Guests(listener, clock)
         self._last_fault = ""
         self._num_faults = 0
 
     def wait(self, on_wait: Callable[[], None], timeout_s: float = JOIN_S) -> list[Guest]:
         """Return ranks 1, 2, ... when all are there. Calls `on_wait` meanwhile. Raises EngineConfigError."""
-        poll, deadline_s = select.poll(), self._clock() + timeout_s
-        self._listener.setblocking(False)
-        poll.register(self._listener, select.POLLIN)
+        deadline_s = self._clock() + timeout_s
         while missing := self._missing():
             if self._clock() > deadline_s:
                 self.close()
                 raise EngineConfigError(self._explain(missing, timeout_s))
-            events = [fd for fd, _ in poll.poll(LOOK_S * 1000)]
-            useless = [fd for fd in events if fd in self._guests and not self._hear(self._guests[fd])]
-            for fd in {*useless, *self._guests.unwelcome()}:
-                poll.unregister(fd)
-                self._guests.send_away(fd)
-            if self._listener.fileno() in events:
-                with suppress(BlockingIOError, ConnectionError):  # gone again
-                    poll.register(self._guests.accept(self._listener), select.POLLIN)
+            self._guests.look(self._hear)
             on_wait()
         for guest in [guest for guest in self._guests if not guest.is_present]:
             guest.connection.close()

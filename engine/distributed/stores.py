@@ -1,4 +1,4 @@
-"""Stores of torch.distributed: that of rank 0, by which gloo connects the ranks, and that of torchrun's agent, into
+"""Stores of torch.distributed: that of rank 0, by which ranks find each other, and that of torchrun's agent, into
 which rank 0 writes its port."""
 
 from datetime import timedelta

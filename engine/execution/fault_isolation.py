@@ -15,6 +15,7 @@ import torch
 
 from engine.errors import FatalEngineError
 from engine.scheduling.step_plan import Chunk, RowFailed, StepPlan, StepResult
+from model.ops.native.expert_store import ExpertReadError
 
 OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator", "ALLOC_FAILED")  # texts of torch, CUDA and cuBLAS
 DEVICE_LOST = ("CUDA error", "Triton Error [CUDA]", "cuDNN error")
@@ -41,7 +42,8 @@ class StepFault:
 def catch_fault(compute: Callable[[], Result]) -> Result | StepFault:
     """Return the result of `compute`, or the exception that it raised as a StepFault.
 
-    Raises FatalEngineError if no later step can be computed: the error of a CUDA device persists in the process.
+    Raises FatalEngineError if no later step can be computed: the error of a CUDA device persists in the process, and
+    an expert that the disk did not give twice may be needed in any step.
     """
     try:
         return compute()
@@ -52,6 +54,8 @@ def catch_fault(compute: Callable[[], Result]) -> Result | StepFault:
 def _fault_of(error: Exception) -> StepFault:
     if isinstance(error, FatalEngineError):
         raise error
+    if isinstance(error, ExpertReadError):
+        raise FatalEngineError(str(error)) from error
     text = str(error)
     summary = f"{type(error).__name__}: {text.partition(chr(10))[0]}"
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in text for words in OUT_OF_MEMORY):

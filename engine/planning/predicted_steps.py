@@ -14,7 +14,7 @@ from engine.planning.step_time_model import MeasuredStep
 SHARE_OF_BANDWIDTH = 0.7
 SHARE_OF_PEAK = 0.5
 STEP_S = 0.001  # of the host's work for a step, beside the model
-GATHER_S = 0.0003  # of a gather by gloo, beside its bytes: docs/decisions/0054-ranks-that-only-gather.md
+GATHER_S = 0.0003  # of a gather between hosts, beside its bytes; assumed, for no network was measured
 GATHERS_PER_LAYER = 4
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 CONTEXTS = (256, 2048)  # of decode steps

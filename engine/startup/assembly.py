@@ -4,17 +4,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 
+from engine.capacity.disk_speed import disk_rate
+from engine.capacity.expert_memory import ExpertMemory, bytes_beside_weights, mapped_bytes_of
+from engine.capacity.expert_speed import budget_beside_reads
 from engine.capacity.host_resources import memory_limit_bytes
 from engine.capacity.memory_share import size_within_limit
-from engine.capacity.packs import are_weights_evictable
 from engine.capacity.sizing import (
     DEFAULT_GPU_BUDGET,
     MAX_CPU_BUDGET,
     EngineLimits,
-    bytes_beside_evictable,
     eviction_warnings,
     kv_block_bytes,
     served_kv_dtype,
@@ -26,6 +28,7 @@ from engine.execution.expert_stats import ExpertReporter, ExpertStats
 from engine.execution.model_runner import ModelRunner
 from engine.execution.persistent_batch import PersistentBatch
 from engine.execution.sampler import Sampler
+from engine.startup.adapters import load_adapters
 from engine.startup.backend import Backend
 from engine.startup.device_memory import explain_out_of_memory, memory_of
 from engine.startup.kernel_compilation import compile_kernels
@@ -36,7 +39,8 @@ from model.kv_format import KvDtype
 from model.kv_pool import KvPool
 from model.mixtral import Mixtral
 from model.mixtral_cuda_graphs import CudaRecorder, EagerRecorder, GraphedMixtral
-from model.mixtral_native import in_one_call
+from model.mixtral_native import expert_store_of, in_one_call
+from model.ops.native.expert_store import ExpertStore
 from model.profile_step import run_profile_steps
 
 SAMPLED_BYTES = 1 << 30  # a start does not wait until so many bytes of mapped weights are read
@@ -57,6 +61,7 @@ class LoadedNetwork:
     seconds: float  # that it took to load
     warnings: list[str] = field(default_factory=list)
     ranks: RankConnections | None = None  # the other processes that compute this model
+    experts: ExpertMemory | None = None  # of a pack whose experts are read when they are needed
 
 
 @dataclass(frozen=True)
@@ -80,10 +85,15 @@ class LoadedModel:
     warnings: tuple[str, ...]
     ranks: RankConnections | None = None  # the other processes that compute this model
     mapped_bytes: int = 0  # of the weights that the system may drop and read again from a pack
+    experts: ExpertMemory | None = None  # of a pack whose experts are read when they are needed
+    expert_store: ExpertStore | None = None  # the same, as the network uses it
 
 
 def assemble(config: EngineConfig, loaded: LoadedNetwork, on_progress: ProgressCallback) -> LoadedModel:
-    """Add a KV pool in the free memory and a measured token budget to a loaded network. Raises EngineConfigError."""
+    """Add a KV pool in the free memory, LoRA adapters and a measured token budget to a loaded network.
+
+    Raises EngineConfigError, and CheckpointError for a bad adapter.
+    """
     assembly = Assembly(config, loaded, on_progress)
     on_progress("kv cache", 0, 0)
     phase_seconds = {"weights": loaded.seconds}
@@ -109,6 +119,8 @@ def assemble(config: EngineConfig, loaded: LoadedNetwork, on_progress: ProgressC
         checkpoint=loaded.checkpoint,
         weight_bytes=loaded.weight_bytes,
         mapped_bytes=assembly.mapped_bytes,
+        experts=loaded.experts,
+        expert_store=expert_store_of(assembly.model),
         kv_block_bytes=kv_block_bytes(config, assembly.model.config) // config.nnodes,
         phase_seconds={**phase_seconds, "warm-up": time.monotonic() - warm_s},
         warnings=(*loaded.warnings, *warnings, *loaded.backend.warnings, *limits.warnings),
@@ -124,7 +136,8 @@ class Assembly:
         self.model = model if loaded.ranks is None else LeadingMixtral(model, loaded.ranks)
         self.kv_dtype = served_kv_dtype(config, model.config)
         self.has_graphs = loaded.backend.name == "triton"
-        self.mapped_bytes = loaded.weight_bytes if are_weights_evictable(config) else 0
+        self.mapped_bytes = mapped_bytes_of(config, loaded.weight_bytes, loaded.experts)
+        self._adapters = load_adapters(config, model.config, loaded.backend.name)  # before the free memory is measured
         self._config = config
         self._loaded = loaded
         self._on_progress = on_progress
@@ -149,9 +162,9 @@ class Assembly:
             with explain_out_of_memory(self._config, "decode steps are captured", self._memory):
                 free_bytes -= self._memory.bytes_kept_by(self._trial_graphs)
         weight_bytes = self._loaded.weight_bytes
-        if self.mapped_bytes:
+        if self.mapped_bytes and self._loaded.experts is None:
             warnings = eviction_warnings(free_bytes, weight_bytes)
-            free_bytes = bytes_beside_evictable(free_bytes, weight_bytes)
+        free_bytes = bytes_beside_weights(free_bytes, self.mapped_bytes, self._loaded.experts)
         limits = size_within_limit(
             self._config,
             self.model.config,
@@ -170,7 +183,8 @@ class Assembly:
             if self._loaded.ranks is not None:
                 pool: KvPool = LeadingKvPool(self.model, self._loaded.ranks, num_blocks, block_size, self.kv_dtype)
             else:
-                pool = KvPool(self.model.config, num_blocks, block_size, self.kv_dtype, self._loaded.device)
+                layout = self.model.ops.kv_layout(self.kv_dtype, block_size)
+                pool = KvPool(self.model.config, num_blocks, block_size, self.kv_dtype, self._loaded.device, layout)
             if limits.memory_share < 1.0 and self._on_cpu:
                 pool.populate()
         return pool
@@ -185,17 +199,20 @@ class Assembly:
         vocab_size = model.config.vocab_size
         requests = PersistentBatch(config.max_num_seqs, max_model_len, config.block_size, vocab_size, device)
         sampler = Sampler(self._loaded.backend.ops, requests, model.config.eos_token_ids)
-        return ModelRunner(model, kv_pool, requests, sampler, experts)
+        return ModelRunner(model, kv_pool, requests, sampler, experts, self._adapters)
 
     def with_token_budget(self, limits: EngineLimits, runner: ModelRunner) -> EngineLimits:
         """Return the limits with the budget of a step that was measured on this CPU, unless it is configured."""
         if self._config.max_num_batched_tokens is not None or not self._on_cpu:
             return limits
-        if self.mapped_bytes >= SAMPLED_BYTES and self._loaded.ranks is None:
+        is_read = self._loaded.experts is not None or self.mapped_bytes >= SAMPLED_BYTES
+        if is_read and self._loaded.ranks is None:
             ops = self._loaded.backend.ops
             budget = sampled_token_budget(self._config, self.model, ops, self.kv_dtype, limits)
         else:
             budget = measure_token_budget(self._config, self.model.config, runner, limits)
+        if self._loaded.experts is not None and self._loaded.experts.num_missing:
+            budget = budget_beside_reads(budget, self._loaded.experts, disk_rate(Path(self._config.model)))
         return replace(limits, max_num_batched_tokens=budget)
 
     def _bytes_left(self) -> int:

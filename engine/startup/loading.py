@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from engine.capacity.expert_memory import ExpertMemory, plan_expert_memory
 from engine.capacity.host_resources import num_cores
 from engine.capacity.packs import pack_advice, settings_of_pack
 from engine.capacity.rank_limits import check_ranks, rank_warnings, with_rank_threads
@@ -41,7 +42,7 @@ from model.mixtral import Mixtral
 from model.mixtral_native import in_one_call
 from model.ops.interface import Ops, packed_bytes
 from model.ops.native.ops import NativeOps
-from model.pack.load import load_pack
+from model.pack.load import load_pack, load_pack_in_part
 from model.pack.weight_memory import BackgroundReader
 
 RANDOM_WEIGHTS = CheckpointIdentity("random", "random")
@@ -68,11 +69,14 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
     backend = choose_backend(config, device, dtype, heartbeat)
     numerics = backend.numerics
     weight_bytes, backend = plan_weights(config, model_config, stored, backend, device, dtype)
+    experts = plan_expert_memory(config, model_config, memory_of(device).free_bytes())
+    if experts is not None:
+        weight_bytes = experts.dense_bytes + experts.num_bytes
     if not is_pack(path):  # in which they are decoded
         warnings += decoding_warnings(stored, config.quantization, backend.ops.block_formats)
     with _started_ranks(config, model_config, numerics, stored, partial(on_progress, "other ranks", 0, 0)) as ranks:
         model, reader = _load_weights(
-            config, model_config, dtype, device, backend.ops, group_of(ranks), partial(on_progress, "weights")
+            config, model_config, dtype, device, backend.ops, group_of(ranks), partial(on_progress, "weights"), experts
         )
         if ranks is not None:
             ranks.wait_until_loaded(lambda: on_progress("weights of other ranks", 0, 0))
@@ -85,7 +89,9 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
         weights_s = time.monotonic() - start
         if backend.name == "native" and ranks is None and weight_bytes >= ADVISED_BYTES and not is_pack(path):
             warnings += [pack_advice(config, weights_s)]
-        network = LoadedNetwork(model, backend, device, dtype, identity, weight_bytes, weights_s, warnings, ranks)
+        network = LoadedNetwork(
+            model, backend, device, dtype, identity, weight_bytes, weights_s, warnings, ranks, experts
+        )
         loaded = assemble(config, network, on_progress)
         if reader is not None:  # now, so that it does not slow down what was measured
             reader.start()
@@ -150,12 +156,17 @@ def _load_weights(
     ops: Ops,
     group: Group,
     on_progress: Callable[[int, int], None],
+    experts: ExpertMemory | None = None,
 ) -> tuple[Mixtral, BackgroundReader | None]:
     """Return the network, and what reads it ahead if it is mapped."""
     path = Path(config.model)
     with explain_out_of_memory(config, "the weights are loaded", memory_of(device)):
         if config.weights_memory != "auto" and isinstance(ops, NativeOps) and is_pack(path):
-            packed = load_pack(path, model_config, ops, config.weights_memory, on_progress, group)
+            memory = config.weights_memory
+            if experts is None:
+                packed = load_pack(path, model_config, ops, memory, on_progress, group)
+            else:
+                packed = load_pack_in_part(path, model_config, ops, memory, experts.num_slots, on_progress)
             return packed.network, packed.reader
         model = load_model(
             path,

@@ -17,7 +17,7 @@ from model.config import ModelConfig
 from model.kv_format import KvDtype
 from model.kv_pool import KvPool
 from model.mixtral import Mixtral
-from model.mixtral_native import in_one_call
+from model.mixtral_native import expert_store_of, in_one_call
 from model.ops.interface import Ops
 
 
@@ -51,17 +51,22 @@ def _num_tokens(limits: EngineLimits) -> int:
 
 
 def _step_seconds(config: EngineConfig, model: ModelConfig, runner: ModelRunner, limits: EngineLimits) -> float:
-    """Time the second of two equal steps."""
+    """Time the second of two equal steps, without the time in which it waited for experts from the disk."""
     count, seconds = _num_tokens(limits), 0.0
     for _ in range(2):
         scheduler = make_scheduler(config, model, replace(limits, max_num_batched_tokens=count))
         scheduler.add(Request(0, [index % model.vocab_size for index in range(count)], SamplingParams(max_tokens=1)))
         plan = scheduler.plan(0.0)
-        start = time.monotonic()
+        start = time.monotonic() - _waited_s(runner)
         result = runner.run(plan)
-        seconds = time.monotonic() - start
+        seconds = time.monotonic() - _waited_s(runner) - start
         scheduler.apply(plan, result, 0.0)  # ends the request and frees its row
     return seconds
+
+
+def _waited_s(runner: ModelRunner) -> float:
+    store = expert_store_of(runner.model)
+    return 0.0 if store is None else store.waited_s
 
 
 def _first_layers(model: Mixtral, ops: Ops, count: int) -> Mixtral:

@@ -36,7 +36,7 @@ def plan_weights(
         stored, dtype.itemsize, config.quantization, formats, size, num_kv_heads, config.ranks_of_host
     )
     kept, weight_bytes = kept_in_blocks(stored, formats), sum(by_part.values())
-    if not are_weights_evictable(config):
+    if config.expert_memory is None and not are_weights_evictable(config):
         _check_weights_fit(config, device, weight_bytes, weight_kind(config, model, is_in_blocks=bool(kept)))
     return weight_bytes, backend.with_blocks(name_of_blocks(stored, kept)) if kept else backend
 

@@ -8,8 +8,8 @@
  * AFFINE4_G128, 25 AFFINE8_G32, 26 AFFINE8_G64, 27 AFFINE8_G128. isa: 0 portable, 1 AVX2 with FMA, 2 the same with
  * AVX-VNNI, 3 AVX-512, 4 the same with VNNI, 5 the same with BF16 dot products, 6 the same with AMX; 7 ARM's NEON with
  * dot products of bytes. For a given isa, every row's result depends on that row alone. Functions that return int
- * return 0, 1 if an allocation failed, or 2 if the group has ended. Shape letters: model/ops/interface.py; matrices are
- * row-major and contiguous.
+ * return 0, 1 if an allocation failed, 2 if the group has ended, or 3 if an expert could not be read. Shape letters:
+ * model/ops/interface.py; matrices are row-major and contiguous.
  */
 #pragma once
 
@@ -22,7 +22,7 @@
 #define SMOE_API
 #endif
 
-#define SMOE_ABI_VERSION 14
+#define SMOE_ABI_VERSION 18
 
 #ifdef __cplusplus
 extern "C" {
@@ -62,15 +62,50 @@ SMOE_API void smoe_group_destroy(smoe_group*);
  * units of unit_bytes, except at the end of a row. */
 SMOE_API int smoe_group_gather(smoe_group*, const void* part, void* whole, int64_t T, int64_t whole_bytes,
                                int64_t first_byte, int64_t part_bytes, int64_t unit_bytes);
-/* Of other ranks: a function that gathers, called by the thread that called the library. It returns 0, or another
- * number after the end of the group. The functions below are for groups over memory only. */
-typedef int smoe_gather(void* context, const void* part, void* whole, int64_t T, int64_t whole_bytes,
-                        int64_t first_byte, int64_t part_bytes, int64_t unit_bytes);
-SMOE_API smoe_group* smoe_group_of_calls(smoe_gather*, void* context);
+/* Of ranks on several hosts: `sockets` [size] are connected streams to each rank; that of `rank` itself is not used. A
+ * gather waits at most timeout_ms for the next byte from or to another rank. When a call returns 2, lost_rank is a rank
+ * that is gone, because it was silent for so long (is_late) or because its connection broke. The caller keeps the
+ * struct until the group is destroyed, and may change timeout_ms between gathers. NULL if memory is short. */
+typedef struct {
+    const int* sockets;
+    int rank, size, timeout_ms, lost_rank, is_late;
+} smoe_sockets;
+SMOE_API smoe_group* smoe_group_of_sockets(smoe_sockets*);
+/* The functions below are for groups over memory only. */
 /* Let all gathers of all ranks fail from now on; any thread may call it. */
 SMOE_API void smoe_group_end(smoe_group*);
 /* Number of gathers, in pieces of the buffer's size, that a rank has reached, modulo 2^32. */
 SMOE_API uint32_t smoe_group_arrivals(const smoe_group*, int rank);
+
+/* Experts of a network that is larger than memory: some lie in slots, the others are read when rows need them. In the
+ * structs below they have the addresses at which the source would be mapped; nothing is read there. One caller at a
+ * time. */
+typedef struct smoe_store smoe_store;
+/* Read up to `bytes` bytes from `position` on; return their number, 0 at the end of the source, or a negative error
+ * number (errno). Several threads call it at once. All numbers are multiples of 4096. */
+typedef int64_t smoe_read(void* context, void* memory, int64_t bytes, int64_t position);
+typedef struct {
+    int64_t layers, experts, slots, slot_bytes, readers; /* experts of each layer; number of threads that read */
+    const int64_t* positions;                            /* [layers, experts] in the source */
+    const int64_t* expert_bytes; /* [layers] of each expert of a layer; at most slot_bytes, a multiple of 4096 */
+    void* memory;                /* [slots, slot_bytes] at an address that is a multiple of 4096 */
+    const void* mapped;          /* address of the source's first byte */
+    smoe_read* read;
+    void* context;
+} smoe_store_layout;
+typedef struct {
+    int64_t hits, misses; /* experts that a layer of a step needed: in memory, or to be read */
+    int64_t read_bytes;
+    int64_t waited_ns; /* time without anything to compute */
+} smoe_store_counts;
+/* The function that reads a file; context: its descriptor. */
+SMOE_API int64_t smoe_read_file(void* context, void* memory, int64_t bytes, int64_t position);
+/* NULL if the threads cannot be started. The tables of the layout are copied. */
+SMOE_API smoe_store* smoe_store_create(const smoe_store_layout*);
+SMOE_API void smoe_store_destroy(smoe_store*);
+SMOE_API void smoe_store_get_counts(const smoe_store*, smoe_store_counts*);
+/* The last expert that could not be read: layer, expert, position, and error number or 0 (the source has ended). */
+SMOE_API void smoe_store_get_fault(const smoe_store*, int64_t fault[4]);
 
 /* A packed matrix: `stride` bytes from one panel of 32 outputs to the next. order [K]: number i of an output is
  * multiplied by x[order[i]]; in groups only, elsewhere NULL, which means in order. */
@@ -84,20 +119,36 @@ typedef struct {
     smoe_matrix w1, w3, w2;
 } smoe_expert;
 
+/* A low-rank term of one matrix, for a LoRA adapter: y[first_output + n] += scale * sum_j b[j, n] * sum_k a[j, k] x[k],
+ * computed in float32 and added before y is rounded. a [rank, K]; b in panels of 32 outputs, [ceil(outputs / 32), rank,
+ * 32], with zeros past the last output; both in dtype. rank 0: no term. */
+typedef struct {
+    const void *a, *b;
+    int64_t rank, dtype, first_output, outputs;
+    float scale;
+} smoe_low_rank;
+/* Terms of an adapter, [L, 4 + 3E]: of each layer those of q, k, v and output, then of each expert those of w1, w3 and
+ * w2; a dense FFN is one expert. NULL: no adapter. The functions below take the adapters of their rows, [T], or NULL
+ * where no row has one; first_term: the first of the terms that belong to the function. */
+typedef const smoe_low_rank* smoe_adapter;
+
 /* y[T, O] = x[T, K] weight^T for matrices one below the other, O outputs together; y in dtype, or in float32 where
  * wide_output is set. */
 SMOE_API int smoe_linear(smoe_pool*, int isa, int dtype, const void* x, const smoe_matrix* matrices,
-                         int64_t num_matrices, void* y, int64_t T, int64_t K, int wide_output);
+                         int64_t num_matrices, void* y, int64_t T, int64_t K, int wide_output,
+                         const smoe_adapter* adapters, int64_t first_term, int64_t num_terms);
 /* y[T, D] = w2(silu(w1 x) * (w3 x)). In a group w1 and w3 have the outputs of F from first_F on, and w2 some of D,
  * which are the columns of y. */
 SMOE_API int smoe_ffn(smoe_pool*, int isa, int dtype, const void* x, const smoe_expert*, void* y, int64_t T, int64_t D,
-                      int64_t F, smoe_group*, int64_t first_F);
+                      int64_t F, smoe_group*, int64_t first_F, const smoe_adapter* adapters, int64_t first_term);
 /* gate [E, D] float32; experts [E], in which each of the three matrices has one format. experts_per_token [T], each
  * 1 .. max_k; allowed [T, E] (0: disabled; at least experts_per_token are enabled), or NULL; expert_ids [T, max_k] is
- * written: ids by descending gate logit, then -1. The group is as in smoe_ffn. */
+ * written: ids by descending gate logit, then -1. The group is as in smoe_ffn. With a store, and
+ * without a group, the experts are those of its layer stored_layer. */
 SMOE_API int smoe_moe(smoe_pool*, int isa, int dtype, const void* x, const float* gate, const smoe_expert* experts,
                       void* y, const int32_t* experts_per_token, const uint8_t* allowed, int32_t* expert_ids, int64_t T,
-                      int64_t D, int64_t F, int64_t E, int64_t max_k, smoe_group*, int64_t first_F);
+                      int64_t D, int64_t F, int64_t E, int64_t max_k, smoe_group*, int64_t first_F, smoe_store*,
+                      int64_t stored_layer, const smoe_adapter* adapters, int64_t first_term);
 /* Routing only: write the expert_ids that smoe_moe would write. */
 SMOE_API int smoe_route(smoe_pool*, int isa, int dtype, const void* x, const float* gate,
                         const int32_t* experts_per_token, const uint8_t* allowed, int32_t* expert_ids, int64_t T,
@@ -116,10 +167,12 @@ SMOE_API void smoe_add_rms_norm(smoe_pool*, int isa, int dtype, void* x, const v
 SMOE_API void smoe_rotary_angles(smoe_pool*, int isa, const int64_t* positions, const float* inverse_frequency,
                                  float* cos, float* sin, int64_t T, int64_t K);
 /* qkv [T, (H + 2G) * K]; q_out in q_dtype, which is dtype or bfloat16; caches [num_blocks, block_size, G] rows of K
- * numbers in kv_dtype (2 int8: K bytes, then one float32 scale); slots [T]. */
+ * numbers in kv_dtype (2 int8: K bytes, then one float32 scale), or the same bytes in the tiles of attention/kv_tile.h
+ * if kv_dtype is not float32 and block_size is a multiple of 16; slots [T]. */
 SMOE_API int smoe_rope_and_store_kv(smoe_pool*, int isa, int dtype, int q_dtype, int kv_dtype, const void* qkv,
                                     void* q_out, void* k_cache, void* v_cache, const float* cos, const float* sin,
-                                    const int64_t* slots, int64_t T, int64_t H, int64_t G, int64_t K);
+                                    const int64_t* slots, int64_t T, int64_t H, int64_t G, int64_t K,
+                                    int64_t block_size);
 /* q [T, H, K] in dtype, out [T, H, K] in out_dtype; query_start [S + 1], context_len [S], block_tables [S, M]; window
  * 0: none. */
 SMOE_API int smoe_attention(smoe_pool*, int isa, int dtype, int out_dtype, int kv_dtype, const void* q,
@@ -136,6 +189,8 @@ typedef struct {
     int64_t num_qkv;   /* matrices of qkv, one below the other */
     const float* gate; /* [E, D], or NULL: the only expert is a dense FFN */
     const smoe_expert* experts;
+    smoe_store* store; /* NULL: the experts lie at their addresses */
+    int64_t stored_layer;
     void *k_cache, *v_cache;
 } smoe_layer;
 typedef struct {
@@ -167,6 +222,7 @@ typedef struct {
     int64_t P;                        /* rows with reported gates */
     const int64_t* gate_rows;         /* [P] */
     float* gate_logits;               /* [L, P, E], written */
+    const smoe_adapter* adapters;     /* [T], or NULL: no row has one */
 } smoe_step;
 SMOE_API int smoe_forward(smoe_pool*, int isa, const smoe_network*, const smoe_step*);
 

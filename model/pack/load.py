@@ -7,14 +7,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from model.checkpoint.pack.experts import dense_tensors, expert_tensors
 from model.checkpoint.pack.header import WEIGHTS_NAME, PackHeader, checked_header
 from model.config import ModelConfig
 from model.group import ALONE, Group
 from model.mixtral import Mixtral
+from model.ops.native.expert_store import Read
 from model.ops.native.ops import NativeOps
 from model.pack.network import StoredNetwork
 from model.pack.rank_part import part_of_rank
-from model.pack.weight_memory import BackgroundReader, WeightMemory, copied_file, lock, mapped_file
+from model.pack.stored_experts import with_expert_store
+from model.pack.weight_memory import BackgroundReader, WeightMemory, copied_file, copied_part, lock, mapped_file
+
+OnProgress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ def load_pack(
     config: ModelConfig,
     ops: NativeOps,
     memory: WeightMemory,
-    on_progress: Callable[[int, int], None],
+    on_progress: OnProgress,
     group: Group = ALONE,
 ) -> PackedModel:
     """Load the pack in `directory`. The bits are those of the checkpoint that was packed.
@@ -45,11 +50,42 @@ def load_pack(
     else:
         content = mapped_file(file, header.file_bytes)
     if memory == "lock":
-        lock(content, file, on_progress)
-    network = StoredNetwork(config, _tensors(header, content), header.matrices, ops.panel_size)
+        lock([content], file, on_progress)
+    weights = StoredNetwork(config, _tensors(header, content), header.matrices, ops.panel_size).weights()
     on_progress(header.file_bytes, header.file_bytes)
-    reader = BackgroundReader(content) if memory == "map" and group.cut.rank == 0 else None
-    return PackedModel(Mixtral(config, part_of_rank(network.weights(), config, group.cut), ops, group), reader)
+    reader = BackgroundReader([content]) if memory == "map" and group.cut.rank == 0 else None
+    return PackedModel(Mixtral(config, part_of_rank(weights, config, group.cut), ops, group), reader)
+
+
+def load_pack_in_part(
+    directory: Path,
+    config: ModelConfig,
+    ops: NativeOps,
+    memory: WeightMemory,
+    num_slots: int,
+    on_progress: OnProgress,
+    read: Read | None = None,
+) -> PackedModel:
+    """Load the pack in `directory` with `num_slots` of its experts in memory; others are read when a step needs them.
+
+    `memory`: of all other weights. `read` reads experts in place of the file. The bits and errors are those of
+    load_pack(), and NativeUnavailableError if no threads can be started.
+    """
+    header, file = checked_header(directory, config), directory / WEIGHTS_NAME
+    experts = expert_tensors(header)
+    dense = dense_tensors(header, experts)
+    content = mapped_file(file, header.file_bytes)
+    tensors = _tensors(header, content)
+    parts = [tensors[tensor.name] for tensor in dense]
+    if memory == "lock":
+        lock(parts, file, on_progress)
+    elif memory == "copy":
+        tensors |= {tensor.name: copied_part(part) for tensor, part in zip(dense, parts, strict=True)}
+    weights = StoredNetwork(config, tensors, header.matrices, ops.panel_size).weights()
+    weights = with_expert_store(weights, experts, content, file, ops, num_slots, read)
+    num_bytes = sum(tensor.num_bytes for tensor in dense)
+    on_progress(num_bytes, num_bytes)
+    return PackedModel(Mixtral(config, weights, ops), BackgroundReader(parts) if memory == "map" else None)
 
 
 def _tensors(header: PackHeader, content: Tensor) -> dict[str, Tensor]:

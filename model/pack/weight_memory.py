@@ -6,7 +6,7 @@ import mmap
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Literal
@@ -52,16 +52,17 @@ def _reserved(num_bytes: int) -> Tensor:
     return torch.frombuffer(addresses, dtype=torch.uint8)[first : first + num_bytes]
 
 
-def lock(memory: Tensor, file: Path, on_progress: Callable[[int, int], None]) -> None:
-    """Read all pages of a mapped file and keep them in memory. Raises CheckpointError with the way out."""
+def lock(parts: Sequence[Tensor], file: Path, on_progress: Callable[[int, int], None]) -> None:
+    """Read all pages of parts of a mapped file and keep them in memory. Raises CheckpointError with the way out."""
+    num_bytes, done = sum(part.nbytes for part in parts), 0
     try:
-        for first in range(0, memory.nbytes, LOCKED_BYTES):
-            piece = memory[first : first + LOCKED_BYTES]
+        for piece in _pieces(parts, LOCKED_BYTES):
             lock_memory(piece.data_ptr(), piece.nbytes)
-            on_progress(first + piece.nbytes, memory.nbytes)
+            done += piece.nbytes
+            on_progress(done, num_bytes)
     except OSError as error:
         raise CheckpointError(
-            f"--weights-memory lock: the system does not lock {memory.nbytes} bytes of {file} ({error.strerror}); "
+            f"--weights-memory lock: the system does not lock {num_bytes} bytes of {file} ({error.strerror}); "
             "raise the limit (ulimit -l, LimitMEMLOCK=), or use --weights-memory map"
         ) from None
 
@@ -86,12 +87,16 @@ def copied_file(file: Path, num_bytes: int, on_progress: Callable[[int, int], No
     return memory
 
 
-class BackgroundReader:
-    """Reads a mapped file ahead of its use, from its beginning to its end, while the engine already serves."""
+def copied_part(part: Tensor) -> Tensor:
+    """Copy a part of a mapped file into own memory. Raises MemoryError."""
+    return empty(part.numel(), part.dtype).view(part.shape).copy_(part)
 
-    def __init__(self, memory: Tensor) -> None:
-        self._memory = memory
-        self._next = 0
+
+class BackgroundReader:
+    """Reads parts of a mapped file ahead of their use, in order, while the engine already serves."""
+
+    def __init__(self, parts: Sequence[Tensor]) -> None:
+        self._pieces = _pieces(parts, PIECE_BYTES)
         self._lock = threading.Lock()
         self.done = threading.Event()  # all threads have ended
         self._running = NUM_READERS
@@ -115,8 +120,14 @@ class BackgroundReader:
 
     def _take(self) -> Tensor | None:
         with self._lock:
-            first, self._next = self._next, self._next + PIECE_BYTES
-        return self._memory[first : first + PIECE_BYTES] if first < len(self._memory) else None
+            return next(self._pieces, None)
+
+
+def _pieces(parts: Sequence[Tensor], num_bytes: int) -> Iterator[Tensor]:
+    """Yield the bytes of all parts, up to `num_bytes` at a time."""
+    for part in parts:
+        content = part.flatten().view(torch.uint8)
+        yield from (content[first : first + num_bytes] for first in range(0, len(content), num_bytes))
 
 
 def _read(descriptor: int, piece: memoryview, position: int) -> int:

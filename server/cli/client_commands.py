@@ -47,7 +47,7 @@ def add_to(app: typer.Typer) -> None:
     """Register the commands with `app`."""
     app.command("chat", cls=WordsCommand)(chat_command)
     app.command("run-batch", cls=WordsCommand)(run_batch_command)
-    app.command("doctor", cls=settings_command("model", "rope_theta"))(doctor_command)
+    app.command("doctor", cls=settings_command("model", "rope_theta", "expert_memory"))(doctor_command)
 
 
 def chat_command(

@@ -9,16 +9,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from engine.assertions import NO_ASSERTIONS, are_assertions_off
+from engine.capacity.disk_speed import disk_rate
 from engine.capacity.host_resources import available_bytes, format_bytes, memory_limit_bytes
 from engine.capacity.memory_plan import MemoryPlan, plan_memory
 from engine.capacity.memory_share import NO_KV, fit, kv_demand
-from engine.capacity.packs import are_weights_evictable, kind_of
+from engine.capacity.packs import kind_of
 from engine.errors import EngineConfigError
 from server.cli.colours import WITHOUT_COLOURS, Colours
-from server.cli.plan.memory import PlanError, make_report
+from server.cli.plan.memory import PlanError, expert_speeds, make_report
 from server.engine_client.process import package_root
 from server.fairness.budgets import budgets, server_demand, shortage, summary
 from server.http.listener import ListenError, listen
@@ -148,7 +150,7 @@ def _budgets(settings: Settings, plan: MemoryPlan | None) -> Check:
     limit_bytes, weight_bytes, kv = memory_limit_bytes(), 0, NO_KV
     if plan is not None and plan.limits is not None:
         kv = kv_demand(plan.config, plan.model, plan.limits)
-        weight_bytes = 0 if are_weights_evictable(plan.config) else plan.weight_bytes
+        weight_bytes = plan.held_weight_bytes
     found = fit(limit_bytes, weight_bytes, server_demand(settings), kv)
     table = budgets(settings, found.memory_share)
     too_little = shortage(table, weight_bytes + found.kv_bytes, limit_bytes)
@@ -171,6 +173,8 @@ def check_model(settings: Settings) -> Iterator[Check]:
     detail = f"{name}: {kind}{weights}; {report.verdict}" + "".join(f"; {warning}" for warning in plan.warnings)
     would_fit = report.fitting and report.fitting is not plan
     yield Check("model", verdict, detail, shlex.join(report.command) if would_fit else None)
+    if plan.limits and plan.experts is not None:
+        yield _expert_reads(directory, plan)
     try:
         tokenizer = load_tokenizer(directory)
     except TokenizerError as error:
@@ -180,6 +184,19 @@ def check_model(settings: Settings) -> Iterator[Check]:
         "its own chat template" if tokenizer.chat_template else "Mistral's chat format by its tokenizer's version"
     )
     yield Check("tokenizer", "ok", f"{len(tokenizer.vocabulary().tokens):,} tokens, {template}")
+
+
+def _expert_reads(pack: Path, plan: MemoryPlan) -> Check:
+    """Measure the disk of a pack whose experts are read when they are needed."""
+    assert plan.experts is not None
+    try:
+        rate = disk_rate(pack)
+    except EngineConfigError as error:
+        return Check("experts", "fail", str(error))
+    fit = f"{plan.experts.num_slots} of {plan.experts.num_experts} fit memory"
+    speeds = ", ".join(f"{speed:.1f} for {count}" for count, speed in expert_speeds(plan, rate).items())
+    detail = f"{fit}; the disk reads {rate / 1e9:.2f} GB/s: tokens/s at most, by clients: {speeds}"
+    return Check("experts", "ok", detail)
 
 
 def _port(settings: Settings) -> Check:

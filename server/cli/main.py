@@ -87,7 +87,14 @@ def serve_command(
 @app.command(
     "plan",
     cls=settings_command(
-        "model", "rope_theta", "max_model_len", "dtype", "quantization", "tensor_parallel_size", "nnodes"
+        "model",
+        "rope_theta",
+        "max_model_len",
+        "dtype",
+        "quantization",
+        "expert_memory",
+        "tensor_parallel_size",
+        "nnodes",
     ),
 )
 def plan_command(

@@ -117,17 +117,20 @@ def ready_lines(ready: Ready, *, budgets: str, url: str, model_id: str, needs_ke
         f"; {ready.experts_per_token} of {ready.num_experts} experts compute each token" if ready.num_experts else ""
     )
     key = " -H 'Authorization: Bearer YOUR_KEY'" if needs_key else ""
-    mapped = " (mapped)" if ready.mapped_bytes else ""
+    kind = " (mapped)" if ready.mapped_bytes else ""
+    if ready.expert_slots:
+        count = ready.num_layers * ready.num_experts
+        kind = f" with {ready.expert_slots} of {count} experts (others are read when needed)"
     path, rest = "/v1/completions", '"prompt": "It was", "max_tokens": 48, "stream": true'
     if not ready.generates:
         path, rest = "/v1/embeddings", '"input": "It was"'
     return [
         f"model     {model_id}: {ready.num_parameters:,} parameters in {_kind(ready)}{of_each}; "
         f"{ready.device}, {ready.backend} backend",
-        f"memory    weights {size(ready.weight_bytes)}{mapped}, KV cache {size(ready.kv_cache_bytes)}",
-        f"capacity  the KV cache holds {ready.num_blocks * ready.block_size:,} tokens{_window(ready)}: room for "
-        f"{_capacity(ready)} at a time; a request may have up to {ready.max_model_len:,}",
-        f"requests  up to {budgets} of memory under load; `smoe doctor` says for what",
+        f"memory    weights {size(ready.weight_bytes)}{kind}, KV cache {size(ready.kv_cache_bytes)}",
+        f"capacity  room for {_capacity(ready)} tokens at a time, the longest that a request may have; the KV cache "
+        f"holds {ready.num_blocks * ready.block_size:,} tokens{_window(ready)}",
+        f"requests  take up to {budgets} of memory more while they run; `smoe doctor` lists for what",
         f"serving   {model_id} at {url} after {seconds:.1f} s; open it in a browser, or send the request below; "
         "Ctrl-C ends it after the running requests",
         f"curl -N {url}{path}{key} -H 'Content-Type: application/json' -d '{{\"model\": \"{model_id}\", {rest}}}'",
@@ -149,12 +152,18 @@ def _kind(ready: Ready) -> str:
 
 
 def _capacity(ready: Ready) -> str:
-    fitting = (
-        f"{requests_that_fit(ready.num_blocks, length, ready.block_size, ready.window):,} requests of {length:,}"
+    """Return how many requests of two lengths fit; of the longest only, if as many of the other do."""
+    numbers = {
+        length: requests_that_fit(ready.num_blocks, length, ready.block_size, ready.window)
         for length in example_lengths(ready.max_model_len)[-2:]
+    }
+    longest = numbers[ready.max_model_len]
+    return " or ".join(
+        f"{number:,} requests of {length:,}"
+        for length, number in numbers.items()
+        if number != longest or length == ready.max_model_len
     )
-    return ", ".join(fitting)
 
 
 def _window(ready: Ready) -> str:
-    return "" if ready.window is None else f", of a request the last {ready.window:,}"
+    return "" if ready.window is None else f", of each request its last {ready.window:,} only"

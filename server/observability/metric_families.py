@@ -131,6 +131,19 @@ class EngineFamilies(FamilyGroup):
         self.build = _gauge("smoe_build_info", "Version and numerics.", *BUILD_LABELS)
         self.weights_mapped = _gauge("smoe_weights_mapped_bytes", "Bytes of the weights that are mapped from a pack.")
         self.weights_cached = _gauge("smoe_weights_cached_bytes", "Bytes of a pack's file that are in memory now.")
+        self.expert_hits = _counter(
+            "smoe_expert_store_hits_total", "Experts that a layer of a step needed and found in memory."
+        )
+        self.expert_misses = _counter(
+            "smoe_expert_store_misses_total", "Experts that a layer of a step needed and read from the disk."
+        )
+        self.expert_read_bytes = _counter("smoe_expert_store_read_bytes_total", "Bytes of experts that were read.")
+        self.expert_wait = _counter(
+            "smoe_expert_store_wait_seconds_total", "Time in which steps waited for experts from the disk."
+        )
+        self.expert_slots = _gauge(
+            "smoe_expert_store_slots", "Experts that fit the memory of --expert-memory; 0 without it."
+        )
 
 
 class ServerFamilies(FamilyGroup):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 from engine.messages import Ready
-from engine.types import StepStats, Timing
+from engine.types import ExpertReads, StepStats, Timing
 from server.engine_client.status import EngineStatus
 from server.observability.expert_load import ExpertLoad
 from server.observability.exposition import Exposition
@@ -116,6 +116,8 @@ class Metrics:
         families.window_blocks_freed.inc(stats.num_window_blocks_freed)
         if stats.expert_tokens is not None:
             self._record_experts(stats.expert_tokens)
+        if stats.expert_reads is not None:
+            self._record_reads(stats.expert_reads)
 
     def _record_experts(self, tokens: list[list[int]]) -> None:
         """Add the token counts of a step, [layers][experts]."""
@@ -123,6 +125,13 @@ class Metrics:
         for layer, counts in enumerate(tokens):
             for expert, count in enumerate(counts):
                 self._engine.expert_tokens.labels(str(layer), str(expert)).inc(count)
+
+    def _record_reads(self, reads: ExpertReads) -> None:
+        families = self._engine
+        families.expert_hits.inc(reads.num_hits)
+        families.expert_misses.inc(reads.num_misses)
+        families.expert_read_bytes.inc(reads.num_bytes)
+        families.expert_wait.inc(reads.waited_s)
 
     def engine_status(self, status: EngineStatus) -> None:
         """Record the engine's new phase."""
@@ -145,6 +154,7 @@ class Metrics:
         families.cache_config.labels(str(ready.block_size), str(ready.num_blocks), window, prefix_caching).set(1)
         families.build.labels(version, ready.device, ready.backend, ready.dtype).set(1)
         families.weights_mapped.set(ready.mapped_bytes)
+        families.expert_slots.set(ready.expert_slots)
         for phase, seconds in {**ready.phase_seconds, "total": startup_s}.items():
             families.startup.labels(phase).set(seconds)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from engine.types import StepStats
 
 WINDOW_S = 300
+DISK_BOUND_S = 10
 MAX_FIRST_TOKENS = 1000  # times kept per second, for the percentiles
 
 
@@ -18,6 +19,7 @@ class Second:
     number: int
     num_steps: int = 0
     step_s: float = 0.0
+    waited_s: float = 0.0  # of step_s, for experts from the disk
     num_prefill: int = 0  # positions of prompts
     num_generated: int = 0
     num_accepted: int = 0  # drafted tokens
@@ -55,6 +57,7 @@ class RecentLoad:
         second = self._current()
         second.num_steps += 1
         second.step_s += stats.step_s
+        second.waited_s += stats.expert_reads.waited_s if stats.expert_reads else 0.0
         second.num_prefill += stats.num_prefill_tokens
         second.num_generated += stats.num_generated_tokens
         second.num_accepted += stats.num_accepted_tokens
@@ -67,6 +70,13 @@ class RecentLoad:
         times = self._current().first_tokens_s
         if len(times) < MAX_FIRST_TOKENS:
             times.append(seconds)
+
+    @property
+    def is_disk_bound(self) -> bool:
+        """True if most of the time of the steps in the last DISK_BOUND_S seconds was spent waiting for the disk."""
+        first = math.floor(self._clock()) - DISK_BOUND_S
+        recent = [second for second in self._seconds if second.number >= first]
+        return 2 * sum(second.waited_s for second in recent) > sum(second.step_s for second in recent)
 
     def points(self, interval_s: int, count: int) -> list[LoadPoint]:
         """Return the load of the last `count` intervals of whole seconds, the newest last.

@@ -13,13 +13,9 @@ const TITLES = new Map([
 
 /** A failed request, with a message for the user. `status` is 0 without a response; `param` is the invalid field. */
 export class ApiError extends Error {
-  constructor(message, { status = 0, param = null, code = null, retryAfter = null, body = {} } = {}) {
+  constructor(message, fields) {
     super(message);
-    this.status = status;
-    this.param = param;
-    this.code = code;
-    this.body = body; // of the response
-    this.retryAfter = retryAfter;
+    Object.assign(this, { status: 0, param: null, code: null, retryAfter: null, body: {}, ...fields });
   }
 
   get title() {

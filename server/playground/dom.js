@@ -31,6 +31,17 @@ export function on(target, types, action) {
   for (const type of types.split(" ")) node.addEventListener(type, action);
 }
 
+/** Calls `submit` at an Enter for which `isSubmit` holds, and `cancel` at Escape, in a field whose keys nobody else gets. */
+export function onEnter(field, submit, cancel, isSubmit = () => true) {
+  on(field, "keydown", (event) => {
+    const isEnter = event.key === "Enter" && !event.isComposing && isSubmit(event);
+    if (!isEnter && event.key !== "Escape") return;
+    event.preventDefault(); // Escape would close the panel around it
+    event.stopPropagation();
+    (isEnter ? submit : cancel)();
+  });
+}
+
 /** Creates a button that calls `onClick`. `name` is what it is called where `text` is only a sign. */
 export function button(text, onClick, { name, ...properties } = {}) {
   const node = element("button", { type: "button", className: "quiet", ...(name && { ariaLabel: name, title: name }), ...properties }, text);
@@ -39,5 +50,16 @@ export function button(text, onClick, { name, ...properties } = {}) {
 }
 
 export const labelled = (input, label) => element("label.field", element("span", label), input);
+
+/** Creates a button that deletes at the second click. */
+export function deleteButton(remove) {
+  const say = (text, isAsking) => {
+    made.textContent = text;
+    made.classList.toggle("needed", isAsking);
+  };
+  const made = button("Delete", () => (made.textContent === "Sure?" ? remove() : say("Sure?", true)));
+  on(made, "blur", () => say("Delete", false));
+  return made;
+}
 
 export const closeButton = (onClick) => button("×", onClick, { className: "quiet close", name: "Close" });

@@ -163,6 +163,7 @@ export class Playground {
     const isAtEnd = paper.scrollHeight - paper.scrollTop - paper.clientHeight < END_PX;
     if (paper.scrollTop < this.#paperTop) this.#isFollowing = isAtEnd;
     else if (isAtEnd) this.#isFollowing = true;
+    byId("down").hidden = isAtEnd;
     this.#paperTop = paper.scrollTop;
   }
 
@@ -325,6 +326,7 @@ export class Playground {
     });
     on("write", "input", () => this.#hideFailure());
     on("paper", "scroll", () => this.#onScroll());
+    on("down", "click", () => byId("paper").scrollTo(0, byId("paper").scrollHeight));
     on("stop", "click", () => this.#running?.abort());
     on("again", "click", () => this.#repeat());
     on("mode", "change", ({ target }) => target.value !== "server" && this.show(target.value));

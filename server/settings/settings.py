@@ -10,7 +10,16 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FilePath, PositiveInt, model_validator
 
-from server.settings.value_types import ApiKeyFile, Bytes, DistinctNames, HostNames, HttpUrl, Names, RootPath
+from server.settings.value_types import (
+    ApiKeyFile,
+    Bytes,
+    DistinctNames,
+    HostNames,
+    HttpUrl,
+    LoraPaths,
+    Names,
+    RootPath,
+)
 
 PREFIX = "SMOE_"  # of environment variables
 
@@ -55,6 +64,16 @@ class Settings(BaseModel):
     )
     served_model_name: Annotated[DistinctNames, DefaultText("the model's name")] = Field(
         (), description="Model name that clients may use. The first one is the id in responses."
+    )
+    lora: LoraPaths = Field(
+        (),
+        description="LoRA adapter as PEFT saves it, NAME=DIR: requests whose model is NAME get the model with the "
+        "adapter in DIR. On CPUs.",
+    )
+    enable_runtime_lora: bool = Field(
+        False,
+        description="Answer /v1/load_lora_adapter and /v1/unload_lora_adapter. Whoever may send requests may then let "
+        "the server read adapters from any directory.",
     )
     chat_template: Annotated[FilePath | None, DefaultText("the checkpoint's template")] = Field(
         None, description="Jinja file with the chat template."
@@ -211,6 +230,12 @@ class Settings(BaseModel):
         "system may drop and read again; copy reads them into the server's own memory; lock keeps mapped pages in "
         "memory. auto is map for packs; other checkpoints are always in own memory.",
     )
+    expert_memory: Annotated[Bytes | Literal["auto"] | None, DefaultText("room for all experts")] = Field(
+        None,
+        description="Memory for the experts of a pack that is larger than memory, such as 16GiB; the other experts are "
+        "read from the disk when a step needs them. auto takes what is left beside other weights, KV cache and "
+        "requests. The tokens are the same.",
+    )
     experts_per_token: Annotated[PositiveInt | None, DefaultText("the checkpoint's number")] = Field(
         None, description="Experts per token for requests that do not set experts_per_token."
     )
@@ -263,7 +288,12 @@ class Settings(BaseModel):
     num_kv_blocks: Annotated[PositiveInt | None, DefaultText("derived from the size")] = Field(
         None, description="Size of the KV cache in blocks, instead of bytes."
     )
-    block_size: int = Field(16, ge=1, le=1024, description="Tokens per block of the KV cache.")
+    block_size: int = Field(
+        16,
+        ge=1,
+        le=1024,
+        description="Tokens per block of the KV cache. On a CPU attention is fastest with a multiple of 16.",
+    )
     kv_cache_dtype: Literal["auto", "bf16", "int8"] = Field(
         "auto",
         description="Type of stored keys and values: auto is the type that they are computed in; int8 needs half the "
@@ -303,6 +333,8 @@ class Settings(BaseModel):
             raise ValueError("--ssl-keyfile and --ssl-certfile need each other: give both")
         if len(set(self.api_keys)) != len(self.api_keys):
             raise ValueError("--api-key-file: has the same key twice, or one of --api-key")
+        if both := self.adapter_directories.keys() & set(self.served_model_name):
+            raise ValueError(f"--lora {min(both)}: --served-model-name has the same name")
         if self.metrics_auth and not self.api_keys:
             raise ValueError("--metrics-auth needs an --api-key or --api-key-file to require")
         self._check_hosts()
@@ -318,6 +350,11 @@ class Settings(BaseModel):
             raise ValueError(
                 f"--nnodes {nodes} needs a --tensor-parallel-size that it divides, such as {nodes}; it is {ranks}"
             )
+
+    @property
+    def adapter_directories(self) -> dict[str, Path]:
+        """Directories of the LoRA adapters by name."""
+        return {name: Path(directory) for name, _, directory in (pair.partition("=") for pair in self.lora)}
 
     @property
     def api_keys(self) -> tuple[str, ...]:

@@ -44,6 +44,8 @@ class Constraint:
     shown_ids: tuple[int, ...] = ()  # special tokens that are part of the text
     is_whole_grammar: bool = False  # written by the client, with rules of its own
     num_states: int = 0  # of the automata that its schema's `multipleOf`s need
+    source: dict[str, JsonValue] | str | None = None  # the client's schema or regular expression
+    is_written_in_lark: bool = False  # by the client: positions in it are those of the client's text
 
     def as_rule(self, name: str) -> str:
         """Write it as a rule of another grammar. Raises ApiError 400 if it is a complete grammar from the client."""
@@ -93,7 +95,7 @@ def schema_constraint(
     """
     text = json.dumps({**schema, "x-guidance": {**JSON_OPTIONS, **(LENIENT if is_lenient else {}), **style}})
     _check_size(schema, len(text), param)
-    return Constraint(f"start: %json {text}", param, num_states=count_states(schema, param, budget))
+    return Constraint(f"start: %json {text}", param, num_states=count_states(schema, param, budget), source=schema)
 
 
 def any_of(texts: Iterable[str]) -> str:
@@ -115,7 +117,7 @@ def _from_structured_outputs(value: StructuredOutputs, name: str) -> Constraint:
         return schema_constraint(value.json_schema, param)
     if value.regex is not None:
         _check_regex(value.regex, param)
-        return Constraint(f"start: /{llguidance.regex_to_lark(value.regex)}/", param)
+        return Constraint(f"start: /{llguidance.regex_to_lark(value.regex)}/", param, source=value.regex)
     if value.choice is not None:
         if sum(map(len, value.choice)) > MAX_GRAMMAR_CHARS:
             raise too_large(param)
@@ -125,7 +127,7 @@ def _from_structured_outputs(value: StructuredOutputs, name: str) -> Constraint:
     _check_optional_parts(grammar, param)
     _check_terminals(grammar, param)
     _check_inline_schemas(grammar, param)
-    return Constraint(grammar, param, is_whole_grammar=True)
+    return Constraint(grammar, param, is_whole_grammar=True, is_written_in_lark=grammar == value.grammar)
 
 
 def _check_regex(regex: str, param: str) -> None:

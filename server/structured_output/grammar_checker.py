@@ -3,17 +3,17 @@
 import asyncio
 import hashlib
 import logging
-import re
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 
-from server.errors import ApiError, check_not_possible, invalid_value, queue_full
+from server.errors import check_not_possible, invalid_value, queue_full
 from server.sandbox.errors import SandboxError, SandboxFull, is_jobs_fault
 from server.sandbox.job import MAX_WORKERS, Job, Limits
 from server.sandbox.pool import Sandbox
 from server.schemas.generation import GenerationRequest
-from server.structured_output.constraints import CompiledGrammar, Constraint, constraint_of, too_large
+from server.structured_output.constraints import CompiledGrammar, Constraint, constraint_of
 from server.structured_output.grammar_check_job import Verdict, check_grammar, make_compiler
+from server.structured_output.refusals import refusal, unsupported_keywords
 from server.tokenizer.tokenizer import Tokenizer
 
 logger = logging.getLogger("smoe.sandbox")
@@ -23,28 +23,6 @@ BEYOND_THE_SANDBOX = "limit of the sandbox"  # the fault of a grammar that the s
 MAX_REMEMBERED = 4096
 MAX_PENDING = 64  # grammars in a check or waiting for one
 MAX_CHECK_S = 0.3  # for a grammar at the limits
-
-# Parts of llguidance's messages, and our wording for them: the library's own may quote the client's text. The first
-# part that occurs counts.
-REASONS = {
-    "too big": "it is too large",
-    "too large": "it is too large",
-    "limit": "it takes more work than this server allows",
-    "nsatisfiable": "no text can match it",
-    "NoExtension": "no text can match it",
-    "not present in a registry": "it refers to something outside itself",
-    "look-around": "looking ahead or behind is not supported",
-    "Unknown format": "it names a format that is not supported",
-    "egex": "it is not a regular expression that this server supports",
-    "end token": "the model has no end token",
-}
-UNSUPPORTED_KEYS_FAULT = "Unimplemented keys"  # in llguidance's message; the keywords follow
-ONE_OF_FAULT = "oneOf constraints are not supported"
-SCHEMA_KEYWORDS = frozenset(
-    {"contains", "contentEncoding", "contentMediaType", "contentSchema", "dependentRequired", "dependentSchemas", "if"}
-    | {"dependencies", "else", "maxContains", "minContains", "not", "propertyNames", "then", "unevaluatedItems"}
-    | {"unevaluatedProperties", "uniqueItems", "oneOf", "minProperties", "maxProperties", "patternProperties"}
-)
 
 
 class GrammarChecker:
@@ -98,7 +76,7 @@ class GrammarChecker:
     async def unsupported_keywords(self, constraint: Constraint, tenant: int = 0) -> list[str]:
         """Return the schema keywords that no grammar can express; [] if another fault of the schema is found first."""
         fault = await self._find_fault(constraint.grammar, constraint.param, tenant)
-        return [] if fault is None else _unsupported_keywords(fault)
+        return [] if fault is None else unsupported_keywords(fault)
 
     async def _own_constraint(self, request: GenerationRequest) -> Constraint | None:
         """Translate the response format in a thread: serializing a schema of a megabyte takes long."""
@@ -110,7 +88,7 @@ class GrammarChecker:
         grammar = constraint.grammar
         fault = await self._find_fault(grammar, constraint.param, tenant)
         if fault is not None:
-            raise _refusal(fault, constraint.param)
+            raise refusal(fault, constraint)
         return CompiledGrammar(grammar, constraint.is_exact, constraint.shown_ids)
 
     async def _find_fault(self, grammar: str, param: str, tenant: int) -> str | None:
@@ -170,21 +148,3 @@ def check_no_contradiction(request: GenerationRequest, end_ids: Collection[int])
     if allowed is not None and not set(allowed) & set(end_ids):
         message = "'allowed_token_ids' lacks the end token, which a text with a response format ends with."
         raise invalid_value(message, "allowed_token_ids")
-
-
-def _unsupported_keywords(fault: str) -> list[str]:
-    if "Unknown format" in fault:
-        return ["format"]
-    if ONE_OF_FAULT in fault:
-        return ["oneOf"]
-    return sorted(set(re.findall(r"[A-Za-z]+", fault)) & SCHEMA_KEYWORDS) if UNSUPPORTED_KEYS_FAULT in fault else []
-
-
-def _refusal(fault: str, param: str) -> ApiError:
-    if "too big" in fault or "too large" in fault:
-        return too_large(param)
-    reason = next((ours for theirs, ours in REASONS.items() if theirs in fault), None)
-    if UNSUPPORTED_KEYS_FAULT in fault:
-        keys = _unsupported_keywords(fault)
-        reason = f"it uses unsupported keywords ({', '.join(keys)})" if keys else "it uses unsupported keywords"
-    return invalid_value(f"'{param}' cannot be followed: {reason or 'it is not valid'}.", param)

@@ -145,7 +145,7 @@ def test_mapped_weights_are_shared_and_read_ahead(demo_pack: Path) -> None:
     memory = weight_memory.mapped_file(file, header.file_bytes)
     assert memory.data_ptr() % (2 << 20) == 0
     assert memory.numpy().tobytes() == file.read_bytes()
-    reader = weight_memory.BackgroundReader(memory)
+    reader = weight_memory.BackgroundReader([memory])
     reader.start()
     assert reader.done.wait(60)
     with open("/proc/self/maps", encoding="ascii") as maps:

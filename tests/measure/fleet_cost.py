@@ -1,9 +1,11 @@
-"""python -m tests.measure.fleet_cost [--model MODEL] [--rounds N] [--clients N] [--requests N]
+"""python -m tests.measure.fleet_cost [--model MODEL] [--rounds N] [--clients N] [--requests N] [--threads N]
 
 Measure what Envoy costs: the same load on one server, directly and through Envoy with deploy/envoy/envoy.yaml, in
-turns. Print tokens per second and the median time to the first token of each run, then the median of the ratios. The
-bundled model is so small that server, Envoy and clients compete for the cores. For a machine without other load; about
-two minutes.
+turns. Print tokens per second and the median time to the first token of each run, then the median of the ratios; and,
+from Envoy's access log, how long a request and the first byte of its response were inside Envoy. What first tokens lose
+beyond these two is not Envoy's work but waiting: for a core, or for the engine's next step. `--threads 1` leaves a core
+of two to all but the engine. The bundled model is so small that server, Envoy and clients compete for the cores. For a
+machine without other load; about two minutes.
 """
 
 import argparse
@@ -11,10 +13,27 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
-from tests.support.envoy import configuration, running_envoy
+from tests.support.conditions import wait_until
+from tests.support.envoy import Config, configuration, manager_of, running_envoy
 from tests.support.running import start_server
+
+# In microseconds: the request's first byte until it leaves for the server; the response's first byte likewise; the
+# request's last byte until the response's first, which is the server's time.
+DURATIONS = ("DS_RX_BEG:US_TX_BEG", "US_RX_BEG:DS_TX_BEG", "US_TX_END:US_RX_BEG")
+
+
+def with_log(config: Config, path: Path) -> Config:
+    """Let Envoy write the durations of each request."""
+    line = " ".join(f"%COMMON_DURATION({points}:us)%" for points in DURATIONS)
+    kind = "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog"
+    log_format = {"text_format_source": {"inline_string": f"{line}\n"}}
+    typed = {"@type": kind, "path": str(path), "log_format": log_format}
+    manager_of(config)["access_log"] = [{"name": "envoy.access_loggers.file", "typed_config": typed}]
+    return config
 
 
 def load(url: str, num_clients: int, num_requests: int) -> dict[str, Any]:
@@ -28,6 +47,40 @@ def load(url: str, num_clients: int, num_requests: int) -> dict[str, Any]:
     return figures
 
 
+def say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def say_inside(log: Path, num_requests: int) -> None:
+    """Print the medians of Envoy's own times once its log, which it writes every 10 s, is complete."""
+    wait_until(lambda: len(_completions(log)) >= num_requests)
+    into, out_of, server = (statistics.median(times) for times in zip(*_completions(log), strict=True))
+    say(f"inside Envoy: request {into:.0f} us, first byte of the response {out_of:.0f} us; server {server:.0f} us")
+
+
+def _completions(log: Path) -> list[list[int]]:
+    lines = [line.split() for line in log.read_text().splitlines()]
+    return [list(map(int, times)) for times in lines if len(times) == len(DURATIONS) and "-" not in times]
+
+
+def measure(url: str, proxy_url: str, options: argparse.Namespace) -> None:
+    """Load the server directly and through Envoy in turns."""
+    ratios, delays_s = [], []
+    urls = {"direct": url, "through Envoy": proxy_url}
+    for number in range(options.rounds):
+        names = list(urls) if number % 2 else list(urls)[::-1]
+        runs = {name: load(urls[name], options.clients, options.requests) for name in names}
+        for name, run in runs.items():
+            speed, ttft_ms = run["output_tokens_per_s"], 1e3 * run["ttft_s"]["p50"]
+            say(f"{name:<14}{speed:9.0f} tokens/s, first token {ttft_ms:7.1f} ms")
+        direct, proxied = runs["direct"], runs["through Envoy"]
+        ratios.append(proxied["output_tokens_per_s"] / direct["output_tokens_per_s"])
+        delays_s.append(proxied["ttft_s"]["p50"] - direct["ttft_s"]["p50"])
+    ratio, delay_ms = statistics.median(ratios), 1e3 * statistics.median(delays_s)
+    say(f"median: {ratio:.1%} of the direct throughput, first token {delay_ms:+.1f} ms")
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -35,23 +88,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--requests", type=int, default=128)
+    parser.add_argument("--threads", type=int, help="of the server (default: all cores)")
     options = parser.parse_args()
-    ratios, delays_s = [], []
-    with start_server(model=options.model) as server:
-        config = configuration("envoy.yaml", [server.url.removeprefix("http://")])
+    flags = [] if options.threads is None else ["--threads", str(options.threads)]
+    with tempfile.TemporaryDirectory() as folder, start_server(*flags, model=options.model) as server:
+        log = Path(folder) / "access.log"
+        config = with_log(configuration("envoy.yaml", [server.url.removeprefix("http://")]), log)
         with running_envoy(config) as proxy:
-            urls = {"direct": server.url, "through Envoy": proxy.url}
-            for number in range(options.rounds):
-                names = list(urls) if number % 2 else list(urls)[::-1]
-                runs = {name: load(urls[name], options.clients, options.requests) for name in names}
-                for name, run in runs.items():
-                    speed, ttft_ms = run["output_tokens_per_s"], 1e3 * run["ttft_s"]["p50"]
-                    print(f"{name:<14}{speed:9.0f} tokens/s, first token {ttft_ms:7.1f} ms", flush=True)  # noqa: T201
-                direct, proxied = runs["direct"], runs["through Envoy"]
-                ratios.append(proxied["output_tokens_per_s"] / direct["output_tokens_per_s"])
-                delays_s.append(proxied["ttft_s"]["p50"] - direct["ttft_s"]["p50"])
-    ratio, delay_ms = statistics.median(ratios), 1e3 * statistics.median(delays_s)
-    print(f"median: {ratio:.1%} of the direct throughput, first token {delay_ms:+.1f} ms")  # noqa: T201
+            measure(server.url, proxy.url, options)
+            say_inside(log, options.rounds * options.requests)
 
 
 if __name__ == "__main__":

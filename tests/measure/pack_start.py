@@ -23,7 +23,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from math import prod
 from pathlib import Path
 
 import httpx
@@ -77,44 +76,24 @@ def make(directory: Path, num_layers: int, quantization: str) -> None:
     from engine.startup.backend import choose_backend
     from model.checkpoint.config_file import load_config
     from model.checkpoint.pack.config import write_config
-    from model.checkpoint.pack.header import PackHeader, network_sizes
+    from model.checkpoint.pack.header import read_header
     from model.checkpoint.pack.side_files import copy_side_files
-    from model.checkpoint.stored_tensor import StoredTensor
-    from model.checkpoint.tensor_names import expected_shapes
     from model.dummy_weights import random_model
-    from model.pack.network import NetworkTensors
-    from model.pack.writer import TensorWriter, finish, new_pack
+    from tests.support.packs import write_pack
 
     config = mixtral_config(load_config(DEMO)[0], num_layers)
     settings = {"model": "", "device": "cpu", "backend": "native", "quantization": quantization}
     backend = choose_backend(msgspec.convert(settings, EngineConfig), torch.device("cpu"), torch.bfloat16)
     one_layer = replace(config, num_layers=1)
     model = random_model(one_layer, torch.bfloat16, torch.device("cpu"), backend.ops, seed=0)
-    with new_pack(directory) as (folder, stream):
+    weights = replace(model.weights, layers=model.weights.layers * num_layers)
+
+    def add_side_files(folder: Path) -> None:
         copy_side_files(DEMO, folder)
         write_config(folder, config, "bfloat16")
-        writer = TensorWriter(stream, config)
-        parts = NetworkTensors(writer.write)
-        parts.tensor("embedding", model.weights.embedding)
-        for index in range(num_layers):
-            parts.layer(index, model.weights.layers[0])
-        parts.tensor("norm", model.weights.norm)
-        parts.linear("head", model.weights.head)
-        shapes = expected_shapes(config, fused=False)
-        stored = [StoredTensor(Path(), name, "BF16", shape, 0, 2 * prod(shape)) for name, shape in shapes.items()]
-        header = PackHeader(
-            source="random",
-            contents="0" * 64,
-            quantization=quantization,
-            dtype="bfloat16",
-            network=network_sizes(config),
-            stored=tuple(stored),
-            tensors=writer.tensors,
-            matrices=parts.matrices,
-            file_bytes=writer.file_bytes,
-        )
-        finish(stream, header, folder)
-    show(bytes=header.file_bytes, layers=num_layers, quantization=quantization)
+
+    write_pack(weights, config, directory, quantization, add_side_files)
+    show(bytes=read_header(directory).file_bytes, layers=num_layers, quantization=quantization)
 
 
 @contextmanager

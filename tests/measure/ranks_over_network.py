@@ -20,9 +20,10 @@ from pathlib import Path
 
 import torch
 
-from engine.distributed.gloo_group import GlooGroup
+from engine.distributed.mesh import connected_group
 from engine.distributed.stores import join_store, new_store
 from model.cut import Cut
+from model.ops.native.group import SocketGroup
 from tests.measure.capacity_plan import SHAPES, VOCAB_SIZE
 from tests.measure.fleet_link import cable
 from tests.support.checkpoints import save_random_checkpoint
@@ -36,7 +37,7 @@ TIMEOUT_S = 60.0
 FLAGS = ("--threads", "1", "--max-model-len", "512", "--max-num-seqs", "4", "--max-num-batched-tokens", "128")
 
 
-def gather_times(group: GlooGroup, width: int) -> list[float]:
+def gather_times(group: SocketGroup, width: int) -> list[float]:
     """Gather a row again and again; return the seconds of each."""
     part, times = torch.zeros(1, len(group.cut.part(width, 32))), []
     for _ in range(NUM_GATHERS):
@@ -52,7 +53,7 @@ def network_gather_s(name: str, here: str, there: str, width: int) -> float:
     command = [sys.executable, "-m", "tests.measure.ranks_over_network", "--peer", here, str(store.port), there]
     peer = subprocess.Popen(["ip", "netns", "exec", name, *command, "--width", str(width)])
     try:
-        return statistics.median(gather_times(GlooGroup(Cut(0, 2), store, here, TIMEOUT_S), width))
+        return statistics.median(gather_times(connected_group(Cut(0, 2), store, here, TIMEOUT_S), width))
     finally:
         peer.wait()
 
@@ -122,7 +123,7 @@ def main() -> None:
     if options.peer:
         address, port, own = options.peer
         store = join_store(address, int(port), TIMEOUT_S)
-        gather_times(GlooGroup(Cut(1, 2), store, own, TIMEOUT_S), options.width)
+        gather_times(connected_group(Cut(1, 2), store, own, TIMEOUT_S), options.width)
         return
     measure(options.rounds)
 

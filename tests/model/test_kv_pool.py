@@ -9,6 +9,7 @@ import torch
 from model.kv_format import KvDtype
 from model.kv_pool import KvPool
 from tests.support.attention_cases import Heads
+from tests.support.kv_tiles import in_rows
 from tests.support.paged import CPU
 
 CONFIG = replace(Heads(32, 8, 128).config, num_layers=32)
@@ -40,6 +41,34 @@ def test_zeroed_slots_are_zeros_in_every_layer_and_the_others_stay(dtype: KvDtyp
         zeros = (cache == 0).flatten(3).all(-1)  # [layers, blocks, slots]
         assert zeros.flatten(1).nonzero()[:, 1].tolist() == [5, 9] * 3
         assert (cache == 0).sum() == zeros.sum() * cache[0, 0, 0].numel()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_zeroed_slots_are_zeros_in_tiles_and_the_others_stay(dtype: KvDtype) -> None:
+    pool = KvPool(replace(CONFIG, num_layers=3), 3, 32, dtype, CPU, "tiles")
+    pool.k.fill_(1)
+    pool.v.fill_(2)
+    pool.zero_slots(torch.tensor([2 * 32 + 17, 6, 31]))
+    for cache, is_keys in ((pool.k, True), (pool.v, False)):
+        zeros = torch.stack([(in_rows(layer, is_keys) == 0).flatten(2).all(-1) for layer in cache])
+        assert zeros.flatten(1).nonzero()[:, 1].tolist() == [6, 31, 81] * 3
+        assert (cache == 0).sum() == zeros.sum() * cache[0, 0, 0].numel()
+
+
+def test_zeroed_slots_are_zeros_where_scales_lie_behind_all_numbers_and_the_others_stay() -> None:
+    pool = KvPool(replace(CONFIG, num_layers=3), 3, 4, "int8", CPU, "split")
+    pool.k.fill_(1)
+    pool.v.fill_(2)
+    pool.zero_slots(torch.tensor([2 * 4 + 1, 5]))
+    for cache in (pool.k, pool.v):
+        blocks = cache.flatten(2)
+        numbers, scales = (
+            blocks[..., : 4 * 8 * 128].unflatten(-1, (4, -1)),
+            blocks[..., 4 * 8 * 128 :].unflatten(-1, (4, -1)),
+        )
+        for part in (numbers, scales):
+            assert (part == 0).all(-1).flatten(1).nonzero()[:, 1].tolist() == [5, 9] * 3
+        assert (cache == 0).sum() == 3 * 2 * 8 * 132
 
 
 def test_untouched_blocks_cost_no_memory() -> None:

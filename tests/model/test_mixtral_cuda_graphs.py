@@ -186,7 +186,7 @@ class FakeCuda:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, message: str | None) -> None:
         self.current = "main"
-        self.calls: list[str] = []
+        self.forbidden_to: list[str] = []  # threads whose unsafe calls each capture forbids
         self._message = message
         fakes = {
             "graph_pool_handle": lambda: "pool",
@@ -211,8 +211,9 @@ class FakeCuda:
         self.current = "main"
 
     @contextmanager
-    def _graph(self, graph: object, *, pool: str, stream: str) -> Iterator[None]:
+    def _graph(self, graph: object, *, pool: str, stream: str, capture_error_mode: str) -> Iterator[None]:
         self.current = stream
+        self.forbidden_to.append(capture_error_mode)
         yield
         if self._message:
             raise RuntimeError(self._message)
@@ -233,6 +234,13 @@ def test_warm_up_and_capture_use_one_stream(monkeypatch: pytest.MonkeyPatch) -> 
     for _ in range(2):
         recorder.record(lambda: seen.append(cuda.current))
     assert seen == ["capturing"] * 4 and cuda.current == "main"
+
+
+def test_a_capture_with_gathers_forbids_nothing_to_the_threads_that_watch_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda(monkeypatch, None)
+    CudaRecorder().record(lambda: None)
+    CudaRecorder(in_group=True).record(lambda: None)
+    assert cuda.forbidden_to == ["global", "thread_local"]
 
 
 def test_an_error_of_the_work_itself_is_no_failed_capture(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from tests.support.checkpoints import Shape, random_model, save_in_layout
 from tests.support.gguf_files import GgufShape, Type, q4_k_m, write_gguf
 from tests.support.native_cases import DTYPES, ISAS, LIBRARY, name_of
 from tests.support.paged import CPU, Running, make_batch
-from tests.support.ranks import gloo_groups, on_each_rank, shared_groups
+from tests.support.ranks import on_each_rank, shared_groups, socket_groups
 
 BLOCK_SIZE = 4
 # 5 panels of hidden outputs and 4 of the vocabulary, the last ones not whole: ranks have uneven parts.
@@ -177,7 +177,7 @@ def _on_ranks(case: Case, size: int) -> list[list[Tensor]]:
 
 def _on_hosts(case: Case, size: int) -> list[list[Tensor]]:
     """Compute on ranks that are connected by a network."""
-    with gloo_groups(size) as groups:
+    with socket_groups(size) as groups:
         return on_each_rank(groups, lambda group: _steps(_load(case, group), case.kv_dtype or name_of(case.dtype)))
 
 

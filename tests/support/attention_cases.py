@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
+from model.kv_pool import DTYPES as KV_DTYPES
 from model.ops.interface import Ops
 from model.ops.reference.kv_int8 import as_cached
+from tests.support.kv_tiles import in_tiles
 from tests.support.paged import Running, make_batch
 
 
@@ -84,7 +86,7 @@ def attend(
     """Compute attention of the parts in one batch: [num_rows, H * K] each.
 
     Caches have kv_dtype and results out_dtype, or the parts' dtype; `in_blocks` converts [num_blocks, block_size, G, K
-    or K + 4] to the backend's layout within blocks.
+    or K + 4] to the backend's layout within blocks, unless that is rows or tiles.
 
     Blocks are shuffled by `seed`. Slots that no row of a part may read are NaN: the null block, positions behind the
     part, and positions in front of the window of its first row.
@@ -111,5 +113,7 @@ def attend(
     q = torch.cat([part.sequence.q[part.first : part.first + part.num_rows] for part in parts])
     metadata = ops.prepare_batch(heads.config, batch, block_size)
     k_cache, v_cache = (in_blocks(slots.unflatten(0, (-1, block_size))) for slots in (k_slots, v_slots))
+    if ops.kv_layout(next(name for name, named in KV_DTYPES.items() if named == cached), block_size) == "tiles":
+        k_cache, v_cache = in_tiles(k_cache, is_keys=True), in_tiles(v_cache, is_keys=False)
     attended = ops.attention(q, k_cache, v_cache, metadata, out_dtype or q.dtype)
     return list(attended.split_with_sizes([part.num_rows for part in parts]))

@@ -8,14 +8,13 @@ from typing import TypeVar
 
 from torch.distributed import HashStore
 
-from engine.distributed.gloo_group import GlooGroup
+from engine.distributed.mesh import connected_group
 from model.cut import all_cuts
-from model.group import Group
-from model.ops.native.group import SharedGroup, shared_bytes
+from model.ops.native.group import SharedGroup, SocketGroup, shared_bytes
 from tests.support.conditions import LIMIT_S
 from tests.support.native_cases import LIBRARY
 
-Rank = TypeVar("Rank", bound=Group)
+Rank = TypeVar("Rank")
 Result = TypeVar("Result")
 
 
@@ -35,22 +34,26 @@ def shared_groups(size: int, buffer_bytes: int = 1 << 16) -> Iterator[list[Share
 
 
 @contextmanager
-def gloo_groups(size: int, timeout_s: float = LIMIT_S) -> Iterator[list[GlooGroup]]:
-    """Connect the group of each rank over the loopback interface."""
+def socket_groups(size: int, address: str = "127.0.0.1", timeout_s: float = LIMIT_S) -> Iterator[list[SocketGroup]]:
+    """Connect the group of each rank over a network, by default the loopback interface; they end with the block."""
     store = HashStore()
     with ThreadPoolExecutor(size) as threads:
-        groups = list(threads.map(lambda cut: GlooGroup(cut, store, "127.0.0.1", timeout_s), all_cuts(size)))
-    yield groups
+        groups = list(threads.map(lambda cut: connected_group(cut, store, address, timeout_s), all_cuts(size)))
+    try:
+        yield groups
+    finally:
+        for group in groups:
+            group.end()
 
 
 def on_each_rank(groups: Sequence[Rank], body: Callable[[Rank], Result]) -> list[Result]:
-    """Run `body` for all ranks at once; if one fails, the others over shared memory fail too instead of waiting."""
+    """Run `body` for all ranks at once, with the group or network of each; if one fails, the others fail too."""
 
     def run(group: Rank) -> Result:
         try:
             return body(group)
         except BaseException:
-            if isinstance(group, SharedGroup):
+            if isinstance(group, SharedGroup | SocketGroup):
                 group.end()
             raise
 

@@ -1,9 +1,12 @@
 // Attention of one row block over one span. Compiled once per instruction set.
 #include "attention/attention.h"
 
+#include <type_traits>
+
 #include "attention/attention_bf16.h"
 #include "attention/attention_f32.h"
 #include "attention/kv_span.h"
+#include "attention/kv_tile_span.h"
 #include "attention/span_softmax.h"
 #include "simd/exp_f32.h"
 #include "simd/vec.h"
@@ -13,8 +16,8 @@ namespace smoe {
 namespace SMOE_ISA {
 namespace {
 
-// Attention of one row block over one span, computed in float32. Number is the type that the caches hold.
-template <class Number>
+// Attention of one row block over one span, computed in float32. Cache reads the caches.
+template <class Cache>
 class SpanAttention : SpanSoftmax {
   public:
     SpanAttention(const AttentionArgs& args, const RowBlock& block, int64_t span_start, const KvPrefetchSpan& prefetch,
@@ -24,7 +27,7 @@ class SpanAttention : SpanSoftmax {
 
     void run() {
         const Range keys = visible();
-        const KvSpan<Number> cache(args_, block_, span_start_, keys.begin, keys.end);
+        const Cache cache(args_, block_, span_start_, keys.begin, keys.end);
         for (int64_t i = 0; i < num_queries_; ++i)
             args_.dtype == BFLOAT16 ? load_query(i, query<uint16_t>(i)) : load_query(i, query<float>(i));
         const int64_t first_panel = keys.begin / TILE_WIDTH, end_panel = (keys.end + TILE_WIDTH - 1) / TILE_WIDTH;
@@ -134,19 +137,32 @@ void merge_one(int64_t head_dim, float* into, const float* later) {
         store(into + k, is_first ? load(later + k) : load(into + k) * keep + load(later + k) * add);
 }
 
+// Attention of one row block over one span; Cache<Number> reads the caches.
+template <template <class> class Cache, class... Arguments>
+void attend(const AttentionArgs& args, Arguments&&... arguments) {
+#if defined(__AVX512BF16__)
+    if (args.dtype == BFLOAT16 && args.kv_dtype == BFLOAT16 && args.head_dim % 2 == 0)
+        return Bf16Attention<Cache, uint16_t>(args, arguments...).run();
+    if (args.dtype == BFLOAT16 && args.kv_dtype == INT8 && args.head_dim % 2 == 0)
+        return Bf16Attention<Cache, int8_t>(args, arguments...).run();
+#endif
+    with_kv_number(args.kv_dtype, [&](auto number) {
+        using Number = decltype(number);
+        if constexpr (std::is_same_v<Number, float>)
+            SpanAttention<KvSpan<float>>(args, arguments...).run();
+        else
+            SpanAttention<Cache<Number>>(args, arguments...).run();
+    });
+}
+
 }  // namespace
 
 void attend_span(const AttentionArgs& args, const RowBlock& block, int64_t span_start, const KvPrefetchSpan& prefetch,
                  float* partials, float* scratch) {
-#if defined(__AVX512BF16__)
-    if (args.dtype == BFLOAT16 && args.kv_dtype == BFLOAT16 && args.head_dim % 2 == 0)
-        return Bf16Attention<uint16_t>(args, block, span_start, prefetch, partials, scratch).run();
-    if (args.dtype == BFLOAT16 && args.kv_dtype == INT8 && args.head_dim % 2 == 0)
-        return Bf16Attention<int8_t>(args, block, span_start, prefetch, partials, scratch).run();
-#endif
-    with_kv_number(args.kv_dtype, [&](auto number) {
-        SpanAttention<decltype(number)>(args, block, span_start, prefetch, partials, scratch).run();
-    });
+    if (args.in_tiles())
+        attend<KvTileSpan>(args, block, span_start, prefetch, partials, scratch);
+    else
+        attend<KvSpan>(args, block, span_start, prefetch, partials, scratch);
 }
 
 void merge_partials(int64_t head_dim, int64_t num_queries, float* into, const float* later) {

@@ -18,10 +18,16 @@ namespace smoe {
 
 constexpr int SPAN = 256;
 
-// Bytes of one row of a KV cache; attention/kv_row.h has the layout.
+// Bytes that one position of one KV head takes in a cache.
 inline int64_t kv_row_bytes(int kv_dtype, int64_t head_dim) {
     return kv_dtype == INT8 ? head_dim + sizeof(float) : head_dim * (kv_dtype == BFLOAT16 ? 2 : 4);
 }
+
+// Caches consist of tiles of this many positions (attention/kv_tile.h) if kv_in_tiles(), otherwise of rows
+// (attention/kv_row.h).
+constexpr int64_t KV_TILE = 16;
+
+inline bool kv_in_tiles(int kv_dtype, int64_t block_size) { return kv_dtype != FLOAT32 && block_size % KV_TILE == 0; }
 
 // Arguments of one attention call.
 struct AttentionArgs {
@@ -29,7 +35,7 @@ struct AttentionArgs {
     int out_dtype;                // of out
     int kv_dtype;                 // of the caches
     const void* q;                // [T, H, K]
-    const void* k_cache;          // [num_blocks, block_size, G] rows of attention/kv_row.h
+    const void* k_cache;          // [num_blocks, block_size, G] rows, or the same bytes as tiles
     const void* v_cache;          // as k_cache
     void* out;                    // [T, H, K]
     const int32_t* block_tables;  // [S, M]
@@ -43,6 +49,8 @@ struct AttentionArgs {
     int64_t queries_per_row() const { return num_heads / num_kv_heads; }
 
     int64_t kv_row_bytes() const { return smoe::kv_row_bytes(kv_dtype, head_dim); }
+
+    bool in_tiles() const { return kv_in_tiles(kv_dtype, block_size); }
 
     // First position visible to the row at `position`.
     int64_t first_visible(int64_t position) const {

@@ -13,15 +13,15 @@
 #include "attention/attention.h"
 #include "attention/attention_f32.h"
 #include "attention/bf16_dot_products.h"
-#include "attention/kv_span.h"
 #include "attention/span_softmax.h"
 #include "simd/vec_tail.h"
 
 namespace smoe {
 namespace SMOE_ISA {
 
-// Attention of one row block over one span. Number is the type that the caches hold: uint16_t (bfloat16) or int8_t.
-template <class Number>
+// Attention of one row block over one span. Number is the type that the caches hold: uint16_t (bfloat16) or int8_t;
+// Cache<Number> reads them.
+template <template <class> class Cache, class Number>
 class Bf16Attention : SpanSoftmax {
   public:
     Bf16Attention(const AttentionArgs& args, const RowBlock& block, int64_t span_start, const KvPrefetchSpan& prefetch,
@@ -32,28 +32,33 @@ class Bf16Attention : SpanSoftmax {
 
     void run() {
         const Range keys = visible();
-        const KvSpan<Number> cache(args_, block_, span_start_, keys.begin, keys.end);
+        const Cache<Number> cache(args_, block_, span_start_, keys.begin, keys.end);
         const Range panels{keys.begin / TILE_WIDTH * TILE_WIDTH, (keys.end + TILE_WIDTH - 1) / TILE_WIDTH * TILE_WIDTH};
-        const int64_t num_panels = (panels.end - panels.begin) / TILE_WIDTH;
-        KvPrefetcher prefetcher(prefetch_, num_panels * (key_squares(TILE_WIDTH, args_.head_dim / 2) + TILE_WIDTH / 2));
+        KvPrefetcher prefetcher(prefetch_, num_steps(panels));
         for (int64_t i = 0; i < num_queries_; ++i) load_query(i);
         if constexpr (IS_SCALED) cache.scales(args_.k_cache, key_scales_), cache.scales(args_.v_cache, value_scales_);
         for (int64_t first = panels.begin; first < panels.end; first += TILE_WIDTH) {
-            cache.template pack_key_pairs<TILE_WIDTH>(first, panel_, prefetcher);
-            for_tiles(first, [&](int64_t i, int64_t rows) { score(i, rows, first); });
+            const KeyColumns columns = cache.key_columns(first, panel_);
+            for_tiles(first, [&](int64_t i, int64_t rows) { score(i, rows, first, columns, prefetcher); });
         }
         for (int64_t i = 0; i < num_queries_; ++i) softmax_row(i, panels);
         for (int64_t first = panels.begin; first < panels.end; first += TILE_WIDTH) {
             const int64_t num_pairs = (min(TILE_WIDTH, keys.end - first) + 1) / 2;
             const int64_t depth =
                 (num_pairs + Bf16DotProducts::DEPTH - 1) / Bf16DotProducts::DEPTH * Bf16DotProducts::DEPTH;
-            cache.pack_value_pairs(first, first + 2 * depth, panel_, prefetcher);
-            for_tiles(first, [&](int64_t i, int64_t rows) { add_values(i, rows, first, depth); });
+            const ValueRows values = cache.template value_rows<!Bf16DotProducts::NEEDS_ONE_PANEL>(first, depth, panel_);
+            for_tiles(first, [&](int64_t i, int64_t rows) { add_values(i, rows, first, depth, values, prefetcher); });
         }
     }
 
   private:
     static constexpr bool IS_SCALED = sizeof(Number) == 1;
+
+    // Products of one k that all tiles of queries make over the panels, at most.
+    int64_t num_steps(Range panels) const {
+        const int64_t tiles = (num_queries_ + Bf16DotProducts::MAX_ROWS - 1) / Bf16DotProducts::MAX_ROWS;
+        return tiles * (panels.end - panels.begin) / TILE_WIDTH * (key_depth() + dims_ / TILE_WIDTH * TILE_WIDTH / 2);
+    }
 
     // Load query i as pairs of dims, zero-padded to the depth of a key panel.
     void load_query(int64_t i) {
@@ -73,10 +78,10 @@ class Bf16Attention : SpanSoftmax {
     }
 
     // Compute the scores of the panel's keys. Masked positions get a score too; no code reads it.
-    void score(int64_t i, int64_t rows, int64_t position) {
+    void score(int64_t i, int64_t rows, int64_t position, const KeyColumns& columns, KvPrefetcher& prefetcher) {
         float* scores = scores_ + i * SPAN + position;
-        products_.multiply(rows, {queries_ + i * dims_, dims_}, {panel_, TILE_WIDTH}, key_depth(), scale(),
-                           {scores, SPAN});
+        products_.multiply(rows, {queries_ + i * dims_, dims_}, columns, key_depth(), scale(), {scores, SPAN},
+                           prefetcher);
         if constexpr (IS_SCALED)
             for (int64_t row = 0; row < rows; ++row)
                 for (int n = 0; n < TILE_WIDTH; n += LANES)
@@ -108,20 +113,21 @@ class Bf16Attention : SpanSoftmax {
     }
 
     // Add weighted values. Masked positions have weight 0.
-    void add_values(int64_t i, int64_t rows, int64_t position, int64_t depth) {
+    void add_values(int64_t i, int64_t rows, int64_t position, int64_t depth, const ValueRows& values,
+                    KvPrefetcher& prefetcher) {
         const auto* weights = reinterpret_cast<const uint32_t*>(scores_ + i * SPAN + position / 2);
         for (int64_t dim = 0; dim < dims_; dim += TILE_WIDTH)
-            products_.add(rows, {weights, SPAN}, {panel_ + dim, dims_}, depth,
-                          {partial(i) + PARTIAL_HEADER + dim, partial_floats(args_.head_dim)});
+            products_.add(rows, {weights, SPAN}, values, dim, depth,
+                          {partial(i) + PARTIAL_HEADER + dim, partial_floats(args_.head_dim)}, prefetcher);
     }
 
     Bf16DotProducts products_;
-    const int64_t dims_;       // words per query, and per pair of positions in the value panel
-    uint32_t* const queries_;  // [Q, dims]
-    float* const scores_;      // [Q, SPAN]
+    const int64_t dims_;                                  // words per query, and per pair of positions in a value panel
+    uint32_t* const queries_;                             // [Q, dims]
+    float* const scores_;                                 // [Q, SPAN]
     alignas(64) float key_scales_[IS_SCALED ? SPAN : 1];  // of the span's positions
     alignas(64) float value_scales_[IS_SCALED ? SPAN : 1];
-    uint32_t* const panel_;  // [K/2, TILE_WIDTH] of keys, then [TILE_WIDTH / 2, dims] of values
+    uint32_t* const panel_;  // for key_columns() and value_rows(): MAX_KEY_PANEL * dims words
 };
 
 }  // namespace SMOE_ISA

@@ -7,6 +7,7 @@
 #if defined(__AVX512BF16__)
 
 #include "attention/attention_f32.h"
+#include "attention/kv_prefetch.h"
 #include "gemm/amx_tiles.h"
 
 namespace smoe {
@@ -19,17 +20,32 @@ struct Matrix {
     int64_t stride;
 };
 
+// TILE_WIDTH columns of words, in groups of LANES; the rows of a group are `stride` words apart.
+struct KeyColumns {
+    const uint32_t* groups[TILE_VECS];
+    int64_t stride;
+};
+
+// Rows of words, in runs of RUN rows that are `stride` words apart.
+struct ValueRows {
+    static constexpr int64_t RUN = KV_TILE / 2;
+    const uint32_t* runs[TILE_WIDTH / KV_TILE];
+    int64_t stride;
+};
+
+// Each step of the prefetcher goes with one k.
 #if defined(__AMX_TILE__)
 
 class Bf16DotProducts {
   public:
     static constexpr int64_t MAX_ROWS = 16;
-    static constexpr int64_t DEPTH = LINE;  // the depth is a multiple of this
+    static constexpr int64_t DEPTH = LINE;         // the depth is a multiple of this
+    static constexpr bool NEEDS_ONE_PANEL = true;  // the runs of ValueRows lie one behind the other
 
-    // sums [rows, TILE_WIDTH] = scale * pairs [rows, depth] times panel [depth, TILE_WIDTH].
-    void multiply(int64_t rows, Matrix<const uint32_t> pairs, Matrix<const uint32_t> panel, int64_t depth, float scale,
-                  Matrix<float> sums) {
-        add_to<true>(rows, pairs, panel, depth, sums);
+    // sums [rows, TILE_WIDTH] = scale * pairs [rows, depth] times columns [depth, TILE_WIDTH].
+    void multiply(int64_t rows, Matrix<const uint32_t> pairs, const KeyColumns& columns, int64_t depth, float scale,
+                  Matrix<float> sums, KvPrefetcher& prefetcher) {
+        add_to<true>(rows, pairs, columns, depth, sums, prefetcher);
         for (int64_t row = 0; row < rows; ++row)
             for (int n = 0; n < TILE_WIDTH; n += LANES) {
                 float* sum = sums.first + row * sums.stride + n;
@@ -37,32 +53,35 @@ class Bf16DotProducts {
             }
     }
 
-    // sums += pairs times panel.
-    void add(int64_t rows, Matrix<const uint32_t> pairs, Matrix<const uint32_t> panel, int64_t depth,
-             Matrix<float> sums) {
-        add_to<false>(rows, pairs, panel, depth, sums);
+    // sums += pairs [rows, depth] times TILE_WIDTH columns of `values` from `column` on.
+    void add(int64_t rows, Matrix<const uint32_t> pairs, const ValueRows& values, int64_t column, int64_t depth,
+             Matrix<float> sums, KvPrefetcher& prefetcher) {
+        const uint32_t* first = values.runs[0] + column;
+        const KeyColumns columns{{first, first + LANES, first + 2 * LANES, first + 3 * LANES}, values.stride};
+        add_to<false>(rows, pairs, columns, depth, sums, prefetcher);
     }
 
   private:
     template <bool FROM_ZERO>
-    void add_to(int64_t rows, Matrix<const uint32_t> pairs, Matrix<const uint32_t> panel, int64_t depth,
-                Matrix<float> sums) {
+    void add_to(int64_t rows, Matrix<const uint32_t> pairs, KeyColumns columns, int64_t depth, Matrix<float> sums,
+                KvPrefetcher& prefetcher) {
         registers_.shape_wide(static_cast<int>(rows));
         compiler_barrier();
         begin<FROM_ZERO>(sums);
+        const int64_t column_bytes = columns.stride * 4;
         for (; depth; depth -= LINE) {
-            const int64_t panel_bytes = panel.stride * 4;
             _tile_loadd(4, pairs.first, pairs.stride * 4);
-            _tile_loadd(5, panel.first, panel_bytes);
-            _tile_loadd(6, panel.first + 16, panel_bytes);
-            _tile_loadd(7, panel.first + 32, panel_bytes);
+            _tile_loadd(5, columns.groups[0], column_bytes);
+            _tile_loadd(6, columns.groups[1], column_bytes);
+            _tile_loadd(7, columns.groups[2], column_bytes);
             _tile_dpbf16ps(0, 4, 5);
             _tile_dpbf16ps(1, 4, 6);
             _tile_dpbf16ps(2, 4, 7);
-            _tile_loadd(5, panel.first + 48, panel_bytes);
+            _tile_loadd(5, columns.groups[3], column_bytes);
             _tile_dpbf16ps(3, 4, 5);
             pairs.first += LINE;
-            panel.first += LINE * panel.stride;
+            for (const uint32_t*& group : columns.groups) group += LINE * columns.stride;
+            prefetcher.step(LINE);
         }
         _tile_stored(0, sums.first, sums.stride * 4);
         _tile_stored(1, sums.first + 16, sums.stride * 4);
@@ -95,41 +114,76 @@ class Bf16DotProducts {
   public:
     static constexpr int64_t MAX_ROWS = TILE_ROWS;
     static constexpr int64_t DEPTH = 1;
+    static constexpr bool NEEDS_ONE_PANEL = false;
 
-    // sums [rows, TILE_WIDTH] = scale * pairs [rows, depth] times panel [depth, TILE_WIDTH].
-    void multiply(int64_t rows, Matrix<const uint32_t> pairs, Matrix<const uint32_t> panel, int64_t depth, float scale,
-                  Matrix<float> sums) const {
-        with_rows(rows, [&](auto tile) { multiply_rows<true, tile.value>(pairs, panel, depth, scale, sums); });
+    // sums [rows, TILE_WIDTH] = scale * pairs [rows, depth] times columns [depth, TILE_WIDTH].
+    void multiply(int64_t rows, Matrix<const uint32_t> pairs, const KeyColumns& columns, int64_t depth, float scale,
+                  Matrix<float> sums, KvPrefetcher& prefetcher) const {
+        with_rows(rows, [&](auto tile) { multiply_rows<tile.value>(pairs, columns, depth, scale, sums, prefetcher); });
     }
-    void add(int64_t rows, Matrix<const uint32_t> pairs, Matrix<const uint32_t> panel, int64_t depth,
-             Matrix<float> sums) const {
-        with_rows(rows, [&](auto tile) { multiply_rows<false, tile.value>(pairs, panel, depth, 1, sums); });
+
+    // sums += pairs [rows, depth] times TILE_WIDTH columns of `values` from `column` on.
+    void add(int64_t rows, Matrix<const uint32_t> pairs, const ValueRows& values, int64_t column, int64_t depth,
+             Matrix<float> sums, KvPrefetcher& prefetcher) const {
+        with_rows(rows, [&](auto tile) { add_rows<tile.value>(pairs, values, column, depth, sums, prefetcher); });
     }
 
   private:
-    template <bool FROM_ZERO, int ROWS>
-    static void multiply_rows(Matrix<const uint32_t> pairs, Matrix<const uint32_t> panel, int64_t depth, float scale,
-                              Matrix<float> into) {
+    template <int ROWS>
+    static void multiply_rows(Matrix<const uint32_t> pairs, const KeyColumns& columns, int64_t depth, float scale,
+                              Matrix<float> into, KvPrefetcher& prefetcher) {
         Vec sums[ROWS][TILE_VECS] = {};
-        if constexpr (!FROM_ZERO)
-            for (int row = 0; row < ROWS; ++row)
-                for (int n = 0; n < TILE_VECS; ++n) sums[row][n] = load(into.first + row * into.stride + n * LANES);
         for (int64_t k = 0; k < depth; ++k) {
             __m512bh column[TILE_VECS];
 #pragma GCC unroll 4
             for (int n = 0; n < TILE_VECS; ++n)
-                column[n] = (__m512bh)load_words(panel.first + k * panel.stride + n * LANES);
+                column[n] = (__m512bh)load_words(columns.groups[n] + k * columns.stride);
+            add_products(sums, pairs, k, column);
+            prefetcher.step();
+        }
 #pragma GCC unroll 6
-            for (int row = 0; row < ROWS; ++row) {
-                const auto pair = (__m512bh)broadcast_word(pairs.first[row * pairs.stride + k]);
+        for (int row = 0; row < ROWS; ++row)
 #pragma GCC unroll 4
-                for (int n = 0; n < TILE_VECS; ++n)
-                    sums[row][n] = (Vec)_mm512_dpbf16_ps((__m512)sums[row][n], pair, column[n]);
+            for (int n = 0; n < TILE_VECS; ++n) store(into.first + row * into.stride + n * LANES, sums[row][n] * scale);
+    }
+
+    template <int ROWS>
+    static void add_rows(Matrix<const uint32_t> pairs, const ValueRows& values, int64_t first, int64_t depth,
+                         Matrix<float> into, KvPrefetcher& prefetcher) {
+        Vec sums[ROWS][TILE_VECS];
+#pragma GCC unroll 6
+        for (int row = 0; row < ROWS; ++row)
+#pragma GCC unroll 4
+            for (int n = 0; n < TILE_VECS; ++n) sums[row][n] = load(into.first + row * into.stride + n * LANES);
+        for (int64_t run = 0; run * ValueRows::RUN < depth; ++run) {
+            const uint32_t* words = values.runs[run] + first;
+            const int64_t end = std::min(depth, (run + 1) * ValueRows::RUN);
+            for (int64_t k = run * ValueRows::RUN; k < end; ++k, words += values.stride) {
+                __m512bh column[TILE_VECS];
+#pragma GCC unroll 4
+                for (int n = 0; n < TILE_VECS; ++n) column[n] = (__m512bh)load_words(words + n * LANES);
+                add_products(sums, pairs, k, column);
+                prefetcher.step();
             }
         }
+#pragma GCC unroll 6
         for (int row = 0; row < ROWS; ++row)
+#pragma GCC unroll 4
+            for (int n = 0; n < TILE_VECS; ++n) store(into.first + row * into.stride + n * LANES, sums[row][n]);
+    }
+
+    // sums += pair k of each row times the columns.
+    template <int ROWS>
+    static inline __attribute__((always_inline)) void add_products(Vec (&sums)[ROWS][TILE_VECS],
+                                                                   Matrix<const uint32_t> pairs, int64_t k,
+                                                                   const __m512bh (&column)[TILE_VECS]) {
+#pragma GCC unroll 6
+        for (int row = 0; row < ROWS; ++row) {
+            const auto pair = (__m512bh)broadcast_word(pairs.first[row * pairs.stride + k]);
+#pragma GCC unroll 4
             for (int n = 0; n < TILE_VECS; ++n)
-                store(into.first + row * into.stride + n * LANES, FROM_ZERO ? sums[row][n] * scale : sums[row][n]);
+                sums[row][n] = (Vec)_mm512_dpbf16_ps((__m512)sums[row][n], pair, column[n]);
+        }
     }
 };
 

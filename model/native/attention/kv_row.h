@@ -1,4 +1,4 @@
-// Layout of the KV caches: one row of K numbers per position and KV head. Included by kernel files only.
+// Layout of the KV caches in rows: K numbers per position and KV head. Included by kernel files only.
 //
 // float32 and bfloat16 rows store the K numbers. An int8 row stores K bytes, then a float32 scale: number k is byte k
 // times the scale, and the scale is the row's largest magnitude divided by 127. Rows too small to divide by are stored
@@ -84,6 +84,19 @@ void write_int8_row(char* row, int64_t head_dim, Source&& number) {
     const float stored = scale + sum(odd);
     std::memcpy(row + head_dim, &stored, sizeof stored);
 }
+
+#if defined(__AVX512BF16__)
+// int8 numbers as bfloat16, exactly.
+inline __m512i widened(__m128i low, __m128i high) {
+    const __m512 first = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(low));
+    const __m512 second = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(high));
+    return (__m512i)_mm512_cvtne2ps_pbh(second, first);
+}
+
+inline __m512i widened(__m256i bytes) {
+    return widened(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
+}
+#endif
 
 }  // namespace SMOE_ISA
 }  // namespace smoe

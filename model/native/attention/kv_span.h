@@ -1,7 +1,9 @@
-// Reads the keys and values of one KV head and one span through the block table. Included by kernel files only.
+// Reads the keys and values of one KV head and one span from rows, through the block table. Included by kernel files
+// only.
 #pragma once
 
 #include "attention/attention.h"
+#include "attention/bf16_dot_products.h"
 #include "attention/kv_prefetch.h"
 #include "attention/kv_row.h"
 #include "simd/transpose.h"
@@ -14,8 +16,8 @@ namespace SMOE_ISA {
 // Number of LANES x LANES squares of words in a panel of `width` keys.
 inline int64_t key_squares(int64_t width, int64_t words) { return width / LANES * ((words + LANES - 1) / LANES); }
 
-// Positions begin .. end - 1 of the span that starts at span_start; reads no other slot. Packing one square of keys,
-// one position's values or one pair's values counts as one step of `prefetcher`.
+// Positions begin .. end - 1 of the span that starts at span_start; reads no other slot. Packing one square of keys
+// or one position's values counts as one step of `prefetcher`.
 template <class Number>
 class KvSpan {
   public:
@@ -49,42 +51,27 @@ class KvSpan {
     }
 
 #if defined(__AVX512BF16__)
-    // Pack the keys into panel [K/2, WIDTH] of words: bfloat16 pairs of neighbouring dims, zero-padded to a multiple of
-    // LANES. For even K. int8 rows give their bytes, which bfloat16 holds exactly, without their scale.
-    template <int WIDTH>
-    void pack_key_pairs(int64_t first, uint32_t* panel, KvPrefetcher& prefetcher) const {
-        const int64_t pairs = args_.head_dim / 2;
-        for (int64_t group = 0; group < WIDTH; group += LANES)
-            for (int64_t k = 0; k < pairs; k += LANES) {
-                Vec square[LANES];
-                const int64_t from = first + group;
-                if (from >= begin_ && from + LANES <= end_ && k + LANES <= pairs) {
-#pragma GCC unroll 16
-                    for (int i = 0; i < LANES; ++i) square[i] = (Vec)all_numbers(args_.k_cache, from + i, 2 * k);
-                } else {
-                    for (int i = 0; i < LANES; ++i) square[i] = (Vec)numbers(args_.k_cache, from + i, 2 * k);
-                }
-                transpose(square);
-#pragma GCC unroll 16
-                for (int i = 0; i < LANES; ++i)
-                    std::memcpy(panel + (k + i) * WIDTH + group, &square[i], sizeof square[i]);
-                prefetcher.step();
-            }
+    // Return the keys of positions first .. first + TILE_WIDTH - 1 as columns of pairs, packed in `panel`; zeros from
+    // K/2 to a multiple of LANES. For even K. int8 rows give their bytes, which bfloat16 holds exactly, without their
+    // scale.
+    KeyColumns key_columns(int64_t first, uint32_t* panel) const {
+        KeyColumns columns{{}, TILE_WIDTH};
+        for (int n = 0; n < TILE_VECS; ++n) {
+            columns.groups[n] = panel + n * LANES;
+            pack_key_pairs(first + n * LANES, panel + n * LANES);
+        }
+        return columns;
     }
 
-    // Pack values of positions first .. last - 1 (first even) into panel [(last - first + 1) / 2, padded K] of words:
-    // pairs of neighbouring positions, the even one in the low half; zeros for absent positions and dims past K.
-    void pack_value_pairs(int64_t first, int64_t last, uint32_t* panel, KvPrefetcher& prefetcher) const {
+    // Return the values of positions first .. first + 2 * depth - 1 (first even) as pairs, packed in `panel`: pairs of
+    // neighbouring positions, the even one in the low half; zeros for absent positions and dims past K.
+    template <bool MAY_POINT>
+    ValueRows value_rows(int64_t first, int64_t depth, uint32_t* panel) const {
         const int64_t stride = padded_dim(args_.head_dim);
-        const Words low = ZIPPED_LANES, high = ZIPPED_LANES + ZIPPED_HALF;
-        for (int64_t j = first; j < last; j += 2, panel += stride) {
-            for (int64_t k = 0; k < stride; k += 2 * LANES) {
-                const __m512i even = numbers(args_.v_cache, j, k), odd = numbers(args_.v_cache, j + 1, k);
-                _mm512_storeu_si512(panel + k, _mm512_permutex2var_epi16(even, (__m512i)low, odd));
-                _mm512_storeu_si512(panel + k + LANES, _mm512_permutex2var_epi16(even, (__m512i)high, odd));
-            }
-            prefetcher.step();
-        }
+        pack_value_pairs(first, first + 2 * depth, panel);
+        ValueRows values{{}, stride};
+        for (const uint32_t*& run : values.runs) run = panel, panel += ValueRows::RUN * stride;
+        return values;
     }
 
     // Write the scales of the rows of `cache` at all positions of the span to scales [SPAN]; 0 for absent positions.
@@ -110,6 +97,34 @@ class KvSpan {
     bool exists(int64_t j) const { return j >= begin_ && j < end_; }
 
 #if defined(__AVX512BF16__)
+    // Pack the keys of LANES positions into columns [K/2 rounded up to LANES] that are TILE_WIDTH words apart.
+    void pack_key_pairs(int64_t first, uint32_t* columns) const {
+        const int64_t pairs = args_.head_dim / 2;
+        for (int64_t k = 0; k < pairs; k += LANES) {
+            Vec square[LANES];
+            if (first >= begin_ && first + LANES <= end_ && k + LANES <= pairs) {
+#pragma GCC unroll 16
+                for (int i = 0; i < LANES; ++i) square[i] = (Vec)all_numbers(args_.k_cache, first + i, 2 * k);
+            } else {
+                for (int i = 0; i < LANES; ++i) square[i] = (Vec)numbers(args_.k_cache, first + i, 2 * k);
+            }
+            transpose(square);
+#pragma GCC unroll 16
+            for (int i = 0; i < LANES; ++i) std::memcpy(columns + (k + i) * TILE_WIDTH, &square[i], sizeof square[i]);
+        }
+    }
+
+    void pack_value_pairs(int64_t first, int64_t last, uint32_t* panel) const {
+        const int64_t stride = padded_dim(args_.head_dim);
+        const Words low = ZIPPED_LANES, high = ZIPPED_LANES + ZIPPED_HALF;
+        for (int64_t j = first; j < last; j += 2, panel += stride)
+            for (int64_t k = 0; k < stride; k += 2 * LANES) {
+                const __m512i even = numbers(args_.v_cache, j, k), odd = numbers(args_.v_cache, j + 1, k);
+                _mm512_storeu_si512(panel + k, _mm512_permutex2var_epi16(even, (__m512i)low, odd));
+                _mm512_storeu_si512(panel + k + LANES, _mm512_permutex2var_epi16(even, (__m512i)high, odd));
+            }
+    }
+
     // Lane order that interleaves two vectors: first lanes 0 .. LANES - 1 of both, then the rest.
     static constexpr Words ZIPPED_LANES = {0x200000, 0x210001, 0x220002, 0x230003, 0x240004, 0x250005,
                                            0x260006, 0x270007, 0x280008, 0x290009, 0x2a000a, 0x2b000b,
@@ -135,13 +150,6 @@ class KvSpan {
 
     const char* row_from(const void* cache, int64_t j, int64_t k) const {
         return static_cast<const char*>(cache) + offsets_[j] + k * sizeof(Number);
-    }
-
-    // int8 numbers as bfloat16, exactly.
-    static __m512i widened(__m256i bytes) {
-        const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(bytes)));
-        const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(bytes, 1)));
-        return (__m512i)_mm512_cvtne2ps_pbh(high, low);
     }
 #endif
 

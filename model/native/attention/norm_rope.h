@@ -23,15 +23,16 @@ struct RotationArgs {
     int kv_dtype;          // of the caches
     const void* qkv;       // [T, (H + 2G) * K]
     void* q;               // [T, H, K]
-    void* k_cache;         // [num_blocks * block_size, G] rows of attention/kv_row.h
+    void* k_cache;         // [num_blocks, block_size, G] rows, or the same bytes as tiles: kv_in_tiles()
     void* v_cache;         // as k_cache
     const float* cos;      // [T, K/2]
     const float* sin;      // [T, K/2]
     const int64_t* slots;  // [T]
-    void* rotated;         // scratch [T, K] in dtype, if the caches hold another type
+    float* spare;          // scratch [T, 2K]
     int64_t num_heads;
     int64_t num_kv_heads;
     int64_t head_dim;
+    int64_t block_size;
 };
 
 // x += y for numbers first .. last - 1; each sum is rounded to dtype.

@@ -103,10 +103,11 @@ class Attention {
         SMOE_CALL(isa_, finish_attention(args_, block, partials));
     }
 
-    // With enough rows, one task handles all KV heads of the same rows: keys of one position lie side by side.
+    // With enough rows, one task handles all KV heads of the same rows if the keys of one position lie side by side.
     void by_block() {
         const int64_t num_blocks = blocks_.size(), G = args_.num_kv_heads;
-        const int64_t heads = num_blocks / G >= TASKS_PER_THREAD * pool_.threads() ? G : 1;
+        const bool is_alone = num_blocks / G < TASKS_PER_THREAD * pool_.threads();
+        const int64_t heads = is_alone ? 1 : G;
         const int64_t floats = (heads + 1) * partials_floats_ + span_floats_;
         const auto first_read = [&](int64_t task) {
             const RowBlock& block = blocks_[task * heads];
@@ -198,11 +199,11 @@ void smoe_rotary_angles(smoe_pool* pool, int isa, const int64_t* positions, cons
 
 int smoe_rope_and_store_kv(smoe_pool* pool, int isa, int dtype, int q_dtype, int kv_dtype, const void* qkv, void* q_out,
                            void* k_cache, void* v_cache, const float* cos, const float* sin, const int64_t* slots,
-                           int64_t T, int64_t H, int64_t G, int64_t K) {
+                           int64_t T, int64_t H, int64_t G, int64_t K, int64_t block_size) {
     return catch_errors([&] {
-        void* rotated = dtype == kv_dtype ? nullptr : pool_of(pool).scratch(T * K * sizeof(float));
-        const RotationArgs args{dtype, q_dtype, kv_dtype, qkv,     q_out, k_cache, v_cache,
-                                cos,   sin,     slots,    rotated, H,     G,       K};
+        auto* spare = reinterpret_cast<float*>(pool_of(pool).scratch(T * 2 * K * sizeof(float)));
+        const RotationArgs args{dtype, q_dtype, kv_dtype, qkv, q_out, k_cache, v_cache,   cos,
+                                sin,   slots,   spare,    H,   G,     K,       block_size};
         for_rows(pool_of(pool), T, (H + 2 * G) * K,
                  [&](int64_t first, int64_t last) { SMOE_CALL(isa, rope_and_store_kv(args, first, last)); });
     });

@@ -9,12 +9,15 @@
 #include "moe/experts.h"
 #include "runtime/thread_pool.h"
 #include "smoe_native.h"
+#include "store/expert_store.h"
 
 namespace smoe {
 
 inline Pool& pool_of(smoe_pool* pool) { return *reinterpret_cast<Pool*>(pool); }
 
 inline Group* group_of(smoe_group* group) { return reinterpret_cast<Group*>(group); }
+
+inline ExpertStore* store_of(smoe_store* store) { return reinterpret_cast<ExpertStore*>(store); }
 
 inline Matrix matrix_of(const smoe_matrix& matrix) {
     return {static_cast<int>(matrix.format), static_cast<const uint32_t*>(matrix.panels), matrix.outputs,
@@ -36,7 +39,7 @@ void for_rows(Pool& pool, int64_t num_rows, int64_t numbers_per_row, Body&& body
                       [&](int64_t task) { body(task * piece, std::min(num_rows, (task + 1) * piece)); });
 }
 
-// Run the call and return 0, 1 if an allocation failed, or 2 if the group has ended.
+// Run the call and return 0, 1 if an allocation failed, 2 if the group has ended, or 3 if an expert cannot be read.
 template <class Call>
 int catch_errors(Call&& call) {
     try {
@@ -46,6 +49,8 @@ int catch_errors(Call&& call) {
         return 1;
     } catch (const GroupEnded&) {
         return 2;
+    } catch (const ReadFault&) {
+        return 3;
     }
 }
 

@@ -2,8 +2,8 @@
 #include <new>
 
 #include "c_api/core.h"
-#include "group/called_group.h"
 #include "group/shared_group.h"
+#include "group/socket_group.h"
 
 using namespace smoe;
 
@@ -23,8 +23,10 @@ smoe_group* smoe_group_create(void* memory, int rank, int size, int64_t buffer_b
     return handle_of(new (std::nothrow) SharedGroup(memory, rank, size, buffer_bytes));
 }
 
-smoe_group* smoe_group_of_calls(smoe_gather* function, void* context) {
-    return handle_of(new (std::nothrow) CalledGroup(function, context));
+smoe_group* smoe_group_of_sockets(smoe_sockets* sockets) {
+    Group* group = nullptr;
+    catch_errors([&] { group = new SocketGroup(sockets); });
+    return handle_of(group);
 }
 
 void smoe_group_destroy(smoe_group* group) { delete group_of(group); }

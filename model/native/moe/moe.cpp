@@ -1,6 +1,7 @@
 #include "moe/moe.h"
 
 #include <algorithm>
+#include <iterator>
 #include <vector>
 
 #include "gemm/packed_row_layout.h"
@@ -105,10 +106,53 @@ int max_rows(const Expert& expert) {
         {max_tile_rows(expert.w1.format), max_tile_rows(expert.w3.format), max_tile_rows(expert.w2.format)});
 }
 
+std::vector<int32_t> experts_of(const std::vector<Tile>& tiles) {
+    std::vector<int32_t> experts;
+    for (const Tile& tile : tiles)
+        if (experts.empty() || experts.back() != tile.expert) experts.push_back(tile.expert);
+    return experts;
+}
+
+std::vector<Tile> tiles_of(const std::vector<Tile>& tiles, const std::vector<int32_t>& experts) {
+    std::vector<Tile> found;
+    std::copy_if(tiles.begin(), tiles.end(), std::back_inserter(found),
+                 [&](const Tile& tile) { return std::binary_search(experts.begin(), experts.end(), tile.expert); });
+    return found;
+}
+
+Matrix moved(Matrix matrix, intptr_t bytes) {
+    matrix.panels = reinterpret_cast<const uint32_t*>(reinterpret_cast<intptr_t>(matrix.panels) + bytes);
+    return matrix;
+}
+
+// Compute the experts of a store as they come into memory.
+void multiply_stored(Pool& pool, int dtype, const void* x, const Experts& weights, const Pairs& pairs,
+                     const ProductMemory& memory) {
+    ExpertStore& store = *weights.store;
+    std::vector<Expert> placed(weights.experts, weights.experts + weights.E);
+    Experts in_slots = weights;
+    in_slots.experts = placed.data();
+    const StoredLayer layer(store, weights.stored_layer, experts_of(pairs.tiles));
+    for (auto experts = store.next(pool); !experts.empty(); experts = store.next(pool)) {
+        for (const int32_t expert : experts) {
+            const auto [w1, w3, w2] = weights[expert];
+            const intptr_t shift = store.shift(expert);
+            placed[expert] = {moved(w1, shift), moved(w3, shift), moved(w2, shift)};
+        }
+        multiply_experts(pool, dtype, x, in_slots, pairs, tiles_of(pairs.tiles, experts), memory);
+        store.done(experts);
+    }
+}
+
 void run_experts(Pool& pool, int dtype, const void* x, const Experts& weights, const Choice& choice, void* y) {
     const Pairs pairs = sort_pairs(choice, weights.E, max_rows(weights[0]));
-    const float* outputs = multiply_experts(pool, dtype, x, weights, pairs);
-    combine(pool, dtype, outputs, choice, pairs, weights.num_outputs(), y);
+    const auto num_pairs = static_cast<int64_t>(pairs.rows.size());
+    const ProductMemory memory = reserve_products(pool, dtype, weights, num_pairs, weights.store);
+    if (weights.store)
+        multiply_stored(pool, dtype, x, weights, pairs, memory);
+    else
+        multiply_experts(pool, dtype, x, weights, pairs, pairs.tiles, memory);
+    combine(pool, dtype, memory.outputs, choice, pairs, weights.num_outputs(), y);
 }
 
 }  // namespace

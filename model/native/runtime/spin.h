@@ -21,10 +21,10 @@ inline void pause_core() {
 #endif
 }
 
-// Spin until the condition holds; return false after SPIN_TIME.
+// Spin until the condition holds; return false after `time`.
 template <class Condition>
-bool spin(Condition condition) {
-    const auto end = std::chrono::steady_clock::now() + SPIN_TIME;
+bool spin(Condition condition, std::chrono::microseconds time = SPIN_TIME) {
+    const auto end = std::chrono::steady_clock::now() + time;
     do {
         for (int i = 0; i < 32; ++i) {
             if (condition()) return true;

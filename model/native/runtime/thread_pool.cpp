@@ -1,8 +1,6 @@
 #include "runtime/thread_pool.h"
 
-#include <pthread.h>
-#include <signal.h>
-
+#include "runtime/signals_blocked.h"
 #include "runtime/spin.h"
 
 namespace smoe {
@@ -15,23 +13,9 @@ uint64_t job_of(uint64_t ticket) { return ticket >> 32; }
 uint64_t index_of(uint64_t ticket) { return ticket & 0xffffffffu; }
 
 // One thread writes, so a plain load and store lose no count and no other core waits for the cache line.
-void beat(std::atomic<uint64_t>* heartbeat) {
+void increment(std::atomic<uint64_t>* heartbeat) {
     if (heartbeat) heartbeat->store(heartbeat->load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
 }
-
-// Block signals for threads started while the object lives: signals belong to the calling thread.
-class SignalsBlocked {
-  public:
-    SignalsBlocked() {
-        sigset_t all;
-        sigfillset(&all);
-        pthread_sigmask(SIG_SETMASK, &all, &before_);
-    }
-    ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
-
-  private:
-    sigset_t before_;
-};
 
 }  // namespace
 
@@ -46,6 +30,8 @@ Pool::Pool(int threads) : ticket_(CLOSED) {
 }
 
 Pool::~Pool() { stop(); }
+
+void Pool::beat() { increment(heartbeat_); }
 
 void Pool::stop() {
     {
@@ -72,7 +58,7 @@ void Pool::run(int64_t n, Task task, void* context) {
     if (n <= 1 || workers_.empty()) {
         for (int64_t i = 0; i < n; ++i) {
             task(context, i);
-            beat(heartbeat_);
+            increment(heartbeat_);
         }
         return;
     }
@@ -104,7 +90,7 @@ uint64_t Pool::run_open_tasks(std::atomic<uint64_t>* heartbeat) {
         if (index < n) {
             if (ticket_.compare_exchange_weak(ticket, ticket + 1)) {
                 finish(task, context, index);
-                beat(heartbeat);
+                increment(heartbeat);
             }
         } else if (ticket_.load() == ticket) {
             break;  // n belongs to this job

@@ -36,6 +36,8 @@ class Pool {
 
     // The calling thread increments this counter with each task it runs; readers see that the work makes progress.
     void set_heartbeat(uint64_t* counter) { heartbeat_ = reinterpret_cast<std::atomic<uint64_t>*>(counter); }
+    // Increment it for work that is done elsewhere. Only the calling thread may.
+    void beat();
 
     // Run f(0) .. f(n - 1), each once, and return when all are done. f must not throw; n < 2^32 - 1.
     template <class F>

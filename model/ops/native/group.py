@@ -1,18 +1,22 @@
-"""Groups of ranks inside calls of the library: over memory that ranks of one host share (model/native/group), or over
-any other group, whose gathers the library calls."""
+"""Groups of ranks inside calls of the library (model/native/group): over memory that ranks of one host share, or over
+sockets between hosts."""
 
+import contextlib
 import ctypes
 import mmap
+import socket
 import weakref
-from ctypes import c_char, c_void_p
+from collections.abc import Mapping
+from ctypes import c_char, c_int, c_void_p
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from model.cut import Cut
-from model.group import Group, GroupEndedError
-from model.ops.native.library import GatherFunction, NativeLibrary
+from model.group import GroupEndedError
+from model.ops.native.library import NativeLibrary
+from model.ops.native.structs import SocketArguments
 
 ENDED = 2  # result of a library function after the end of its group
 
@@ -22,7 +26,7 @@ class LibraryGroup(Protocol):
 
     handle: c_void_p
 
-    def failure(self) -> BaseException:
+    def failure(self) -> GroupEndedError:
         """Return why the last gather failed."""
 
 
@@ -38,6 +42,7 @@ class SharedGroup:
         """Map the memory behind `fd`, of shared_bytes(), zeros at first. No gathered row is larger than
         `buffer_bytes`. The caller keeps the descriptor."""
         self.cut = cut
+        self._library = library
         self._call = library.call
         size = shared_bytes(library, cut.size, buffer_bytes)
         self._memory = (c_char * size).from_buffer(mmap.mmap(fd, size))
@@ -46,13 +51,7 @@ class SharedGroup:
         weakref.finalize(self, library.call.smoe_group_destroy, self.handle)
 
     def gather(self, part: Tensor, width: int, unit: int) -> Tensor:
-        columns, item = self.cut.part(width, unit), part.element_size()
-        whole = torch.empty(len(part), width, dtype=part.dtype)
-        sizes = len(part), width * item, columns.start * item, len(columns) * item, unit * item
-        part = part.contiguous()
-        if self._call.smoe_group_gather(self.handle, part.data_ptr(), whole.data_ptr(), *sizes):
-            raise GroupEndedError
-        return whole  # [T, width]
+        return _gather(self._library, self, self.cut, part, width, unit)  # [T, width]
 
     def end(self) -> None:
         """Let all gathers of all ranks raise GroupEndedError from now on. Any thread may call it."""
@@ -62,38 +61,67 @@ class SharedGroup:
         """Return how many gathers a rank has reached, in pieces of the buffer's size, modulo 2^32."""
         return int(self._call.smoe_group_arrivals(self.handle, rank))
 
-    def failure(self) -> BaseException:
+    def failure(self) -> GroupEndedError:
         return GroupEndedError()
 
 
-class CalledGroup:
-    """Any group, for calls of the library: they gather through `group.gather` in the thread that made the call."""
+class SocketGroup:
+    """Implementation of model.group.Group for ranks that share no memory. Each sends its part to every other one. Also
+    used inside the calls of the library, by its handle. Not thread-safe: one gather at a time."""
 
-    def __init__(self, library: NativeLibrary, group: Group) -> None:
-        self.group = group
-        self._error: BaseException | None = None
-        self._function = GatherFunction(self._gather)
-        self.handle = c_void_p(library.call.smoe_group_of_calls(self._function, None))
+    def __init__(
+        self, library: NativeLibrary, cut: Cut, connections: Mapping[int, socket.socket], timeout_s: float
+    ) -> None:
+        """`connections`: to each other rank, and used for nothing else from now on; `timeout_s`: limit of each wait for
+        another rank."""
+        self.cut = cut
+        self._library = library
+        self._connections = dict(connections)
+        self._descriptors = (c_int * cut.size)(*(self._descriptor(rank) for rank in range(cut.size)))
+        self._arguments = SocketArguments(self._descriptors, cut.rank, cut.size)
+        self.timeout_s = timeout_s
+        self.handle = c_void_p(library.call.smoe_group_of_sockets(self._arguments))
+        if not self.handle:
+            raise MemoryError
         weakref.finalize(self, library.call.smoe_group_destroy, self.handle)
 
-    def failure(self) -> BaseException:
-        error, self._error = self._error, None
-        return error or GroupEndedError()
+    @property
+    def timeout_s(self) -> float:
+        """Limit of each wait for another rank."""
+        return float(self._arguments.timeout_ms) / 1000
 
-    def _gather(
-        self, context: None, part: int, whole: int, num_rows: int, whole_bytes: int, first: int, own: int, unit: int
-    ) -> int:
-        """Gather rows of bytes. An exception must not pass through the library: failure() returns it."""
-        try:
-            rows = self.group.gather(_rows_at(part, num_rows, own), whole_bytes, unit)
-            _rows_at(whole, num_rows, whole_bytes).copy_(rows)
-        except BaseException as error:  # noqa: BLE001 (it must not pass through C++)
-            self._error = error
-            return ENDED
-        return 0
+    @timeout_s.setter
+    def timeout_s(self, seconds: float) -> None:
+        self._arguments.timeout_ms = round(seconds * 1000)
+
+    def gather(self, part: Tensor, width: int, unit: int) -> Tensor:
+        return _gather(self._library, self, self.cut, part, width, unit)  # [T, width]
+
+    def end(self) -> None:
+        """Let all gathers of all ranks raise GroupEndedError from now on. Any thread may call it."""
+        for connection in self._connections.values():
+            with contextlib.suppress(OSError):  # not connected any more
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def failure(self) -> GroupEndedError:
+        rank = self._arguments.lost_rank
+        if self._arguments.is_late:
+            return GroupEndedError(f"rank {rank} did not answer for {self.timeout_s:g} s")
+        return GroupEndedError(f"the connection to rank {rank} broke")
+
+    def _descriptor(self, rank: int) -> int:
+        return -1 if rank == self.cut.rank else self._connections[rank].fileno()
 
 
-def _rows_at(address: int, num_rows: int, num_bytes: int) -> Tensor:
-    """Return memory of the library as a tensor [num_rows, num_bytes]; not a copy."""
-    memory = (c_char * (num_rows * num_bytes)).from_address(address)
-    return torch.frombuffer(memory, dtype=torch.uint8).view(num_rows, num_bytes)
+def _gather(library: NativeLibrary, group: LibraryGroup, cut: Cut, part: Tensor, width: int, unit: int) -> Tensor:
+    """Gather as model.group.Group describes."""
+    columns, item = cut.part(width, unit), part.element_size()
+    whole = torch.empty(len(part), width, dtype=part.dtype)
+    sizes = len(part), width * item, columns.start * item, len(columns) * item, unit * item
+    part = part.contiguous()
+    code = library.call.smoe_group_gather(group.handle, part.data_ptr(), whole.data_ptr(), *sizes)
+    if code == ENDED:
+        raise group.failure()
+    if code:
+        raise MemoryError
+    return whole

@@ -5,21 +5,29 @@ model/native/smoe_native.h documents the functions; the signatures here must mat
 
 import ctypes
 import weakref
-from ctypes import CFUNCTYPE, POINTER, c_float, c_int, c_int64, c_uint32, c_uint64, c_void_p
+from ctypes import POINTER, c_float, c_int, c_int64, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 
 from model.ops.native.sampling import SamplingArguments
-from model.ops.native.structs import ExpertArguments, MatrixArguments, NetworkArguments, StepArguments
+from model.ops.native.structs import (
+    ExpertArguments,
+    MatrixArguments,
+    NetworkArguments,
+    SocketArguments,
+    StepArguments,
+    StoreCounts,
+    StoreLayout,
+)
 
-ABI_VERSION = 14
+ABI_VERSION = 18
 LIBRARY = Path(__file__).parents[2] / "native" / "libsmoe_native.so"
 # The index is the library's code of an instruction set. The last that is available is the fastest.
 ISAS = ("portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx", "neon")
 
-# context, part, whole, T; bytes of a whole row, before a part, in a part, in a unit of parts
-GatherFunction = CFUNCTYPE(c_int, *(c_void_p,) * 3, *(c_int64,) * 5)
 # pool, isa, dtype
 _KERNEL = (c_void_p, c_int, c_int)
+# adapters, first_term
+_TERMS = (c_void_p, c_int64)
 _SIGNATURES = {
     "smoe_abi_version": (c_int, ()),
     "smoe_isa_available": (c_int, (c_int,)),
@@ -29,28 +37,39 @@ _SIGNATURES = {
     "smoe_panel_size": (c_int64, (c_int, c_int64)),
     "smoe_pack": (None, (*_KERNEL, c_int, *(c_void_p,) * 2, *(c_int64,) * 3)),
     "smoe_pack_blocks": (None, (c_void_p, c_int, *(c_void_p,) * 2, *(c_int64,) * 3)),
-    "smoe_linear": (c_int, (*_KERNEL, c_void_p, POINTER(MatrixArguments), c_int64, c_void_p, *(c_int64,) * 2, c_int)),
+    "smoe_linear": (
+        c_int,
+        (*_KERNEL, c_void_p, POINTER(MatrixArguments), c_int64, c_void_p, *(c_int64,) * 2, c_int, *_TERMS, c_int64),
+    ),
     "smoe_group_bytes": (c_int64, (c_int, c_int64)),
     "smoe_group_create": (c_void_p, (c_void_p, c_int, c_int, c_int64)),
     "smoe_group_destroy": (None, (c_void_p,)),
-    "smoe_group_of_calls": (c_void_p, (GatherFunction, c_void_p)),
+    "smoe_group_of_sockets": (c_void_p, (POINTER(SocketArguments),)),
     "smoe_group_gather": (c_int, (*(c_void_p,) * 3, *(c_int64,) * 5)),
     "smoe_group_end": (None, (c_void_p,)),
     "smoe_group_arrivals": (c_uint32, (c_void_p, c_int)),
+    "smoe_read_file": (c_int64, (*(c_void_p,) * 2, *(c_int64,) * 2)),
+    "smoe_store_create": (c_void_p, (POINTER(StoreLayout),)),
+    "smoe_store_destroy": (None, (c_void_p,)),
+    "smoe_store_get_counts": (None, (c_void_p, POINTER(StoreCounts))),
+    "smoe_store_get_fault": (None, (c_void_p, POINTER(c_int64))),
     "smoe_ffn": (
         c_int,
-        (*_KERNEL, c_void_p, POINTER(ExpertArguments), c_void_p, *(c_int64,) * 3, c_void_p, c_int64),
+        (*_KERNEL, c_void_p, POINTER(ExpertArguments), c_void_p, *(c_int64,) * 3, c_void_p, c_int64, *_TERMS),
     ),
     "smoe_moe": (
         c_int,
-        (*_KERNEL, *(c_void_p,) * 2, POINTER(ExpertArguments), *(c_void_p,) * 4, *(c_int64,) * 5, c_void_p, c_int64),
+        (
+            *(*_KERNEL, *(c_void_p,) * 2, POINTER(ExpertArguments), *(c_void_p,) * 4),
+            *(*(c_int64,) * 5, c_void_p, c_int64, c_void_p, c_int64, *_TERMS),
+        ),
     ),
     "smoe_route": (c_int, (*_KERNEL, *(c_void_p,) * 5, *(c_int64,) * 4)),
     "smoe_gate_logits": (None, (c_void_p, c_int, *(c_void_p,) * 3, *(c_int64,) * 3)),
     "smoe_rms_norm": (None, (*_KERNEL, *(c_void_p,) * 3, *(c_int64,) * 2, c_float)),
     "smoe_add_rms_norm": (None, (*_KERNEL, *(c_void_p,) * 4, *(c_int64,) * 2, c_float)),
     "smoe_rotary_angles": (None, (c_void_p, c_int, *(c_void_p,) * 4, *(c_int64,) * 2)),
-    "smoe_rope_and_store_kv": (c_int, (*_KERNEL, c_int, c_int, *(c_void_p,) * 7, *(c_int64,) * 4)),
+    "smoe_rope_and_store_kv": (c_int, (*_KERNEL, c_int, c_int, *(c_void_p,) * 7, *(c_int64,) * 5)),
     "smoe_attention": (c_int, (*_KERNEL, *(c_int,) * 2, *(c_void_p,) * 7, *(c_int64,) * 7)),
     "smoe_forward": (c_int, (c_void_p, c_int, POINTER(NetworkArguments), POINTER(StepArguments))),
     "smoe_read_all": (c_uint32, (c_void_p, c_int, c_void_p, c_int64)),

@@ -17,8 +17,12 @@ from model.config import ModelConfig
 from model.cut import PANEL
 from model.forward_batch import ForwardBatch
 from model.group import ALONE, Group, GroupEndedError
+from model.kv_format import TILE, KvDtype, KvLayout
+from model.low_rank import AdapterRows, RowTerms
 from model.ops.interface import FfnWeights, RoutingRequest
-from model.ops.native.group import ENDED, CalledGroup, LibraryGroup, SharedGroup
+from model.ops.native.adapters import AdapterAddresses, pointer
+from model.ops.native.expert_store import READ_FAILED, ExpertStore, Read, StoredExperts
+from model.ops.native.group import ENDED, LibraryGroup, SharedGroup, SocketGroup
 from model.ops.native.library import ISAS, NativeLibrary, NativeUnavailableError, ThreadPool
 from model.ops.native.packed_weights import (
     BLOCK_FORMATS,
@@ -70,12 +74,12 @@ class NativeOps:
         self.threads = threads
         self._library = library
         self._call = library.call
-        self._called: CalledGroup | None = None  # of the last group that is not in shared memory
         self._isa = ISAS.index(self.isa)
         self._threads = ThreadPool(library, threads)
         self._pool = self._threads.handle
         self.block_formats = frozenset(BLOCK_FORMATS if quantization == "none" else ())
         self._packer = WeightPacker(library, self._threads, self._isa, quantization)
+        self._adapters = AdapterAddresses()
 
     def set_heartbeat(self, counter: c_uint64) -> None:
         """Let the kernels increment `counter` while they work, from now on."""
@@ -86,6 +90,10 @@ class NativeOps:
         """Return the bytes of a panel of PANEL outputs in a format, by its code."""
         return int(self._call.smoe_panel_size(code, num_inputs))
 
+    def store_experts(self, experts: StoredExperts, num_slots: int, file: str, source: int | Read) -> ExpertStore:
+        """Return a store of experts for the library of these kernels; see ExpertStore."""
+        return ExpertStore(self._library, experts, num_slots, file, source)
+
     def pack_linear(self, *weights: Weight) -> NativeLinear:
         return self._packer.pack_linear(weights)
 
@@ -94,6 +102,9 @@ class NativeOps:
 
     def pack_moe(self, gate: Tensor, experts: Iterable[FfnWeights]) -> NativeMoe:
         return NativeMoe(gate.float().contiguous(), self._packer.pack_experts(len(gate), experts))
+
+    def kv_layout(self, dtype: KvDtype, block_size: int) -> KvLayout:
+        return "rows" if dtype == "float32" or block_size % TILE else "tiles"
 
     def prepare_batch(self, config: ModelConfig, batch: ForwardBatch, block_size: int) -> NativeMetadata:
         num_pairs = config.head_dim // 2
@@ -125,14 +136,14 @@ class NativeOps:
         total = x + pending
         return total, self.rms_norm(total, weight, eps)  # [T, D] each
 
-    def linear(self, x: Tensor, weight: NativeLinear) -> Tensor:
-        return self._multiply(x, weight, x.dtype)  # [T, O]
+    def linear(self, x: Tensor, weight: NativeLinear, terms: RowTerms | None = None) -> Tensor:
+        return self._multiply(x, weight, x.dtype, terms)  # [T, O]
 
     def rope_and_store_kv(self, qkv: Tensor, k_cache: Tensor, v_cache: Tensor, metadata: NativeMetadata) -> Tensor:
         q = torch.empty(len(qkv), metadata.num_heads, metadata.head_dim, dtype=qkv.dtype)
         tensors = qkv, q, k_cache, v_cache, metadata.cos, metadata.sin, metadata.batch.slot_mapping
         addresses = (tensor.data_ptr() for tensor in tensors)
-        sizes = len(qkv), metadata.num_heads, metadata.num_kv_heads, metadata.head_dim
+        sizes = len(qkv), metadata.num_heads, metadata.num_kv_heads, metadata.head_dim, metadata.block_size
         dtypes = DTYPES[qkv.dtype], DTYPES[q.dtype], KV_DTYPES[k_cache.dtype]
         check(self._call.smoe_rope_and_store_kv(self._pool, self._isa, *dtypes, *addresses, *sizes))
         return q  # [T, H, K]
@@ -155,16 +166,25 @@ class NativeOps:
         check(self._call.smoe_attention(self._pool, self._isa, *dtypes, *addresses, *sizes, metadata.window))
         return out  # [T, H * K]
 
-    def ffn(self, x: Tensor, weights: NativeExperts, group: Group = ALONE) -> Tensor:
+    def ffn(self, x: Tensor, weights: NativeExperts, group: Group = ALONE, terms: RowTerms | None = None) -> Tensor:
         y = x.new_empty(len(x), weights.num_outputs)
         arguments = x.data_ptr(), weights.arguments, y.data_ptr(), len(x), weights.dim, weights.hidden_dim
         kernel = self._pool, self._isa, DTYPES[x.dtype]
         first = group.cut.part(weights.hidden_dim, PANEL).start
         joined = self.in_library(group)
-        check(self._call.smoe_ffn(*kernel, *arguments, joined and joined.handle, first), joined)
+        adapters, first_term = self._adapters.of_terms(terms)
+        cut = joined and joined.handle, first
+        check(self._call.smoe_ffn(*kernel, *arguments, *cut, pointer(adapters), first_term), joined)
         return y  # [T, D]
 
-    def moe(self, x: Tensor, weights: NativeMoe, request: RoutingRequest, group: Group = ALONE) -> Tensor:
+    def moe(
+        self,
+        x: Tensor,
+        weights: NativeMoe,
+        request: RoutingRequest,
+        group: Group = ALONE,
+        terms: RowTerms | None = None,
+    ) -> Tensor:
         experts = weights.experts
         y = x.new_empty(len(x), experts.num_outputs)
         addresses = x.data_ptr(), weights.gate.data_ptr(), experts.arguments, y.data_ptr()
@@ -174,18 +194,23 @@ class NativeOps:
         kernel = self._pool, self._isa, DTYPES[x.dtype]
         first = group.cut.part(experts.hidden_dim, PANEL).start
         joined = self.in_library(group)
-        check(self._call.smoe_moe(*kernel, *addresses, *routing, *sizes, joined and joined.handle, first), joined)
+        in_group = joined and joined.handle, first
+        stored = experts.store and experts.store.handle, experts.stored_layer
+        adapters, first_term = self._adapters.of_terms(terms)
+        end = *in_group, *stored, pointer(adapters), first_term
+        check(self._call.smoe_moe(*kernel, *addresses, *routing, *sizes, *end), joined, experts.store)
         return y  # [T, D]
+
+    def adapter_addresses(self, rows: AdapterRows | None) -> Tensor | None:
+        """Return the addresses of a step's adapters, [T], for StepArguments; None if no row has one."""
+        return None if rows is None else self._adapters.of_rows(rows)
 
     def in_library(self, group: Group) -> LibraryGroup | None:
         """Return the group for calls of the library; None for a single rank."""
         if group.cut.size == 1:
             return None
-        if isinstance(group, SharedGroup):
-            return group
-        if self._called is None or self._called.group is not group:
-            self._called = CalledGroup(self._library, group)
-        return self._called
+        assert isinstance(group, SharedGroup | SocketGroup), "the library gathers only over memory and sockets"
+        return group
 
     def add_norm_moe(
         self,
@@ -196,9 +221,10 @@ class NativeOps:
         weights: NativeMoe,
         request: RoutingRequest,
         group: Group = ALONE,
+        terms: RowTerms | None = None,
     ) -> tuple[Tensor, Tensor]:
         total, normed = self.add_rms_norm(x, pending, norm, eps)
-        return total, self.moe(normed, weights, request, group)  # [T, D] each
+        return total, self.moe(normed, weights, request, group, terms)  # [T, D] each
 
     def gate_logits(self, x: Tensor, weights: NativeMoe) -> Tensor:
         num_experts, dim = weights.gate.shape
@@ -222,12 +248,15 @@ class NativeOps:
         check(self._call.smoe_sample(self._pool, self._isa, sampling_arguments(logits, rows, result)))
         return result
 
-    def forward(self, network: NetworkArguments, step: StepArguments, group: LibraryGroup | None) -> None:
-        """Compute all layers of a step in one call; writes to the addresses in the arguments. `group`: the network's.
+    def forward(
+        self, network: NetworkArguments, step: StepArguments, group: LibraryGroup | None, store: ExpertStore | None
+    ) -> None:
+        """Compute all layers of a step in one call; writes to the addresses in the arguments. Group and store are the
+        network's.
 
-        Raises GroupEndedError.
+        Raises GroupEndedError and ExpertReadError.
         """
-        check(self._call.smoe_forward(self._pool, self._isa, network, step), group)
+        check(self._call.smoe_forward(self._pool, self._isa, network, step), group, store)
 
     def read_all(self, buffer: Tensor) -> int:
         """Read a buffer once, on all threads; return the sum of its 32-bit words and last bytes, modulo 2^32."""
@@ -240,12 +269,14 @@ class NativeOps:
         """
         return int(self._call.smoe_peak_operations(self._pool, self._isa, arithmetic, rounds))
 
-    def _multiply(self, x: Tensor, weight: NativeLinear, dtype: torch.dtype) -> Tensor:
+    def _multiply(self, x: Tensor, weight: NativeLinear, dtype: torch.dtype, terms: RowTerms | None = None) -> Tensor:
         y = torch.empty(len(x), weight.num_outputs, dtype=dtype)
         matrices = weight.arguments, len(weight.matrices)
         sizes = len(x), weight.num_inputs, dtype == torch.float32
         kernel = self._pool, self._isa, DTYPES[x.dtype]
-        check(self._call.smoe_linear(*kernel, x.data_ptr(), *matrices, y.data_ptr(), *sizes))
+        adapters, first_term = self._adapters.of_terms(terms)
+        low_rank = pointer(adapters), first_term, terms.count if terms else 0
+        check(self._call.smoe_linear(*kernel, x.data_ptr(), *matrices, y.data_ptr(), *sizes, *low_rank))
         return y  # [T, O]
 
 
@@ -256,9 +287,12 @@ def inverse_frequencies(head_dim: int, theta: float) -> Tensor:
     return 1.0 / powers
 
 
-def check(result: int, group: LibraryGroup | None = None) -> None:
-    """Raise why the group ended if a library function returned 2, and MemoryError if it returned 1."""
+def check(result: int, group: LibraryGroup | None = None, store: ExpertStore | None = None) -> None:
+    """Raise why the group ended or the store failed if a library function returned 2 or 3, and MemoryError if it
+    returned 1."""
     if result == ENDED:
         raise group.failure() if group else GroupEndedError
+    if result == READ_FAILED and store is not None:
+        raise store.failure()
     if result:
         raise MemoryError("not enough memory for the intermediate results of a step")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from model.ops.huge_pages import empty
 from model.ops.interface import FfnWeights
+from model.ops.native.expert_store import ExpertStore
 from model.ops.native.library import NativeLibrary, ThreadPool
 from model.ops.native.structs import ExpertArguments, MatrixArguments
 from model.ops.quantization import Quantization
@@ -74,6 +75,8 @@ class NativeExperts:
     hidden_dim: int  # inputs of w2
     num_hidden: int  # outputs of w1 and w3: hidden_dim, or a rank's part
     num_outputs: int  # outputs of w2: dim, or a rank's part
+    store: ExpertStore | None = None  # None: the experts lie at their addresses
+    stored_layer: int = 0  # number of their layer in the store
 
     def matrices(self, expert: int) -> tuple[NativeMatrix, NativeMatrix, NativeMatrix]:
         """Return views of one expert's w1, w3 and w2."""

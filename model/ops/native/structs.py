@@ -23,6 +23,16 @@ class ExpertArguments(ctypes.Structure):
     _fields_ = [(name, MatrixArguments) for name in ("w1", "w3", "w2")]
 
 
+class LowRankArguments(ctypes.Structure):
+    """The struct smoe_low_rank."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("a", "b")),
+        *((name, c_int64) for name in ("rank", "dtype", "first_output", "outputs")),
+        ("scale", c_float),
+    ]
+
+
 class LayerArguments(ctypes.Structure):
     """The struct smoe_layer."""
 
@@ -32,6 +42,8 @@ class LayerArguments(ctypes.Structure):
         ("num_qkv", c_int64),
         ("gate", c_void_p),
         ("experts", POINTER(ExpertArguments)),
+        ("store", c_void_p),
+        ("stored_layer", c_int64),
         *((name, c_void_p) for name in ("k_cache", "v_cache")),
     ]
 
@@ -52,6 +64,15 @@ class NetworkArguments(ctypes.Structure):
     ]
 
 
+class SocketArguments(ctypes.Structure):
+    """The struct smoe_sockets."""
+
+    _fields_ = [
+        ("sockets", POINTER(c_int)),
+        *((name, c_int) for name in ("rank", "size", "timeout_ms", "lost_rank", "is_late")),
+    ]
+
+
 class StepArguments(ctypes.Structure):
     """The struct smoe_step."""
 
@@ -61,5 +82,20 @@ class StepArguments(ctypes.Structure):
         *((name, c_void_p) for name in ("query_start", "context_len", "block_tables")),
         *((name, c_void_p) for name in ("experts_per_token", "allowed", "expert_ids", "finite", "logits")),
         ("P", c_int64),
-        *((name, c_void_p) for name in ("gate_rows", "gate_logits")),
+        *((name, c_void_p) for name in ("gate_rows", "gate_logits", "adapters")),
     ]
+
+
+class StoreLayout(ctypes.Structure):
+    """The struct smoe_store_layout."""
+
+    _fields_ = [
+        *((name, c_int64) for name in ("layers", "experts", "slots", "slot_bytes", "readers")),
+        *((name, c_void_p) for name in ("positions", "expert_bytes", "memory", "mapped", "read", "context")),
+    ]
+
+
+class StoreCounts(ctypes.Structure):
+    """The struct smoe_store_counts."""
+
+    _fields_ = [(name, c_int64) for name in ("hits", "misses", "read_bytes", "waited_ns")]

@@ -17,6 +17,8 @@ from model.config import ModelConfig
 from model.cut import PANEL
 from model.forward_batch import ForwardBatch
 from model.group import ALONE, Group
+from model.kv_format import KvDtype, KvLayout
+from model.low_rank import RowTerms, with_terms
 from model.ops.interface import FfnWeights, RoutingRequest
 from model.ops.quantization import Quantization, QuantizedMatrix, multiply, quantize
 from model.ops.reference.attention import AttentionPlan, attend, plan_attention
@@ -75,6 +77,10 @@ class ReferenceOps:
     def pack_moe(self, gate: Tensor, experts: Iterable[FfnWeights]) -> ReferenceMoe:
         return ReferenceMoe(gate.float(), list(map(self.pack_ffn, experts)))
 
+    def kv_layout(self, dtype: KvDtype, block_size: int) -> KvLayout:
+        del dtype, block_size
+        return "rows"
+
     def prepare_batch(self, config: ModelConfig, batch: ForwardBatch, block_size: int) -> ReferenceMetadata:
         cos, sin = rotary_angles(batch.positions, config.head_dim, config.rope_theta)
         attention = plan_attention(batch, block_size, config.window, config.num_heads, config.head_dim)
@@ -92,8 +98,8 @@ class ReferenceOps:
         total = x + pending
         return total, self.rms_norm(total, weight, eps)  # [T, D] each
 
-    def linear(self, x: Tensor, weight: Matrix) -> Tensor:
-        return product(x, weight).to(x.dtype)  # [T, O]
+    def linear(self, x: Tensor, weight: Matrix, terms: RowTerms | None = None) -> Tensor:
+        return with_terms(product(x, weight), x, terms).to(x.dtype)  # [T, O]
 
     def rope_and_store_kv(self, qkv: Tensor, k_cache: Tensor, v_cache: Tensor, metadata: ReferenceMetadata) -> Tensor:
         heads = qkv.view(len(qkv), -1, metadata.head_dim)  # [T, H + 2G, K]
@@ -110,22 +116,36 @@ class ReferenceOps:
         k_slots, v_slots = k_cache.flatten(0, 1), v_cache.flatten(0, 1)
         return attend(q, k_slots, v_slots, metadata.attention, out_dtype)  # [T, H * K]
 
-    def ffn(self, x: Tensor, weights: ReferenceFfn, group: Group = ALONE) -> Tensor:
+    def ffn(self, x: Tensor, weights: ReferenceFfn, group: Group = ALONE, terms: RowTerms | None = None) -> Tensor:
         w1, w3 = product(x, weights.w13).chunk(2, dim=-1)  # [T, F] each
+        if terms is not None:
+            w1, w3 = terms.term(0).added_to(w1, x), terms.term(1).added_to(w3, x)
         hidden = group.gather(F.silu(w1) * w3, num_inputs(weights.w2), PANEL)  # [T, F]
-        return product(hidden, weights.w2).to(x.dtype)  # [T, D]
+        return with_terms(product(hidden, weights.w2), hidden, terms and terms.term(2)).to(x.dtype)  # [T, D]
 
-    def moe(self, x: Tensor, weights: ReferenceMoe, request: RoutingRequest, group: Group = ALONE) -> Tensor:
+    def moe(
+        self,
+        x: Tensor,
+        weights: ReferenceMoe,
+        request: RoutingRequest,
+        group: Group = ALONE,
+        terms: RowTerms | None = None,
+    ) -> Tensor:
         num_experts = len(weights.experts)
         expert_ids, share = route(self.gate_logits(x, weights), request)  # [T, Kmax] each
         experts = expert_ids.flatten()
         counts = experts.bincount(minlength=num_experts + 1).tolist()[:num_experts]
         order = experts.argsort(stable=True)[: sum(counts)]  # [P] pairs by expert, within one by row
-        parts = x[order // expert_ids.shape[1]].split_with_sizes(counts)  # E of [rows of expert, D]
-        by_expert = zip(parts, weights.experts, strict=True)
-        outputs = [self.ffn(part, expert, group) for part, expert in by_expert if len(part)]
-        by_pair = torch.zeros(len(experts), outputs[0].shape[1], dtype=torch.float32, device=x.device)  # [T * Kmax, D]
-        by_pair[order] = torch.cat(outputs).float()
+        parts = (order // expert_ids.shape[1]).split_with_sizes(counts)  # E of [rows of expert]
+        outputs = [
+            self.ffn(x[rows], expert, group, terms and terms.of_expert(index).of_rows(rows))
+            for index, (rows, expert) in enumerate(zip(parts, weights.experts, strict=True))
+            if len(rows)
+        ]
+        width = num_outputs(weights.experts[0].w2)
+        by_pair = torch.zeros(len(experts), width, dtype=torch.float32, device=x.device)  # [T * Kmax, D]
+        if outputs:  # not if all rows have no experts, as the padding of a captured step
+            by_pair[order] = torch.cat(outputs).float()
         return combine(by_pair.view(*expert_ids.shape, -1), share).to(x.dtype)  # [T, D]
 
     def add_norm_moe(
@@ -137,9 +157,10 @@ class ReferenceOps:
         weights: ReferenceMoe,
         request: RoutingRequest,
         group: Group = ALONE,
+        terms: RowTerms | None = None,
     ) -> tuple[Tensor, Tensor]:
         total, normed = self.add_rms_norm(x, pending, norm, eps)
-        return total, self.moe(normed, weights, request, group)  # [T, D] each
+        return total, self.moe(normed, weights, request, group, terms)  # [T, D] each
 
     def gate_logits(self, x: Tensor, weights: ReferenceMoe) -> Tensor:
         return F.linear(x.float(), weights.gate)  # [T, E]
@@ -149,6 +170,11 @@ class ReferenceOps:
 
     def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
         return sample(logits, rows)
+
+
+def num_outputs(weight: Matrix) -> int:
+    """Return O of a matrix [O, D]."""
+    return len(weight if isinstance(weight, Tensor) else weight.scales)
 
 
 def num_inputs(weight: Matrix) -> int:

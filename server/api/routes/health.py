@@ -18,6 +18,7 @@ from server.schemas.validation import fit_for_header
 
 INTERVALS = ("5", "1", "2")  # seconds per point of /load/recent; the first is the default
 NUM_POINTS = WINDOW_S // 5
+DISK_BOUND = "disk-bound: steps mostly wait for experts that are read (--expert-memory)"
 INTERVAL: Schema = {
     "name": "interval",
     "in": "query",
@@ -34,8 +35,9 @@ router = APIRouter()
 )
 async def ready(http: HttpRequest) -> Response:
     """Reply 200 if new requests are accepted, else 503."""
-    status, body = readiness(state_of(http).engine.status)
-    return JSONResponse(body, status)
+    state = state_of(http)
+    status, body = readiness(state.engine.status)
+    return JSONResponse(body | {"note": DISK_BOUND} if state.metrics.recent.is_disk_bound else body, status)
 
 
 @router.api_route(

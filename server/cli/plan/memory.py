@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from engine.capacity import checkpoint_files
+from engine.capacity.expert_speed import NUM_CLIENTS, REFERENCE_DISK, Rates, tokens_per_s
 from engine.capacity.host_resources import available_bytes, format_bytes
 from engine.capacity.memory_plan import WEIGHT_KINDS, MemoryPlan, plan_memory
 from engine.capacity.packs import kind_of
@@ -85,7 +86,8 @@ class PlanReport:
         length = ["--max-model-len", str(plan.limits.max_model_len)]
         weights = weight_flags(plan)
         theta = [] if plan.config.rope_theta is None else ["--rope-theta", f"{plan.config.rope_theta:.17g}"]
-        return ["smoe", "serve", *named, *theta, *weights, *rank_flags(plan.config), *length, *size]
+        experts = [] if plan.experts is None else ["--expert-memory", str(plan.experts.num_bytes)]
+        return ["smoe", "serve", *named, *theta, *weights, *experts, *rank_flags(plan.config), *length, *size]
 
 
 def run(flags: Mapping[str, Any], memory: str | None, *, as_json: bool, write_manifest: bool) -> int:
@@ -181,6 +183,7 @@ def to_json(report: PlanReport) -> str:
         "kv_cache_bytes": plan.kv_cache_bytes,
         "max_model_len": limits.max_model_len if limits else None,
         "room": [asdict(room) for room in plan.capacities()],
+        "expert_memory": None if plan.experts is None else asdict(plan.experts) | {"tokens_per_s": expert_speeds(plan)},
         "warnings": plan.warnings,
         "verdict": report.verdict,
         "command": report.command,
@@ -197,6 +200,16 @@ def to_table(report: PlanReport, colours: Colours = WITHOUT_COLOURS) -> str:
     )
     lines.append(f"verdict: {paint(report.verdict)}")
     return "\n".join([*lines, colours.bold(shlex.join(report.command))] if report.command else lines)
+
+
+def expert_speeds(plan: MemoryPlan, disk: float = REFERENCE_DISK) -> dict[str, float]:
+    """Return tokens per second at most by number of clients, of a plan whose experts are read when they are needed.
+
+    `disk`: bytes per second.
+    """
+    assert plan.experts is not None
+    rates = Rates(REFERENCE_BANDWIDTH, disk)
+    return {str(count): tokens_per_s(plan.experts, plan.model, count, rates) for count in NUM_CLIENTS}
 
 
 def _round_up(num_bytes: int) -> str:
@@ -268,6 +281,19 @@ def _memory_lines(plan: MemoryPlan) -> Iterator[str]:
             f"{ranks} ranks: each holds at most {format_bytes(plan.rank_weight_bytes)} of the weights and "
             f"{format_bytes(plan.kv_cache_bytes // ranks)} of the KV cache"
         )
+    yield from _expert_lines(plan)
     for room in plan.capacities():
         each = format_bytes(room.bytes_per_request)
         yield f"room for {room.num_requests:,} requests of {room.num_tokens:,} tokens, at most {each} each"
+
+
+def _expert_lines(plan: MemoryPlan) -> Iterator[str]:
+    """Yield how many experts fit, and how fast steps can be that read the others."""
+    experts = plan.experts
+    if experts is None:
+        return
+    size = format_bytes(experts.num_bytes)
+    yield f"{experts.num_slots} of {experts.num_experts} experts fit {size}; the others are read from the disk"
+    speeds = ", ".join(f"{rate:.1f} for {count}" for count, rate in expert_speeds(plan).items())
+    disk = f"{REFERENCE_DISK / 1e9:g} GB/s of disk"
+    yield f"tokens/s at most at 100 GB/s and {disk}, by clients: {speeds}; `smoe doctor` measures the disk"

@@ -35,7 +35,7 @@ export class Sampling {
       element("div.presets", { role: "group", ariaLabel: "Presets" }, ...presets),
       ...SLIDERS.map((spec) => this.#slider(...spec)),
       ...this.#format.elements,
-      element("label.switch", this.#details, element("span", "Token details"), element("small", "on hover")),
+      element("label.switch", this.#details, "Token details on hover"),
     );
     more.append(...MORE_SLIDERS.map((spec) => this.#slider(...spec)), labelled(this.#seed, "Seed"), labelled(this.#stop, "Stop strings"));
   }

@@ -8,7 +8,6 @@ export function exportEntries(entries) {
   link.href = URL.createObjectURL(new Blob([json], { type: "application/json" }));
   link.download = `smoe-history-${new Date().toISOString().slice(0, 10)}.json`;
   link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60_000); // the download has begun by then
 }
 
 /** Reads the entries of an exported file. Throws TypeError, one line for the user, if it is something else. */

@@ -89,7 +89,6 @@ export class CompletionPanel {
     if (this.#versions.length) this.#openVersion(entry.at);
   }
 
-  /** Like `entry`, with what can be seen only. */
   get link() {
     const prompt = this.#prompt.value;
     const text = this.#shown?.prompt === prompt ? textOf(this.#shown) : "";

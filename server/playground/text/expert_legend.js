@@ -1,7 +1,7 @@
 import { button, byId } from "../dom.js";
 import { hueOf, percent } from "../words.js";
 
-/** Legend of the experts' colours: a button per expert, with its share of the tokens, dims those of all others. */
+/** Legend of the experts' colours: buttons with each expert's share of the tokens, which dim those of all others. */
 export class ExpertLegend {
   #box = byId("expert-legend");
   #expert = null; // whose tokens stay

@@ -1,5 +1,5 @@
 import { copyButton } from "../clipboard.js";
-import { button, element, on } from "../dom.js";
+import { button, deleteButton, element, onEnter } from "../dom.js";
 import { branchArrows } from "./branches.js";
 import { hasMarkdown, markdown } from "./markdown.js";
 import { TokenView } from "./token_view.js";
@@ -27,7 +27,7 @@ export class Turn {
     const buttons = [
       copyButton(() => this.text), button("Edit", () => this.edit()),
       ...(isUser ? [] : [button("Again", () => actions.answer(node.parent), { name: "Answer again" }), this.#resume, this.#rendered]),
-      button("Delete", () => actions.remove(node)),
+      deleteButton(() => actions.remove(node)),
     ];
     this.element = element("article", { className: `turn ${node.role}`, ariaLabel: speaker },
       element("header.turn-head", element("h2", speaker), this.#branches), this.#body,
@@ -97,14 +97,7 @@ export class Turn {
       this.#show();
       if (field.value.trim() && field.value !== this.text) this.#actions.edit(this.node, field.value);
     };
-    on(field, "keydown", (event) => {
-      const isSubmit = event.key === "Enter" && !event.isComposing && (event.ctrlKey || event.metaKey || (isUser && !event.shiftKey));
-      if (!isSubmit && event.key !== "Escape") return;
-      event.preventDefault();
-      event.stopPropagation();
-      if (isSubmit) submit();
-      else cancel();
-    });
+    onEnter(field, submit, cancel, ({ ctrlKey, metaKey, shiftKey }) => ctrlKey || metaKey || (isUser && !shiftKey));
     const row = element("div", button(isUser ? "Send" : "Save", submit), button("Cancel", cancel));
     this.#body.replaceChildren(element("div.editor", field, row));
     field.focus();

@@ -72,6 +72,7 @@ def test_another_answer_and_an_edited_message_keep_the_branches_before_them(visi
     press(visit, 2, "Previous branch")
     assert shown(visit)[2:] == ["two", "beta"]
     press(visit, 2, "Delete")
+    press(visit, 2, "Sure?")
     assert shown(visit) == ["one", "alpha", "three", "delta"]
     press(visit, 1, "Next branch")
     assert shown(visit) == ["one", "gamma"]

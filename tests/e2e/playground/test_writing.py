@@ -128,8 +128,11 @@ def test_the_legend_names_each_colour_with_its_share_and_shows_one_experts_token
         assert colours(visit, "#continuation .t")[1] == colours(visit, "#expert-legend button")[1]
         visit.set_slider("#layer", 1)  # token i takes expert i + 1 first
         assert visit.get("#continuation .t").evaluate_all(shown) == [0, 8]
+        num_dimmed = visit.get("#continuation .dimmed").count()
         visit.get("#heat tbody td").first.hover()
+        expect(visit.get("#continuation .dimmed")).not_to_have_count(num_dimmed)
         visit.page.mouse.move(0, 0)
+        expect(visit.get("#continuation .dimmed")).to_have_count(num_dimmed)
         assert visit.get("#continuation .t").evaluate_all(shown) == [0, 8]
         swatches.nth(1).click()
         expect(visit.get("#continuation .dimmed")).to_have_count(0)
@@ -142,10 +145,12 @@ def docked(visit: Visit, stub: StubServer) -> dict[str, float]:
     visit.write("A prompt")
     visit.get("#continuation .t").nth(0).click(button="right")
     visit.page.mouse.move(0, 0)
+    expect(visit.get("#continuation .at")).to_have_count(0)
     expect(visit.get("#card")).to_contain_text("First")
     visit.get("#continuation .t").nth(2).hover()
     expect(visit.get("#card code").first).to_have_text("␣third")
     visit.page.mouse.move(0, 0)
+    expect(visit.get("#continuation .at")).to_have_count(0)
     expect(visit.get("#card")).to_be_visible()
     place = visit.get("#card").bounding_box()
     assert place
@@ -156,9 +161,14 @@ def test_the_card_docks_at_the_right_edge_and_on_a_phone_at_the_bottom(browser: 
     with stub_server() as stub:
         with visiting(browser, stub.url) as visit:
             place = docked(visit, stub)
-            paper = visit.get("#write").bounding_box()
-            assert paper and place["y"] < 100
-            assert paper["x"] + paper["width"] - 40 < place["x"] + place["width"] <= paper["x"] + paper["width"]
+            assert place["y"] < 100
+            for width in (1360, 1024):
+                visit.page.set_viewport_size({"width": width, "height": 820})
+                paper, card = visit.get("#write").bounding_box(), visit.get("#card").bounding_box()
+                assert paper and card
+                assert paper["x"] + paper["width"] - 40 < card["x"] + card["width"] <= paper["x"] + paper["width"]
+            presets = visit.get(".presets")
+            assert presets.evaluate("box => box.scrollWidth <= box.clientWidth")
             visit.get("#card").click()  # releases it
             expect(visit.get("#card")).to_be_hidden()
             visit.get("#continuation .tokens").focus()
@@ -169,3 +179,27 @@ def test_the_card_docks_at_the_right_edge_and_on_a_phone_at_the_bottom(browser: 
         with visiting(browser, stub.url, size=PHONE) as visit:
             place = docked(visit, stub)
             assert (place["x"], place["width"], place["y"] + place["height"]) == (0, PHONE[0], PHONE[1])
+
+
+def test_a_reader_above_the_end_gets_a_button_to_it_and_a_message_is_deleted_at_the_second_click(
+    browser: Browser,
+) -> None:
+    to_end = "paper => paper.scrollHeight - paper.scrollTop - paper.clientHeight"
+    with stub_server() as stub, visiting(browser, stub.url) as visit:
+        ready(visit)
+        visit.choose("mode", "chat")
+        stub.tokens = [f"line {number}\n" for number in range(60)]
+        say(visit, "Go on")
+        visit.wait_until_finished()
+        expect(visit.get("#down")).to_be_hidden()
+        visit.get("#paper").evaluate("paper => { paper.scrollTop = 0 }")
+        visit.get("#down").click()
+        expect(visit.get("#down")).to_be_hidden()
+        assert visit.get("#paper").evaluate(to_end) < 48
+        delete = visit.get("article.assistant").get_by_role("button", name="Delete")
+        delete.click()
+        visit.get("#message").focus()  # the question is withdrawn
+        delete.click()
+        expect(visit.get("article")).to_have_count(2)
+        visit.get("article.assistant").get_by_role("button", name="Sure?").click()
+        expect(visit.get("article")).to_have_count(1)

@@ -1,5 +1,6 @@
 """The measured token budget follows the CPU's speed, and measuring it takes nothing from requests."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,23 +27,29 @@ def test_measuring_the_budget_takes_no_row_from_requests() -> None:
         assert len(completion.token_ids) == 2
 
 
+@pytest.mark.parametrize("waited_s", [0.0, 3.0])
 @pytest.mark.parametrize(
     ("seconds", "budget"),
     [(0.016, 2000 // 32 * 32), (0.064, 500 // 32 * 32), (1e-9, MAX_CPU_BUDGET), (9.0, MIN_CPU_BUDGET)],
 )
 def test_the_budget_fills_half_a_second_at_the_speed_of_the_second_step(
-    monkeypatch: pytest.MonkeyPatch, seconds: float, budget: int
+    monkeypatch: pytest.MonkeyPatch, seconds: float, budget: int, waited_s: float
 ) -> None:
-    clock = [0.0]
+    """Time in which a step waits for experts from the disk does not count."""
+    clock, store = [0.0], SimpleNamespace(waited_s=7.0)
     durations = iter((100.0, seconds))  # the first step warms up
 
     class Runner:
+        model = None
+
         def run(self, plan: StepPlan) -> StepResult:
             assert plan.num_tokens == token_budget.CALIBRATION_TOKENS == 64
-            clock[0] += next(durations)
+            clock[0] += next(durations) + waited_s
+            store.waited_s += waited_s
             return StepResult({chunk.sequence.request_id: Sampled(5) for chunk in plan.chunks})
 
     runner: Any = Runner()
     monkeypatch.setattr(token_budget.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(token_budget, "expert_store_of", lambda model: store if waited_s else None)
     limits = EngineLimits(num_blocks=40, max_model_len=200, max_num_batched_tokens=2048)
     assert measure_token_budget(EngineConfig(model=""), MODEL, runner, limits) == budget

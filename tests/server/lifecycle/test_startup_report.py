@@ -26,6 +26,16 @@ def test_the_number_of_requests_that_fit_follows_from_the_blocks(
     assert f"room for {100 // blocks_each:,} requests of {length}" in lines[2]
 
 
+def test_a_length_of_which_no_more_requests_fit_is_not_listed() -> None:
+    for window, listed in (
+        (None, "room for 3 requests of 512 or 0 requests of 2,048 tokens at"),
+        (32, "room for 33 requests of 2,048 tokens at"),
+    ):
+        ready = msgspec.structs.replace(READY, window=window, max_model_len=2048)  # 100 blocks of 16 tokens
+        lines = ready_lines(ready, budgets="b", url="http://h:1", model_id="m", needs_key=False, seconds=1.0)
+        assert listed in lines[2]
+
+
 def test_the_last_lines_are_url_model_id_and_a_request_to_paste() -> None:
     lines = ready_lines(
         READY, budgets="b", url="http://127.0.0.1:1", model_id="smoe-demo", needs_key=False, seconds=1.0

@@ -2,10 +2,11 @@
 
 import random
 
+import msgspec
 import pytest
 
 from engine.messages import Ready
-from engine.types import StepStats, Timing
+from engine.types import ExpertReads, StepStats, Timing
 from server.engine_client.status import EngineStatus
 from server.observability.metric_families import OUTCOMES
 from tests.support.fake_engine import FakeEngine
@@ -116,6 +117,20 @@ def test_steps_move_the_engine_families() -> None:
     assert blocks == {"held": 20, "cached": 5, "free": 25}
 
 
+def test_reads_of_experts_are_counted() -> None:
+    metrics = fresh()
+    metrics.engine_ready(
+        msgspec.structs.replace(READY, expert_slots=5), version="1", enable_prefix_caching=True, startup_s=1
+    )
+    for _ in range(2):
+        metrics.record_step(StepStats(step_s=0.1, expert_reads=ExpertReads(7, 3, 300, 0.25)))
+    scrape = samples(metrics)
+    assert scrape["smoe_expert_store_slots"] == 5
+    assert (scrape["smoe_expert_store_hits_total"], scrape["smoe_expert_store_misses_total"]) == (14, 6)
+    assert scrape["smoe_expert_store_read_bytes_total"] == 600
+    assert scrape["smoe_expert_store_wait_seconds_total"] == 0.5
+
+
 def test_a_message_without_tokens_is_no_step() -> None:
     metrics = fresh()
     metrics.record_step(StepStats(num_blocks_total=50))
@@ -196,7 +211,7 @@ def test_metrics_count_what_each_expert_took() -> None:
         (sample.name, sample.labels["layer"], sample.labels.get("expert")): sample.value
         for family in metrics.exposition.collect()
         for sample in family.samples
-        if "expert" in sample.name
+        if "expert" in sample.name and "expert_store" not in sample.name
     }
     counts = {(layer, expert): found["smoe_expert_tokens_total", layer, expert] for layer in "01" for expert in "01"}
     assert counts == {("0", "0"): 3, ("0", "1"): 5, ("1", "0"): 6, ("1", "1"): 2}

@@ -3,7 +3,7 @@
 import logging
 import random
 
-from engine.types import StepStats
+from engine.types import ExpertReads, StepStats
 from server.observability.recent_load import WINDOW_S, LoadPoint, RecentLoad
 from server.observability.throughput_log import ThroughputLog
 
@@ -106,3 +106,16 @@ def test_the_log_has_a_line_per_busy_interval_and_none_for_an_idle_one() -> None
             "step_ms": 20.0,
         }
     ]
+
+
+def test_steps_that_mostly_wait_for_experts_are_bound_by_the_disk_for_ten_seconds() -> None:
+    clock = Clock()
+    recent = RecentLoad(clock)
+    assert not recent.is_disk_bound
+    waiting = StepStats(step_s=0.1, expert_reads=ExpertReads(1, 9, 900, 0.08))
+    computing = StepStats(step_s=0.1, expert_reads=ExpertReads(9, 1, 100, 0.01))
+    for step, expected in ((computing, False), (waiting, False), (waiting, True)):  # 1 of 10, 9 of 20, 17 of 30
+        recent.add_step(step)
+        assert recent.is_disk_bound == expected
+    clock.now_s += 11
+    assert not recent.is_disk_bound

@@ -16,14 +16,8 @@ from server.sandbox.job import Job
 from server.schemas import CompletionRequest, validate
 from server.structured_output.constraints import JSON_OPTIONS, Constraint
 from server.structured_output.grammar_check_job import Verdict
-from server.structured_output.grammar_checker import (
-    MAX_PENDING,
-    ONE_OF_FAULT,
-    REASONS,
-    SCHEMA_KEYWORDS,
-    UNSUPPORTED_KEYS_FAULT,
-    GrammarChecker,
-)
+from server.structured_output.grammar_checker import MAX_PENDING, GrammarChecker
+from server.structured_output.refusals import ONE_OF_FAULT, REASONS, SCHEMA_KEYWORDS, UNSUPPORTED_KEYS_FAULT
 from tests.support.inline_sandbox import InlineSandbox
 from tests.support.serving import MODEL, tokenizer
 
@@ -53,6 +47,8 @@ FAULTS: dict[str, tuple[str, str]] = {
     "NoExtension": ("start: A\nA: /a/ & /b/", "no text can match it"),
     "not present in a registry": (of_schema(**{"$ref": "http://10.0.0.1/x"}), "refers to something outside itself"),
     "look-around": (of_regex("(?<=a)b"), "looking ahead or behind is not supported"),
+    "does not exist": (of_schema(**{"$ref": "#/$defs/none"}), "refers to a part that it does not have"),
+    "lookarounds not supported": (of_regex("a\\bb"), "word boundaries"),
     "Unknown format": (of_schema(type="string", format="colour"), "names a format that is not supported"),
     "egex": (of_schema(type="string", pattern="[a"), "not a regular expression that this server supports"),
     UNSUPPORTED_KEYS_FAULT: (of_schema(type="array", uniqueItems=True), "unsupported keywords (uniqueItems)"),

@@ -147,11 +147,18 @@ def test_a_row_times_quantized_weights_gives_the_same_bits_alone_and_in_any_batc
 
 @pytest.mark.parametrize(
     "heads",
-    [Heads(4, 2, 16), Heads(8, 1, 64), Heads(3, 3, 20), Heads(4, 1, 16, window=300), Heads(4, 4, 8, window=7)],
+    [
+        Heads(4, 2, 16),
+        Heads(8, 1, 64),
+        Heads(3, 3, 20),
+        Heads(4, 1, 16, window=300),
+        Heads(4, 4, 8, window=7),
+        Heads(4, 2, 128, window=301),
+    ],
     ids=str,
 )
 def test_attention_gives_the_same_bits_in_any_chunks_and_batch(isa: str, dtype: torch.dtype, heads: Heads) -> None:
-    """Block sizes, block ids and threads vary with the chunks."""
+    """Block sizes, and so the layout of the caches, block ids and threads vary with the chunks."""
     length = 600
     sequence = random_positions(length, heads, dtype, seed=0)
     [whole] = attend(native(isa), heads, [Part(sequence, 0, length)])

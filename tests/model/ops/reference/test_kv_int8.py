@@ -11,6 +11,7 @@ from model.ops.reference.kv_int8 import dequantize, quantize
 from model.ops.reference.ops import ReferenceOps
 from tests.support import float64_oracle as oracle
 from tests.support.attention_cases import Heads, Part, attend, random_positions
+from tests.support.kv_tiles import in_rows
 from tests.support.native_cases import DTYPES, ISAS, name_of, native
 from tests.support.paged import CPU, Running, make_batch
 
@@ -45,20 +46,23 @@ def test_nan_or_infinity_makes_its_row_and_no_other_nan(number: float) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("cached", [torch.int8, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("block_size", [4, 32])
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 def test_stored_bytes_are_the_definitions_rounding_of_the_rotated_rows(
-    isa: str, dtype: torch.dtype, cached: torch.dtype, heads: Heads
+    isa: str, dtype: torch.dtype, cached: torch.dtype, heads: Heads, block_size: int
 ) -> None:
     """Includes zeros, tiny and huge numbers, NaN and infinity. Unused slots stay unchanged."""
-    batch = make_batch([(Running([0] * 40, list(range(1, 11)), 3), 30)], block_size=4)
+    batch = make_batch([(Running([0] * 40, list(range(1, 11)), 3), 30)], block_size)
     mixed = torch.randn(30, heads.num_heads + 2 * heads.num_kv_heads, heads.head_dim)
     mixed[3], mixed[4], mixed[5] = 0, 1e-35, 1e30
     mixed[6, -1, 1], mixed[7, -1, 0] = float("nan"), float("inf")
-    exact, packed = (KvPool(heads.config, 11, 4, name_of(kind), CPU) for kind in (dtype, cached))
+    exact, packed = (KvPool(heads.config, 11, block_size, name_of(kind), CPU) for kind in (dtype, cached))
     for pool in (exact, packed):
-        metadata = native(isa).prepare_batch(heads.config, batch, 4)
+        metadata = native(isa).prepare_batch(heads.config, batch, block_size)
         q = native(isa).rope_and_store_kv(mixed.to(dtype).flatten(1), pool.k[0], pool.v[0], metadata)
         assert q.shape == (30, heads.num_heads, heads.head_dim)
+        if native(isa).kv_layout(name_of(pool.k.dtype), block_size) == "tiles":
+            pool.k[0], pool.v[0] = in_rows(pool.k[0], is_keys=True), in_rows(pool.v[0], is_keys=False)
     for ours, numbers in ((packed.k[0], exact.k[0]), (packed.v[0], exact.v[0])):
         expected = quantize(numbers) if cached == torch.int8 else numbers.to(cached)
         if cached == torch.int8:

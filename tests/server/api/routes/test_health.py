@@ -2,6 +2,7 @@
 
 import pytest
 
+from engine.types import ExpertReads, StepStats
 from server.engine_client.status import Phase
 from tests.support.fake_engine import FakeEngine
 from tests.support.serving import check_error, client_of, saying, state_around
@@ -30,6 +31,16 @@ async def test_health_follows_the_engines_phase(phase: Phase, ready: int, live: 
         assert (await client.get("/version")).json() == {"version": "0"}
         assert (await client.get("/load")).json() == {"server_load": 0, "running": 0, "waiting": 0}
         assert "smoe_requests_received_total" in (await client.get("/metrics")).text
+
+
+async def test_health_says_that_steps_wait_for_the_disk() -> None:
+    state = state_around(FakeEngine(saying("a")))
+    async with client_of(state) as client:
+        assert "note" not in (await client.get("/health")).json()
+        state.metrics.record_step(StepStats(step_s=0.1, expert_reads=ExpertReads(1, 9, 900, 0.08)))
+        for path in ("/health", "/health/ready", "/ping"):
+            reply = await client.get(path)
+            assert reply.status_code == 200 and reply.json()["note"].startswith("disk-bound: ")
 
 
 async def test_the_recent_load_has_a_column_per_figure() -> None:

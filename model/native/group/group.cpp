@@ -1,0 +1,7 @@
+#include "group/group.h"
+
+namespace smoe {
+
+Group::~Group() = default;
+
+}  // namespace smoe

@@ -1,0 +1,146 @@
+"""Say why a grammar is refused and where its fault is, from llguidance's message, in words of our own."""
+
+import re
+
+import llguidance
+
+from server.errors import ApiError, invalid_value
+from server.strict_json import JsonValue
+from server.structured_output.constraints import Constraint, too_large
+from server.structured_output.schema_places import misshapen, patterns, place_of
+
+TOO_LARGE = "it is too large"
+OUTSIDE = "not present in a registry"
+UNSUPPORTED_KEYS_FAULT = "Unimplemented keys"  # in llguidance's message; the keywords follow
+ONE_OF_FAULT = "oneOf constraints are not supported"
+# Parts of llguidance's messages, and our wording for them: the library's own may quote the client's text. The first
+# part that occurs counts.
+REASONS = {
+    "too big": TOO_LARGE,
+    "too large": TOO_LARGE,
+    "limit": "it takes more work than this server allows",
+    "nsatisfiable": "no text can match it",
+    "NoExtension": "no text can match it",
+    OUTSIDE: "it refers to something outside itself",
+    "does not exist": "it refers to a part that it does not have",
+    "look-around": "looking ahead or behind is not supported",
+    "lookarounds not supported": "word boundaries, and ^ or $ inside a regular expression, are not supported",
+    "Unknown format": "it names a format that is not supported",
+    "egex": "it is not a regular expression that this server supports",
+    "end token": "the model has no end token",
+    ONE_OF_FAULT: "it is not valid here: oneOf is not supported, anyOf is",
+}
+NO_REASON = "it is not valid"
+REGEX = REASONS["egex"]
+REGEX_REASONS = {
+    "look-around": REASONS["look-around"],
+    "backreferences": "references to groups are not supported",
+    "unclosed character class": f"{REGEX}: a character class has no ]",
+    "unclosed group": f"{REGEX}: a group has no )",
+    "unopened group": f"{REGEX}: this ) closes no group",
+    "missing expression": f"{REGEX}: there is nothing to repeat",
+    "invalid repetition count": f"{REGEX}: the repetition's minimum is above its maximum",
+    "invalid character class range": f"{REGEX}: the range ends before it begins",
+    "unrecognized escape": f"{REGEX}: unknown escape",
+    "Unicode property not found": f"{REGEX}: unknown Unicode property",
+    "duplicate capture group": f"{REGEX}: another group has this name",
+}
+SCHEMA_KEYWORDS = frozenset(
+    {"contains", "contentEncoding", "contentMediaType", "contentSchema", "dependentRequired", "dependentSchemas", "if"}
+    | {"dependencies", "else", "maxContains", "minContains", "not", "propertyNames", "then", "unevaluatedItems"}
+    | {"unevaluatedProperties", "uniqueItems", "oneOf", "minProperties", "maxProperties", "patternProperties"}
+)
+_EXCERPT = re.compile(r"\n +\d+ \| ")  # of the grammar, behind the message
+_PARSE_ERROR = re.compile(r"regex parse error:\n    (.*)\n    ( *)\^.*\nerror: (.*)")
+_LINE = re.compile(r"at (\d+)\(")
+_POINTER = re.compile(r"Pointer '(.*)' does not exist")
+_QUOTED = re.compile(r'invalid regex ".*" \(in regex\): |; \w+ in regex /.*', re.DOTALL)  # the client's expression
+_FORMAT = re.compile(r"Unknown format: (.*)")
+
+
+def refusal(fault: str, constraint: Constraint) -> ApiError:
+    """Build the error for a constraint whose grammar llguidance refused with the message `fault`."""
+    message, source = _EXCERPT.split(fault, maxsplit=1)[0], constraint.source
+    if isinstance(source, dict):
+        reason = _of_schema(message, source)
+    else:
+        reason = None if source is None else _of_regex(message, source)
+        message = _QUOTED.sub("", message)
+    if reason is None:
+        reason = _general(message) + (_of_grammar(message) if constraint.is_written_in_lark else "")
+    if reason == TOO_LARGE:
+        return too_large(constraint.param)
+    return invalid_value(f"'{constraint.param}' cannot be followed: {reason}.", constraint.param)
+
+
+def unsupported_keywords(fault: str) -> list[str]:
+    """Return the schema keywords that llguidance's message says it cannot express."""
+    if "Unknown format" in fault:
+        return ["format"]
+    if ONE_OF_FAULT in fault:
+        return ["oneOf"]
+    return sorted(set(re.findall(r"[A-Za-z]+", fault)) & SCHEMA_KEYWORDS) if UNSUPPORTED_KEYS_FAULT in fault else []
+
+
+def _general(message: str) -> str:
+    """Return the reason alone."""
+    if UNSUPPORTED_KEYS_FAULT in message:
+        keys = unsupported_keywords(message)
+        return f"it uses unsupported keywords ({', '.join(keys)})" if keys else "it uses unsupported keywords"
+    return next((ours for theirs, ours in REASONS.items() if theirs in message), NO_REASON)
+
+
+def _of_schema(message: str, schema: dict[str, JsonValue]) -> str | None:
+    """Return the reason and the path of the fault; None if the place is not known."""
+    if (fault := misshapen(schema)) is not None:
+        return f"{NO_REASON}: {fault}"
+    for path, pattern in patterns(schema) if "regex parse error" in message else ():
+        if (reason := _of_regex(message, pattern)) is not None:
+            return f"{reason} of {path}"
+    if UNSUPPORTED_KEYS_FAULT in message:
+        return _general(message) + _at(place_of(schema, unsupported_keywords(message)))
+    for part, theirs, keyword, mark in (
+        (_FORMAT, "Unknown format", "format", ""),
+        (_POINTER, "does not exist", "$ref", "#"),
+    ):
+        if match := part.search(message):
+            return REASONS[theirs] + _at(_place_of_text(schema, keyword, mark + match[1]))
+    if OUTSIDE in message:
+        return REASONS[OUTSIDE] + _at(place_of(schema, ["$ref"], lambda value: not str(value).startswith("#")))
+    return None
+
+
+def _place_of_text(schema: JsonValue, keyword: str, text: str) -> str | None:
+    return place_of(schema, [keyword], lambda value: value == text)
+
+
+def _of_regex(message: str, regex: str) -> str | None:
+    """Return the reason and the character of the fault; None if the message is not about this regular expression."""
+    match = _PARSE_ERROR.search(message)
+    if match is None or match[1] != llguidance.regex_to_lark(regex):
+        return None
+    reason = next((ours for theirs, ours in REGEX_REASONS.items() if theirs in match[3]), REGEX)
+    return f"{reason}, at character {_character(regex, len(match[2]))}"
+
+
+def _character(regex: str, column: int) -> int:
+    """Return which character of the expression, from 1, is at a column, from 0, of its translation.
+
+    `a/[` is translated to `a\\/[`: column 3 is character 3.
+    """
+    return sum(_width(regex[:end]) <= column for end in range(1, len(regex) + 1)) + 1
+
+
+def _width(start: str) -> int:
+    """Return how many columns the start of an expression takes in its translation, also if it ends inside an escape."""
+    is_inside = (len(start) - len(start.rstrip("\\"))) % 2
+    return len(llguidance.regex_to_lark(start[: len(start) - is_inside])) + is_inside
+
+
+def _of_grammar(message: str) -> str:
+    match = _LINE.match(message)
+    return f", in line {match[1]}" if match else ""
+
+
+def _at(path: str | None) -> str:
+    return f", at {path}" if path else ""

@@ -1,0 +1,331 @@
+"""A network whose experts are read when a step needs them computes the bits of one whose experts are all in memory."""
+
+import ctypes
+import os
+import random
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.checkpoint.pack.header import WEIGHTS_NAME, read_header
+from model.config import ModelConfig
+from model.dummy_weights import random_model
+from model.forward_batch import ForwardBatch, Routing
+from model.kv_pool import KvPool
+from model.mixtral_native import NativeMixtral
+from model.ops.native.expert_store import ExpertReadError, ExpertStore, Read
+from model.ops.native.ops import NativeOps
+from model.ops.quantization import Quantization
+from model.pack.load import load_pack, load_pack_in_part
+from model.pack.weight_memory import WeightMemory
+from tests.support.attention_cases import Heads
+from tests.support.block_matrices import random_block_model
+from tests.support.conditions import wait_until
+from tests.support.native_cases import ISAS, LIBRARY, native
+from tests.support.packs import write_pack
+from tests.support.paged import CPU, Running, make_batch
+
+BLOCK_SIZE = 4
+CONFIG = replace(
+    Heads(4, 2, 16).config, num_layers=4, num_experts=8, experts_per_token=2, hidden_dim=72, dim=48, vocab_size=32
+)
+NUM_EXPERTS = CONFIG.num_layers * CONFIG.num_experts
+WIDE = replace(CONFIG, num_layers=2, num_experts=3, dim=256, hidden_dim=1024)  # an expert of 3 MB: two pieces
+EIO = 5
+
+
+def nothing(done: int, total: int) -> None:
+    """Report no progress."""
+
+
+@dataclass(frozen=True)
+class Pack:
+    """A pack with its network, whose experts are all in memory."""
+
+    folder: Path
+    config: ModelConfig
+
+    @property
+    def file(self) -> Path:
+        return self.folder / WEIGHTS_NAME
+
+    def resident(self, isa: str = ISAS[-1]) -> NativeMixtral:
+        ops = native(isa, 2)
+        return NativeMixtral(load_pack(self.folder, self.config, ops, "map", nothing).network, ops)
+
+    def stored(
+        self, num_slots: int, isa: str = ISAS[-1], memory: WeightMemory = "map", read: Read | None = None
+    ) -> NativeMixtral:
+        ops = native(isa, 2)
+        packed = load_pack_in_part(self.folder, self.config, ops, memory, num_slots, nothing, read)
+        return NativeMixtral(packed.network, ops)
+
+
+def new_pack(folder: Path, config: ModelConfig, dtype: torch.dtype, quantization: Quantization = "none") -> Pack:
+    weights = random_model(config, dtype, CPU, native(ISAS[-1], 2, quantization), seed=0).weights
+    return Pack(write_pack(weights, config, folder, quantization), config)
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    return new_pack(tmp_path_factory.mktemp("packs") / "p", CONFIG, torch.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    return new_pack(tmp_path_factory.mktemp("packs") / "wide", WIDE, torch.float32)
+
+
+def store_of(network: NativeMixtral) -> ExpertStore:
+    assert network.expert_store is not None
+    return network.expert_store
+
+
+def batches(config: ModelConfig, sizes: list[int], seed: int = 0) -> Iterator[ForwardBatch]:
+    """Yield steps of one new token for each of so many sequences, which go on from step to step."""
+    rng = random.Random(seed)
+    runs = [Running([rng.randrange(config.vocab_size) for _ in sizes], _table(index)) for index in range(max(sizes))]
+    for size in sizes:
+        running = sorted(rng.sample(range(len(runs)), size))
+        yield make_batch([(runs[index], 1) for index in running], BLOCK_SIZE)
+        for index in running:
+            runs[index].num_computed += 1
+
+
+def _table(index: int) -> list[int]:
+    return list(range(1 + 5 * index, 6 + 5 * index))
+
+
+def logits_of(network: NativeMixtral, sizes: list[int], seed: int = 0) -> list[Tensor]:
+    """Compute the steps; return the logits of each."""
+    pool = KvPool(network.config, 5 * max(sizes) + 1, BLOCK_SIZE, "float32", CPU)
+    return [network.forward(batch, pool) for batch in batches(network.config, sizes, seed)]
+
+
+def assert_equal(ours: list[Tensor], theirs: list[Tensor]) -> None:
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
+EVERY_BATCH = list(range(1, 17))
+
+
+@pytest.mark.parametrize("num_slots", range(2, 9))
+def test_so_many_slots_give_the_bits_of_all_experts_in_memory(num_slots: int, pack: Pack) -> None:
+    network = pack.stored(num_slots)
+    assert_equal(logits_of(network, EVERY_BATCH), logits_of(pack.resident(), EVERY_BATCH))
+    counts = store_of(network).counts()
+    assert counts.misses > NUM_EXPERTS, "experts were read again"
+    assert counts.hits or num_slots == 2, "the only two are passed through"
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_format_and_instruction_set_gives_the_bits(
+    isa: str, dtype: torch.dtype, quantization: Quantization, tmp_path: Path
+) -> None:
+    pack = new_pack(tmp_path / "p", replace(CONFIG, num_layers=2), dtype, quantization)
+    sizes = [1, 5, 16]
+    assert_equal(logits_of(pack.stored(3, isa), sizes), logits_of(pack.resident(isa), sizes))
+
+
+def test_layers_with_experts_of_other_sizes_give_the_bits(tmp_path: Path) -> None:
+    config = replace(Heads(4, 2, 64).config, num_layers=3, num_experts=4, experts_per_token=2, hidden_dim=256, dim=256)
+    weights = random_block_model(config, torch.float32, native(ISAS[-1], 2)).weights
+    pack = Pack(write_pack(weights, config, tmp_path / "p"), config)
+    sizes = [1, 2, 8]
+    assert_equal(logits_of(pack.stored(3), sizes), logits_of(pack.resident(), sizes))
+
+
+@pytest.mark.parametrize("memory", ["map", "copy", "lock"])
+def test_every_memory_of_the_other_weights_gives_the_bits(memory: WeightMemory, pack: Pack) -> None:
+    sizes = [4, 4]
+    assert_equal(logits_of(pack.stored(4, memory=memory), sizes), logits_of(pack.resident(), sizes))
+
+
+def test_steps_op_by_op_use_the_store_too(pack: Pack) -> None:
+    network, sizes = pack.stored(3), [2, 7]
+    pool = KvPool(CONFIG, 5 * max(sizes) + 1, BLOCK_SIZE, "float32", CPU)
+    by_op = [super(NativeMixtral, network).forward(batch, pool) for batch in batches(CONFIG, sizes)]
+    assert store_of(network).counts().misses
+    assert_equal(by_op, logits_of(pack.resident(), sizes))
+
+
+def routed(batch: ForwardBatch, experts: set[int], config: ModelConfig = CONFIG) -> ForwardBatch:
+    """Let all rows use exactly these experts, in all layers."""
+    num_rows, k = len(batch.positions), len(experts)
+    masks = torch.tensor([e in experts for e in range(config.num_experts)]).expand(1, config.num_layers, -1)
+    ids = torch.empty(config.num_layers, num_rows, k, dtype=torch.int32)
+    each = torch.full((num_rows,), k, dtype=torch.int32)
+    return replace(batch, routing=Routing(each, masks.contiguous(), torch.zeros(num_rows, dtype=torch.int64), ids))
+
+
+def hits_of_steps(network: NativeMixtral, experts: set[int], num_steps: int) -> list[int]:
+    """Compute steps that need these experts in every layer; return the experts that were in memory, by step."""
+    pool, store, hits = KvPool(CONFIG, 6, BLOCK_SIZE, "float32", CPU), store_of(network), []
+    for batch in batches(CONFIG, [1] * num_steps):
+        before = store.counts().hits
+        network.forward(routed(batch, experts), pool)
+        hits.append(store.counts().hits - before)
+    return hits
+
+
+def test_a_cycle_through_more_experts_than_slots_finds_the_kept_ones_each_time(pack: Pack) -> None:
+    """Every step needs all 32 experts. By the order of last use none would ever be found; 8 of 10 slots keep theirs."""
+    network = pack.stored(10)
+    hits = hits_of_steps(network, set(range(8)), 6)
+    assert hits[0] == 0 and all(8 <= count <= 10 for count in hits[1:])
+    counts = store_of(network).counts()
+    assert counts.hits + counts.misses == 6 * NUM_EXPERTS
+    slot_bytes = store_of(network).num_bytes // 10
+    assert counts.read_bytes == counts.misses * slot_bytes and counts.waited_ns > 0
+
+
+def test_experts_that_are_needed_more_often_take_the_places_of_kept_ones(pack: Pack) -> None:
+    network = pack.stored(10)  # keeps 2 of each layer
+    assert hits_of_steps(network, {0, 1}, 4)[-1] == 8
+    assert hits_of_steps(network, {5, 6}, 2) == [0, 0]
+    assert hits_of_steps(network, {5, 6}, 12)[-1] == 8
+
+
+def test_if_all_experts_fit_each_is_read_once(pack: Pack) -> None:
+    network = pack.stored(NUM_EXPERTS)
+    assert hits_of_steps(network, set(range(8)), 3) == [0, NUM_EXPERTS, NUM_EXPERTS]
+    assert store_of(network).counts().misses == NUM_EXPERTS
+
+
+class Source:
+    """Reads of a file whose results a test decides."""
+
+    def __init__(self, file: Path, result: Callable[[int, int], int | None]) -> None:
+        """`result`: of the number of the call and the position: bytes to read, a negative error, or None for all."""
+        self._descriptor = os.open(file, os.O_RDONLY)
+        self._result = result
+        self._lock = threading.Lock()
+        self._num_calls = 0
+
+    def read(self, memory: int, num_bytes: int, position: int) -> int:
+        with self._lock:
+            number, self._num_calls = self._num_calls, self._num_calls + 1
+        result = self._result(number, position)
+        if result is not None and result <= 0:
+            return result
+        content = os.pread(self._descriptor, num_bytes if result is None else min(num_bytes, result), position)
+        ctypes.memmove(memory, content, len(content))
+        return len(content)
+
+
+class HeldReads:
+    """Reads of a file that wait until a test releases them."""
+
+    def __init__(self, file: Path) -> None:
+        self._held: dict[int, threading.Event] = {}  # by position, in the order in which they began
+        self._changed = threading.Condition()
+        self.read = Source(file, self._hold).read
+
+    def _hold(self, number: int, position: int) -> None:
+        event = threading.Event()
+        with self._changed:
+            self._held[position] = event
+            self._changed.notify_all()
+        assert event.wait(60)
+
+    def wait(self, count: int, timeout_s: float = 60) -> list[int]:
+        """Wait until so many reads are held; return their positions."""
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._held) >= count, timeout_s)
+            return list(self._held)
+
+    def release(self, position: int) -> None:
+        with self._changed:
+            self._held.pop(position).set()
+
+
+def in_thread(compute: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=compute)
+    thread.start()
+    return thread
+
+
+def test_experts_of_several_pieces_that_come_in_any_order_give_the_bits(wide: Pack) -> None:
+    """Releases one held read at a time, in a random order."""
+    held, found, rng = HeldReads(wide.file), list[Tensor](), random.Random(0)
+    network = wide.stored(4, read=held.read)
+    step = in_thread(lambda: found.extend(logits_of(network, [3, 1, 3])))
+    while step.is_alive():
+        if positions := held.wait(1, timeout_s=0.05):
+            held.release(rng.choice(positions))
+    assert_equal(found, logits_of(wide.resident(), [3, 1, 3]))
+
+
+def test_reads_that_return_a_part_go_on_behind_it(wide: Pack) -> None:
+    source = Source(wide.file, lambda number, position: 5000 + 3000 * (number % 300))
+    assert_equal(logits_of(wide.stored(2, read=source.read), [2, 2]), logits_of(wide.resident(), [2, 2]))
+
+
+def test_a_read_that_fails_once_is_repeated(wide: Pack) -> None:
+    seen: set[int] = set()
+
+    def fail_first(number: int, position: int) -> int | None:
+        is_new = position not in seen
+        seen.add(position)
+        return -EIO if is_new else None
+
+    network = wide.stored(2, read=Source(wide.file, fail_first).read)
+    assert_equal(logits_of(network, [2, 2]), logits_of(wide.resident(), [2, 2]))
+
+
+def test_an_expert_that_cannot_be_read_is_named_and_the_store_goes_on(wide: Pack) -> None:
+    tensor = read_header(wide.folder).tensors["layers.1.experts.2"]
+    broken = range(tensor.start, tensor.start + tensor.num_bytes)
+    is_broken = True
+
+    def fail(number: int, position: int) -> int | None:
+        return -EIO if is_broken and position in broken else None
+
+    network = wide.stored(3, read=Source(wide.file, fail).read)
+    pool, [batch] = KvPool(WIDE, 6, BLOCK_SIZE, "float32", CPU), list(batches(WIDE, [1]))
+    for _ in range(2):
+        message = rf"{WEIGHTS_NAME}: expert 2 of layer 1 cannot be read at byte \d+, twice: Input/output error$"
+        with pytest.raises(ExpertReadError, match=message):
+            network.forward(routed(batch, {0, 1, 2}, WIDE), pool)
+    is_broken = False
+    assert_equal(logits_of(network, [3, 3]), logits_of(wide.resident(), [3, 3]))
+
+
+def test_a_file_that_was_cut_is_named(wide: Pack, tmp_path: Path) -> None:
+    """The other weights are copied: a page of theirs that is lost ends the process."""
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    (cut / WEIGHTS_NAME).write_bytes(wide.file.read_bytes())
+    network = Pack(cut, WIDE).stored(3, memory="copy")
+    os.truncate(cut / WEIGHTS_NAME, read_header(wide.folder).tensors["layers.1.experts.1"].start)
+    pool, [batch] = KvPool(WIDE, 6, BLOCK_SIZE, "float32", CPU), list(batches(WIDE, [1]))
+    with pytest.raises(ExpertReadError, match=r"expert [12] of layer 1 cannot be read .* the file ends before it$"):
+        network.forward(routed(batch, {0, 1, 2}, WIDE), pool)
+
+
+def release_and_wait_for_a_beat(held: HeldReads, position: int, counter: ctypes.c_uint64) -> None:
+    before = counter.value
+    held.release(position)
+    wait_until(lambda: counter.value > before)
+
+
+def test_waiting_for_a_slow_disk_advances_the_heartbeat_with_each_piece(wide: Pack) -> None:
+    """Else a slow disk would look like an engine that hangs. No expert is complete meanwhile, so no kernel runs."""
+    counter, ops, held = ctypes.c_uint64(0), NativeOps(LIBRARY, 1), HeldReads(wide.file)
+    ops.set_heartbeat(counter)
+    network = NativeMixtral(load_pack_in_part(wide.folder, WIDE, ops, "map", 2, nothing, held.read).network, ops)
+    pool, [batch] = KvPool(WIDE, 6, BLOCK_SIZE, "float32", CPU), list(batches(WIDE, [1]))
+    step = in_thread(lambda: network.forward(routed(batch, {0, 1}, WIDE), pool))
+    positions = held.wait(4)  # two pieces of each expert
+    for position in positions[::2]:
+        release_and_wait_for_a_beat(held, position, counter)
+    while step.is_alive():
+        for position in held.wait(1, timeout_s=0.05):
+            held.release(position)
