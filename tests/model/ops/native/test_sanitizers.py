@@ -26,7 +26,8 @@ NATIVE_TESTS = (
 @pytest.fixture(scope="module")
 def sanitized_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build = tmp_path_factory.mktemp("sanitized")
-    tested = f"-DSMOE_SANITIZED_ISAS={';'.join(ISAS)}"  # the others' kernels never run here, and take as long to compile
+    # Kernels of other instruction sets never run here, and would take as long to compile.
+    tested = f"-DSMOE_SANITIZED_ISAS={';'.join(ISAS)}"
     options = ("-DSMOE_SANITIZE=ON", tested, "-DCMAKE_BUILD_TYPE=None", "-DSKBUILD_STATE=none")
     _run([*CMAKE, "-S", str(ROOT / "model" / "native"), "-B", str(build), *options])
     _run([*CMAKE, "--build", str(build), "-j", str(os.cpu_count())])
