@@ -16,7 +16,7 @@ from model.checkpoint.pack.header import WEIGHTS_NAME, read_header
 
 NUM_READERS = 8  # as in model/ops/native/expert_store.py
 PIECE_BYTES = 2 << 20  # of a read, as in model/native/store/expert_store.cpp
-SAMPLE_BYTES = 256 << 20
+SAMPLE_BYTES = 1 << 30
 LIMIT_S = 1.0  # no read begins later
 
 
@@ -26,7 +26,7 @@ def disk_rate(
     limit_s: float = LIMIT_S,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """Return the bytes per second of direct reads of experts in a random order, several at once.
+    """Return the bytes per second of direct reads of whole experts in a random order, several pieces at once.
 
     Reads up to `sample_bytes`. Raises EngineConfigError for a damaged pack or a disk that cannot be read.
     """
@@ -35,17 +35,13 @@ def disk_rate(
         descriptor = open_direct(pack / WEIGHTS_NAME)
     except CheckpointError as error:
         raise EngineConfigError(str(error)) from None
-    places = [
-        start
-        for layer in experts.layers
-        for tensor in layer
-        for start in range(tensor.start, tensor.start + tensor.num_bytes, PIECE_BYTES)
-    ]
-    random.Random(0).shuffle(places)
-    sample = _Sample(descriptor, places[: max(1, sample_bytes // PIECE_BYTES)], clock() + limit_s, clock)
+    tensors = [tensor for layer in experts.layers for tensor in layer]
+    random.Random(0).shuffle(tensors)
+    places = [start for one in tensors for start in range(one.start, one.start + one.num_bytes, PIECE_BYTES)]
+    sample = _Sample(descriptor, places[: max(1, sample_bytes // PIECE_BYTES)], clock)
     start_s = clock()
     try:
-        sample.read()
+        sample.read(start_s + limit_s)
     except OSError as error:
         raise EngineConfigError(f"{pack / WEIGHTS_NAME} cannot be read: {error.strerror}") from None
     finally:
@@ -56,15 +52,20 @@ def disk_rate(
 class _Sample:
     """Places of a file, each read once by one of several threads."""
 
-    def __init__(self, descriptor: int, places: list[int], end_s: float, clock: Callable[[], float]) -> None:
-        self._descriptor, self._places, self._end_s, self._clock = descriptor, iter(places), end_s, clock
+    def __init__(self, descriptor: int, places: list[int], clock: Callable[[], float]) -> None:
+        self._descriptor, self._places, self._clock = descriptor, iter(places), clock
+        self._end_s = 0.0
+        self._buffers = [mmap.mmap(-1, PIECE_BYTES) for _ in range(NUM_READERS)]
+        for buffer in self._buffers:
+            buffer.write(bytes(PIECE_BYTES))  # the pages take time now, not while they are read into
         self._lock = threading.Lock()
         self._error: OSError | None = None
         self.num_bytes = 0
 
-    def read(self) -> None:
-        """Read all places, or those that begin before the end of the time. Raises OSError."""
-        threads = [threading.Thread(target=self._run, name=f"sample-{index}") for index in range(NUM_READERS)]
+    def read(self, end_s: float) -> None:
+        """Read all places, or those whose reads begin before `end_s`. Raises OSError."""
+        self._end_s = end_s
+        threads = [threading.Thread(target=self._run, args=(buffer,)) for buffer in self._buffers]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -72,16 +73,15 @@ class _Sample:
         if self._error is not None:
             raise self._error
 
-    def _run(self) -> None:
-        with mmap.mmap(-1, PIECE_BYTES) as memory:
-            while (place := self._take()) is not None:
-                try:
-                    count = os.preadv(self._descriptor, [memory], place)
-                except OSError as error:
-                    self._error = error
-                    return
-                with self._lock:
-                    self.num_bytes += count
+    def _run(self, buffer: mmap.mmap) -> None:
+        while (place := self._take()) is not None:
+            try:
+                count = os.preadv(self._descriptor, [buffer], place)
+            except OSError as error:
+                self._error = error
+                return
+            with self._lock:
+                self.num_bytes += count
 
     def _take(self) -> int | None:
         with self._lock:

@@ -39,7 +39,7 @@ def opened(visit: Visit, link: str) -> None:
     visit.page.goto("about:blank")
     visit.page.goto(link)
     ready(visit)
-    assert visit.page.evaluate("location.hash") == ""
+    visit.page.wait_for_function("location.hash === ''")
 
 
 def resend(visit: Visit, stub: StubServer) -> dict[str, object]:

@@ -128,8 +128,11 @@ def test_the_legend_names_each_colour_with_its_share_and_shows_one_experts_token
         assert colours(visit, "#continuation .t")[1] == colours(visit, "#expert-legend button")[1]
         visit.set_slider("#layer", 1)  # token i takes expert i + 1 first
         assert visit.get("#continuation .t").evaluate_all(shown) == [0, 8]
+        num_dimmed = visit.get("#continuation .dimmed").count()
         visit.get("#heat tbody td").first.hover()
+        expect(visit.get("#continuation .dimmed")).not_to_have_count(num_dimmed)
         visit.page.mouse.move(0, 0)
+        expect(visit.get("#continuation .dimmed")).to_have_count(num_dimmed)
         assert visit.get("#continuation .t").evaluate_all(shown) == [0, 8]
         swatches.nth(1).click()
         expect(visit.get("#continuation .dimmed")).to_have_count(0)
@@ -142,10 +145,12 @@ def docked(visit: Visit, stub: StubServer) -> dict[str, float]:
     visit.write("A prompt")
     visit.get("#continuation .t").nth(0).click(button="right")
     visit.page.mouse.move(0, 0)
+    expect(visit.get("#continuation .at")).to_have_count(0)
     expect(visit.get("#card")).to_contain_text("First")
     visit.get("#continuation .t").nth(2).hover()
     expect(visit.get("#card code").first).to_have_text("␣third")
     visit.page.mouse.move(0, 0)
+    expect(visit.get("#continuation .at")).to_have_count(0)
     expect(visit.get("#card")).to_be_visible()
     place = visit.get("#card").bounding_box()
     assert place

@@ -22,7 +22,7 @@ class Clock:
     """Clock that stands at 0 until the reads begin, and then at `later_s`."""
 
     def __init__(self, later_s: float) -> None:
-        self._times_s = chain([0.0, 0.0], repeat(later_s))  # for the limit and the start
+        self._times_s = chain([0.0], repeat(later_s))
 
     def __call__(self) -> float:
         return next(self._times_s)
