@@ -54,8 +54,7 @@ class Bf16Attention : SpanSoftmax {
   private:
     static constexpr bool IS_SCALED = sizeof(Number) == 1;
 
-    static constexpr int64_t SOFTMAX_STEPS =
-        10;  // a pair of vectors of weights takes the time of so many steps of products
+    static constexpr int64_t SOFTMAX_STEPS = 10;  // of the prefetcher, for a pair of vectors of weights
 
     // Steps of all products of one k that tiles of queries make over the panels, at most, and of their weights.
     int64_t num_steps(Range panels) const {
