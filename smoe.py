@@ -42,6 +42,7 @@ class SamplingParams(TokenSamplingParams, frozen=True):
     expert_routing: bool = False  # return the expert ids of each completion position
     gate_logits: bool = False  # also return the gate logits of each completion position
     prompt_routing: bool = False  # return those of prompt positions too
+    adapter: str = ""  # name of one of the engine's LoRA adapters (`lora`); empty: the model alone
 
     def packed(self) -> "SamplingParams":
         """Return a copy whose `constraints` are made of `logit_bias`, `allowed_token_ids` and `bad_words`.
@@ -151,7 +152,8 @@ class LocalEngine:
         return [_embedding_of(outputs[request_id]) for request_id in ids]
 
     def add(self, prompt_token_ids: Sequence[int], params: SamplingParams | None = None, priority: int = 0) -> int:
-        """Queue one request and return its id; step() computes it. Raises what SamplingParams.packed() raises."""
+        """Queue one request and return its id; step() computes it. Raises what SamplingParams.packed() raises, and
+        RequestRejectedError for an unknown adapter."""
         self._next_id += 1
         params = params or SamplingParams()
         request = Request(
@@ -165,6 +167,7 @@ class LocalEngine:
             expert_routing=params.expert_routing or params.expert_usage or params.gate_logits,
             gate_logits=params.gate_logits,
             prompt_routing=params.prompt_routing,
+            adapter=self._digest(params.adapter),
         )
         self._engine.add(request)
         return self._next_id
@@ -193,6 +196,15 @@ class LocalEngine:
     def check_integrity(self) -> None:
         """Raise AssertionError if a KV block is lost or counted wrongly."""
         self._engine.scheduler.check_integrity()
+
+    def _digest(self, adapter: str) -> str:
+        """Return the digest of the adapter with this name; empty without one."""
+        digests = self._engine.loaded.runner.adapters.digests
+        if adapter and adapter not in digests:
+            raise RequestRejectedError(
+                f"there is no LoRA adapter {adapter!r}; there are: {', '.join(digests) or 'none'}"
+            )
+        return digests[adapter] if adapter else ""
 
     def _generated_text(self, completion: Completion) -> str:
         prompt = self.tokenizer.decode(completion.prompt_token_ids)

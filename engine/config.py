@@ -50,6 +50,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     rope_theta: float | None = None  # base of the rotary angles; None: from the checkpoint
     sliding_window: Literal["model", "none"] | int = "model"  # "model": from the checkpoint's config
     experts_per_token: int | None = None  # of requests without their own; None: from the checkpoint's config
+    lora: dict[str, str] = {}  # directories of LoRA adapters by name
     # Memory of processes and requests, see engine/capacity/memory_share.py. 0: not planned.
     server_bytes: int = 0
     ample_server_bytes: int = 0

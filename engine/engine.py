@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from engine.capacity.expert_options import ExpertLayout, resolve_experts
 from engine.capacity.host_resources import memory_limit_bytes
@@ -16,11 +17,13 @@ from engine.grammars.mask_budget import MaskBudget
 from engine.grammars.matcher import GrammarCompiler
 from engine.grammars.parser_limits import max_parsers
 from engine.heartbeat import Heartbeat
+from engine.messages import AdapterLoaded, LoadAdapter
 from engine.scheduling.sequence import Matcher
 from engine.scheduling.step_plan import NO_DRAFTS, DraftCounts, StepPlan
 from engine.speculation.draft_source import MAX_TOKEN_ID
 from engine.speculation.row_times import time_shape
 from engine.speculation.speculator import Speculator
+from engine.startup.adapters import AdapterLoading
 from engine.startup.assembly import LoadedModel, ProgressCallback
 from engine.startup.loading import load
 from engine.types import Request, RequestOutput, StepOutput, StepStats, Timing, Vocabulary
@@ -28,6 +31,7 @@ from engine.types import Request, RequestOutput, StepOutput, StepStats, Timing, 
 GRAMMAR_WAIT_S = 0.005  # longest wait of an empty step for a grammar that is built; then new requests are received
 
 NOT_QUEUED = "the engine failed while it queued this request"
+NOT_LOADED = "the request's LoRA adapter is not loaded any more"
 
 log = logging.getLogger("smoe.engine")
 
@@ -60,6 +64,8 @@ class Engine:
         can_draft = has_equal_bits and not is_asynchronous and loaded.config.vocab_size <= MAX_TOKEN_ID
         drafter = _speculator(loaded) if can_draft and config.speculation == "auto" else None
         self.scheduler = make_scheduler(config, loaded.config, loaded.limits, drafter)
+        self._adapter_loading = AdapterLoading(config, loaded.config, loaded.backend)
+        self._adapter_names: dict[int, str] = {}  # of those that are being loaded, by query
         self._masks = MaskBudget()
         self._grammars = GrammarQueue(
             _compiler(vocabulary, loaded) if vocabulary else None,
@@ -93,6 +99,8 @@ class Engine:
         try:
             _check_ids(request, self.loaded.config.vocab_size)
             _check_embedding(request, self.loaded.config.dim)
+            if request.adapter and request.adapter not in self.loaded.runner.adapters:
+                raise RequestRejectedError(NOT_LOADED)
             self.scheduler.add(resolve_experts(request, self._expert_layout), matcher)
         except RequestRejectedError as error:
             self._reject(request, str(error))
@@ -114,6 +122,31 @@ class Engine:
                 self._queue(compiled.request, compiled.matcher)
             else:
                 self._reject(compiled.request, compiled.error)
+
+    def load_adapter(self, query: LoadAdapter) -> None:
+        """Begin to load a LoRA adapter; pop_loaded_adapters() returns the answer."""
+        self._adapter_names[query.query_id] = query.name
+        self._adapter_loading.submit(query.query_id, Path(query.directory))
+
+    @property
+    def is_loading_adapters(self) -> bool:
+        return bool(len(self._adapter_loading))
+
+    def pop_loaded_adapters(self) -> list[AdapterLoaded]:
+        """Add the adapters that are loaded now, and return the answers to their queries."""
+        answers = []
+        for query_id, loaded in self._adapter_loading.pop_completed():
+            name = self._adapter_names.pop(query_id)
+            if isinstance(loaded, str):
+                answers.append(AdapterLoaded(query_id, error=loaded))
+            else:
+                self.loaded.runner.adapters.add(name, loaded)
+                answers.append(AdapterLoaded(query_id, loaded.digest))
+        return answers
+
+    def unload_adapter(self, digest: str) -> None:
+        """Free the memory of an adapter that no request has any more."""
+        self.loaded.runner.unload_adapter(digest)
 
     def abort(self, request_id: int) -> None:
         """End a request without an output. Unknown and finished ids are ignored."""

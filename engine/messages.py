@@ -71,6 +71,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     mapped_bytes: int = 0  # of the weights that are mapped from a pack, so that the system may drop them
     checkpoint_files: str = ""  # digest that changes when a file of the checkpoint is replaced or written
     memory_share: float = 1.0  # of the usual memory for requests: less where the memory limit is too small for it
+    adapters: dict[str, str] = {}  # digests of the LoRA adapters by name
     expert_slots: int = 0  # experts that fit memory, where the others are read when they are needed
 
 
@@ -125,8 +126,32 @@ class ExpertsReply(msgspec.Struct, frozen=True, tag=True):
     engine_s: float = 0.0  # time that the engine took for the report
 
 
-ToEngine = Start | Add | Abort | ExpertsQuery
-FromEngine = Progress | Ready | Failed | PrefillStarted | PromptScores | StepPart | StepDone | ExpertsReply
+class LoadAdapter(msgspec.Struct, frozen=True, tag=True):
+    """API to engine: load a LoRA adapter. Steps go on meanwhile; AdapterLoaded answers."""
+
+    query_id: int
+    name: str
+    directory: str
+
+
+class AdapterLoaded(msgspec.Struct, frozen=True, tag=True):
+    """Engine to API: the answer to LoadAdapter. From now on requests may have the adapter."""
+
+    query_id: int
+    digest: str = ""
+    error: str | None = None  # one line for the operator; the adapter is not loaded
+
+
+class UnloadAdapter(msgspec.Struct, frozen=True, tag=True):
+    """API to engine: free the memory of an adapter. No request has it any more."""
+
+    digest: str
+
+
+ToEngine = Start | Add | Abort | ExpertsQuery | LoadAdapter | UnloadAdapter
+FromEngine = (
+    Progress | Ready | Failed | PrefillStarted | PromptScores | StepPart | StepDone | ExpertsReply | AdapterLoaded
+)
 
 _encoder = msgspec.msgpack.Encoder()
 

@@ -37,10 +37,12 @@ from engine.messages import (
     Failed,
     FrameReader,
     FromEngine,
+    LoadAdapter,
     PrefillStarted,
     Progress,
     Start,
     ToEngine,
+    UnloadAdapter,
     encode_frame,
 )
 from engine.startup.description import ready_message
@@ -147,8 +149,11 @@ class EngineProcess:
         while True:
             self.heartbeat.beat()
             busy = engine.has_work()
-            idle_s = COUNT_INTERVAL_S if engine.experts.has_unreported or self._aborted else IDLE_S
+            is_awaited = engine.experts.has_unreported or self._aborted or engine.is_loading_adapters
+            idle_s = COUNT_INTERVAL_S if is_awaited else IDLE_S
             changed = self._handle(engine, self.channel.receive(0.0 if busy else idle_s))
+            for answer in engine.pop_loaded_adapters():
+                self.channel.send(answer)
             if engine.has_work():
                 self._send_step(engine, engine.step())
                 audited = False
@@ -186,6 +191,10 @@ class EngineProcess:
                         engine.add(request)
             elif isinstance(message, ExpertsQuery):
                 self._report_experts(engine, message)
+            elif isinstance(message, LoadAdapter):
+                engine.load_adapter(message)
+            elif isinstance(message, UnloadAdapter):
+                engine.unload_adapter(message.digest)
         return bool(messages)
 
     def _report_experts(self, engine: Engine, query: ExpertsQuery) -> None:

@@ -61,6 +61,7 @@ class Request(msgspec.Struct, frozen=True):
     tenant: int = 0  # running slots are shared among tenants by the service they received
     embedding_len: int | None = None  # numbers of the prompt's embedding; needs max_tokens 0. None: no embedding
     prediction_token_ids: list[int] = []  # text that the completion probably resembles; changes no token
+    adapter: str = ""  # digest of the LoRA adapter, one of Ready.adapters; empty: the model alone
 
 
 def num_carried_ids(request: Request) -> int:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from model.low_rank import AdapterRows
+
 
 @dataclass(frozen=True)
 class Routing:
@@ -59,3 +61,4 @@ class ForwardBatch:
     finite: Tensor | None = None  # [T] bool, WRITTEN if given: False for rows with NaN or Inf
     hidden: HiddenRows | None = None  # None: no row
     gates: GateRows | None = None  # None: no row
+    adapters: AdapterRows | None = None  # None: no row has an adapter

@@ -25,6 +25,7 @@ from model.cut import PANEL
 from model.forward_batch import ForwardBatch, GateRows, Routing
 from model.group import ALONE, Group
 from model.kv_pool import KvPool
+from model.low_rank import LayerTerms, terms_of_layer
 from model.ops.interface import BatchMetadata, Ops, PackedWeights, Pending, RoutingRequest
 
 
@@ -83,10 +84,11 @@ class Mixtral:
         normed = self.ops.rms_norm(x, norms[0], eps)
         steps = zip(layers, kv_pool.k, kv_pool.v, requests, norms[1:], strict=True)
         for index, (layer, k_cache, v_cache, request, norm_behind) in enumerate(steps):
-            pending = self._attention(normed, layer, k_cache, v_cache, metadata)
+            terms = terms_of_layer(batch.adapters, index)
+            pending = self._attention(normed, layer, k_cache, v_cache, metadata, terms)
             if batch.gates is not None:
                 self._report_gate(x, pending, layer, batch.gates, index)
-            x, pending = self._feed_forward(x, pending, layer, request)
+            x, pending = self._feed_forward(x, pending, layer, request, terms)
             x, normed = self.ops.add_rms_norm(x, pending, norm_behind, eps)  # [T, D] each
             self.on_layer()
         if batch.finite is not None:  # a NaN or Inf in K, V or an expert makes the row's residual sum NaN or Inf too
@@ -97,27 +99,39 @@ class Mixtral:
         return self.group.gather(logits, self.config.vocab_size, PANEL)  # [N, V]
 
     def _attention(
-        self, x: Tensor, layer: LayerWeights, k_cache: Tensor, v_cache: Tensor, metadata: BatchMetadata
+        self,
+        x: Tensor,
+        layer: LayerWeights,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        metadata: BatchMetadata,
+        terms: LayerTerms,
     ) -> Pending:
         """Grouped-query attention with rotary positions and, if the config has one, a sliding window."""
-        qkv = self.ops.linear(x, layer.qkv)  # [T, (H + 2G) * K]
+        qkv = self.ops.linear(x, layer.qkv, terms.qkv)  # [T, (H + 2G) * K]
         q = self.ops.rope_and_store_kv(qkv, k_cache, v_cache, metadata)  # [T, H, K]
         q = q.to(self.weights.query_dtype)
         attended = self.ops.attention(q, k_cache, v_cache, metadata, x.dtype)  # [T, H * K]
         width, num_kv_heads = self.config.num_heads * self.config.head_dim, self.config.num_kv_heads
         attended = self.group.gather(attended, width, width // num_kv_heads)  # [T, H * K]
-        return self.group.gather(self.ops.linear(attended, layer.output), self.config.dim, PANEL)  # [T, D]
+        output = self.ops.linear(attended, layer.output, terms.output)
+        return self.group.gather(output, self.config.dim, PANEL)  # [T, D]
 
     def _feed_forward(
-        self, x: Tensor, pending: Pending, layer: LayerWeights, request: RoutingRequest | None
+        self,
+        x: Tensor,
+        pending: Pending,
+        layer: LayerWeights,
+        request: RoutingRequest | None,
+        terms: LayerTerms,
     ) -> tuple[Tensor, Pending]:
         """Add attention's output to x, then apply the sparse mixture of experts (dense if k = E), or the single FFN."""
         norm, eps, group = layer.ffn_norm, self.config.norm_eps, self.group
         if request is not None:
-            x, y = self.ops.add_norm_moe(x, pending, norm, eps, layer.ffn, request, group)
+            x, y = self.ops.add_norm_moe(x, pending, norm, eps, layer.ffn, request, group, terms.ffn)
         else:
             x, normed = self.ops.add_rms_norm(x, pending, norm, eps)
-            y = self.ops.ffn(normed, layer.ffn, group)
+            y = self.ops.ffn(normed, layer.ffn, group, terms.ffn)
         return x, group.gather(y, self.config.dim, PANEL)
 
     def _report_gate(self, x: Tensor, pending: Pending, layer: LayerWeights, gates: GateRows, index: int) -> None:

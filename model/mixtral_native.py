@@ -72,6 +72,8 @@ class NativeMixtral(Mixtral):
         if batch.gates is not None:
             step.P, step.gate_rows = len(batch.gates.rows), batch.gates.rows.data_ptr()
             step.gate_logits = batch.gates.logits.data_ptr()
+        adapters = self._native.adapter_addresses(batch.adapters)
+        step.adapters = None if adapters is None else adapters.data_ptr()
         self._native.forward(self._network, step, self._joined, self.expert_store)
         return logits  # [N, V]
 

@@ -133,12 +133,12 @@ def origin_not_allowed() -> ApiError:
     return ApiError(message, status=403, param="Origin", code="origin_not_allowed")
 
 
-def model_not_found(served: Sequence[str] = ()) -> ApiError:
-    """`served`: the names of the model, of which the message has the first few."""
+def model_not_found(served: Sequence[str] = (), param: str = "model") -> ApiError:
+    """`served`: the names of the model, of which the message has the first few. `param`: the field with the name."""
     names = ", ".join(served[:MAX_NAMED_MODELS])
     instead = f"; send one of: {names}" if names else ""
     message = f"This model is not served here{instead}. GET /v1/models lists all names."
-    return ApiError(message, status=404, param="model", code="model_not_found")
+    return ApiError(message, status=404, param=param, code="model_not_found")
 
 
 def no_embeddings() -> ApiError:
@@ -159,6 +159,11 @@ def no_generation() -> ApiError:
 def batches_disabled() -> ApiError:
     message = "This server has no files and batches; start it with --batch-dir DIR to have them."
     return ApiError(message, status=404, code="batches_disabled")
+
+
+def lora_disabled() -> ApiError:
+    message = "This server loads no LoRA adapters while it runs; start it with --enable-runtime-lora to allow it."
+    return ApiError(message, status=404, code="lora_disabled")
 
 
 def object_not_found(what: Literal["file", "batch"], param: str) -> ApiError:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from engine.execution.adapters import AdapterStore
 from engine.execution.device_transfer import to_device
 from engine.execution.draft_rows import DraftRows
 from engine.execution.expert_routing import build_routing
@@ -33,7 +34,14 @@ class LogitRows:
 class DecodeBatch:
     """One row for each of S sequences, in the order of the plan."""
 
-    def __init__(self, chunks: tuple[Chunk, ...], rows: Int64s, requests: PersistentBatch, model: ModelConfig) -> None:
+    def __init__(
+        self,
+        chunks: tuple[Chunk, ...],
+        rows: Int64s,
+        requests: PersistentBatch,
+        model: ModelConfig,
+        adapters: AdapterStore,
+    ) -> None:
         count, device = len(rows), requests.device
         self.rows = rows
         self._sequences = [chunk.sequence for chunk in chunks]
@@ -42,6 +50,7 @@ class DecodeBatch:
         self._logit_rows = to_device(self._order, device)
         self._query_start = to_device(np.arange(count + 1, dtype=np.int32), device)
         self._routing = build_routing(chunks, model, device)
+        self._adapters = adapters.rows_of(chunks, device)
 
     def at(self, positions: Int64s) -> tuple[ForwardBatch, LogitRows]:
         """Build the input of the step that computes these positions [S]."""
@@ -58,6 +67,7 @@ class DecodeBatch:
             block_tables=device_tables,
             logit_rows=self._logit_rows,
             routing=self._new_routing(),
+            adapters=self._adapters,
         )
         return forward, LogitRows(self._sequences, self.rows, positions, len(self.rows))
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.execution.adapters import AdapterStore
 from engine.execution.decode_batch import DecodeBatch, LogitRows
 from engine.execution.device_transfer import to_device
 from engine.execution.draft_rows import DraftRows
@@ -31,10 +32,16 @@ class InputBatch:
 class BatchBuilder:
     """Builds the input of each step. Consecutive decode steps of the same requests share a DecodeBatch."""
 
-    def __init__(self, requests: PersistentBatch, model: ModelConfig) -> None:
+    def __init__(self, requests: PersistentBatch, model: ModelConfig, adapters: AdapterStore | None = None) -> None:
+        """`adapters`: those that requests may have."""
         self._requests = requests
         self._model = model
+        self._adapters = adapters or AdapterStore()
         self._decode_batch: DecodeBatch | None = None
+
+    def forget(self) -> None:
+        """Drop the arrays of the last decode step, and with them its adapters."""
+        self._decode_batch = None
 
     def build(self, plan: StepPlan) -> InputBatch:
         """Build the input of a plan: its chunks in order, positions ascending within each."""
@@ -44,9 +51,11 @@ class BatchBuilder:
             self._requests.write_drafts(plan.chunks, rows)
         starts = np.array(chunk_starts, dtype=np.int64)
         if max(lengths) > 1 or not all(samples):
-            return build_batch(plan.chunks, rows, starts, np.array(lengths), self._requests, self._model)
+            return build_batch(
+                plan.chunks, rows, starts, np.array(lengths), self._requests, self._model, self._adapters
+            )
         if self._decode_batch is None or self._decode_batch.rows is not rows:
-            self._decode_batch = DecodeBatch(plan.chunks, rows, self._requests, self._model)
+            self._decode_batch = DecodeBatch(plan.chunks, rows, self._requests, self._model, self._adapters)
         return InputBatch(*self._decode_batch.at(starts))
 
 
@@ -57,6 +66,7 @@ def build_batch(
     lengths: Int64s,
     requests: PersistentBatch,
     model: ModelConfig,
+    adapters: AdapterStore | None = None,
 ) -> InputBatch:
     """Build the input of chunks of any kind, with their rows in the persistent batch, starts and lengths, [S] each."""
     device, block_size = requests.device, requests.block_size
@@ -75,6 +85,7 @@ def build_batch(
         block_tables=device_tables,
         logit_rows=to_device(indices, device),
         routing=build_routing(chunks, model, device),
+        adapters=None if adapters is None else adapters.rows_of(chunks, device),
     )
     return InputBatch(forward, logit_rows)
 

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.execution.adapters import AdapterStore
 from engine.execution.device_transfer import HostCopy, to_device
 from engine.execution.draft_rows import kept_rows
 from engine.execution.embeddings import PendingEmbeddings, copy_states, finish_embeddings, hidden_rows
@@ -52,18 +53,25 @@ class ModelRunner:
         requests: PersistentBatch,
         sampler: Sampler,
         experts: ExpertReporter | None = None,
+        adapters: AdapterStore | None = None,
     ) -> None:
-        """`experts` is None if nothing counts the experts."""
+        """`experts` is None if nothing counts the experts. `adapters`: those that requests may have."""
         self.model = model
         self.kv_pool = kv_pool
         self.requests = requests
-        self._batches = BatchBuilder(requests, model.config)
+        self.adapters = adapters or AdapterStore()
+        self._batches = BatchBuilder(requests, model.config, self.adapters)
         self.sampler = sampler
         self.experts = experts or ExpertReporter(None)
 
     def run(self, plan: StepPlan) -> StepResult:
         """Compute every chunk of a non-empty plan and wait for the results."""
         return self.finish(self.launch(plan))
+
+    def unload_adapter(self, digest: str) -> None:
+        """Free an adapter's memory. No request of a later step may have it."""
+        self.adapters.remove(digest)
+        self._batches.forget()
 
     def zero_blocks(self, block_ids: tuple[int, ...]) -> None:
         """Fill the blocks with zeros, after the launched steps and before the next one."""

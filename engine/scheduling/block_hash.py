@@ -1,8 +1,8 @@
 """Hashes that name the contents of full KV blocks, so that requests with equal prefixes share blocks.
 
 A hash covers everything that K and V of a block depend on: the block's tokens, all tokens before it, the experts that
-the request may use, the number of experts per token, and the request's salt. With several tenants it also covers the
-tenant, so that no tenant learns from a hit what another one has sent.
+the request may use, the number of experts per token, the request's LoRA adapter, and its salt. With several tenants it
+also covers the tenant, so that no tenant learns from a hit what another one has sent.
 
 The hashes form a *chain*, not a tree of blocks: under a sliding window the first blocks of a prefix are the first to be
 reused for other contents, while a hit needs only the prefix's last W tokens.
@@ -20,12 +20,13 @@ def root_hash(
     experts_per_token: int | None = None,
     expert_mask: SequenceOf[SequenceOf[bool]] | None = None,
     tenant: int | None = None,
+    adapter: str = "",
 ) -> BlockHash:
     """Return the hash in front of the first block. Requests that differ in one of the arguments share no blocks.
 
-    `tenant`: None if all tenants share their blocks.
+    `tenant`: None if all tenants share their blocks. `adapter`: digest of its files; empty: none.
     """
-    options = repr((experts_per_token, expert_mask, tenant)).encode()
+    options = repr((experts_per_token, expert_mask, tenant, adapter)).encode()
     salt = cache_salt.encode("utf-8", "surrogatepass")
     return hashlib.blake2b(struct.pack("<q", len(options)) + options + salt, digest_size=16).digest()
 

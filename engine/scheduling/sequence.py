@@ -134,7 +134,8 @@ class Sequence:
 
     def _root_hash(self) -> BlockHash:
         request = self.request
-        return root_hash(request.cache_salt, request.experts_per_token, request.expert_mask, self.cache_tenant)
+        experts = request.experts_per_token, request.expert_mask
+        return root_hash(request.cache_salt, *experts, self.cache_tenant, request.adapter)
 
     def block_tokens(self, index: int, block_size: int) -> tuple[int, ...]:
         """Return the tokens of full block `index`: with blocks of 16, block 2 holds tokens 32 to 47."""

@@ -28,6 +28,7 @@ from engine.execution.expert_stats import ExpertReporter, ExpertStats
 from engine.execution.model_runner import ModelRunner
 from engine.execution.persistent_batch import PersistentBatch
 from engine.execution.sampler import Sampler
+from engine.startup.adapters import load_adapters
 from engine.startup.backend import Backend
 from engine.startup.device_memory import explain_out_of_memory, memory_of
 from engine.startup.kernel_compilation import compile_kernels
@@ -89,7 +90,10 @@ class LoadedModel:
 
 
 def assemble(config: EngineConfig, loaded: LoadedNetwork, on_progress: ProgressCallback) -> LoadedModel:
-    """Add a KV pool in the free memory and a measured token budget to a loaded network. Raises EngineConfigError."""
+    """Add a KV pool in the free memory, LoRA adapters and a measured token budget to a loaded network.
+
+    Raises EngineConfigError, and CheckpointError for a bad adapter.
+    """
     assembly = Assembly(config, loaded, on_progress)
     on_progress("kv cache", 0, 0)
     phase_seconds = {"weights": loaded.seconds}
@@ -133,6 +137,7 @@ class Assembly:
         self.kv_dtype = served_kv_dtype(config, model.config)
         self.has_graphs = loaded.backend.name == "triton"
         self.mapped_bytes = mapped_bytes_of(config, loaded.weight_bytes, loaded.experts)
+        self._adapters = load_adapters(config, model.config, loaded.backend.name)  # before the free memory is measured
         self._config = config
         self._loaded = loaded
         self._on_progress = on_progress
@@ -194,7 +199,7 @@ class Assembly:
         vocab_size = model.config.vocab_size
         requests = PersistentBatch(config.max_num_seqs, max_model_len, config.block_size, vocab_size, device)
         sampler = Sampler(self._loaded.backend.ops, requests, model.config.eos_token_ids)
-        return ModelRunner(model, kv_pool, requests, sampler, experts)
+        return ModelRunner(model, kv_pool, requests, sampler, experts, self._adapters)
 
     def with_token_budget(self, limits: EngineLimits, runner: ModelRunner) -> EngineLimits:
         """Return the limits with the budget of a step that was measured on this CPU, unless it is configured."""

@@ -40,6 +40,7 @@ def ready_message(config: EngineConfig, loaded: LoadedModel) -> Ready:
         mapped_bytes=loaded.mapped_bytes,
         checkpoint_files=loaded.checkpoint.files,
         memory_share=limits.memory_share,
+        adapters=loaded.runner.adapters.digests,
         expert_slots=loaded.experts.num_slots if loaded.experts else 0,
     )
 

@@ -22,7 +22,7 @@
 #define SMOE_API
 #endif
 
-#define SMOE_ABI_VERSION 17
+#define SMOE_ABI_VERSION 18
 
 #ifdef __cplusplus
 extern "C" {
@@ -119,14 +119,28 @@ typedef struct {
     smoe_matrix w1, w3, w2;
 } smoe_expert;
 
+/* A low-rank term of one matrix, for a LoRA adapter: y[first_output + n] += scale * sum_j b[j, n] * sum_k a[j, k] x[k],
+ * computed in float32 and added before y is rounded. a [rank, K]; b in panels of 32 outputs, [ceil(outputs / 32), rank,
+ * 32], with zeros past the last output; both in dtype. rank 0: no term. */
+typedef struct {
+    const void *a, *b;
+    int64_t rank, dtype, first_output, outputs;
+    float scale;
+} smoe_low_rank;
+/* Terms of an adapter, [L, 4 + 3E]: of each layer those of q, k, v and output, then of each expert those of w1, w3 and
+ * w2; a dense FFN is one expert. NULL: no adapter. The functions below take the adapters of their rows, [T], or NULL
+ * where no row has one; first_term: the first of the terms that belong to the function. */
+typedef const smoe_low_rank* smoe_adapter;
+
 /* y[T, O] = x[T, K] weight^T for matrices one below the other, O outputs together; y in dtype, or in float32 where
  * wide_output is set. */
 SMOE_API int smoe_linear(smoe_pool*, int isa, int dtype, const void* x, const smoe_matrix* matrices,
-                         int64_t num_matrices, void* y, int64_t T, int64_t K, int wide_output);
+                         int64_t num_matrices, void* y, int64_t T, int64_t K, int wide_output,
+                         const smoe_adapter* adapters, int64_t first_term, int64_t num_terms);
 /* y[T, D] = w2(silu(w1 x) * (w3 x)). In a group w1 and w3 have the outputs of F from first_F on, and w2 some of D,
  * which are the columns of y. */
 SMOE_API int smoe_ffn(smoe_pool*, int isa, int dtype, const void* x, const smoe_expert*, void* y, int64_t T, int64_t D,
-                      int64_t F, smoe_group*, int64_t first_F);
+                      int64_t F, smoe_group*, int64_t first_F, const smoe_adapter* adapters, int64_t first_term);
 /* gate [E, D] float32; experts [E], in which each of the three matrices has one format. experts_per_token [T], each
  * 1 .. max_k; allowed [T, E] (0: disabled; at least experts_per_token are enabled), or NULL; expert_ids [T, max_k] is
  * written: ids by descending gate logit, then -1. The group is as in smoe_ffn. With a store, and
@@ -134,7 +148,7 @@ SMOE_API int smoe_ffn(smoe_pool*, int isa, int dtype, const void* x, const smoe_
 SMOE_API int smoe_moe(smoe_pool*, int isa, int dtype, const void* x, const float* gate, const smoe_expert* experts,
                       void* y, const int32_t* experts_per_token, const uint8_t* allowed, int32_t* expert_ids, int64_t T,
                       int64_t D, int64_t F, int64_t E, int64_t max_k, smoe_group*, int64_t first_F, smoe_store*,
-                      int64_t stored_layer);
+                      int64_t stored_layer, const smoe_adapter* adapters, int64_t first_term);
 /* Routing only: write the expert_ids that smoe_moe would write. */
 SMOE_API int smoe_route(smoe_pool*, int isa, int dtype, const void* x, const float* gate,
                         const int32_t* experts_per_token, const uint8_t* allowed, int32_t* expert_ids, int64_t T,
@@ -208,6 +222,7 @@ typedef struct {
     int64_t P;                        /* rows with reported gates */
     const int64_t* gate_rows;         /* [P] */
     float* gate_logits;               /* [L, P, E], written */
+    const smoe_adapter* adapters;     /* [T], or NULL: no row has one */
 } smoe_step;
 SMOE_API int smoe_forward(smoe_pool*, int isa, const smoe_network*, const smoe_step*);
 

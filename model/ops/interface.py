@@ -18,6 +18,7 @@ from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
 from model.group import ALONE, Group
 from model.kv_format import KvDtype, KvLayout
+from model.low_rank import RowTerms
 from model.ops.weights import Weight
 from model.sampling_batch import SampledRows, SamplingRows
 
@@ -52,7 +53,7 @@ class Ops(Protocol):
     """Operations of the network. Activations are [T, ...] in the compute dtype.
 
     Weights arrive on the device, in the compute dtype or in blocks. In the experts of a layer each of w1, w3 and w2 has
-    one format.
+    one format. Low-rank terms of adapters are added to a product before anything else happens to it.
     """
 
     block_formats: frozenset[str]  # formats of the BlockMatrix objects that this backend packs
@@ -84,8 +85,8 @@ class Ops(Protocol):
     def add_rms_norm(self, x: Tensor, pending: Pending, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """Return x + pending, and its rms_norm: [T, D] each. The sum is rounded once, behind `pending` itself."""
 
-    def linear(self, x: Tensor, weight: PackedWeights) -> Pending:
-        """Multiply by a packed matrix: [T, D] -> [T, O]."""
+    def linear(self, x: Tensor, weight: PackedWeights, terms: RowTerms | None = None) -> Pending:
+        """Multiply by a packed matrix, and add low-rank terms: [T, D] -> [T, O]."""
 
     def rope_and_store_kv(self, qkv: Pending, k_cache: Tensor, v_cache: Tensor, metadata: BatchMetadata) -> Tensor:
         """Rotate q and k by their positions (Su et al. 2021, eq. 34), write k and v to the batch's slots, return q.
@@ -102,14 +103,21 @@ class Ops(Protocol):
         Position i sees positions i - window + 1 .. i; no slot outside of that range is read.
         """
 
-    def ffn(self, x: Tensor, weights: PackedWeights, group: Group = ALONE) -> Pending:
+    def ffn(self, x: Tensor, weights: PackedWeights, group: Group = ALONE, terms: RowTerms | None = None) -> Pending:
         """Compute a dense FFN: [T, D] -> [T, D].
 
         In a group w1 and w3 have some of the F outputs, and w2 some of D: those of model/cut.py, by panels. The hidden
         rows are gathered, and the result has the rank's columns of D.
         """
 
-    def moe(self, x: Tensor, weights: PackedWeights, request: RoutingRequest, group: Group = ALONE) -> Pending:
+    def moe(
+        self,
+        x: Tensor,
+        weights: PackedWeights,
+        request: RoutingRequest,
+        group: Group = ALONE,
+        terms: RowTerms | None = None,
+    ) -> Pending:
         """Sum weight times output over each row's k experts: [T, D] -> [T, D]. Writes request.expert_ids.
 
         In a group the experts are cut as in ffn, and the gate is whole.
@@ -127,6 +135,7 @@ class Ops(Protocol):
         weights: PackedWeights,
         request: RoutingRequest,
         group: Group = ALONE,
+        terms: RowTerms | None = None,
     ) -> tuple[Tensor, Pending]:
         """Return x + pending [T, D], and the moe of its rms_norm, [T, D]: a backend may do norm and gate at once."""
 

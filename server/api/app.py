@@ -7,6 +7,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from server.api.routes import (
+    adapters,
     batches,
     chat,
     completions,
@@ -39,6 +40,7 @@ MODULES = (
     tokenize,
     files,
     batches,
+    adapters,
     experts,
     health,
     metrics,

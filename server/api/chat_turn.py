@@ -66,7 +66,7 @@ async def prepare_chat(http: HttpRequest, request: ChatCompletionRequest, arriva
     return ChatTurn(
         generation,
         ChatFormat(request, prompt, texts.tokenizer, _call_formatter(use, generation.http_id)),
-        common_fields("chatcmpl", generation, builder.model_name, builder.ready.fingerprint),
+        common_fields("chatcmpl", generation, builder.model_name, builder.fingerprint),
         repair_headers,
         ignored,
     )

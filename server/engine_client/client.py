@@ -11,6 +11,7 @@ import msgspec
 from engine.config import EngineConfig
 from engine.messages import (
     Abort,
+    AdapterLoaded,
     Add,
     ExpertsReply,
     FromEngine,
@@ -21,6 +22,7 @@ from engine.messages import (
     StepPart,
 )
 from engine.types import ExpertReport, Request, RequestOutput, StepStats, TokenLogprobs, Vocabulary
+from server.engine_client.adapter_queries import AdapterQueries
 from server.engine_client.expert_queries import ExpertQueries
 from server.engine_client.inflight import CrashReport, InFlightRequests
 from server.engine_client.output_collector import CRASHED, EngineDied, OutputCollector
@@ -59,6 +61,7 @@ class EngineClient:
         )
         self._supervisor = EngineSupervisor(config or SupervisorConfig(), events)
         self._expert_queries = ExpertQueries(self._supervisor.send)
+        self._adapter_queries = AdapterQueries(self._supervisor.send, self._requests.have_adapter)
 
     @property
     def ready(self) -> Ready | None:
@@ -121,6 +124,25 @@ class EngineClient:
             raise EngineDied(CRASHED)
         return await self._expert_queries.ask(window_s, reset=reset)
 
+    async def load_adapter(self, name: str, directory: str) -> None:
+        """Load a LoRA adapter under a new name. It is in `ready.adapters` afterwards, also of a restarted engine.
+
+        Raises AdapterError for one that cannot be served, and EngineDied.
+        """
+        if not self._supervisor.is_serving:
+            raise EngineDied(CRASHED)
+        await asyncio.shield(self._adapter_queries.load(name, directory))
+
+    def unload_adapter(self, name: str) -> None:
+        """Take an adapter's name away. Its memory is freed when no request has it any more."""
+        digest = self._supervisor.remove_adapter(name)
+        self._adapter_queries.unload(digest)
+        self._free_adapters()
+
+    def _free_adapters(self) -> None:
+        if self._supervisor.ready is not None:
+            self._adapter_queries.free_unused(self._supervisor.ready.adapters)
+
     def drain(self) -> None:
         """Report the phase "draining" from now on instead of "loading" and "ready". Running requests continue."""
         self._supervisor.drain()
@@ -160,12 +182,17 @@ class EngineClient:
                 self._requests.started(request_ids)
             case ExpertsReply():
                 self._expert_queries.resolve(message)
+            case AdapterLoaded():
+                if (query := self._adapter_queries.resolve(message)) is not None:
+                    self._supervisor.add_adapter(query.name, query.directory, message.digest)
+                self._free_adapters()
 
     def _on_step_done(self, outputs: list[RequestOutput], stats: StepStats) -> None:
         self.stats = stats
         self._on_step(stats)
         self._give(outputs)
         self._send_pending()
+        self._free_adapters()
 
     def _give(self, outputs: list[RequestOutput]) -> None:
         """Put each output into the collector of its request, with the scores that were sent ahead of it."""
@@ -197,6 +224,7 @@ class EngineClient:
         self.stats = StepStats(num_blocks_total=self.stats.num_blocks_total)
         self._early_scores.clear()
         self._expert_queries.fail(CRASHED)
+        self._adapter_queries.fail(CRASHED)
 
     def _expire(self, now_s: float) -> None:
         """End requests whose deadline has passed, also while there is no process."""

@@ -25,6 +25,7 @@ class Entry:
     deadline_s: float | None
     queue_deadline_s: float | None
     place: Place = "pending"
+    adapter: str = ""  # digest of its LoRA adapter
 
     @property
     def may_have_run(self) -> bool:
@@ -71,7 +72,7 @@ class InFlightRequests:
     def add(self, requests: Sequence[Request], collector: OutputCollector) -> None:
         """Add new requests behind all others."""
         for request in requests:
-            entry = Entry(request, collector, request.deadline_s, request.queue_deadline_s)
+            entry = Entry(request, collector, request.deadline_s, request.queue_deadline_s, adapter=request.adapter)
             self._open[request.request_id] = self._pending[request.request_id] = entry
             if request.deadline_s is not None or request.queue_deadline_s is not None:
                 self._timed[request.request_id] = entry
@@ -80,6 +81,10 @@ class InFlightRequests:
     def has_pending(self) -> bool:
         """True if pop_sendable() may return more requests: they are not sent yet, and nothing holds them back."""
         return bool(self._pending) and self._probing is None and not self._suspects
+
+    def have_adapter(self, digest: str) -> bool:
+        """Return whether a request that has not ended has this adapter, aborted ones in the engine included."""
+        return any(entry.adapter == digest for entries in (self._open, self._aborting) for entry in entries.values())
 
     def pop_sendable(self, max_requests: int = 2**31, max_ids: int = 2**31) -> list[Request]:
         """Return the next requests to send, and mark them as sent.

@@ -84,6 +84,30 @@ class EngineSupervisor:
         """Send a message to the current process. Does nothing if it is dead."""
         self._process.send(message)
 
+    def add_adapter(self, name: str, directory: str, digest: str) -> None:
+        """Record an adapter that the process has loaded: the next one will load it too."""
+        assert self.ready is not None
+        self._set_adapters(self._directories() | {name: directory}, self.ready.adapters | {name: digest})
+
+    def remove_adapter(self, name: str) -> str:
+        """Forget an adapter's name, and return its digest."""
+        assert self.ready is not None
+        directories, digests = self._directories(), dict(self.ready.adapters)
+        directories.pop(name, None)
+        digest = digests.pop(name)
+        self._set_adapters(directories, digests)
+        return digest
+
+    def _directories(self) -> dict[str, str]:
+        assert self._start_message is not None
+        return dict(self._start_message.config.lora)
+
+    def _set_adapters(self, directories: dict[str, str], digests: dict[str, str]) -> None:
+        assert self._start_message is not None and self.ready is not None
+        config = msgspec.structs.replace(self._start_message.config, lora=directories)
+        self._start_message = msgspec.structs.replace(self._start_message, config=config)
+        self.ready = msgspec.structs.replace(self.ready, adapters=digests)
+
     def drain(self) -> None:
         """Report "draining" from now on instead of "loading" and "ready". The process keeps running."""
         self._is_draining = True
@@ -115,6 +139,7 @@ class EngineSupervisor:
             return
         if self.ready is not None:
             logger.warning("the engine is ready again")
+            ready = msgspec.structs.replace(ready, adapters=self.ready.adapters)  # one was unloaded while it loaded
         self.ready, self.is_serving, self._ready_s = ready, True, time.monotonic()
         self._set_status(EngineStatus("ready", "", ready.weight_bytes, ready.weight_bytes))
         self._events.on_ready()
@@ -217,6 +242,8 @@ def _difference(first: Ready, restarted: Ready) -> str:
     """Return why the restarted engine would give other results than the first one; empty if it does not."""
     if first.checkpoint_files != restarted.checkpoint_files:
         return "the checkpoint's files were replaced while the server was running"
+    if any(restarted.adapters.get(name) != digest for name, digest in first.adapters.items()):
+        return "the files of a LoRA adapter were replaced while the server was running"
     if first.fingerprint != restarted.fingerprint:
         return "the restarted engine has other numerics than the first one"
     return ""

@@ -17,7 +17,7 @@ from server.generation.choice import Choice, StopConditions
 from server.generation.generation import Generation
 from server.generation.jobs import Job
 from server.generation.sampling_params import check_ids
-from server.generation.state import ServerState, TextFrontend, state_of, tenant_of
+from server.generation.state import ServerState, TextFrontend, fingerprint_of, state_of, tenant_of
 from server.generation.usage import Usage, count_usage
 from server.observability.access_log import RequestRecord
 from server.schemas.embeddings import WHOLE_CONTEXT, EmbeddedRequest
@@ -44,6 +44,7 @@ class Embedder:
     arrival_s: float
     dimensions: int
     usage: Usage
+    adapter: str = ""  # digest of the LoRA adapter that the request names as its model; empty: none
 
     @classmethod
     def from_request(
@@ -57,6 +58,7 @@ class Embedder:
         state = state_of(http)
         state.served_name(request.model)
         ready, texts = state.serving()
+        adapter = state.adapter_of(request.model)
         if not ready.embeds and not state.embeddings:
             raise no_embeddings()
         if dimensions is not None and dimensions > ready.dim:
@@ -65,7 +67,13 @@ class Embedder:
         usage = count_usage(num_prompt=0, num_cached=0, num_completion=0)
         record: RequestRecord = http.state.record
         record.user = request.user
-        return cls(state, ready, texts, request, tenant_of(http), record, arrival_s, dimensions or ready.dim, usage)
+        numbers = dimensions or ready.dim
+        return cls(state, ready, texts, request, tenant_of(http), record, arrival_s, numbers, usage, adapter)
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the numerics and weights that compute the request."""
+        return fingerprint_of(self.ready, self.adapter)
 
     @property
     def part_size(self) -> int:
@@ -168,6 +176,7 @@ class Embedder:
             queue_deadline_s=self._after_arrival(request.queue_timeout_s),
             group=group,
             embedding_len=self.dimensions,
+            adapter=self.adapter,
         )
 
     def _after_arrival(self, timeout_s: float | None) -> float | None:

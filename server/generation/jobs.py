@@ -22,7 +22,7 @@ from server.generation.sampling_params import (
     packed_constraints,
     sampling_params,
 )
-from server.generation.state import ServerState, TextFrontend, state_of, tenant_of
+from server.generation.state import ServerState, TextFrontend, fingerprint_of, state_of, tenant_of
 from server.schemas import GenerationRequest
 from server.structured_output.constraints import CompiledGrammar, grammar_too_large
 from server.tokenizer.detokenizer import Detokenizer
@@ -64,6 +64,7 @@ class JobBuilder:
     request: GenerationRequest
     tenant: int
     arrival_s: float  # monotonic
+    adapter: str = ""  # digest of the LoRA adapter that the request names as its model; empty: none
 
     @classmethod
     async def from_request(cls, http: HttpRequest, request: GenerationRequest, arrival_s: float) -> "JobBuilder":
@@ -77,6 +78,7 @@ class JobBuilder:
         state = state_of(http)
         state.served_name(request.model)
         ready, texts = state.serving()
+        adapter = state.adapter_of(request.model)
         if not ready.generates:
             raise no_generation()
 
@@ -87,12 +89,17 @@ class JobBuilder:
 
         tenant = tenant_of(http)
         await state.heavy_work.run(check, size=len(await http.body()) // CHECKED_BYTES_PER_CHAR, tenant=tenant)
-        return cls(state, ready, texts, request, tenant, arrival_s)
+        return cls(state, ready, texts, request, tenant, arrival_s, adapter)
 
     @property
     def model_name(self) -> str:
         """The model's name as the reply repeats it."""
-        return self.state.served_name(self.request.model)
+        return self.request.model or self.state.model_names[0]
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the numerics and weights that compute the request."""
+        return fingerprint_of(self.ready, self.adapter)
 
     async def check_queue(self, num_prompts: int) -> None:
         """Raise ApiError 429 if the queue has no room for the request, before its texts and jobs cost any work."""
@@ -189,6 +196,7 @@ class JobBuilder:
             expert_routing=request.expert_usage or request.has_routing,
             gate_logits=request.gate_logits,
             prompt_routing=request.has_prompt_routing,
+            adapter=self.adapter,
         )
 
     def _after_arrival(self, timeout_s: float | None) -> float | None:

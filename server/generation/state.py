@@ -26,6 +26,7 @@ from server.sandbox.pool import Sandbox
 from server.structured_output.grammar_checker import GrammarChecker
 from server.tokenizer.tokenizer import Tokenizer
 
+NUM_DIGITS = 12  # of an adapter's digest in a fingerprint
 MAX_TOTAL_PROMPT_IDS = 2**22  # of a request's prompts times its choices: each choice carries its prompt to the engine
 
 
@@ -49,6 +50,8 @@ class Engine(EngineLoad, Protocol):
     def submit(self, requests: Sequence[Request]) -> OutputStream: ...
     def abort(self, request_ids: Iterable[int]) -> None: ...
     async def experts(self, window_s: float | None, *, reset: bool = False) -> ExpertReport: ...
+    async def load_adapter(self, name: str, directory: str) -> None: ...
+    def unload_adapter(self, name: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,17 @@ def seed_source(seed: int | None) -> Callable[[], int]:
     return partial(random.Random(seed).getrandbits, 63)
 
 
+@dataclass(frozen=True)
+class LoraOptions:
+    """The server's settings for LoRA adapters."""
+
+    names: tuple[str, ...] = ()  # of those that are loaded with the model
+    at_run_time: bool = False  # others may be loaded, and all unloaded, while the server runs
+
+
+NO_LORA = LoraOptions()
+
+
 @dataclass
 class ServerState:
     """The state of one server. `texts` may be set later: the port answers before the model is loaded."""
@@ -83,6 +97,7 @@ class ServerState:
     max_num_queued: int  # choices that may wait for the engine
     version: str
     created_s: int  # Unix time, for the entries of /v1/models
+    lora: LoraOptions = NO_LORA
     reply_memory: ByteBudget = field(default_factory=lambda: ByteBudget(2**62))  # of log probabilities and expert ids
     max_reply_values: int = MAX_REPLY_VALUES  # of one reply
     max_total_prompt_ids: int = MAX_TOTAL_PROMPT_IDS
@@ -135,14 +150,36 @@ class ServerState:
             await self.refusal_pace.wait(tenant)
             raise queue_full(admission.retry_after_s(num_choices))
 
+    @property
+    def adapter_names(self) -> tuple[str, ...]:
+        """Names of the LoRA adapters; while the model loads, of those that will be loaded."""
+        ready = self.engine.ready
+        names = self.lora.names if ready is None else ready.adapters
+        return tuple(name for name in names if name not in self.model_names)
+
+    @property
+    def all_names(self) -> tuple[str, ...]:
+        """Names of the model, and then of its adapters."""
+        return self.model_names + self.adapter_names
+
     def served_name(self, name: str | None) -> str:
-        """Return the model's name as the request has it, or the model's id if the request names none.
+        """Return the name of the model or adapter as the request has it, or the model's id if the request names none.
 
         Raises ApiError 404 for a name that is not served. Names are case-sensitive.
         """
-        if name is not None and name not in self.model_names:
-            raise model_not_found(self.model_names)
+        if name is not None and name not in self.all_names:
+            raise model_not_found(self.all_names)
         return self.model_names[0] if name is None else name
+
+    def adapter_of(self, name: str | None) -> str:
+        """Return the digest of the adapter with this name; empty for the model alone, and while it loads."""
+        ready = self.engine.ready
+        return "" if name is None or ready is None or name in self.model_names else ready.adapters.get(name, "")
+
+
+def fingerprint_of(ready: Ready, adapter: str) -> str:
+    """Return the fingerprint of the model with the adapter of this digest; if empty, the model's own."""
+    return f"{ready.fingerprint}-lora-{adapter[:NUM_DIGITS]}" if adapter else ready.fingerprint
 
 
 def tenant_of(request: HttpRequest) -> int:

@@ -31,7 +31,7 @@ from server.fairness.budgets import request_memory_bytes
 from server.fairness.byte_budget import ByteBudget
 from server.fairness.event_loop import LagProbe
 from server.fairness.request_memory import RequestMemory
-from server.generation.state import ServerState, TextFrontend, seed_source
+from server.generation.state import LoraOptions, ServerState, TextFrontend, seed_source
 from server.http.bounded_reads import BoundedReadProtocol
 from server.http.connections import Connections, max_connections, raise_file_limit
 from server.http.cross_site import accepted_hosts
@@ -250,6 +250,7 @@ class Server:
             engine=self._client,
             metrics=self._metrics,
             model_names=self._names,
+            lora=LoraOptions(tuple(settings.adapter_directories), settings.enable_runtime_lora),
             max_num_queued=settings.max_num_queued_reqs,
             max_num_queued_tokens=settings.max_num_queued_tokens,
             num_tenants=num_tenants,

@@ -4,6 +4,7 @@ validation.py defines the codes and paths of errors; server/generation/sampling_
 fields mean to the engine.
 """
 
+from server.schemas.adapters import LoadAdapterRequest, UnloadAdapterRequest
 from server.schemas.batches import CreateBatchRequest
 from server.schemas.chat import ChatCompletionRequest
 from server.schemas.completion import CompletionRequest
@@ -26,6 +27,7 @@ __all__ = [
     "DetokenizeRequest",
     "EmbeddingRequest",
     "GenerationRequest",
+    "LoadAdapterRequest",
     "MessagesRequest",
     "RerankRequest",
     "ResponsesRequest",
@@ -33,6 +35,7 @@ __all__ = [
     "StreamOptions",
     "TokenizeRequest",
     "TranslatedRequest",
+    "UnloadAdapterRequest",
     "unknown_fields",
     "validate",
 ]

@@ -13,7 +13,13 @@ from server.settings.settings import GROUPS, DefaultText, Settings, flag_name
 from server.settings.value_types import KeyFile
 
 METAVARS = {int: "N", float: "SECONDS", str: "TEXT", Path: "FILE", KeyFile: "FILE"}
-METAVARS_OF_SUFFIXES = {"bytes": "SIZE", "days": "DAYS", "dir": "DIR", "theta": "NUMBER"}  # a SIZE takes units, as 1GiB
+METAVARS_OF_SUFFIXES = {
+    "bytes": "SIZE",
+    "days": "DAYS",
+    "dir": "DIR",
+    "theta": "NUMBER",
+    "lora": "NAME=DIR",
+}  # a SIZE takes units, as 1GiB
 METAVARS_OF_NAMES = {"expert_memory": "SIZE|auto"}
 
 
@@ -47,8 +53,8 @@ def setting_flags() -> Iterator[SettingFlag]:
     for name, field in Settings.model_fields.items():
         group = GROUPS.get(name, group)
         kinds = list(_plain_types(field.annotation))
-        named = METAVARS_OF_NAMES.get(name) or METAVARS_OF_SUFFIXES.get(name.rpartition("_")[2])
-        metavar = named or "|".join(_metavars(kinds))
+        of_suffix = None if bool in kinds else METAVARS_OF_SUFFIXES.get(name.rpartition("_")[2])
+        metavar = METAVARS_OF_NAMES.get(name) or of_suffix or "|".join(_metavars(kinds))
         description = field.description or ""
         yield SettingFlag(name, flag_name(name), group, description, _default(field), metavar, tuple in kinds)
 

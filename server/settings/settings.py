@@ -10,7 +10,16 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FilePath, PositiveInt, model_validator
 
-from server.settings.value_types import ApiKeyFile, Bytes, DistinctNames, HostNames, HttpUrl, Names, RootPath
+from server.settings.value_types import (
+    ApiKeyFile,
+    Bytes,
+    DistinctNames,
+    HostNames,
+    HttpUrl,
+    LoraPaths,
+    Names,
+    RootPath,
+)
 
 PREFIX = "SMOE_"  # of environment variables
 
@@ -55,6 +64,16 @@ class Settings(BaseModel):
     )
     served_model_name: Annotated[DistinctNames, DefaultText("the model's name")] = Field(
         (), description="Model name that clients may use. The first one is the id in responses."
+    )
+    lora: LoraPaths = Field(
+        (),
+        description="LoRA adapter as PEFT saves it, NAME=DIR: requests whose model is NAME get the model with the "
+        "adapter in DIR. On CPUs.",
+    )
+    enable_runtime_lora: bool = Field(
+        False,
+        description="Answer /v1/load_lora_adapter and /v1/unload_lora_adapter. Whoever may send requests may then let "
+        "the server read adapters from any directory.",
     )
     chat_template: Annotated[FilePath | None, DefaultText("the checkpoint's template")] = Field(
         None, description="Jinja file with the chat template."
@@ -314,6 +333,8 @@ class Settings(BaseModel):
             raise ValueError("--ssl-keyfile and --ssl-certfile need each other: give both")
         if len(set(self.api_keys)) != len(self.api_keys):
             raise ValueError("--api-key-file: has the same key twice, or one of --api-key")
+        if both := self.adapter_directories.keys() & set(self.served_model_name):
+            raise ValueError(f"--lora {min(both)}: --served-model-name has the same name")
         if self.metrics_auth and not self.api_keys:
             raise ValueError("--metrics-auth needs an --api-key or --api-key-file to require")
         self._check_hosts()
@@ -329,6 +350,11 @@ class Settings(BaseModel):
             raise ValueError(
                 f"--nnodes {nodes} needs a --tensor-parallel-size that it divides, such as {nodes}; it is {ranks}"
             )
+
+    @property
+    def adapter_directories(self) -> dict[str, Path]:
+        """Directories of the LoRA adapters by name."""
+        return {name: Path(directory) for name, _, directory in (pair.partition("=") for pair in self.lora)}
 
     @property
     def api_keys(self) -> tuple[str, ...]:

@@ -80,6 +80,17 @@ def _check_distinct(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def _check_lora(pairs: tuple[str, ...]) -> tuple[str, ...]:
+    names = [pair.partition("=")[0] for pair in pairs]
+    if any(
+        not name or name != name.strip() or not pair.partition("=")[2] for name, pair in zip(names, pairs, strict=True)
+    ):
+        raise ValueError("should be NAME=DIR, such as sql=/models/sql-adapter")
+    if len(set(names)) != len(names):
+        raise ValueError("has the same name twice")
+    return pairs
+
+
 def _check_host_names(names: tuple[str, ...]) -> tuple[str, ...]:
     if any(not HOST_NAME.fullmatch(name) for name in names):
         raise ValueError("should be a host name or an address without scheme, port and path, or *")
@@ -108,6 +119,7 @@ Bytes = Annotated[PositiveInt, BeforeValidator(parse_size)]
 Names = Annotated[tuple[str, ...], BeforeValidator(split_list)]
 DistinctNames = Annotated[Names, AfterValidator(_check_distinct)]
 ApiKeyFile = Annotated[KeyFile | None, BeforeValidator(read_key_file)]
+LoraPaths = Annotated[Names, AfterValidator(_check_lora)]
 HostNames = Annotated[Names, AfterValidator(_check_host_names)]
 RootPath = Annotated[str, AfterValidator(_check_root_path)]
 HttpUrl = Annotated[str, AfterValidator(_check_http_url)]

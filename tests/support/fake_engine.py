@@ -6,6 +6,8 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
+import msgspec
+
 from engine.messages import Ready
 from engine.types import (
     NOTHING_TO_SAMPLE,
@@ -17,6 +19,7 @@ from engine.types import (
     Timing,
     TokenLogprobs,
 )
+from server.engine_client.adapter_queries import AdapterError
 from server.engine_client.output_collector import EngineDied, OutputCollector
 from server.engine_client.status import EngineStatus, Phase
 
@@ -182,6 +185,19 @@ class FakeEngine:
         count = 0 if reset else 9 if window_s is None else 1
         top = [[(7, count)] if count and expert == 2 else [] for expert in range(8)]
         return ExpertReport(5.0, [LayerExperts([0, 0, count, 0, 0, 0, 0, 0], [[0] * 8] * 8, top)])
+
+    async def load_adapter(self, name: str, directory: str) -> None:
+        """Load an adapter, whose digest is its directory; one whose directory ends in "bad" cannot be served."""
+        if self.ready is None or self.phase == "dead":
+            raise EngineDied("gone")
+        if directory.endswith("bad"):
+            raise AdapterError(f"{directory}/adapter_config.json is missing")
+        self.ready = msgspec.structs.replace(self.ready, adapters=self.ready.adapters | {name: directory})
+
+    def unload_adapter(self, name: str) -> None:
+        assert self.ready is not None
+        left = {other: digest for other, digest in self.ready.adapters.items() if other != name}
+        self.ready = msgspec.structs.replace(self.ready, adapters=left)
 
     def step(self) -> bool:
         """Give one output to each unfinished request. Returns False when all are finished."""

@@ -10,7 +10,7 @@ prompt's length. Modes:
 - fail, crash: the process ends while it loads
 - mute: it stops reading and writing while it loads
 - die: it exits at the first request
-- replaced, slower: the weights or the numerics are others
+- replaced, slower, adapted: the weights, the numerics or the LoRA adapters are others
 - once-MODE:FILE: the first process creates the file and has the mode, later ones count
 - then-MODE:FILE: the first process creates the file and counts, later ones have the mode
 A prompt that contains one of the tokens KILLS, KILLS_LATER, QUEUES or STOPS has that effect.
@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -67,6 +68,7 @@ READY = Ready(
     backend="reference",
     fingerprint="fake",
     phase_seconds={"weights": 0.5},
+    adapters={"sql": "0123"},
 )
 
 
@@ -150,7 +152,11 @@ def load(connection: socket.socket, mode: str) -> None:
         os._exit(9)
     if mode == "mute":
         signal.pause()
-    others = {"replaced": {"checkpoint_files": "other", "fingerprint": "other"}, "slower": {"fingerprint": "other"}}
+    others: dict[str, dict[str, Any]] = {
+        "replaced": {"checkpoint_files": "other", "fingerprint": "other"},
+        "slower": {"fingerprint": "other"},
+        "adapted": {"adapters": {"sql": "other"}},
+    }
     connection.sendall(encode_frame(msgspec.structs.replace(READY, **others.get(mode, {}))))
 
 

@@ -46,29 +46,39 @@ void smoe_pack_blocks(smoe_pool* pool, int format, const void* rows, void* packe
 }
 
 int smoe_linear(smoe_pool* pool, int isa, int dtype, const void* x, const smoe_matrix* matrices, int64_t num_matrices,
-                void* y, int64_t T, int64_t K, int wide_output) {
+                void* y, int64_t T, int64_t K, int wide_output, const smoe_adapter* adapters, int64_t first_term,
+                int64_t num_terms) {
     return catch_errors([&] {
         std::vector<Matrix> parts(num_matrices);
         std::transform(matrices, matrices + num_matrices, parts.begin(), matrix_of);
-        SMOE_CALL(isa, linear(pool_of(pool), dtype, x, parts.data(), num_matrices, y, T, K, wide_output));
+        const LowRankTerms terms{adapters, first_term, num_terms};
+        SMOE_CALL(isa, linear(pool_of(pool), dtype, x, parts.data(), num_matrices, y, T, K, wide_output, terms));
     });
 }
 
 int smoe_ffn(smoe_pool* pool, int isa, int dtype, const void* x, const smoe_expert* only, void* y, int64_t T, int64_t D,
-             int64_t F, smoe_group* group, int64_t first_F) {
+             int64_t F, smoe_group* group, int64_t first_F, const smoe_adapter* adapters, int64_t first_term) {
     const Expert expert = expert_of(*only);
-    const Experts weights{&expert, 1, D, F, group_of(group), first_F, nullptr, 0};
+    const Experts weights{&expert, 1, D, F, group_of(group), first_F, nullptr, 0, {adapters, first_term, 3}};
     return catch_errors([&] { SMOE_CALL(isa, ffn(pool_of(pool), dtype, x, weights, y, T)); });
 }
 
 int smoe_moe(smoe_pool* pool, int isa, int dtype, const void* x, const float* gate, const smoe_expert* experts, void* y,
              const int32_t* experts_per_token, const uint8_t* allowed, int32_t* expert_ids, int64_t T, int64_t D,
              int64_t F, int64_t E, int64_t max_k, smoe_group* group, int64_t first_F, smoe_store* store,
-             int64_t stored_layer) {
+             int64_t stored_layer, const smoe_adapter* adapters, int64_t first_term) {
     return catch_errors([&] {
         std::vector<Expert> all(E);
         std::transform(experts, experts + E, all.begin(), expert_of);
-        const Experts weights{all.data(), E, D, F, group_of(group), first_F, store_of(store), stored_layer};
+        const Experts weights{all.data(),
+                              E,
+                              D,
+                              F,
+                              group_of(group),
+                              first_F,
+                              store_of(store),
+                              stored_layer,
+                              {adapters, first_term, 3 * E}};
         const Routing routing{experts_per_token, allowed, expert_ids, max_k};
         SMOE_CALL(isa, moe(pool_of(pool), dtype, x, gate, weights, y, T, routing));
     });

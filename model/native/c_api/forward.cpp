@@ -81,11 +81,11 @@ class Forward {
         norm(at_.x(), network_.layers[0].attention_norm, at_.normed(), step_.T);
         for (int64_t index = 0; index < network_.L; ++index) {
             const smoe_layer& layer = network_.layers[index];
-            attend(layer);
+            attend(layer, index);
             add_and_norm(layer.ffn_norm);
             if (step_.P) report_gate(layer, index);
             if (index + 1 == network_.L) break;
-            feed_forward(layer, at_.normed(), step_.T, choices(index));
+            feed_forward(layer, at_.normed(), step_.T, choices(index), {step_.adapters, first_term(index) + 4});
             add_and_norm(network_.layers[index + 1].attention_norm);
         }
         if (step_.finite) write_finite_flags();
@@ -104,6 +104,9 @@ class Forward {
         return {step_.experts_per_token, step_.allowed ? step_.allowed + layer * step_.T * network_.E : nullptr,
                 step_.expert_ids + layer * step_.T * step_.max_k};
     }
+
+    // First term of a layer in an adapter.
+    int64_t first_term(int64_t layer) const { return layer * (4 + 3 * network_.E); }
 
     // x = embeddings of the tokens.
     void embed() const {
@@ -168,10 +171,11 @@ class Forward {
     }
 
     // y = Attention(normed).
-    void attend(const smoe_layer& layer) const {
+    void attend(const smoe_layer& layer, int64_t index) const {
         const int64_t T = step_.T, D = network_.D, H = network_.H, G = network_.G, K = network_.K;
         const int dtype = network_.residual_dtype, q_dtype = network_.query_dtype, kv_dtype = network_.kv_dtype;
-        linear(dtype, at_.normed(), layer.qkv, layer.num_qkv, at_.qkv(), T, D, false);
+        linear(dtype, at_.normed(), layer.qkv, layer.num_qkv, at_.qkv(), T, D, false,
+               {step_.adapters, first_term(index), 3});
         check(smoe_rope_and_store_kv(pool_, isa_, dtype, q_dtype, kv_dtype, at_.qkv(), at_.q(), layer.k_cache,
                                      layer.v_cache, at_.cos(), at_.sin(), step_.slots, T, H, G, K,
                                      network_.block_size));
@@ -180,13 +184,15 @@ class Forward {
                              step_.query_start, step_.context_len, step_.block_tables, step_.S, step_.M,
                              network_.block_size, H, G, K, network_.window));
         gather_columns(at_.attended(), T, {network_.all_H, network_.first_H, H, H / G}, K * at_.item());
-        linear(dtype, at_.attended(), layer.output, 1, part_or(at_.y()), T, network_.all_H * K, false);
+        linear(dtype, at_.attended(), layer.output, 1, part_or(at_.y()), T, network_.all_H * K, false,
+               {step_.adapters, first_term(index) + 3, 1});
         gather_columns(at_.y(), T, {D, network_.first_D, layer.output->outputs, PANEL}, at_.item());
     }
 
     void linear(int dtype, const void* x, const smoe_matrix* matrices, int64_t count, void* y, int64_t num_rows,
-                int64_t K, bool wide) const {
-        check(smoe_linear(pool_, isa_, dtype, x, matrices, count, y, num_rows, K, wide));
+                int64_t K, bool wide, const LowRankTerms& terms) const {
+        check(smoe_linear(pool_, isa_, dtype, x, matrices, count, y, num_rows, K, wide, terms.adapters, terms.first,
+                          terms.count));
     }
 
     // Return where to compute columns that gather_columns() joins in `whole`.
@@ -206,16 +212,18 @@ class Forward {
     }
 
     // y = FFN(normed) for num_rows rows.
-    void feed_forward(const smoe_layer& layer, const void* normed, int64_t num_rows, const Choices& choices) const {
+    void feed_forward(const smoe_layer& layer, const void* normed, int64_t num_rows, const Choices& choices,
+                      const LowRankTerms& terms) const {
         const int64_t D = network_.D, F = network_.F, first_F = network_.first_F;
         const int dtype = network_.residual_dtype;
         std::byte* y = part_or(at_.y());
         if (layer.gate)
             check(smoe_moe(pool_, isa_, dtype, normed, layer.gate, layer.experts, y, choices.experts_per_token,
                            choices.allowed, choices.expert_ids, num_rows, D, F, network_.E, step_.max_k, network_.group,
-                           first_F, layer.store, layer.stored_layer));
+                           first_F, layer.store, layer.stored_layer, terms.adapters, terms.first));
         else
-            check(smoe_ffn(pool_, isa_, dtype, normed, layer.experts, y, num_rows, D, F, network_.group, first_F));
+            check(smoe_ffn(pool_, isa_, dtype, normed, layer.experts, y, num_rows, D, F, network_.group, first_F,
+                           terms.adapters, terms.first));
         gather_columns(at_.y(), num_rows, {D, network_.first_D, layer.experts->w2.outputs, PANEL}, at_.item());
     }
 
@@ -272,23 +280,32 @@ class Forward {
         std::vector<int32_t> chosen_;
     };
 
+    // Adapters of the rows that need logits; empty if no row of the step has one.
+    std::vector<smoe_adapter> adapters_of_logit_rows() const {
+        std::vector<smoe_adapter> adapters(step_.adapters ? step_.N : 0);
+        for (size_t n = 0; n < adapters.size(); ++n) adapters[n] = step_.adapters[step_.logit_rows[n]];
+        return adapters;
+    }
+
     // Compute the last layer's FFN, the final norm and the head for the rows that need logits.
     void compute_logits() const {
         const int64_t N = step_.N;
         const smoe_layer& layer = network_.layers[network_.L - 1];
         gather(at_.x(), step_.logit_rows, N, at_.last_x());
         gather(at_.normed(), step_.logit_rows, N, at_.last_normed());
+        const std::vector<smoe_adapter> adapters = adapters_of_logit_rows();
+        const LowRankTerms terms{step_.adapters ? adapters.data() : nullptr, first_term(network_.L - 1) + 4};
         if (layer.gate) {
             LastChoices last(choices(network_.L - 1), step_, network_.E);
             route_last_layer();
-            feed_forward(layer, at_.last_normed(), N, last.choices());
+            feed_forward(layer, at_.last_normed(), N, last.choices(), terms);
         } else {
-            feed_forward(layer, at_.last_normed(), N, {});
+            feed_forward(layer, at_.last_normed(), N, {}, terms);
         }
         smoe_add_rms_norm(pool_, isa_, network_.residual_dtype, at_.last_x(), at_.y(), network_.norm, at_.last_normed(),
                           N, network_.D, network_.eps);
-        linear(network_.residual_dtype, at_.last_normed(), network_.head, 1, part_or(step_.logits), N, network_.D,
-               true);
+        linear(network_.residual_dtype, at_.last_normed(), network_.head, 1, part_or(step_.logits), N, network_.D, true,
+               {});
         gather_columns(step_.logits, N, {network_.V, network_.first_V, network_.head->outputs, PANEL}, sizeof(float));
     }
 

@@ -9,6 +9,7 @@
 #include "gemm/gemm_float.h"
 #include "gemm/gemm_int4.h"
 #include "gemm/gemm_int8.h"
+#include "gemm/low_rank.h"
 #include "gemm/microkernel.h"
 #include "gemm/packing/pack_activations.h"
 
@@ -42,18 +43,28 @@ void multiply_tile(int rows, const uint32_t* tile, const uint32_t* panel, int64_
     }
 }
 
+std::vector<int32_t> in_order(int64_t count) {
+    std::vector<int32_t> ids(count);
+    std::iota(ids.begin(), ids.end(), 0);
+    return ids;
+}
+
 template <class T>
 void store_tile(T* y, const float* sums, int rows, int64_t columns, int64_t stride) {
     for (int m = 0; m < rows; ++m) store_row(y + m * stride, sums + m * PANEL, columns);
 }
 
-// Multiply x [T, K] by one matrix; y has `stride` numbers per row.
+// Place of a matrix's outputs in a row of y, which has `stride` numbers.
+struct Columns {
+    int64_t first, stride;
+};
+
+// Multiply x [T, K] by one matrix, and add the low-rank terms of its outputs.
 template <class Number>
 void multiply_matrix(Pool& pool, int dtype, const void* x, const Matrix& matrix, Number* y, int64_t T, int64_t K,
-                     int64_t stride) {
+                     const Columns& place, const LowRankProduct& low_rank) {
     const int format = matrix.format;
-    std::vector<int32_t> row_ids(T);
-    std::iota(row_ids.begin(), row_ids.end(), 0);
+    const std::vector<int32_t> row_ids = in_order(T);
     std::vector<Tile> tiles;
     append_tiles(tiles, 0, T, 0, max_tile_rows(format));
     const int64_t words = row_words(format, K);
@@ -63,7 +74,9 @@ void multiply_matrix(Pool& pool, int dtype, const void* x, const Matrix& matrix,
         alignas(64) float sums[MAX_TILE_ROWS * PANEL];
         by.multiply(format, tile.rows, rows + tile.first_row * words, matrix.panel(panel), K, sums);
         const int64_t columns = std::min<int64_t>(PANEL, matrix.outputs - panel * PANEL);
-        store_tile(y + tile.first_row * stride + panel * PANEL, sums, tile.rows, columns, stride);
+        const int64_t first = place.first + panel * PANEL;
+        if (!low_rank.is_empty()) low_rank.add(tile, first, sums);
+        store_tile(y + tile.first_row * place.stride + first, sums, tile.rows, columns, place.stride);
     };
     for_each_product<Microkernel>(pool, tiles, ceil_div(matrix.outputs, PANEL), panel_words(format, K), multiply);
 }
@@ -82,15 +95,19 @@ void Microkernel::multiply(int format, int rows, const uint32_t* tile, const uin
 }
 
 void linear(Pool& pool, int dtype, const void* x, const Matrix* matrices, int64_t num_matrices, void* y, int64_t T,
-            int64_t K, bool wide_output) {
+            int64_t K, bool wide_output, const LowRankTerms& terms) {
     int64_t all_outputs = 0, first_output = 0;
     for (int64_t i = 0; i < num_matrices; ++i) all_outputs += matrices[i].outputs;
+    LowRankProduct low_rank(terms_of_rows(terms, T), terms.count);
+    if (!low_rank.is_empty()) low_rank.project(pool, dtype, x, in_order(T), K);
     const bool is_wide = wide_output || dtype == FLOAT32;
     for (int64_t i = 0; i < num_matrices; ++i) {
         if (is_wide)
-            multiply_matrix(pool, dtype, x, matrices[i], static_cast<float*>(y) + first_output, T, K, all_outputs);
+            multiply_matrix(pool, dtype, x, matrices[i], static_cast<float*>(y), T, K, {first_output, all_outputs},
+                            low_rank);
         else
-            multiply_matrix(pool, dtype, x, matrices[i], static_cast<uint16_t*>(y) + first_output, T, K, all_outputs);
+            multiply_matrix(pool, dtype, x, matrices[i], static_cast<uint16_t*>(y), T, K, {first_output, all_outputs},
+                            low_rank);
         first_output += matrices[i].outputs;
     }
 }

@@ -15,6 +15,7 @@
 #include "gemm/quant_formats.h"
 #include "runtime/isa.h"
 #include "runtime/thread_pool.h"
+#include "smoe_native.h"
 
 namespace smoe {
 
@@ -42,6 +43,13 @@ struct Matrix {
     const uint32_t* panel(int64_t index) const { return panels + index * stride; }
 };
 
+// Low-rank terms of a product's rows: `count` terms from `first` on of the adapter of each row, [T]. Null: no row has
+// an adapter.
+struct LowRankTerms {
+    const smoe_adapter* adapters = nullptr;
+    int64_t first = 0, count = 0;
+};
+
 // Pack weight [O, K] of dtype into format: the dtype's own, int8 or int4; `stride` words from one panel to the next.
 void pack(Pool& pool, int isa, int dtype, int format, const void* weight, uint32_t* packed, int64_t stride, int64_t O,
           int64_t K);
@@ -50,6 +58,6 @@ void pack_tile(int dtype, const void* x, const int32_t* row_ids, int rows, int64
 
 // Multiply x [T, K] by matrices one below the other: y [T, sum of their outputs].
 SMOE_PER_ISA(void linear(Pool& pool, int dtype, const void* x, const Matrix* matrices, int64_t num_matrices, void* y,
-                         int64_t T, int64_t K, bool wide_output))
+                         int64_t T, int64_t K, bool wide_output, const LowRankTerms& low_rank))
 
 }  // namespace smoe

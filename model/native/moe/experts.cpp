@@ -4,6 +4,7 @@
 #include <numeric>
 #include <vector>
 
+#include "gemm/low_rank.h"
 #include "gemm/microkernel.h"
 #include "gemm/packing/pack_activations.h"
 #include "simd/exp_f32.h"
@@ -51,9 +52,10 @@ void store_columns(const float* sums, const Tile& tile, int64_t panel, int64_t O
         store_row(rows + (tile.first_row + m) * O + panel * PANEL, sums + m * PANEL, columns);
 }
 
-// Rows of x, packed for w1 and for w3; the same memory if both have one format and order.
+// Rows of x, packed for w1 and for w3, the same memory if both have one format and order; and their low-rank terms.
 struct PackedRows {
     const uint32_t *for_w1, *for_w3;
+    const LowRankProduct& low_rank;
 };
 
 // hidden = silu(w1 x) * (w3 x); calls store(tile, panel, sums) for each panel.
@@ -70,13 +72,18 @@ void gate_up_gemm(Pool& pool, const PackedRows& x, const Experts& weights, const
             const Expert& expert = weights[tile.expert];
             by.multiply(format1, tile.rows, x.for_w1 + tile.first_row * words1, expert.w1.panel(panel), D, a);
             by.multiply(format3, tile.rows, x.for_w3 + tile.first_row * words3, expert.w3.panel(panel), D, b);
+            if (!x.low_rank.is_empty()) {
+                x.low_rank.add_term(tile, 0, panel * PANEL, a);
+                x.low_rank.add_term(tile, 1, panel * PANEL, b);
+            }
             silu_multiply(a, b, tile.rows * PANEL);
             store(tile, panel, a);
         });
 }
 
 // y [P, num_outputs()] = w2 hidden, in float32.
-void down_gemm(Pool& pool, const uint32_t* hidden, const Experts& weights, const std::vector<Tile>& tiles, float* y) {
+void down_gemm(Pool& pool, const uint32_t* hidden, const Experts& weights, const std::vector<Tile>& tiles,
+               const LowRankProduct& low_rank, float* y) {
     const int format = weights[0].w2.format;
     const int64_t words = row_words(format, weights.F), num_outputs = weights.num_outputs();
     for_each_product<Microkernel>(pool, tiles, ceil_div(num_outputs, PANEL), panel_words(format, weights.F),
@@ -85,6 +92,7 @@ void down_gemm(Pool& pool, const uint32_t* hidden, const Experts& weights, const
                                       const uint32_t* w2 = weights[tile.expert].w2.panel(panel);
                                       by.multiply(format, tile.rows, hidden + tile.first_row * words, w2, weights.F,
                                                   sums);
+                                      if (!low_rank.is_empty()) low_rank.add(tile, panel * PANEL, sums);
                                       store_columns(sums, tile, panel, num_outputs, y);
                                   });
 }
@@ -114,8 +122,24 @@ bool shares_rows(const Experts& weights) {
            orders_of(weights, &Expert::w3) == orders_of(weights, &Expert::w1);
 }
 
-// True if hidden rows are collected before they are packed.
-bool packs_whole_rows(const Experts& weights) { return is_quantized(weights[0].w2.format) || weights.group; }
+// True if hidden rows are collected before they are packed; the bits are the same.
+bool packs_whole_rows(const Experts& weights) {
+    return is_quantized(weights[0].w2.format) || weights.group || weights.low_rank.adapters;
+}
+
+// Terms of the sorted pairs in these tiles, from term `first` of their experts on; empty if no row has an adapter.
+RowTerms terms_of_pairs(const LowRankTerms& terms, const Pairs& pairs, const std::vector<Tile>& tiles, int64_t first) {
+    constexpr int64_t TERMS_OF_EXPERT = 3;
+    RowTerms rows;
+    if (!terms.adapters) return rows;
+    rows.resize(pairs.rows.size());
+    for (const Tile& tile : tiles)
+        for (int64_t p = tile.first_row; p < tile.first_row + tile.rows; ++p) {
+            const smoe_adapter adapter = terms.adapters[pairs.rows[p]];
+            if (adapter) rows[p] = adapter + terms.first + TERMS_OF_EXPERT * tile.expert + first;
+        }
+    return rows;
+}
 
 // Compute hidden rows [P, F] of type T; in a group `part` [P, num_hidden()] holds this rank's columns first.
 template <class T>
@@ -132,9 +156,10 @@ void collect_hidden(Pool& pool, const PackedRows& x, const Experts& weights, con
                           {weights.F * item, weights.first_F * item, num_hidden * item, PANEL * item});
 }
 
-// Pack whole rows: a quantized row's scale depends on all of its numbers, and in a group other ranks have some.
+// Pack whole rows: a quantized row's scale and the low-rank terms of w2 depend on all of its numbers, and in a group
+// other ranks have some.
 void pack_whole_hidden(Pool& pool, const PackedRows& x, const Experts& weights, const Pairs& pairs,
-                       const std::vector<Tile>& tiles, const ProductMemory& memory) {
+                       const std::vector<Tile>& tiles, const ProductMemory& memory, LowRankProduct& low_rank) {
     const int format = weights[0].w2.format, row_dtype = hidden_dtype(format);
     if (row_dtype == FLOAT32)
         collect_hidden(pool, x, weights, pairs, tiles, memory.whole, memory.part);
@@ -145,6 +170,7 @@ void pack_whole_hidden(Pool& pool, const PackedRows& x, const Experts& weights, 
     std::iota(in_order.begin(), in_order.end(), 0);
     const Orders orders = orders_of(weights, &Expert::w2);
     pack_rows(pool, row_dtype, format, memory.whole, in_order, tiles, weights.F, orders, memory.hidden);
+    if (!low_rank.is_empty()) low_rank.project(pool, row_dtype, memory.whole, in_order, weights.F);
 }
 
 }  // namespace
@@ -178,12 +204,15 @@ void multiply_experts(Pool& pool, int dtype, const void* x, const Experts& weigh
     uint32_t *x1 = memory.x1, *x3 = memory.x3;
     pack_rows(pool, dtype, format1, x, pairs.rows, tiles, weights.D, orders_of(weights, &Expert::w1), x1);
     if (x3) pack_rows(pool, dtype, format3, x, pairs.rows, tiles, weights.D, orders_of(weights, &Expert::w3), x3);
-    const PackedRows rows{x1, x3 ? x3 : x1};
+    LowRankProduct low_rank13(terms_of_pairs(weights.low_rank, pairs, tiles, 0), 2);
+    LowRankProduct low_rank2(terms_of_pairs(weights.low_rank, pairs, tiles, 2), 1);
+    if (!low_rank13.is_empty()) low_rank13.project(pool, dtype, x, pairs.rows, weights.D);
+    const PackedRows rows{x1, x3 ? x3 : x1, low_rank13};
     if (packs_whole_rows(weights))
-        pack_whole_hidden(pool, rows, weights, pairs, tiles, memory);
+        pack_whole_hidden(pool, rows, weights, pairs, tiles, memory, low_rank2);
     else
         pack_hidden(pool, rows, weights, tiles, memory.hidden);
-    down_gemm(pool, memory.hidden, weights, tiles, memory.outputs);
+    down_gemm(pool, memory.hidden, weights, tiles, low_rank2, memory.outputs);
 }
 
 }  // namespace SMOE_ISA

@@ -22,8 +22,9 @@ struct Experts {
     int64_t E, D, F;
     Group* group;  // null: one rank
     int64_t first_F;
-    ExpertStore* store;    // null: the experts lie at their addresses
-    int64_t stored_layer;  // number of this layer in the store
+    ExpertStore* store;     // null: the experts lie at their addresses
+    int64_t stored_layer;   // number of this layer in the store
+    LowRankTerms low_rank;  // three of each expert: of w1, w3 and w2
 
     int64_t num_hidden() const { return experts[0].w1.outputs; }   // F, or this rank's part
     int64_t num_outputs() const { return experts[0].w2.outputs; }  // D, or this rank's part

@@ -19,13 +19,15 @@ from model.ops.native.structs import (
     StoreLayout,
 )
 
-ABI_VERSION = 17
+ABI_VERSION = 18
 LIBRARY = Path(__file__).parents[2] / "native" / "libsmoe_native.so"
 # The index is the library's code of an instruction set. The last that is available is the fastest.
 ISAS = ("portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx", "neon")
 
 # pool, isa, dtype
 _KERNEL = (c_void_p, c_int, c_int)
+# adapters, first_term
+_TERMS = (c_void_p, c_int64)
 _SIGNATURES = {
     "smoe_abi_version": (c_int, ()),
     "smoe_isa_available": (c_int, (c_int,)),
@@ -35,7 +37,10 @@ _SIGNATURES = {
     "smoe_panel_size": (c_int64, (c_int, c_int64)),
     "smoe_pack": (None, (*_KERNEL, c_int, *(c_void_p,) * 2, *(c_int64,) * 3)),
     "smoe_pack_blocks": (None, (c_void_p, c_int, *(c_void_p,) * 2, *(c_int64,) * 3)),
-    "smoe_linear": (c_int, (*_KERNEL, c_void_p, POINTER(MatrixArguments), c_int64, c_void_p, *(c_int64,) * 2, c_int)),
+    "smoe_linear": (
+        c_int,
+        (*_KERNEL, c_void_p, POINTER(MatrixArguments), c_int64, c_void_p, *(c_int64,) * 2, c_int, *_TERMS, c_int64),
+    ),
     "smoe_group_bytes": (c_int64, (c_int, c_int64)),
     "smoe_group_create": (c_void_p, (c_void_p, c_int, c_int, c_int64)),
     "smoe_group_destroy": (None, (c_void_p,)),
@@ -50,13 +55,13 @@ _SIGNATURES = {
     "smoe_store_get_fault": (None, (c_void_p, POINTER(c_int64))),
     "smoe_ffn": (
         c_int,
-        (*_KERNEL, c_void_p, POINTER(ExpertArguments), c_void_p, *(c_int64,) * 3, c_void_p, c_int64),
+        (*_KERNEL, c_void_p, POINTER(ExpertArguments), c_void_p, *(c_int64,) * 3, c_void_p, c_int64, *_TERMS),
     ),
     "smoe_moe": (
         c_int,
         (
             *(*_KERNEL, *(c_void_p,) * 2, POINTER(ExpertArguments), *(c_void_p,) * 4),
-            *(*(c_int64,) * 5, c_void_p, c_int64, c_void_p, c_int64),
+            *(*(c_int64,) * 5, c_void_p, c_int64, c_void_p, c_int64, *_TERMS),
         ),
     ),
     "smoe_route": (c_int, (*_KERNEL, *(c_void_p,) * 5, *(c_int64,) * 4)),

@@ -18,7 +18,9 @@ from model.cut import PANEL
 from model.forward_batch import ForwardBatch
 from model.group import ALONE, Group, GroupEndedError
 from model.kv_format import TILE, KvDtype, KvLayout
+from model.low_rank import AdapterRows, RowTerms
 from model.ops.interface import FfnWeights, RoutingRequest
+from model.ops.native.adapters import AdapterAddresses, pointer
 from model.ops.native.expert_store import READ_FAILED, ExpertStore, Read, StoredExperts
 from model.ops.native.group import ENDED, LibraryGroup, SharedGroup, SocketGroup
 from model.ops.native.library import ISAS, NativeLibrary, NativeUnavailableError, ThreadPool
@@ -77,6 +79,7 @@ class NativeOps:
         self._pool = self._threads.handle
         self.block_formats = frozenset(BLOCK_FORMATS if quantization == "none" else ())
         self._packer = WeightPacker(library, self._threads, self._isa, quantization)
+        self._adapters = AdapterAddresses()
 
     def set_heartbeat(self, counter: c_uint64) -> None:
         """Let the kernels increment `counter` while they work, from now on."""
@@ -133,8 +136,8 @@ class NativeOps:
         total = x + pending
         return total, self.rms_norm(total, weight, eps)  # [T, D] each
 
-    def linear(self, x: Tensor, weight: NativeLinear) -> Tensor:
-        return self._multiply(x, weight, x.dtype)  # [T, O]
+    def linear(self, x: Tensor, weight: NativeLinear, terms: RowTerms | None = None) -> Tensor:
+        return self._multiply(x, weight, x.dtype, terms)  # [T, O]
 
     def rope_and_store_kv(self, qkv: Tensor, k_cache: Tensor, v_cache: Tensor, metadata: NativeMetadata) -> Tensor:
         q = torch.empty(len(qkv), metadata.num_heads, metadata.head_dim, dtype=qkv.dtype)
@@ -163,16 +166,25 @@ class NativeOps:
         check(self._call.smoe_attention(self._pool, self._isa, *dtypes, *addresses, *sizes, metadata.window))
         return out  # [T, H * K]
 
-    def ffn(self, x: Tensor, weights: NativeExperts, group: Group = ALONE) -> Tensor:
+    def ffn(self, x: Tensor, weights: NativeExperts, group: Group = ALONE, terms: RowTerms | None = None) -> Tensor:
         y = x.new_empty(len(x), weights.num_outputs)
         arguments = x.data_ptr(), weights.arguments, y.data_ptr(), len(x), weights.dim, weights.hidden_dim
         kernel = self._pool, self._isa, DTYPES[x.dtype]
         first = group.cut.part(weights.hidden_dim, PANEL).start
         joined = self.in_library(group)
-        check(self._call.smoe_ffn(*kernel, *arguments, joined and joined.handle, first), joined)
+        adapters, first_term = self._adapters.of_terms(terms)
+        cut = joined and joined.handle, first
+        check(self._call.smoe_ffn(*kernel, *arguments, *cut, pointer(adapters), first_term), joined)
         return y  # [T, D]
 
-    def moe(self, x: Tensor, weights: NativeMoe, request: RoutingRequest, group: Group = ALONE) -> Tensor:
+    def moe(
+        self,
+        x: Tensor,
+        weights: NativeMoe,
+        request: RoutingRequest,
+        group: Group = ALONE,
+        terms: RowTerms | None = None,
+    ) -> Tensor:
         experts = weights.experts
         y = x.new_empty(len(x), experts.num_outputs)
         addresses = x.data_ptr(), weights.gate.data_ptr(), experts.arguments, y.data_ptr()
@@ -184,8 +196,14 @@ class NativeOps:
         joined = self.in_library(group)
         in_group = joined and joined.handle, first
         stored = experts.store and experts.store.handle, experts.stored_layer
-        check(self._call.smoe_moe(*kernel, *addresses, *routing, *sizes, *in_group, *stored), joined, experts.store)
+        adapters, first_term = self._adapters.of_terms(terms)
+        end = *in_group, *stored, pointer(adapters), first_term
+        check(self._call.smoe_moe(*kernel, *addresses, *routing, *sizes, *end), joined, experts.store)
         return y  # [T, D]
+
+    def adapter_addresses(self, rows: AdapterRows | None) -> Tensor | None:
+        """Return the addresses of a step's adapters, [T], for StepArguments; None if no row has one."""
+        return None if rows is None else self._adapters.of_rows(rows)
 
     def in_library(self, group: Group) -> LibraryGroup | None:
         """Return the group for calls of the library; None for a single rank."""
@@ -203,9 +221,10 @@ class NativeOps:
         weights: NativeMoe,
         request: RoutingRequest,
         group: Group = ALONE,
+        terms: RowTerms | None = None,
     ) -> tuple[Tensor, Tensor]:
         total, normed = self.add_rms_norm(x, pending, norm, eps)
-        return total, self.moe(normed, weights, request, group)  # [T, D] each
+        return total, self.moe(normed, weights, request, group, terms)  # [T, D] each
 
     def gate_logits(self, x: Tensor, weights: NativeMoe) -> Tensor:
         num_experts, dim = weights.gate.shape
@@ -250,12 +269,14 @@ class NativeOps:
         """
         return int(self._call.smoe_peak_operations(self._pool, self._isa, arithmetic, rounds))
 
-    def _multiply(self, x: Tensor, weight: NativeLinear, dtype: torch.dtype) -> Tensor:
+    def _multiply(self, x: Tensor, weight: NativeLinear, dtype: torch.dtype, terms: RowTerms | None = None) -> Tensor:
         y = torch.empty(len(x), weight.num_outputs, dtype=dtype)
         matrices = weight.arguments, len(weight.matrices)
         sizes = len(x), weight.num_inputs, dtype == torch.float32
         kernel = self._pool, self._isa, DTYPES[x.dtype]
-        check(self._call.smoe_linear(*kernel, x.data_ptr(), *matrices, y.data_ptr(), *sizes))
+        adapters, first_term = self._adapters.of_terms(terms)
+        low_rank = pointer(adapters), first_term, terms.count if terms else 0
+        check(self._call.smoe_linear(*kernel, x.data_ptr(), *matrices, y.data_ptr(), *sizes, *low_rank))
         return y  # [T, O]
 
 

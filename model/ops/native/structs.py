@@ -23,6 +23,16 @@ class ExpertArguments(ctypes.Structure):
     _fields_ = [(name, MatrixArguments) for name in ("w1", "w3", "w2")]
 
 
+class LowRankArguments(ctypes.Structure):
+    """The struct smoe_low_rank."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("a", "b")),
+        *((name, c_int64) for name in ("rank", "dtype", "first_output", "outputs")),
+        ("scale", c_float),
+    ]
+
+
 class LayerArguments(ctypes.Structure):
     """The struct smoe_layer."""
 
@@ -72,7 +82,7 @@ class StepArguments(ctypes.Structure):
         *((name, c_void_p) for name in ("query_start", "context_len", "block_tables")),
         *((name, c_void_p) for name in ("experts_per_token", "allowed", "expert_ids", "finite", "logits")),
         ("P", c_int64),
-        *((name, c_void_p) for name in ("gate_rows", "gate_logits")),
+        *((name, c_void_p) for name in ("gate_rows", "gate_logits", "adapters")),
     ]
 
 

@@ -18,6 +18,7 @@ from model.cut import PANEL
 from model.forward_batch import ForwardBatch
 from model.group import ALONE, Group
 from model.kv_format import KvDtype, KvLayout
+from model.low_rank import RowTerms, with_terms
 from model.ops.interface import FfnWeights, RoutingRequest
 from model.ops.quantization import Quantization, QuantizedMatrix, multiply, quantize
 from model.ops.reference.attention import AttentionPlan, attend, plan_attention
@@ -97,8 +98,8 @@ class ReferenceOps:
         total = x + pending
         return total, self.rms_norm(total, weight, eps)  # [T, D] each
 
-    def linear(self, x: Tensor, weight: Matrix) -> Tensor:
-        return product(x, weight).to(x.dtype)  # [T, O]
+    def linear(self, x: Tensor, weight: Matrix, terms: RowTerms | None = None) -> Tensor:
+        return with_terms(product(x, weight), x, terms).to(x.dtype)  # [T, O]
 
     def rope_and_store_kv(self, qkv: Tensor, k_cache: Tensor, v_cache: Tensor, metadata: ReferenceMetadata) -> Tensor:
         heads = qkv.view(len(qkv), -1, metadata.head_dim)  # [T, H + 2G, K]
@@ -115,20 +116,32 @@ class ReferenceOps:
         k_slots, v_slots = k_cache.flatten(0, 1), v_cache.flatten(0, 1)
         return attend(q, k_slots, v_slots, metadata.attention, out_dtype)  # [T, H * K]
 
-    def ffn(self, x: Tensor, weights: ReferenceFfn, group: Group = ALONE) -> Tensor:
+    def ffn(self, x: Tensor, weights: ReferenceFfn, group: Group = ALONE, terms: RowTerms | None = None) -> Tensor:
         w1, w3 = product(x, weights.w13).chunk(2, dim=-1)  # [T, F] each
+        if terms is not None:
+            w1, w3 = terms.term(0).added_to(w1, x), terms.term(1).added_to(w3, x)
         hidden = group.gather(F.silu(w1) * w3, num_inputs(weights.w2), PANEL)  # [T, F]
-        return product(hidden, weights.w2).to(x.dtype)  # [T, D]
+        return with_terms(product(hidden, weights.w2), hidden, terms and terms.term(2)).to(x.dtype)  # [T, D]
 
-    def moe(self, x: Tensor, weights: ReferenceMoe, request: RoutingRequest, group: Group = ALONE) -> Tensor:
+    def moe(
+        self,
+        x: Tensor,
+        weights: ReferenceMoe,
+        request: RoutingRequest,
+        group: Group = ALONE,
+        terms: RowTerms | None = None,
+    ) -> Tensor:
         num_experts = len(weights.experts)
         expert_ids, share = route(self.gate_logits(x, weights), request)  # [T, Kmax] each
         experts = expert_ids.flatten()
         counts = experts.bincount(minlength=num_experts + 1).tolist()[:num_experts]
         order = experts.argsort(stable=True)[: sum(counts)]  # [P] pairs by expert, within one by row
-        parts = x[order // expert_ids.shape[1]].split_with_sizes(counts)  # E of [rows of expert, D]
-        by_expert = zip(parts, weights.experts, strict=True)
-        outputs = [self.ffn(part, expert, group) for part, expert in by_expert if len(part)]
+        parts = (order // expert_ids.shape[1]).split_with_sizes(counts)  # E of [rows of expert]
+        outputs = [
+            self.ffn(x[rows], expert, group, terms and terms.of_expert(index).of_rows(rows))
+            for index, (rows, expert) in enumerate(zip(parts, weights.experts, strict=True))
+            if len(rows)
+        ]
         width = num_outputs(weights.experts[0].w2)
         by_pair = torch.zeros(len(experts), width, dtype=torch.float32, device=x.device)  # [T * Kmax, D]
         if outputs:  # not if all rows have no experts, as the padding of a captured step
@@ -144,9 +157,10 @@ class ReferenceOps:
         weights: ReferenceMoe,
         request: RoutingRequest,
         group: Group = ALONE,
+        terms: RowTerms | None = None,
     ) -> tuple[Tensor, Tensor]:
         total, normed = self.add_rms_norm(x, pending, norm, eps)
-        return total, self.moe(normed, weights, request, group)  # [T, D] each
+        return total, self.moe(normed, weights, request, group, terms)  # [T, D] each
 
     def gate_logits(self, x: Tensor, weights: ReferenceMoe) -> Tensor:
         return F.linear(x.float(), weights.gate)  # [T, E]

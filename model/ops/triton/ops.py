@@ -16,6 +16,7 @@ from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
 from model.group import ALONE, Group
 from model.kv_format import KvDtype, KvLayout
+from model.low_rank import RowTerms
 from model.ops.interface import FfnWeights, RoutingRequest
 from model.ops.triton.attention.attention import AttentionPlan, attention, plan_attention
 from model.ops.triton.gemm_tiles import Tiling, choose_splits, choose_tiling
@@ -30,6 +31,8 @@ from model.ops.triton.sampling import sample
 from model.ops.triton.topk_routing import gather_tiles, one_expert, route
 from model.ops.weights import Weight, as_tensor, stacked
 from model.sampling_batch import SampledRows, SamplingRows
+
+NO_TERMS = "adapters are not computed on a GPU"
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,8 @@ class TritonOps:
     def add_rms_norm(self, x: Tensor, pending: Pending, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         return add_rms_norm(self._launch, x, pending, weight, eps)  # [T, D] each
 
-    def linear(self, x: Tensor, weight: TritonMatrix) -> Pending:
+    def linear(self, x: Tensor, weight: TritonMatrix, terms: RowTerms | None = None) -> Pending:
+        assert terms is None, NO_TERMS
         if weight.format == "plain" and not self.deterministic:
             return F.linear(x, weight.values)
         tiling = self._tiling(len(x), weight)
@@ -122,13 +126,22 @@ class TritonOps:
         assert out_dtype == q.dtype, "no weights stay in blocks on a GPU"
         return attention(self._launch, q, k_cache, v_cache, metadata.attention)  # [T, H * K]
 
-    def ffn(self, x: Tensor, weights: TritonExperts, group: Group = ALONE) -> Pending:
+    def ffn(self, x: Tensor, weights: TritonExperts, group: Group = ALONE, terms: RowTerms | None = None) -> Pending:
         assert group is ALONE, "a GPU computes a whole network"
+        assert terms is None, NO_TERMS
         tiling = self._tiling(len(x), weights.w2)
         return experts(self._launch, x, weights, one_expert(len(x), tiling.rows, x.device), tiling, self.deterministic)
 
-    def moe(self, x: Tensor, weights: TritonMoe, request: RoutingRequest, group: Group = ALONE) -> Pending:
+    def moe(
+        self,
+        x: Tensor,
+        weights: TritonMoe,
+        request: RoutingRequest,
+        group: Group = ALONE,
+        terms: RowTerms | None = None,
+    ) -> Pending:
         assert group is ALONE, "a GPU computes a whole network"
+        assert terms is None, NO_TERMS
         tiling = self._expert_tiling(weights, request)
         routing = route(self._launch, x, weights.gate, request, tiling.rows)
         return experts(self._launch, x, weights.experts, routing, tiling, self.deterministic)  # [T, D]
@@ -142,8 +155,10 @@ class TritonOps:
         weights: TritonMoe,
         request: RoutingRequest,
         group: Group = ALONE,
+        terms: RowTerms | None = None,
     ) -> tuple[Tensor, Pending]:
         assert group is ALONE, "a GPU computes a whole network"
+        assert terms is None, NO_TERMS
         tiling = self._expert_tiling(weights, request)
         total, normed, shares = add_norm_gate(self._launch, x, pending, norm, eps, weights.gate, request)
         routing = gather_tiles(self._launch, request.expert_ids, shares, len(weights.gate), tiling.rows)

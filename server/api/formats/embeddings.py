@@ -40,8 +40,8 @@ def reply_fields(prefix: str, embedder: Embedder) -> dict[str, object]:
     return {
         "id": f"{prefix}-{embedder.record.request_id}",
         "created": int(time.time()),
-        "model": embedder.state.served_name(embedder.request.model),
-        "system_fingerprint": embedder.ready.fingerprint,
+        "model": embedder.request.model or embedder.state.model_names[0],
+        "system_fingerprint": embedder.fingerprint,
         "usage": embedder.usage,
     }
 

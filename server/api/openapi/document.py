@@ -26,11 +26,13 @@ from server.schemas import (
     CreateBatchRequest,
     DetokenizeRequest,
     EmbeddingRequest,
+    LoadAdapterRequest,
     MessagesRequest,
     RerankRequest,
     ResponsesRequest,
     ScoreRequest,
     TokenizeRequest,
+    UnloadAdapterRequest,
 )
 from server.schemas.validation import RequestModel
 
@@ -41,11 +43,13 @@ REQUEST_MODELS: tuple[type[RequestModel], ...] = (
     CreateBatchRequest,
     DetokenizeRequest,
     EmbeddingRequest,
+    LoadAdapterRequest,
     MessagesRequest,
     RerankRequest,
     ResponsesRequest,
     ScoreRequest,
     TokenizeRequest,
+    UnloadAdapterRequest,
 )
 RULES = (
     "Rules besides the bounds of the fields: `max_tokens` and the prompt together fit into `max_model_len`; "

@@ -23,6 +23,11 @@ _BATCH: Body = {
     "endpoint": "/v1/chat/completions",
     "completion_window": "24h",
 }
+_ADAPTER = {"lora_name": "sql"}
+_ADAPTERS: Mapping[str, Body] = {
+    "/v1/load_lora_adapter": {**_ADAPTER, "lora_path": "/models/sql-adapter"},
+    "/v1/unload_lora_adapter": _ADAPTER,
+}
 _URL_VALUES: Mapping[str, str | int] = {
     "file_id": "file-0123456789abcdef",
     "batch_id": "batch_0123456789abcdef",
@@ -38,6 +43,8 @@ def example_body(path: str, model: str) -> Body | None:
     """Return the example of the body of POST `path` for a server of `model`; None if there is none."""
     if path == "/v1/batches":
         return _BATCH
+    if path in _ADAPTERS:
+        return _ADAPTERS[path]
     return {"model": model, **_BODIES[path]} if path in _BODIES else None
 
 

@@ -33,6 +33,11 @@ GROUPS = (
         "Answer files of requests. Needs --batch-dir; without it these URLs answer 404.",
         ("/v1/files", "/v1/batches"),
     ),
+    Group(
+        "LoRA adapters",
+        "Load and unload adapters while the server runs. Needs --enable-runtime-lora; without it they answer 404.",
+        ("/v1/load_lora_adapter", "/v1/unload_lora_adapter"),
+    ),
     Group("Experts", "See which experts computed how many tokens.", ("/experts",)),
     Group(
         "Health and load",

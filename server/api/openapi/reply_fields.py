@@ -72,6 +72,7 @@ FILES: Mapping[str, str] = {
 SERVER: Mapping[str, str] = {
     "owned_by": "Always smoe.",
     "root": "The model's main name.",
+    "parent": "Of a LoRA adapter, the main name of the model that it changes; null for the model itself.",
     "max_model_len": "Context length in tokens, prompt and answer together; null while the model loads.",
     "generation_defaults": "Values of sampling fields that a request omits; null while the model loads.",
     "tokens": "The token ids.",

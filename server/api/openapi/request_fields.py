@@ -255,6 +255,8 @@ OTHER_ENDPOINTS: Mapping[str, str] = {
     "endpoint": "The URL that all lines of the file have.",
     "completion_window": "`24h`: after that time, lines without an answer end as expired.",
     "CreateBatchRequest.metadata": "Pairs of texts that the batch's object repeats.",
+    "lora_name": "The name under which requests choose the adapter, by `model`.",
+    "lora_path": "The adapter's directory on the server's machine.",
     "UploadForm.file": "The file: a request as JSON on each line.",
     "UploadForm.purpose": "`batch` is the only purpose.",
 }

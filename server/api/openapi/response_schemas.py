@@ -90,9 +90,11 @@ MODEL = an_object(
     created=INTEGER,
     owned_by=STRING,
     root=STRING,
+    parent=NULLABLE_STRING,
     max_model_len={"type": ["integer", "null"]},
     generation_defaults={"type": ["object", "null"]},
 )
+DELETED_MODEL = an_object(id=STRING, object=one_of("model"), deleted=one_of(True))
 MODELS = an_object(object=one_of("list"), data=an_array(MODEL))
 TOKENS = an_object(tokens=IDS, count=INTEGER, max_model_len=INTEGER)
 PROMPT = an_object(prompt=STRING)

@@ -45,7 +45,7 @@ async def completions(http: HttpRequest) -> Response:
     await builder.check_queue(len(request.prompt))
     prompts = await _prompts(request, builder)
     generation = await Generation.prepare(builder, prompts, http.state.record)
-    fields = common_fields("cmpl", generation, builder.model_name, builder.ready.fingerprint)
+    fields = common_fields("cmpl", generation, builder.model_name, builder.fingerprint)
     reply_format = CompletionFormat(request, prompts, builder.texts.tokenizer)
     return await respond(http, request, generation, reply_format, fields, headers)
 

@@ -70,5 +70,5 @@ def _page(app: FastAPI, facts: Facts, version: str, root_path: str, base_url: st
 def _facts(state: ServerState) -> Facts:
     ready = state.engine.ready
     if ready is None:
-        return Facts(state.model_names)
-    return Facts(state.model_names, ready.vocab_size, ready.max_model_len, ready.num_experts, ready.dim)
+        return Facts(state.all_names)
+    return Facts(state.all_names, ready.vocab_size, ready.max_model_len, ready.num_experts, ready.dim)

@@ -1,4 +1,4 @@
-"""GET /v1/models: the served model. The reply comes from memory, also while the model loads."""
+"""GET /v1/models: the served model and its adapters. The reply comes from memory, also while the model loads."""
 
 from dataclasses import asdict
 
@@ -18,12 +18,14 @@ router = APIRouter()
 
 
 @router.api_route(
-    "/v1/models", methods=READ, **describe("List the served model, under each of its names.", response_schemas.MODELS)
+    "/v1/models",
+    methods=READ,
+    **describe("List the served model, under each of its names, and its adapters.", response_schemas.MODELS),
 )
 async def models(http: HttpRequest) -> Response:
-    """Reply with an entry for each name of the model."""
+    """Reply with an entry for each name of the model, and one for each LoRA adapter."""
     state = state_of(http)
-    return JSONResponse({"object": "list", "data": [_entry(state, name) for name in state.model_names]})
+    return JSONResponse({"object": "list", "data": [model_entry(state, name) for name in state.all_names]})
 
 
 @router.api_route(
@@ -37,10 +39,10 @@ async def model(http: HttpRequest, model_id: str) -> Response:
         raise RoutingError(404)
     state = state_of(http)
     state.served_name(model_id)
-    return JSONResponse(_entry(state, model_id))
+    return JSONResponse(model_entry(state, model_id))
 
 
-def _entry(state: ServerState, name: str) -> dict[str, object]:
+def model_entry(state: ServerState, name: str) -> dict[str, object]:
     """Return one entry. Fields that need the model are null while it loads; `num_experts` is 0 without experts.
 
     `type` and `capabilities` are required by Mistral's client.
@@ -61,6 +63,7 @@ def _entry(state: ServerState, name: str) -> dict[str, object]:
             "embeddings": embeds,
         },
         "root": state.model_names[0],
+        "parent": None if name in state.model_names else state.model_names[0],
         "max_model_len": ready.max_model_len if ready else None,
         "num_layers": ready.num_layers if ready else None,
         "num_experts": ready.num_experts if ready else None,

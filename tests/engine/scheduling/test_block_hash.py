@@ -16,15 +16,19 @@ ROOTS = [
     ("", None, None, 0),
     ("", None, None, 1),
     ("", 1, None, 1),
+    ("", None, None, None, "0a"),
+    ("", None, None, None, "0b"),
+    ("", None, None, 1, "0a"),
 ]
 
 
-def test_roots_differ_by_salt_by_experts_per_token_by_mask_and_by_tenant() -> None:
+def test_roots_differ_by_salt_by_experts_per_token_by_mask_by_tenant_and_by_adapter() -> None:
     assert len({root_hash(*root) for root in ROOTS}) == len(ROOTS)
 
 
 def test_a_salt_cannot_imitate_another_option() -> None:
-    assert root_hash("", 2) != root_hash(repr((2, None, None)))
+    assert root_hash("", 2) != root_hash(repr((2, None, None, "")))
+    assert root_hash("0a") != root_hash("", adapter="0a")
 
 
 @pytest.mark.parametrize("changed", range(4))

@@ -289,7 +289,10 @@ def test_request_ids_do_not_overflow() -> None:
     run(scenario)
 
 
-@pytest.mark.parametrize(("mode", "what"), [("replaced", "files were replaced"), ("slower", "other numerics")])
+@pytest.mark.parametrize(
+    ("mode", "what"),
+    [("replaced", "checkpoint's files were replaced"), ("slower", "other numerics"), ("adapted", "LoRA adapter were")],
+)
 def test_a_restarted_engine_with_other_weights_or_numerics_never_serves(tmp_path: Path, mode: str, what: str) -> None:
     async def scenario() -> None:
         async with started(f"then-{mode}:{tmp_path / 'lived'}", restarts=True) as engine:

@@ -39,6 +39,18 @@ async def test_expert_options_reach_the_engine() -> None:
     assert (engine.submitted[0].experts_per_token, engine.submitted[0].expert_mask) == (3, mask)
 
 
+@pytest.mark.parametrize("url", ["/v1/completions", "/v1/chat/completions"])
+async def test_the_model_of_a_request_names_the_adapter(url: str) -> None:
+    engine = an_engine()
+    engine.ready = msgspec.structs.replace(READY, adapters={"sql": "0123456789abcdef"})
+    replies = [(await post(engine, url, model=name, n=2)).json() for name in (MODEL, "sql")]
+    assert [request.adapter for request in engine.submitted] == ["", "", "0123456789abcdef", "0123456789abcdef"]
+    assert [reply["model"] for reply in replies] == [MODEL, "sql"]
+    assert [reply["system_fingerprint"] for reply in replies] == [
+        READY.fingerprint, f"{READY.fingerprint}-lora-0123456789ab",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("url", ["/v1/completions", "/v1/chat/completions"])
 @pytest.mark.parametrize(

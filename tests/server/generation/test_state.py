@@ -1,9 +1,10 @@
 """server/generation/state.py: seeds, model names, and the server before its model is loaded."""
 
+import msgspec
 import pytest
 
 from server.errors import ApiError
-from server.generation.state import seed_source
+from server.generation.state import LoraOptions, seed_source
 from tests.support.fake_engine import READY, FakeEngine
 from tests.support.serving import MODEL, outcomes, saying, state_around
 
@@ -22,6 +23,20 @@ def test_only_the_served_names_are_models() -> None:
     with pytest.raises(ApiError) as caught:
         state.served_name(MODEL.upper())
     assert caught.value.status == 404
+
+
+def test_adapters_are_served_under_their_names_unless_the_model_has_the_name() -> None:
+    engine = FakeEngine(saying("a"))
+    state = state_around(engine)
+    state.lora = LoraOptions(("sql", "alias"))
+    engine.ready = None
+    assert state.all_names == (MODEL, "alias", "sql")
+    engine.ready = msgspec.structs.replace(READY, adapters={"sql": "0a1b", "alias": "0c"})
+    assert state.all_names == (MODEL, "alias", "sql")
+    assert state.served_name("sql") == "sql"
+    assert {name: state.adapter_of(name) for name in ("sql", "alias", MODEL, None)} == {
+        "sql": "0a1b", "alias": "", MODEL: "", None: "",
+    }  # fmt: skip
 
 
 def test_without_a_model_or_its_texts_nothing_is_served() -> None:

@@ -40,6 +40,7 @@ def test_placeholder_and_default_follow_from_the_type(name: str, metavar: str, d
 def test_a_list_is_repeatable() -> None:
     assert [flag.name for flag in FLAGS.values() if flag.is_repeatable] == [
         "served_model_name",
+        "lora",
         "api_key",
         "allowed_origins",
         "allowed_hosts",

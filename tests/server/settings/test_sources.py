@@ -88,10 +88,10 @@ def test_unknown_variables_are_named_but_not_those_of_kubernetes(monkeypatch: py
     assert load_settings({}).port == 8000
     assert unknown_variables() == []
     monkeypatch.setenv("SMOE_PROT", "9000")
-    monkeypatch.setenv("smoe_colour", "red")
+    monkeypatch.setenv("smoe_weather", "red")
     assert unknown_variables() == [
         "SMOE_PROT is not a setting; did you mean SMOE_PORT?",
-        "smoe_colour is not a setting",
+        "smoe_weather is not a setting",
     ]
 
 

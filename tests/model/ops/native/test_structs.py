@@ -10,6 +10,7 @@ from model.ops.native.sampling import SamplingArguments
 from model.ops.native.structs import (
     ExpertArguments,
     LayerArguments,
+    LowRankArguments,
     MatrixArguments,
     NetworkArguments,
     StepArguments,
@@ -20,6 +21,7 @@ HEADER = (ROOT / "model" / "native" / "smoe_native.h").read_text()
 STRUCTS = {
     "smoe_matrix": MatrixArguments,
     "smoe_expert": ExpertArguments,
+    "smoe_low_rank": LowRankArguments,
     "smoe_layer": LayerArguments,
     "smoe_network": NetworkArguments,
     "smoe_step": StepArguments,

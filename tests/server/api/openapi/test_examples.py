@@ -11,6 +11,7 @@ import pytest
 
 from server.api.app import ROUTES
 from server.api.openapi import Facts, document, snippets
+from server.generation.state import LoraOptions
 from server.schemas import CreateBatchRequest
 from server.schemas.validation import unknown_fields, validate
 from tests.support.embedding_requests import embedding_engine
@@ -27,6 +28,7 @@ BODIES: dict[str, dict[str, Any]] = {
 }
 EMBEDDED = ("/v1/embeddings", "/v1/score", "/v1/rerank")
 BATCHES = "/v1/batches"  # needs --batch-dir and an uploaded file
+LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 URL = "http://127.0.0.1:8000"
 
 
@@ -36,7 +38,11 @@ def engine_for(path: str) -> FakeEngine:
 
 @pytest.mark.parametrize("path", sorted(BODIES.keys() - {BATCHES}))
 async def test_the_server_accepts_the_example_of_a_body(path: str) -> None:
-    async with client_of(state_around(engine_for(path))) as client:
+    state = state_around(engine_for(path))
+    state.lora = LoraOptions(at_run_time=True)
+    async with client_of(state) as client:
+        if path == UNLOAD:
+            await client.post(LOAD, json=BODIES[LOAD])
         reply = await client.post(path, json=BODIES[path])
     assert reply.status_code == 200, reply.text
     assert "x-smoe-ignored-params" not in reply.headers

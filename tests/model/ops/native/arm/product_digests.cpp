@@ -71,7 +71,7 @@ struct Packed {
 std::vector<float> multiply(smoe_pool* pool, int isa, int dtype, const void* x, const smoe_matrix& matrix,
                             int64_t rows) {
     std::vector<float> y(rows * OUTPUTS);
-    if (smoe_linear(pool, isa, dtype, x, &matrix, 1, y.data(), rows, K, 1)) std::abort();
+    if (smoe_linear(pool, isa, dtype, x, &matrix, 1, y.data(), rows, K, 1, nullptr, 0, 0)) std::abort();
     return y;
 }
 

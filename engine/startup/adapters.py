@@ -1,0 +1,65 @@
+"""Load LoRA adapters: those of the configuration, and others while the engine runs."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from engine.config import EngineConfig
+from engine.errors import EngineConfigError
+from engine.execution.adapters import AdapterStore
+from engine.startup.device_memory import HostMemory
+from model.adapter_loader import load_adapter
+from model.checkpoint.errors import CheckpointError
+from model.config import ModelConfig
+from model.low_rank import Adapter
+
+NOT_LOADED = "out of memory while the adapter was loaded"
+
+
+def load_adapters(config: EngineConfig, model: ModelConfig, backend: str) -> AdapterStore:
+    """Load all adapters of the configuration. Raises CheckpointError for a bad one, EngineConfigError if this engine
+    computes none."""
+    if config.lora and (reason := why_no_adapters(config, backend)):
+        raise EngineConfigError(f"--lora: {reason}")
+    max_bytes = HostMemory().free_bytes()
+    return AdapterStore({name: load_adapter(Path(path), model, max_bytes) for name, path in config.lora.items()})
+
+
+def why_no_adapters(config: EngineConfig, backend: str) -> str:
+    """Return why this engine computes no adapters; empty if it does."""
+    if backend == "triton":
+        return "adapters are not computed on a GPU; with --device cpu they are"
+    if config.tensor_parallel_size > 1:
+        return "adapters are not divided among ranks; drop --tensor-parallel-size"
+    return ""
+
+
+class AdapterLoading:
+    """Adapters that are being loaded, in a thread of its own, so that steps go on. The thread calls no kernels."""
+
+    def __init__(self, config: EngineConfig, model: ModelConfig, backend: str) -> None:
+        self._model = model
+        self._refusal = why_no_adapters(config, backend)
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="adapters")
+        self._open: dict[int, Future[Adapter | str]] = {}  # by query
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def submit(self, query_id: int, directory: Path) -> None:
+        """Begin to load the adapter in `directory`, after those before it."""
+        self._open[query_id] = self._executor.submit(self._load, directory)
+
+    def pop_completed(self) -> list[tuple[int, Adapter | str]]:
+        """Return the queries that are done, each with its adapter or the reason why there is none."""
+        done = [query_id for query_id, future in self._open.items() if future.done()]
+        return [(query_id, self._open.pop(query_id).result()) for query_id in done]
+
+    def _load(self, directory: Path) -> Adapter | str:
+        if self._refusal:
+            return self._refusal
+        try:
+            return load_adapter(directory, self._model, HostMemory().free_bytes())
+        except CheckpointError as error:
+            return str(error)
+        except MemoryError:
+            return NOT_LOADED

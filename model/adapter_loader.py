@@ -1,0 +1,72 @@
+"""Load a LoRA adapter that PEFT has saved."""
+
+import hashlib
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from model.checkpoint.adapter.config import CONFIG_NAME, read_adapter_config
+from model.checkpoint.adapter.tensors import StoredTerm, read_adapter_tensors
+from model.checkpoint.errors import CheckpointError
+from model.checkpoint.identity import identify
+from model.checkpoint.stored_tensor import StoredTensor
+from model.config import ModelConfig
+from model.low_rank import NUM_ATTENTION_TERMS, NUM_EXPERT_TERMS, Adapter, LowRank
+from model.stored_weights import read_weight
+
+CHUNK_BYTES = 1 << 20
+BYTES = {"BF16": 2, "F16": 4, "F32": 4}  # of a number in memory, by its type in the file
+
+
+def load_adapter(directory: Path, config: ModelConfig, max_bytes: int | None = None) -> Adapter:
+    """Load the adapter in `directory` for a model of this config: all matrices are read, checked and packed.
+
+    Matrices in bfloat16 stay so; others become float32. Raises CheckpointError, with one line, for everything that
+    cannot be served, and if the matrices need more than `max_bytes`.
+    """
+    described = read_adapter_config(directory)
+    stored = read_adapter_tensors(directory, described, config)
+    tensors = [tensor for term in stored for tensor in (term.a, term.b)]
+    needed = sum(math.prod(tensor.shape) * BYTES[tensor.dtype] for tensor in tensors)
+    if max_bytes is not None and needed > max_bytes:
+        raise CheckpointError(f"{directory}: the adapter needs {needed:,} bytes, of which {max_bytes:,} are free")
+    before = identify(tensors)
+    digest = _digest([directory / CONFIG_NAME, *sorted({tensor.file for tensor in tensors})])
+    num_terms = NUM_ATTENTION_TERMS + NUM_EXPERT_TERMS * max(1, config.num_experts)
+    layers: list[list[LowRank | None]] = [[None] * num_terms for _ in range(config.num_layers)]
+    for term in stored:
+        layers[term.layer][term.target.index] = _load_term(term, described.scale)
+    if identify(tensors) != before:
+        raise CheckpointError(f"{directory}: files were replaced while they were loaded; load the adapter again")
+    return Adapter(digest, tuple(map(tuple, layers)))
+
+
+def _load_term(term: StoredTerm, scale: float) -> LowRank:
+    a, b = _read(term.a), _read(term.b)
+    if a.dtype != b.dtype:
+        a, b = a.float(), b.float()
+    return LowRank.packed(a, b, scale, term.target.first_output)
+
+
+def _read(tensor: StoredTensor) -> Tensor:
+    weight = read_weight(tensor, torch.float32)
+    if not weight.isfinite().all():
+        raise CheckpointError(f"{tensor.file}: tensor {tensor.name} has NaN or infinite values")
+    return weight if weight.dtype == torch.bfloat16 else weight.float()
+
+
+def _digest(files: Iterable[Path]) -> str:
+    """Return the SHA-256 of the files' names and bytes, in hex."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name} ".encode())
+        try:
+            with file.open("rb") as opened:
+                while chunk := opened.read(CHUNK_BYTES):
+                    digest.update(chunk)
+        except OSError as error:
+            raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
+    return digest.hexdigest()

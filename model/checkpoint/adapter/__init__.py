@@ -1,0 +1,1 @@
+"""LoRA adapters as PEFT saves them: config and tensor names, without torch."""

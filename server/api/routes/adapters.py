@@ -1,0 +1,86 @@
+"""POST /v1/load_lora_adapter and /v1/unload_lora_adapter: LoRA adapters while the server runs. Both need
+--enable-runtime-lora."""
+
+import logging
+from pathlib import Path
+
+from fastapi import APIRouter
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from server.api.openapi import response_schemas
+from server.api.openapi.operations import WITH_BODY, describe
+from server.api.request_body import read_request
+from server.api.routes.models import model_entry
+from server.engine_client.adapter_queries import AdapterError
+from server.engine_client.output_collector import EngineDied
+from server.errors import invalid_value, lora_disabled, model_not_found, unavailable
+from server.generation.admission import LOADING_RETRY_S
+from server.generation.state import ServerState, state_of
+from server.schemas import LoadAdapterRequest, UnloadAdapterRequest
+
+log = logging.getLogger(__name__)
+
+router = APIRouter()
+
+
+@router.post(
+    "/v1/load_lora_adapter",
+    **describe(
+        "Load a LoRA adapter and serve it under a new name.",
+        response_schemas.MODEL,
+        request=LoadAdapterRequest,
+        statuses=WITH_BODY,
+    ),
+)
+async def load(http: HttpRequest) -> Response:
+    """Reply with the adapter's entry in /v1/models when requests may name it. Requests are answered meanwhile."""
+    state = _state_of(http)
+    request, headers = await read_request(http, LoadAdapterRequest)
+    name = request.lora_name
+    if not name or name != name.strip():
+        raise invalid_value("'lora_name' must not be empty or have spaces at its ends.", "lora_name")
+    if name in state.all_names:
+        raise invalid_value("'lora_name' is served already; unload it first, or choose another.", "lora_name")
+    state.serving()
+    try:
+        await state.engine.load_adapter(name, _absolute(request.lora_path))
+    except AdapterError as error:
+        raise invalid_value(f"'lora_path' cannot be served: {error}.", "lora_path") from None
+    except EngineDied:
+        raise state.admission.unavailable_reason() or unavailable("engine_dead", LOADING_RETRY_S) from None
+    log.info("LoRA adapter %s loaded from %s", ascii(name), request.lora_path)
+    return JSONResponse(model_entry(state, name), headers=headers)
+
+
+@router.post(
+    "/v1/unload_lora_adapter",
+    **describe(
+        "Serve a LoRA adapter no more. Requests that have it finish with it.",
+        response_schemas.DELETED_MODEL,
+        request=UnloadAdapterRequest,
+        statuses=WITH_BODY,
+    ),
+)
+async def unload(http: HttpRequest) -> Response:
+    """Take the name away; the engine frees the memory when the last request that has the adapter has ended."""
+    state = _state_of(http)
+    request, headers = await read_request(http, UnloadAdapterRequest)
+    state.serving()
+    if request.lora_name not in state.adapter_names:
+        raise model_not_found(state.adapter_names, param="lora_name")
+    state.engine.unload_adapter(request.lora_name)
+    log.info("LoRA adapter %s unloaded", ascii(request.lora_name))
+    return JSONResponse({"id": request.lora_name, "object": "model", "deleted": True}, headers=headers)
+
+
+def _state_of(http: HttpRequest) -> ServerState:
+    state = state_of(http)
+    if not state.lora.at_run_time:
+        raise lora_disabled()
+    return state
+
+
+def _absolute(path: str) -> str:
+    """Return a path that the engine, which has another working directory, understands."""
+    return str(Path(path).absolute())

@@ -1,0 +1,27 @@
+"""Request models of POST /v1/load_lora_adapter and POST /v1/unload_lora_adapter, with the fields that vLLM has."""
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from server.schemas.generation import Name
+from server.schemas.validation import RequestModel
+from server.strict_json import JsonValue
+
+
+class LoadAdapterRequest(RequestModel):
+    """Body of POST /v1/load_lora_adapter."""
+
+    unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {"load_inplace": (False,)}
+
+    lora_name: Name
+    lora_path: Annotated[str, Field(min_length=1, max_length=4096)]
+
+
+class UnloadAdapterRequest(RequestModel):
+    """Body of POST /v1/unload_lora_adapter."""
+
+    unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {"lora_int_id": ()}
+
+    lora_name: Name

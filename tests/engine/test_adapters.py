@@ -1,0 +1,143 @@
+"""Requests with LoRA adapters in one engine: tokens, the prefix cache, and what the engine refuses."""
+
+import gc
+import random
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+
+from engine.config import EngineConfig
+from engine.engine import Engine
+from engine.errors import EngineConfigError, RequestRejectedError
+from engine.messages import AdapterLoaded, LoadAdapter
+from engine.startup.adapters import load_adapters
+from engine.types import Request
+from engine.types import SamplingParams as TokenSamplingParams
+from model.checkpoint.config_file import load_config
+from model.checkpoint.errors import CheckpointError
+from smoe import Completion, LocalEngine, SamplingParams
+from tests.support.adapters import merge, random_tensors, save_adapter
+from tests.support.checkpoints import Shape, random_model, save_in_layout
+from tests.support.conditions import wait_until
+
+PARAMS = SamplingParams(max_tokens=20, temperature=0, ignore_eos=True, num_logprobs=0)
+NAMES = ["", "sql", "poems", "same as sql"]
+SETTINGS = {"dtype": "float32", "threads": 2, "num_kv_blocks": 80, "max_model_len": 128, "check_integrity": True}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_in_layout(random_model(Shape(num_experts=4)), tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def folders(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    config, folder = load_config(checkpoint)[0], tmp_path_factory.mktemp("adapters")
+    seeds = {"sql": 1, "poems": 2, "same as sql": 1}
+    return {name: str(save_adapter(folder / name, random_tensors(config, seed=seed))) for name, seed in seeds.items()}
+
+
+@pytest.fixture
+def engine(checkpoint: Path, folders: dict[str, str]) -> Iterator[LocalEngine]:
+    torch.set_num_threads(1)
+    engine = LocalEngine(checkpoint, lora=folders, **SETTINGS)
+    yield engine
+    engine.check_integrity()
+
+
+def _prompt(seed: int, length: int = 40) -> list[int]:
+    rng = random.Random(seed)
+    return [rng.randrange(3, 101) for _ in range(length)]
+
+
+def _with(adapter: str) -> SamplingParams:
+    return msgspec.structs.replace(PARAMS, adapter=adapter)
+
+
+def _results(completions: list[Completion]) -> list[object]:
+    return [(completion.token_ids, completion.logprobs) for completion in completions]
+
+
+def test_requests_of_all_adapters_at_once_get_what_they_get_alone(
+    engine: LocalEngine, checkpoint: Path, folders: dict[str, str], tmp_path: Path
+) -> None:
+    """Those without an adapter get what an engine without adapters gives, and one with "sql" what merged weights do."""
+    prompts = [_prompt(seed) for seed in range(8)]
+    params = [_with(NAMES[seed % 4]) for seed in range(8)]
+    together = engine.generate(prompts, params)
+    alone = [engine.generate(prompt, one)[0] for prompt, one in zip(prompts, params, strict=True)]
+    assert _results(together) == _results(alone)
+    plain = LocalEngine(checkpoint, **SETTINGS)
+    assert _results(plain.generate([prompts[0], prompts[4]], PARAMS)) == _results([together[0], together[4]])
+    merged = save_in_layout(random_model(Shape(num_experts=4)), tmp_path)
+    merge(merged, Path(folders["sql"]))
+    [expected] = LocalEngine(merged, **SETTINGS).generate(prompts[1], PARAMS)
+    assert expected.token_ids == together[1].token_ids
+    assert [entry.logprob for entry in expected.logprobs] == pytest.approx(
+        [entry.logprob for entry in together[1].logprobs], abs=1e-3
+    )
+
+
+def test_a_prefix_is_found_only_by_requests_with_the_same_adapter(engine: LocalEngine) -> None:
+    """Adapters are the same if their files have equal bytes, whatever their names."""
+    prompt = _prompt(1)
+    first = {name: engine.generate(prompt, _with(name))[0].num_cached_tokens for name in NAMES}
+    assert first == {"": 0, "sql": 0, "poems": 0, "same as sql": 32}
+    again = {name: engine.generate(prompt, _with(name))[0].num_cached_tokens for name in NAMES}
+    assert set(again.values()) == {32}
+
+
+def test_an_adapter_that_is_not_loaded_is_refused(engine: LocalEngine) -> None:
+    with pytest.raises(RequestRejectedError, match=r"no LoRA adapter 'python'; there are: sql, poems"):
+        engine.generate(_prompt(1), _with("python"))
+    inner = engine._engine
+    inner.add(Request(99, _prompt(1), TokenSamplingParams(), adapter="0123"))
+    [output] = inner.step().outputs
+    assert output.error == "the request's LoRA adapter is not loaded any more"
+
+
+def test_an_adapter_is_loaded_while_requests_run_and_its_memory_is_freed_when_it_is_unloaded(
+    engine: LocalEngine, folders: dict[str, str]
+) -> None:
+    inner = engine._engine
+    [expected] = engine.generate(_prompt(3), _with("poems"))
+    first = inner.loaded.runner.adapters.digests["poems"]
+    inner.unload_adapter(first)
+    with pytest.raises(RequestRejectedError):
+        engine.generate(_prompt(3), _with("poems"))
+    inner.load_adapter(LoadAdapter(1, "verses", folders["poems"]))
+    inner.load_adapter(LoadAdapter(2, "none", folders["poems"] + "/nowhere"))
+    running = engine.add(_prompt(4), _with("sql"))
+    answers: list[AdapterLoaded] = []
+
+    def is_answered() -> bool:
+        outputs = engine.step() if engine.has_work() else []
+        assert all(output.request_id == running and output.error is None for output in outputs)
+        answers.extend(inner.pop_loaded_adapters())
+        return len(answers) == 2
+
+    wait_until(is_answered)
+    while engine.has_work():
+        engine.step()
+    assert answers[0] == AdapterLoaded(1, first)
+    assert answers[1].error is not None and answers[1].error.endswith("adapter_config.json is missing")
+    assert _results(engine.generate(_prompt(3), _with("verses"))) == _results([expected])
+    loaded = weakref.ref(inner.loaded.runner.adapters._adapters[first])
+    inner.unload_adapter(first)
+    gc.collect()
+    assert loaded() is None
+
+
+def test_an_engine_that_computes_no_adapters_refuses_to_start(folders: dict[str, str], checkpoint: Path) -> None:
+    config = EngineConfig(model="m", lora=folders)
+    model = load_config(checkpoint)[0]
+    with pytest.raises(EngineConfigError, match="--lora: adapters are not computed on a GPU"):
+        load_adapters(config, model, "triton")
+    with pytest.raises(EngineConfigError, match="--lora: adapters are not divided among ranks"):
+        load_adapters(msgspec.structs.replace(config, tensor_parallel_size=2), model, "native")
+    with pytest.raises(CheckpointError, match=r"nowhere/adapter_config\.json is missing"):
+        Engine.load(EngineConfig(model=str(checkpoint), lora={"a": str(checkpoint / "nowhere")}))

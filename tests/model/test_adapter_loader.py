@@ -1,0 +1,166 @@
+"""Adapters that PEFT saves are loaded; every other input gets one line that names the file and the reason."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.adapter_loader import load_adapter
+from model.checkpoint.config_file import load_config
+from model.checkpoint.errors import CheckpointError
+from model.config import ModelConfig
+from model.low_rank import LowRank
+from tests.support.adapters import PREFIX, random_tensors, save_adapter
+from tests.support.checkpoints import Shape, save_random_checkpoint
+
+Tensors = dict[str, Tensor]
+Q = f"{PREFIX}model.layers.1.self_attn.q_proj.lora_"
+W2 = f"{PREFIX}model.layers.0.block_sparse_moe.experts.3.w2.lora_"
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
+    path = tmp_path_factory.mktemp("checkpoint")
+    save_random_checkpoint(Shape(num_experts=4), path)
+    return load_config(path)[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "scale"), [({}, 8 / 4), ({"use_rslora": True}, 8 / 2), ({"use_rslora": False, "lora_dropout": 0.1}, 2)]
+)
+def test_terms_have_the_files_numbers_and_the_scale_of_the_config(
+    config: ModelConfig, tmp_path: Path, options: dict[str, Any], scale: float
+) -> None:
+    tensors = random_tensors(config)
+    adapter = load_adapter(save_adapter(tmp_path, tensors, lora_alpha=8, **options), config)
+    q, w2 = adapter.layers[1][0], adapter.layers[0][4 + 3 * 3 + 2]
+    for term, name in ((q, Q), (w2, W2)):
+        assert term is not None and term.scale == pytest.approx(scale)
+        assert torch.equal(term.a, tensors[f"{name}A.weight"])
+        x = torch.eye(term.rank)
+        unit = LowRank(x, term.b, term.num_outputs, 1.0).product(x)
+        assert torch.equal(unit.T, tensors[f"{name}B.weight"])
+
+
+def test_bfloat16_stays_and_other_types_become_float32(config: ModelConfig, tmp_path: Path) -> None:
+    for dtype, kept in ((torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32)):
+        path = save_adapter(tmp_path / str(dtype), random_tensors(config, dtype=dtype))
+        term = load_adapter(path, config).layers[0][0]
+        assert term is not None and term.a.dtype == term.b.dtype == kept
+
+
+def test_the_digest_is_that_of_the_files_contents(config: ModelConfig, tmp_path: Path) -> None:
+    tensors = random_tensors(config)
+    one, same = (load_adapter(save_adapter(tmp_path / name, tensors), config).digest for name in "ab")
+    scaled = load_adapter(save_adapter(tmp_path / "c", tensors, lora_alpha=5), config).digest
+    tensors[f"{Q}A.weight"][0, 0] += 1
+    other = load_adapter(save_adapter(tmp_path / "d", tensors), config).digest
+    assert one == same
+    assert len({one, scaled, other}) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"peft_type": "IA3"}, "peft_type is 'IA3'; only LoRA adapters can be served"),
+        ({"peft_type": ...}, "peft_type is None; only LoRA adapters can be served"),
+        ({"use_dora": True}, "use_dora is True: adapters with DoRA"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save is ['lm_head']: adapters with whole modules"),
+        ({"bias": "all"}, "bias is 'all': adapters with biases are not supported"),
+        ({"lora_bias": True}, "lora_bias is True: adapters with biases are not supported"),
+        ({"rank_pattern": {"q_proj": 8}}, "rank_pattern is {'q_proj': 8}"),
+        ({"alpha_pattern": {"q_proj": 8}}, "alpha_pattern is {'q_proj': 8}"),
+        ({"target_parameters": ["experts.down_proj"]}, "target_parameters is"),
+        ({"fan_in_fan_out": True}, "fan_in_fan_out is True"),
+        (
+            {"init_lora_weights": "pissa_niter_16"},
+            "init_lora_weights is 'pissa_niter_16', which changes the base model",
+        ),
+        ({"r": 0}, "r is 0, not an integer from 1 to 512"),
+        ({"r": 513}, "r is 513, not an integer from 1 to 512"),
+        ({"r": "4"}, "r is '4', not an integer from 1 to 512"),
+        ({"r": ...}, "r is missing"),
+        ({"lora_alpha": ...}, "lora_alpha is missing"),
+        ({"lora_alpha": -1}, "lora_alpha is -1, not a number above 0"),
+        ({"use_rslora": "yes"}, "use_rslora is 'yes', not true or false"),
+        ({"r": 8}, "has shape [4, 32], but rank 8 and this model require [8, 32]; the adapter belongs to 'org/base'"),
+    ],
+    ids=str,
+)
+def test_a_config_that_cannot_be_served_is_refused(
+    config: ModelConfig, tmp_path: Path, change: dict[str, Any], reason: str
+) -> None:
+    _refused(save_adapter(tmp_path, random_tensors(config), **change), config, reason)
+
+
+def _set(name: str, tensor: Tensor) -> Callable[[Tensors], None]:
+    return lambda tensors: tensors.update({name: tensor})
+
+
+def _spoil(value: float) -> Callable[[Tensors], None]:
+    def change(tensors: Tensors) -> None:
+        tensors[f"{W2}B.weight"][3, 1] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (_set(f"{PREFIX}lm_head.lora_A.weight", torch.ones(4, 32)), "lm_head.lora_A.weight' is no LoRA matrix of"),
+        (
+            _set(f"{PREFIX}model.layers.0.block_sparse_moe.gate.lora_A.weight", torch.ones(4, 32)),
+            "gate.lora_A.weight' is no LoRA matrix of",
+        ),
+        (_set(f"{PREFIX}model.layers.0.mlp.up_proj.lora_A.weight", torch.ones(4, 32)), "no others are supported"),
+        (_set(f"{Q}magnitude_vector", torch.ones(4)), "no others are supported"),
+        (_set("model.norm.weight", torch.ones(32)), "'model.norm.weight' is no LoRA matrix of"),
+        (
+            _set(f"{PREFIX}model.layers.2.self_attn.q_proj.lora_A.weight", torch.ones(4, 32)),
+            "this model has 2 layers with 4 experts; the adapter belongs to 'org/base'",
+        ),
+        (
+            _set(f"{PREFIX}model.layers.0.block_sparse_moe.experts.4.w1.lora_A.weight", torch.ones(4, 32)),
+            "this model has 2 layers with 4 experts",
+        ),
+        (_set(f"{Q}A.weight", torch.ones(4, 40)), "has shape [4, 40], but rank 4 and this model require [4, 32]"),
+        (_set(f"{Q}B.weight", torch.ones(64, 4)), "has shape [64, 4], but rank 4 and this model require [32, 4]"),
+        (_set(f"{Q}A.weight", torch.ones(4)), "has shape [4], but"),
+        (_set(f"{Q}A.weight", torch.ones(4, 32, dtype=torch.int8)), "has dtype I8; supported are F32, BF16, F16"),
+        (_set(f"{Q}A.default.weight", torch.ones(4, 32)), "occurs twice"),
+        (lambda tensors: tensors.pop(f"{Q}A.weight"), f"tensor {Q}B.weight has no lora_A beside it"),
+        (lambda tensors: tensors.pop(f"{Q}B.weight"), f"tensor {Q}A.weight has no lora_B beside it"),
+        (_spoil(float("nan")), f"tensor {W2}B.weight has NaN or infinite values"),
+        (_spoil(float("-inf")), f"tensor {W2}B.weight has NaN or infinite values"),
+        (lambda tensors: tensors.clear(), "adapter_model.safetensors has no tensors"),
+    ],
+)  # fmt: skip
+def test_tensors_that_cannot_be_served_are_refused(
+    config: ModelConfig, tmp_path: Path, change: Callable[[Tensors], None], reason: str
+) -> None:
+    tensors = random_tensors(config)
+    change(tensors)
+    _refused(save_adapter(tmp_path, tensors, r=4), config, reason)
+
+
+def test_files_that_are_missing_or_damaged_are_refused(config: ModelConfig, tmp_path: Path) -> None:
+    path = save_adapter(tmp_path / "adapter", random_tensors(config))
+    _refused(tmp_path / "nowhere", config, "adapter_config.json is missing")
+    file = path / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    _refused(path, config, "is damaged or not a safetensors file")
+    file.rename(path / "adapter_model.bin")
+    _refused(path, config, "adapter_model.safetensors is missing; 'adapter_model.bin' holds pickled weights")
+    (path / "adapter_config.json").write_text(json.dumps([1]))
+    _refused(path, config, "not a JSON object")
+
+
+def _refused(path: Path, config: ModelConfig, reason: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        load_adapter(path, config)
+    line = str(caught.value)
+    assert reason in line and "\n" not in line and str(path) in line, line

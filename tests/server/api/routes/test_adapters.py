@@ -1,0 +1,78 @@
+"""POST /v1/load_lora_adapter and /v1/unload_lora_adapter."""
+
+from typing import Any
+
+import pytest
+
+from server.generation.state import LoraOptions
+from tests.support.fake_engine import FakeEngine
+from tests.support.serving import MODEL, check_error, client_of, saying, state_around
+
+pytestmark = pytest.mark.anyio
+
+LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
+SQL = {"lora_name": "sql", "lora_path": "/adapters/sql"}
+
+
+def a_client(engine: FakeEngine, *, at_run_time: bool = True) -> Any:
+    state = state_around(engine)
+    state.lora = LoraOptions(at_run_time=at_run_time)
+    return client_of(state)
+
+
+async def test_an_adapter_is_served_from_its_loading_to_its_unloading() -> None:
+    engine = FakeEngine(saying("a"))
+    async with a_client(engine) as client:
+        loaded = await client.post(LOAD, json={**SQL, "load_inplace": False})
+        assert loaded.json() == (await client.get("/v1/models/sql")).json()
+        assert (loaded.json()["id"], loaded.json()["parent"]) == ("sql", MODEL)
+        body = {"model": "sql", "prompt": "It was"}
+        assert (await client.post("/v1/completions", json=body)).json()["model"] == "sql"
+        assert engine.submitted[-1].adapter == "/adapters/sql"
+        check_error(await client.post(LOAD, json=SQL), 400, "invalid_value", "lora_name")
+        unloaded = await client.post(UNLOAD, json={"lora_name": "sql"})
+        assert unloaded.json() == {"id": "sql", "object": "model", "deleted": True}
+        check_error(await client.post("/v1/completions", json=body), 404, "model_not_found", "model")
+        check_error(await client.post(UNLOAD, json={"lora_name": "sql"}), 404, "model_not_found", "lora_name")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "code", "param"),
+    [
+        (LOAD, {**SQL, "lora_path": "/adapters/bad"}, 400, "invalid_value", "lora_path"),
+        (LOAD, {**SQL, "lora_path": ""}, 400, "empty_string", "lora_path"),
+        (LOAD, {**SQL, "lora_name": ""}, 400, "invalid_value", "lora_name"),
+        (LOAD, {**SQL, "lora_name": " sql"}, 400, "invalid_value", "lora_name"),
+        (LOAD, {**SQL, "lora_name": MODEL}, 400, "invalid_value", "lora_name"),
+        (LOAD, {**SQL, "load_inplace": True}, 400, "unsupported_parameter", "load_inplace"),
+        (LOAD, {"lora_name": "sql"}, 400, "missing_required_parameter", "lora_path"),
+        (UNLOAD, {}, 400, "missing_required_parameter", "lora_name"),
+        (UNLOAD, {"lora_name": MODEL}, 404, "model_not_found", "lora_name"),
+    ],
+)
+async def test_a_body_that_names_no_adapter_to_load_or_unload_is_refused(
+    path: str, body: dict[str, Any], status: int, code: str, param: str
+) -> None:
+    async with a_client(FakeEngine(saying("a"))) as client:
+        check_error(await client.post(path, json=body), status, code, param)
+
+
+async def test_the_reason_of_a_bad_adapter_is_in_the_reply() -> None:
+    async with a_client(FakeEngine(saying("a"))) as client:
+        reply = await client.post(LOAD, json={**SQL, "lora_path": "/adapters/bad"})
+        assert "/adapters/bad/adapter_config.json is missing" in reply.json()["error"]["message"]
+
+
+async def test_without_an_engine_nothing_is_loaded() -> None:
+    engine = FakeEngine(saying("a"))
+    engine.phase = "dead"
+    async with a_client(engine) as client:
+        assert (await client.post(LOAD, json=SQL)).status_code == 503
+
+
+@pytest.mark.parametrize("path", [LOAD, UNLOAD])
+async def test_the_urls_are_a_404_unless_the_operator_allows_them(path: str) -> None:
+    async with a_client(FakeEngine(saying("a")), at_run_time=False) as client:
+        reply = await client.post(path, json=SQL)
+        check_error(reply, 404, "lora_disabled", None)
+        assert "--enable-runtime-lora" in reply.json()["error"]["message"]
