@@ -7,6 +7,7 @@ import random
 import httpx
 import pytest
 
+from tests.support.conditions import POLL_S
 from tests.support.running import MODEL, RunningServer, Samples
 
 Body = dict[str, object]
@@ -93,9 +94,11 @@ def test_the_work_of_a_client_that_disconnects_ends(server: RunningServer, strea
                 assert not task.done()
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
-                while (then := server.metrics())[aborted] == before[aborted]:
-                    pass
-            return then
+                while True:
+                    then = server.metrics()
+                    if then[aborted] != before[aborted]:
+                        return then
+                    await asyncio.sleep(POLL_S)
 
     then = asyncio.run(leave())
     after = server.settled_metrics()

@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.support.conditions import POLL_S
 from tests.support.running import MODEL, RunningServer, samples, start_server
 
 NUM_STREAMS, NUM_SEQS = 24, 6  # most of the streams are queued at any time
@@ -114,9 +115,11 @@ async def client_of(server: RunningServer) -> AsyncIterator[httpx.AsyncClient]:
 
 async def health(client: httpx.AsyncClient, status: int) -> httpx.Response:
     """Request /health until it has this status."""
-    while (reply := await client.get("/health")).status_code != status:
-        pass
-    return reply
+    while True:
+        reply = await client.get("/health")
+        if reply.status_code == status:
+            return reply
+        await asyncio.sleep(POLL_S)
 
 
 async def answers_of(server: RunningServer, bodies: list[dict[str, object]]) -> list[Answer]:
@@ -132,7 +135,8 @@ async def scrape(client: httpx.AsyncClient) -> None:
     text = ""
     while True:
         newer = (await client.get("/metrics")).text
-        if newer == text:
+        if newer == text:  # rendered once a second
+            await asyncio.sleep(POLL_S)
             continue
         text, values = newer, samples(newer)
         ended = sum(value for (name, _), value in values.items() if name == "smoe_requests_total")

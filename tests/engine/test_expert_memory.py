@@ -16,6 +16,7 @@ from model.checkpoint.config_file import load_config
 from model.checkpoint.pack.experts import expert_tensors
 from model.checkpoint.pack.header import WEIGHTS_NAME, read_header
 from smoe import LocalEngine, SamplingParams
+from tests.support.adapters import random_tensors, save_adapter
 from tests.support.packs import make_pack
 from tests.support.paths import DEMO
 
@@ -45,6 +46,18 @@ def test_an_engine_with_few_experts_in_memory_gives_the_same_answers(count: int,
     assert stored.fingerprint == resident.fingerprint
     assert answers_of(stored) == answers_of(resident)
     assert ready_message(stored._engine.config, stored._engine.loaded).expert_slots == count
+
+
+def test_adapters_add_the_same_terms_to_experts_that_are_read(packed: Path, tmp_path: Path) -> None:
+    """The terms of an adapter are always in memory; rows with and without one need the same experts."""
+    folder = save_adapter(tmp_path / "sql", random_tensors(load_config(packed)[0], seed=1))
+    settings: dict[str, Any] = SMALL | {"lora": {"sql": str(folder)}}
+    resident, stored = LocalEngine(packed, **settings), LocalEngine(packed, expert_memory=slots(packed, 3), **settings)
+    params = SamplingParams(max_tokens=6, temperature=0, num_logprobs=1, ignore_eos=True)
+    each = [params, msgspec.structs.replace(params, adapter="sql")] * 2
+    found, expected = (engine.generate(PROMPTS, each) for engine in (stored, resident))
+    assert [(c.token_ids, c.logprobs) for c in found] == [(c.token_ids, c.logprobs) for c in expected]
+    assert expected[1].logprobs != resident.generate(PROMPTS[1], params)[0].logprobs
 
 
 def test_steps_report_what_they_read(packed: Path) -> None:

@@ -41,7 +41,7 @@ class Bf16Attention : SpanSoftmax {
             const KeyColumns columns = cache.key_columns(first, panel_);
             for_tiles(first, [&](int64_t i, int64_t rows) { score(i, rows, first, columns, prefetcher); });
         }
-        for (int64_t i = 0; i < num_queries_; ++i) softmax_row(i, panels);
+        for (int64_t i = 0; i < num_queries_; ++i) softmax_row(i, panels, prefetcher);
         for (int64_t first = panels.begin; first < panels.end; first += TILE_WIDTH) {
             const int64_t num_pairs = (min(TILE_WIDTH, keys.end - first) + 1) / 2;
             const int64_t depth =
@@ -54,10 +54,14 @@ class Bf16Attention : SpanSoftmax {
   private:
     static constexpr bool IS_SCALED = sizeof(Number) == 1;
 
-    // Products of one k that all tiles of queries make over the panels, at most.
+    static constexpr int64_t SOFTMAX_STEPS = 10;  // of the prefetcher, for a pair of vectors of weights
+
+    // Steps of all products of one k that tiles of queries make over the panels, at most, and of their weights.
     int64_t num_steps(Range panels) const {
         const int64_t tiles = (num_queries_ + Bf16DotProducts::MAX_ROWS - 1) / Bf16DotProducts::MAX_ROWS;
-        return tiles * (panels.end - panels.begin) / TILE_WIDTH * (key_depth() + dims_ / TILE_WIDTH * TILE_WIDTH / 2);
+        const int64_t num_panels = (panels.end - panels.begin) / TILE_WIDTH;
+        const int64_t products = key_depth() + dims_ / TILE_WIDTH * TILE_WIDTH / 2;
+        return num_panels * (tiles * products + num_queries_ * TILE_WIDTH / (2 * LANES) * SOFTMAX_STEPS);
     }
 
     // Load query i as pairs of dims, zero-padded to the depth of a key panel.
@@ -89,7 +93,7 @@ class Bf16Attention : SpanSoftmax {
     }
 
     // Turn the scores of query i into pairs of weights, for all positions of the panels, in place.
-    void softmax_row(int64_t i, Range panels) {
+    void softmax_row(int64_t i, Range panels, KvPrefetcher& prefetcher) {
         const Range seen = visible(i);
         float* scores = scores_ + i * SPAN;
         const float largest = seen.empty() ? MINUS_INFINITY : largest_seen(scores, seen);
@@ -108,6 +112,7 @@ class Bf16Attention : SpanSoftmax {
             const auto pairs = (Words)_mm512_cvtne2ps_pbh((__m512)halves[1], (__m512)halves[0]);
             if constexpr (!IS_SCALED) total += from_bits(pairs << 16) + from_bits(pairs & 0xffff0000u);
             std::memcpy(scores + j / 2, &pairs, sizeof pairs);
+            prefetcher.step(SOFTMAX_STEPS);
         }
         partial(i)[1] = sum(total);
     }
