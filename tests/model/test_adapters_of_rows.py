@@ -11,6 +11,7 @@ from torch import Tensor
 from model.adapter_loader import load_adapter
 from model.checkpoint.config_file import load_config
 from model.config import ModelConfig
+from model.dummy_weights import random_model as dummy_model
 from model.forward_batch import ForwardBatch, HiddenRows
 from model.kv_pool import KvPool
 from model.loader import load_model
@@ -19,9 +20,12 @@ from model.mixtral import Mixtral
 from model.mixtral_native import NativeMixtral
 from model.ops.quantization import Quantization
 from model.ops.reference.ops import ReferenceOps
+from model.pack.load import load_pack, load_pack_in_part
 from tests.support.adapters import merge, random_tensors, save_adapter
+from tests.support.attention_cases import Heads
 from tests.support.checkpoints import Shape, random_model, save_in_layout
 from tests.support.native_cases import DTYPES, ISAS, name_of, native
+from tests.support.packs import write_pack
 from tests.support.paged import CPU, Running, make_batch
 
 BLOCK_SIZE = 4
@@ -149,3 +153,25 @@ def test_one_call_gives_the_bits_of_separate_ops(name: str, dtype: torch.dtype, 
     assert torch.equal(logits, one_call.forward(replace(batch, hidden=hidden), pools[2]))
     assert torch.equal(pools[0].k, pools[1].k)
     assert torch.equal(pools[0].v, pools[1].v)
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+def test_experts_that_are_read_from_a_pack_in_parts_give_the_same_bits(
+    quantization: Quantization, tmp_path: Path
+) -> None:
+    ops = native(ISAS[-1], 2)
+    config = replace(
+        Heads(4, 2, 16).config, num_layers=2, num_experts=4, experts_per_token=2, hidden_dim=72, dim=48, vocab_size=32
+    )
+    weights = dummy_model(config, torch.bfloat16, CPU, native(ISAS[-1], 2, quantization), seed=0).weights
+    folder = write_pack(weights, config, tmp_path / "pack", quantization)
+    resident = load_pack(folder, config, ops, "map", lambda done, total: None).network
+    stored = load_pack_in_part(folder, config, ops, "map", 3, lambda done, total: None).network
+    adapters = _adapters(config, tmp_path)
+    runs = [Running(list(range(3, 20)), list(range(1 + 5 * i, 6 + 5 * i))) for i in range(4)]
+    batch = _batch(list(zip(runs, (9, 1, 2, 17), [adapters[0], None, *adapters[1:]], strict=True)))
+    logits = [
+        NativeMixtral(network, ops).forward(batch, KvPool(config, 21, BLOCK_SIZE, "bfloat16", CPU))
+        for network in (resident, stored)
+    ]
+    assert torch.equal(*logits)
