@@ -7,6 +7,7 @@ import torch
 
 from model.dummy_weights import random_model
 from model.group import ALONE, Group
+from model.low_rank import RowTerms
 from model.ops.interface import RoutingRequest
 from model.ops.reference.ops import Matrix, ReferenceMoe, ReferenceOps
 from model.profile_step import run_profile_steps
@@ -31,10 +32,15 @@ class WatchedOps(ReferenceOps):
         return result
 
     def moe(
-        self, x: torch.Tensor, weights: ReferenceMoe, request: RoutingRequest, group: Group = ALONE
+        self,
+        x: torch.Tensor,
+        weights: ReferenceMoe,
+        request: RoutingRequest,
+        group: Group = ALONE,
+        terms: RowTerms | None = None,
     ) -> torch.Tensor:
         self.most_experts = max(self.most_experts, request.expert_ids.shape[1])
-        return super().moe(x, weights, request, group)
+        return super().moe(x, weights, request, group, terms)
 
     def sample(self, logits: torch.Tensor, rows: SamplingRows) -> SampledRows:
         self.sampled.append((len(logits), rows.max_logprobs))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import FatalEngineError
+from engine.execution.adapters import AdapterStore
 from engine.execution.expert_stats import ExpertReporter
 from engine.grammars.build_queue import CompiledRequest
 from engine.scheduling.step_plan import Chunk, StepPlan, StepResult
@@ -73,6 +74,7 @@ class HostRunner:
     """Runner of a simulated process: steps take virtual time, and some requests crash the process."""
 
     experts = ExpertReporter(None)
+    adapters = AdapterStore()
 
     def __init__(self, host: "EngineHost", inner: ExactRunner) -> None:
         self._host, self._inner = host, inner
