@@ -31,7 +31,7 @@ class PromptShare:
 
     @property
     def is_bounded(self) -> bool:
-        """Whether several tenants are active."""
+        """True while several tenants are active."""
         return self._share_s < inf
 
     def has_room(self, sequence: Sequence) -> bool:

@@ -21,6 +21,8 @@ from server.schemas import LoadAdapterRequest, UnloadAdapterRequest
 
 log = logging.getLogger(__name__)
 
+MAX_ADAPTERS = 1024  # loaded while the server runs or before; each takes a name, and a line of /v1/models
+
 router = APIRouter()
 
 
@@ -42,6 +44,10 @@ async def load(http: HttpRequest) -> Response:
         raise invalid_value("'lora_name' must not be empty or have spaces at its ends.", "lora_name")
     if name in state.all_names:
         raise invalid_value("'lora_name' is served already; unload it first, or choose another.", "lora_name")
+    if len(state.adapter_names) >= MAX_ADAPTERS:
+        raise invalid_value(
+            f"'lora_name' would be one of more than {MAX_ADAPTERS} adapters; unload others.", "lora_name"
+        )
     state.serving()
     try:
         await state.engine.load_adapter(name, _absolute(request.lora_path))

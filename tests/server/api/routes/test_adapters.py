@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from server.api.routes import adapters
 from server.generation.state import LoraOptions
 from tests.support.fake_engine import FakeEngine
 from tests.support.serving import MODEL, check_error, client_of, saying, state_around
@@ -61,6 +62,16 @@ async def test_the_reason_of_a_bad_adapter_is_in_the_reply() -> None:
     async with a_client(FakeEngine(saying("a"))) as client:
         reply = await client.post(LOAD, json={**SQL, "lora_path": "/adapters/bad"})
         assert "/adapters/bad/adapter_config.json is missing" in reply.json()["error"]["message"]
+
+
+async def test_no_more_adapters_than_the_bound_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapters, "MAX_ADAPTERS", 2)
+    async with a_client(FakeEngine(saying("a"))) as client:
+        for name in ("one", "two"):
+            assert (await client.post(LOAD, json={**SQL, "lora_name": name})).status_code == 200
+        check_error(await client.post(LOAD, json=SQL), 400, "invalid_value", "lora_name")
+        await client.post(UNLOAD, json={"lora_name": "one"})
+        assert (await client.post(LOAD, json=SQL)).status_code == 200
 
 
 async def test_without_an_engine_nothing_is_loaded() -> None:
