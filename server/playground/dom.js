@@ -23,6 +23,9 @@ export function drawn(tag, attributes, ...children) {
   return node;
 }
 
+/** Lets the browser save a blob as a file. */
+export const save = (blob, download) => element("a", { href: URL.createObjectURL(blob), download }).click();
+
 export const byId = (id) => document.getElementById(id);
 
 /** Calls `action` at events of a node, or of the page's element with this id. `types` are their names. */

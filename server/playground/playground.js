@@ -9,8 +9,9 @@ import { History } from "./history/history.js";
 import { generate } from "./text/generation.js";
 import { Ring } from "./inside/ring.js";
 import { TokenGates } from "./inside/token_gates.js";
+import { savePicture } from "./picture.js";
 import { asCurl, asPython } from "./text/snippets.js";
-import { summaryNodes } from "./text/summary.js";
+import { endingOf, summaryNodes } from "./text/summary.js";
 import { TokenCard } from "./text/token_card.js";
 
 const TOAST_MS = 1600;
@@ -100,7 +101,7 @@ export class Playground {
     let meters = [];
     try {
       meters = await Promise.all(requests.map((request, i) => this.#generate(request, views[i])));
-      this.#showSummary(meters[0], this.#panel.finding ?? ending(meters[0]));
+      this.#showSummary(meters[0], this.#panel.finding ?? endingOf(meters[0]));
     } catch (error) {
       this.#running.abort(); // the other columns
       this.#showError(error);
@@ -280,6 +281,11 @@ export class Playground {
     return undefined;
   }
 
+  #savePicture(part) {
+    const figures = [...byId("summary").childNodes].map(({ textContent }) => textContent);
+    savePicture(part, [this.#model, ...figures].join(" · "));
+  }
+
   #showToast(text) {
     byId("toast").textContent = text;
     clearTimeout(this.#toastTimer); // of the previous text
@@ -333,6 +339,7 @@ export class Playground {
     on("copy-curl", "click", () => this.#copy("curl", () => this.#snippet(asCurl)));
     on("copy-link", "click", () => this.#copy("a link", () => this.#link()));
     on(window, "hashchange", () => this.#openLink());
+    for (const [id, part] of [["picture", "compare"], ["experts-picture", "experts"]]) on(id, "click", () => this.#savePicture(byId(part)));
     on("copy-python", "click", () => this.#copy("Python", () => this.#snippet(asPython)));
     on("tint", "change", () => this.#repaint());
     on("layer", "input", () => this.#repaint());
@@ -345,11 +352,6 @@ export class Playground {
       if (event.key === "Escape" && !event.target.closest("[popover]")) this.#running?.abort();
     });
   }
-}
-
-function ending({ finishReason, fields }) {
-  if (finishReason === "length") return "length limit";
-  return fields.response_format || fields.structured_outputs ? "complete, in the format" : "complete";
 }
 
 /** Returns whether a key sends the request: Ctrl+Enter, and in the message field Enter without Shift. */

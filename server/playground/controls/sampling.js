@@ -1,5 +1,6 @@
 import { button, element, labelled, on } from "../dom.js";
-import { AnswerFormat } from "./answer_format.js";
+import { answerFormat } from "./answer_format.js";
+import { toolUse } from "./tools.js";
 
 /** Sliders, each with a number field: the request's field, lowest, highest, step, position while untouched (shown, not sent). */
 const SLIDERS = [
@@ -25,7 +26,7 @@ export class Sampling {
   #seed = element("input", { type: "text", id: "seed", inputMode: "numeric", pattern: "-?[0-9]{1,19}", placeholder: "random" });
   #stop = element("textarea", { id: "stop-strings", rows: 1, placeholder: "one per line" });
   #details = element("input", { type: "checkbox", id: "details", checked: true });
-  #format = new AnswerFormat();
+  #choices = [answerFormat(), toolUse()];
   #numExperts; // that a link sets before the model is known
 
   constructor(basic, more) {
@@ -34,7 +35,7 @@ export class Sampling {
     basic.append(
       element("div.presets", { role: "group", ariaLabel: "Presets" }, ...presets),
       ...SLIDERS.map((spec) => this.#slider(...spec)),
-      ...this.#format.elements,
+      ...this.#choices.flatMap((choice) => choice.elements),
       element("label.switch", this.#details, "Token details on hover"),
     );
     more.append(...MORE_SLIDERS.map((spec) => this.#slider(...spec)), labelled(this.#seed, "Seed"), labelled(this.#stop, "Stop strings"));
@@ -49,7 +50,7 @@ export class Sampling {
       ...Object.fromEntries(set),
       ...(stop.length && { stop }),
       ...(seed && { seed: BigInt(seed).toString() }),
-      ...this.#format.fields,
+      ...Object.assign({}, ...this.#choices.map((choice) => choice.fields)),
       details: this.#details.checked,
     };
   }
@@ -60,7 +61,7 @@ export class Sampling {
     this.#numExperts = fields[EXPERTS];
     this.#seed.value = fields.seed ?? "";
     this.#stop.value = (fields.stop ?? []).join("\n");
-    this.#format.fields = fields;
+    for (const choice of this.#choices) choice.fields = fields;
   }
 
   set seed(text) {
@@ -70,7 +71,7 @@ export class Sampling {
 
   /** Returns false if a field is invalid; it is then in view, with the browser's message. */
   check() {
-    const inputs = [this.#seed, this.#format.input, ...this.#sliders.map(({ number }) => number)];
+    const inputs = [this.#seed, ...this.#choices.map(({ input }) => input), ...this.#sliders.map(({ number }) => number)];
     const invalid = inputs.find((input) => !input.checkValidity());
     if (!invalid) return true;
     invalid.closest("details")?.setAttribute("open", "");

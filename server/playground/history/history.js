@@ -72,8 +72,8 @@ export class History {
   }
 
   #put(kind, entry = null) {
-    this.#panels[kind].open(entry);
     byId("summary").replaceChildren();
+    this.#panels[kind].open(entry);
     this.#open[kind] = entry ? { id: entry.id, title: entry.title } : {};
     this.note();
   }

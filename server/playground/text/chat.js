@@ -1,5 +1,5 @@
 import { button, byId, on } from "../dom.js";
-import { Conversation, messagesTo } from "./conversation.js";
+import { Conversation, messagesTo, resultMessage } from "./conversation.js";
 import { chatRequest } from "./request.js";
 import { Turn } from "./turn.js";
 
@@ -7,7 +7,7 @@ const EXAMPLES = ["What can you do?", "Count from 3 to 7.", "Reverse the words: 
 
 /**
  * Panel of a conversation. `run(job)` sends a request; a job is {} for the message in the field, {answer: user message},
- * {edit: user message, text}, {resume: answer} or {branch: answer, text}. Every new answer is a branch beside the ones before.
+ * {edit: user message, text}, {send: answer, results}, {resume: answer} or {branch: answer, text}. Every new answer is a branch beside the ones before.
  */
 export class ChatPanel {
   name = "Send";
@@ -26,7 +26,7 @@ export class ChatPanel {
   #examples = byId("chat-examples");
   #actions = {
     step: (node, by) => this.#step(node, by), edit: (node, text) => this.#edit(node, text), remove: (node) => this.#remove(node),
-    answer: (node) => this.#run({ answer: node }), resume: (node) => this.#run({ resume: node }), focus: () => this.focus(),
+    answer: (node) => this.#run({ answer: node }), send: (node, results) => this.#run({ send: node, results }), resume: (node) => this.#run({ resume: node }), focus: () => this.focus(),
   };
 
   constructor(display, run) {
@@ -53,7 +53,7 @@ export class ChatPanel {
 
   repeatJob() {
     const { last } = this.#conversation;
-    return { answer: last.role === "user" ? last : last.parent };
+    return { answer: last.role === "assistant" ? last.parent : last };
   }
 
   /** Returns the job that answers with `text`, in place of what is in `view` up to there, and goes on from it. */
@@ -65,7 +65,7 @@ export class ChatPanel {
   request(model, sampling, job = {}) {
     const messages = [...this.#systemMessage, ...this.#messages(job)];
     if (job.resume || job.branch) return chatRequest(model, messages, { ...sampling, continue_final_message: true, add_generation_prompt: false });
-    return messages.at(-1)?.role === "user" ? chatRequest(model, messages, sampling) : null;
+    return ["user", "tool"].includes(messages.at(-1)?.role) ? chatRequest(model, messages, sampling) : null;
   }
 
   begin(job = {}) {
@@ -74,12 +74,12 @@ export class ChatPanel {
     this.#added = [];
     this.#job = job;
     if (job.branch) this.#add(job.branch.parent, "assistant", job.text);
-    else if (!job.resume) this.#add(job.answer ?? this.#addQuestion(job), "assistant");
+    else if (!job.resume) this.#add(job.answer ?? (job.send ? this.#addResults(job) : this.#addQuestion(job)), "assistant");
     this.#draw();
     this.#running = this.#turns.find((turn) => turn.node === (job.resume ?? this.#conversation.last));
-    const view = this.#running.begin(this.#display);
+    this.#running.begin(this.#display);
     this.onChange();
-    return view;
+    return this.#running;
   }
 
   /** Ends the running answer. One without tokens leaves everything as it was, with a new message back in the field. */
@@ -100,7 +100,7 @@ export class ChatPanel {
   get entry() {
     const { path } = this.#conversation;
     if (!path.length) return null;
-    if (this.#running) this.#running.node.text = this.#running.text;
+    this.#running?.store();
     return { name: path[0].text, system: this.#system.value, tree: this.#conversation.toTree() };
   }
 
@@ -122,9 +122,10 @@ export class ChatPanel {
     return content ? [{ role: "system", content }] : [];
   }
 
-  #messages({ answer, edit, text, resume, branch }) {
+  #messages({ answer, edit, text, send, results, resume, branch }) {
     if (branch) return [...messagesTo(branch.parent), { role: "assistant", content: text }];
     if (answer || resume) return messagesTo(answer ?? resume);
+    if (send) return [...messagesTo(send), ...send.calls.map(({ id }, i) => resultMessage(id, results[i]))];
     const message = edit ? text : this.#message.value.trim();
     const before = messagesTo(edit ? edit.parent : this.#conversation.last);
     return message ? [...before, { role: "user", content: message }] : before;
@@ -138,9 +139,14 @@ export class ChatPanel {
     return message ? this.#add(last, "user", message) : last;
   }
 
-  #add(parent, role, text) {
+  /** Adds the results of an answer's calls, one behind the other; returns the last one. */
+  #addResults({ send, results }) {
+    return send.calls.reduce((parent, { id }, i) => this.#add(parent, "tool", results[i], id), send);
+  }
+
+  #add(parent, role, text, callId) {
     const before = parent.chosen;
-    const node = this.#conversation.add(parent, role, text);
+    const node = this.#conversation.add(parent, role, text, callId);
     this.#added.push({ node, before });
     return node;
   }

@@ -1,6 +1,7 @@
 import { button, byId, element, on } from "../dom.js";
 import { branchArrows } from "./branches.js";
 import { completionRequest } from "./request.js";
+import { noteOf } from "./summary.js";
 import { TokenView } from "./token_view.js";
 
 const EXAMPLES = [
@@ -19,7 +20,7 @@ export class CompletionPanel {
   #copy = byId("prompt-copy"); // invisible, so that the generated text starts where the prompt ends
   #output = byId("continuation");
   #examples = byId("completion-examples");
-  #versions = []; // {prompt, text} or {prompt, view}
+  #versions = []; // {prompt, text, note} or {prompt, view}
   #shown = null; // one of them
   #previous = null; // the one that the running request replaces
 
@@ -78,7 +79,7 @@ export class CompletionPanel {
 
   get entry() {
     if (!this.#versions.length) return null;
-    const versions = this.#versions.map((version) => ({ prompt: version.prompt, text: textOf(version) }));
+    const versions = this.#versions.map((version) => ({ prompt: version.prompt, text: textOf(version), note: lineOf(version) }));
     return { name: versions.at(-1).prompt, versions, at: this.#versions.indexOf(this.#shown) };
   }
 
@@ -115,6 +116,7 @@ export class CompletionPanel {
   #show(version) {
     this.#shown = version;
     this.#output.replaceChildren(...(version ? [version.view?.element ?? element("span.tokens", version.text)] : []));
+    byId("summary").textContent = version ? lineOf(version) : "";
     this.#edited();
     const place = version ? this.#versions.indexOf(version) : this.#versions.length;
     branchArrows(byId("versions"), place, this.#versions.length, "text", (by) => {
@@ -125,3 +127,4 @@ export class CompletionPanel {
 }
 
 const textOf = ({ view, text }) => (view ? view.text : text);
+const lineOf = ({ view, note = "" }) => (view?.hasTokens ? noteOf(view.meter) : note);

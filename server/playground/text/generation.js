@@ -31,6 +31,7 @@ class Meter {
   numTokens = 0;
   numPrompt = 0;
   finishReason = null;
+  calls = []; // of tools, {id, name, arguments}; the arguments are JSON, and incomplete while they come
   seed = null; // as text: 64 bits are more than a JavaScript number holds
   promptIds = null; // token ids of the prompt, if the request has asked for ids
   fields; // of the request
@@ -45,6 +46,10 @@ class Meter {
     this.promptIds ??= chunk.prompt_token_ids ?? chunk.choices[0]?.prompt_token_ids ?? null;
     this.finishReason = chunk.choices[0]?.finish_reason ?? this.finishReason;
     this.numPrompt = chunk.usage?.prompt_tokens ?? this.numPrompt;
+    for (const { index, id, function: called } of chunk.choices[0]?.delta?.tool_calls ?? []) {
+      this.calls[index] ??= { id, name: called.name, arguments: "" };
+      this.calls[index].arguments += called.arguments;
+    }
     const numTokens = chunk.usage?.completion_tokens ?? 0;
     if (numTokens <= this.numTokens) return;
     this.numTokens = numTokens;

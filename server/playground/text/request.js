@@ -3,15 +3,18 @@ const SHARED = { stream: true, stream_options: { include_usage: true, continuous
 
 /** Returns a completion as {path, fields, seed, body}; `body` is the JSON text of the fields and the seed. */
 export function completionRequest(model, prompt, sampling) {
-  const { details, routing, ...rest } = sampling;
+  const { details, routing, tools, tool_choice: _, ...rest } = sampling;
   return request("v1/completions", {
     model, prompt, ...rest, ...(details && { logprobs: NUM_ALTERNATIVES }), ...routingField(details, routing), ...SHARED,
   });
 }
 
-/** Like `completionRequest`, for a chat. `messages` are {role, content}. */
+/** Like `completionRequest`, for a chat. `messages` are {role, content}. A tool's result is answered with a text if calls are forced. */
 export function chatRequest(model, messages, sampling) {
   const { details, routing, ...rest } = sampling;
+  if (rest.continue_final_message) delete rest.tools; // the API continues texts only
+  if (!rest.tools) delete rest.tool_choice;
+  else if (rest.tool_choice && messages.at(-1).role === "tool") rest.tool_choice = "none";
   return request("v1/chat/completions", {
     model, messages, ...rest, ...(details && { logprobs: true, top_logprobs: NUM_ALTERNATIVES }),
     ...routingField(details, routing), ...SHARED,

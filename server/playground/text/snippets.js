@@ -4,7 +4,7 @@ import { withSeed } from "./request.js";
 
 const OPENAI_FIELDS = new Set([
   "model", "prompt", "messages", "max_tokens", "temperature", "top_p", "frequency_penalty", "presence_penalty", "stop",
-  "stream", "logprobs", "top_logprobs",
+  "stream", "logprobs", "top_logprobs", "tools", "tool_choice",
 ]);
 const PAGE_FIELDS = new Set(["stream_options", "return_token_ids"]); // needed by this page only
 

@@ -17,7 +17,7 @@ export class TokenView {
   #spans = [];
   routing = []; // expert ids [layer][k]; row i belongs to token i and arrives with a later chunk
   #at = -1;
-  #meter = null; // of the request that gives the text
+  meter = null; // of the request that gives the text
   element = element("div.tokens", { tabIndex: 0, role: "group", ariaLabel: "Generated text; arrow keys move through its tokens" });
 
   constructor(display) {
@@ -46,7 +46,7 @@ export class TokenView {
 
   /** Appends tokens, and the expert ids [token][layer][k] that arrived with them; `meter` belongs to their request. */
   add(tokens, routing, meter) {
-    this.#meter = meter;
+    this.meter = meter;
     const spans = tokens.map((token) => this.#span(token));
     this.#tokens.push(...tokens);
     this.#spans.push(...spans);
@@ -104,7 +104,7 @@ export class TokenView {
   }
 
   #inspect(index) {
-    const { promptIds, fields } = this.#meter;
+    const { promptIds, fields } = this.meter;
     const ids = this.#tokens.slice(0, index + 1).map((token) => token.id);
     if (!promptIds || ids.includes(undefined)) return;
     this.#close();
