@@ -1,15 +1,9 @@
 /** Client of the server's API. Paths are relative, so that the page works behind a proxy's prefix. */
 
-const TITLES = new Map([
-  [0, "No connection"],
-  [400, "Invalid request"],
-  [401, "API key required"],
-  [404, "Not found"],
-  [408, "Timeout"],
-  [413, "Request too large"],
-  [429, "The server is busy"],
-  [503, "Not ready"],
-]);
+const TITLES = {
+  0: "No connection", 400: "Invalid request", 401: "API key required", 404: "Not found", 408: "Timeout", 413: "Request too large",
+  429: "The server is busy", 503: "Not ready",
+};
 
 /** A failed request, with a message for the user. `status` is 0 without a response; `param` is the invalid field. */
 export class ApiError extends Error {
@@ -19,7 +13,7 @@ export class ApiError extends Error {
   }
 
   get title() {
-    return TITLES.get(this.status) ?? "The server failed";
+    return TITLES[this.status] ?? "The server failed";
   }
 }
 
@@ -45,13 +39,9 @@ export class Api {
   async #fetch(path, init) {
     const key = this.#getKey();
     const headers = { "x-session-id": this.#sessionId, ...init.headers, ...(key && { authorization: `Bearer ${key}` }) };
-    let response;
-    try {
-      response = await fetch(path, { ...init, headers, cache: "no-store" });
-    } catch (error) {
-      if (error.name === "AbortError") throw error;
-      throw new ApiError("The server cannot be reached. Is it still running?");
-    }
+    const response = await fetch(path, { ...init, headers, cache: "no-store" }).catch((error) => {
+      throw error.name === "AbortError" ? error : new ApiError("The server cannot be reached. Is it still running?");
+    });
     if (!response.ok) throw await errorFromResponse(response);
     return response;
   }
@@ -61,9 +51,8 @@ export class Api {
 const randomDigits = () => [...crypto.getRandomValues(new Uint32Array(4))].map((part) => part.toString(16).padStart(8, "0")).join("");
 
 async function errorFromResponse(response) {
-  const { status } = response;
-  const retryAfter = response.headers.get("retry-after");
+  const { status, headers } = response;
   const body = await response.json().catch(() => ({}));
   const { message = `The server answered with status ${status}.`, param, code } = body.error ?? {};
-  return new ApiError(message, { status, param, code, retryAfter, body });
+  return new ApiError(message, { status, param, code, retryAfter: headers.get("retry-after"), body });
 }

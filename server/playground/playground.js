@@ -14,6 +14,7 @@ import { asCurl, asPython } from "./text/snippets.js";
 import { endingOf, summaryNodes } from "./text/summary.js";
 import { TokenCard } from "./text/token_card.js";
 
+const [failure, paper, summary] = ["failure", "paper", "summary"].map(byId);
 const TOAST_MS = 1600;
 const END_PX = 48; // so close to the end counts as its end
 const PASSING = new Set([0, 408, 429, 503]); // statuses that another try may not meet
@@ -73,17 +74,20 @@ export class Playground {
 
   /** Reads the model's name and experts from the server. Throws ApiError. */
   async loadModel() {
-    const { data } = await this.#api.read("v1/models");
-    this.#model = data[0].id;
-    byId("model").textContent = this.#model;
-    this.isReady = data[0].max_model_len !== null;
+    const { data: [model] } = await this.#api.read("v1/models");
+    byId("model").textContent = this.#model = model.id;
+    this.isReady = model.max_model_len !== null;
     if (!this.isReady) return;
-    this.#maxLen = data[0].max_model_len;
-    this.#sampling.limit(data[0]);
-    if (data[0].capabilities?.completion_chat === false) this.#refuse();
-    if (!data[0].num_experts) return;
+    this.#maxLen = model.max_model_len;
+    this.#sampling.limit(model);
+    if (model.capabilities?.completion_chat === false) {
+      byId("run").disabled = true;
+      failure.textContent = "This model writes no text: it turns texts into vectors, at /v1/embeddings.";
+      failure.hidden = false;
+    }
+    if (!model.num_experts) return;
     await this.#display.map.refresh();
-    this.#showExpertControls(data[0]);
+    this.#showExpertControls(model);
   }
 
   /** Sends a job of the open panel, {} the plain one, and shows the generated text. */
@@ -100,7 +104,8 @@ export class Playground {
     this.showButtons();
     let meters = [];
     try {
-      meters = await Promise.all(requests.map((request, i) => this.#generate(request, views[i])));
+      const { signal } = this.#running;
+      meters = await Promise.all(requests.map((request, i) => generate(this.#api, request, signal, (...chunk) => this.#onChunk(views[i], ...chunk))));
       this.#showSummary(meters[0], this.#panel.finding ?? endingOf(meters[0]));
     } catch (error) {
       this.#running.abort(); // the other columns
@@ -129,10 +134,6 @@ export class Playground {
     this.#gates.open({ spelled, id, others, onBranch, before, k, mask, model: this.#model, ownK, numExperts, numLayers });
   }
 
-  #generate(request, view) {
-    return generate(this.#api, request, this.#running.signal, (...chunk) => this.#onChunk(view, ...chunk));
-  }
-
   /** Returns the requests of the open panel, one per view; null without a text. */
   #requests(job) {
     const sampling = { ...this.#sampling.values, routing: this.hasExperts };
@@ -153,14 +154,12 @@ export class Playground {
   }
 
   #follow() {
-    const paper = byId("paper");
     if (this.#isFollowing) paper.scrollTop = paper.scrollHeight;
     this.#paperTop = paper.scrollTop;
   }
 
   /** Scrolling up leaves the end of the text; reaching the end follows it again. */
   #onScroll() {
-    const paper = byId("paper");
     const isAtEnd = paper.scrollHeight - paper.scrollTop - paper.clientHeight < END_PX;
     if (paper.scrollTop < this.#paperTop) this.#isFollowing = isAtEnd;
     else if (isAtEnd) this.#isFollowing = true;
@@ -169,18 +168,14 @@ export class Playground {
   }
 
   #showSummary(meter, ending) {
-    byId("summary").replaceChildren(...summaryNodes(meter, this.#maxLen, ending, (seed) => (this.#sampling.seed = seed)));
+    summary.replaceChildren(...summaryNodes(meter, this.#maxLen, ending, (seed) => (this.#sampling.seed = seed)));
   }
 
   #showError(error) {
-    if (error.name === "AbortError") {
-      byId("summary").append(" · stopped");
-    } else if (error instanceof ApiError) {
-      byId("summary").replaceChildren();
-      this.#showFailure(error);
-    } else {
-      throw error;
-    }
+    if (error.name === "AbortError") return summary.append(" · stopped");
+    if (!(error instanceof ApiError)) throw error;
+    summary.replaceChildren();
+    return this.#showFailure(error);
   }
 
   #showFailure(error) {
@@ -188,17 +183,11 @@ export class Playground {
     const wait = error.retryAfter ? ` Try again in ${error.retryAfter} s.` : "";
     this.#isWaiting = UNTIL_READY.has(error.code);
     const soon = this.#isWaiting ? " It is sent again as soon as the server is ready." : wait;
-    byId("failure").replaceChildren(element("b", error.title), element("p", error.message + where + soon));
-    if (PASSING.has(error.status)) byId("failure").append(button("Try again", () => this.#send(), { className: "" }));
-    byId("failure").hidden = false;
-    byId("failure").scrollIntoView({ block: "nearest" });
+    failure.replaceChildren(element("b", error.title), element("p", error.message + where + soon));
+    if (PASSING.has(error.status)) failure.append(button("Try again", () => this.#send(), { className: "" }));
+    failure.hidden = false;
+    failure.scrollIntoView({ block: "nearest" });
     if (error.status === 401) byId("key-panel").showPopover();
-  }
-
-  #refuse() {
-    byId("run").disabled = true;
-    byId("failure").textContent = "This model writes no text: it turns texts into vectors, at /v1/embeddings.";
-    byId("failure").hidden = false;
   }
 
   sendWaiting() {
@@ -206,7 +195,7 @@ export class Playground {
   }
 
   #hideFailure() {
-    byId("failure").hidden = true;
+    failure.hidden = true;
     this.#isWaiting = false;
   }
 
@@ -224,19 +213,18 @@ export class Playground {
 
   show(name) {
     const isOpen = this.mode === name;
-    document.querySelector(`input[name=mode][value=${name}]`).checked = true;
+    document.querySelector(`[name=mode][value=${name}]`).checked = true;
     document.body.dataset.tab = "text";
-    this.showButtons();
-    if (isOpen) return;
+    if (isOpen) return this.showButtons();
     this.#panel = this.#panels[name];
     this.#history.note();
     for (const other of ["completion", "compare"]) byId(other).hidden = name !== other;
     byId("chat").hidden = byId("message").hidden = name !== "chat";
-    byId("summary").replaceChildren();
+    summary.replaceChildren();
     this.#hideFailure();
     this.showButtons();
     this.#paintLegend();
-    this.#panel.focus();
+    return this.#panel.focus();
   }
 
   async #copy(name, make) {
@@ -255,7 +243,7 @@ export class Playground {
   #link() {
     const { details: _, ...sampling } = this.#sampling.values;
     const text = this.#panel.link;
-    const seed = byId("summary").querySelector(".seed")?.value; // of the text that is shown
+    const seed = summary.querySelector(".seed")?.value; // of the text that is shown
     const fields = { mode: this.mode, text, seed, ...sampling, off: this.#display.map.off };
     return text && new URL(`#${encodeURIComponent(JSON.stringify(fields))}`, document.baseURI).href;
   }
@@ -282,7 +270,7 @@ export class Playground {
   }
 
   #savePicture(part) {
-    const figures = [...byId("summary").childNodes].map(({ textContent }) => textContent);
+    const figures = [...summary.childNodes].map(({ textContent }) => textContent);
     savePicture(part, [this.#model, ...figures].join(" · "));
   }
 
@@ -303,17 +291,15 @@ export class Playground {
   }
 
   #repaint() {
-    const tint = document.querySelector("input[name=tint]:checked").value;
-    byId("paper").dataset.tint = tint;
-    byId("layer-row").hidden = tint !== "expert";
-    this.#display.layer = byId("layer").valueAsNumber;
-    byId("layer-value").value = this.#display.layer;
+    paper.dataset.tint = document.querySelector("[name=tint]:checked").value;
+    byId("layer-row").hidden = paper.dataset.tint !== "expert";
+    byId("layer-value").value = this.#display.layer = byId("layer").valueAsNumber;
     for (const panel of Object.values(this.#panels)) for (const view of panel.views) view.repaint();
     this.#paintLegend();
   }
 
   #paintLegend() {
-    const isHidden = byId("paper").dataset.tint !== "expert";
+    const isHidden = paper.dataset.tint !== "expert";
     byId("expert-legend").hidden = isHidden;
     if (!isHidden) this.#legend.draw(this.#panel.views, this.#display);
     this.#dim();
@@ -321,8 +307,8 @@ export class Playground {
 
   /** Dims the tokens for whose routing `isShown` is false; without it those that the legend hides. */
   #dim(isShown) {
-    const isOpen = !byId("expert-legend").hidden;
-    for (const view of this.#panel.views) view.dim(isShown ?? (isOpen ? this.#legend.isShown(this.#display.layer) : undefined));
+    const ofLegend = byId("expert-legend").hidden ? undefined : this.#legend.isShown(this.#display.layer);
+    for (const view of this.#panel.views) view.dim(isShown ?? ofLegend);
   }
 
   #listen() {
@@ -332,8 +318,9 @@ export class Playground {
     });
     on("write", "input", () => this.#hideFailure());
     on("paper", "scroll", () => this.#onScroll());
-    on("down", "click", () => byId("paper").scrollTo(0, byId("paper").scrollHeight));
-    on("stop", "click", () => this.#running?.abort());
+    on("down", "click", () => paper.scrollTo(0, paper.scrollHeight));
+    const stop = () => this.#running?.abort();
+    on("stop", "click", stop);
     on("again", "click", () => this.#repeat());
     on("mode", "change", ({ target }) => target.value !== "server" && this.show(target.value));
     on("copy-curl", "click", () => this.#copy("curl", () => this.#snippet(asCurl)));
@@ -349,7 +336,7 @@ export class Playground {
         event.preventDefault();
         this.#start();
       }
-      if (event.key === "Escape" && !event.target.closest("[popover]")) this.#running?.abort();
+      if (event.key === "Escape" && !event.target.closest("[popover]")) stop();
     });
   }
 }

@@ -43,16 +43,11 @@ export class Sampling {
 
   /** The fields to send, and `details`: whether to request the probabilities and experts of tokens. */
   get values() {
-    const set = this.#sliders.filter((slider) => slider.isSent).map(({ name, number }) => [name, number.valueAsNumber]);
+    const set = this.#sliders.filter((slider) => slider.isSent).map(({ name, number }) => ({ [name]: number.valueAsNumber }));
     const stop = this.#stop.value.split("\n").filter(Boolean);
     const seed = this.#seed.value.trim();
-    return {
-      ...Object.fromEntries(set),
-      ...(stop.length && { stop }),
-      ...(seed && { seed: BigInt(seed).toString() }),
-      ...Object.assign({}, ...this.#choices.map((choice) => choice.fields)),
-      details: this.#details.checked,
-    };
+    return Object.assign({ details: this.#details.checked }, ...set, ...this.#choices.map(({ fields }) => fields),
+      stop.length && { stop }, seed && { seed: BigInt(seed).toString() });
   }
 
   /** Sets all controls to such fields; those that are missing are untouched again. */

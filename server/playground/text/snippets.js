@@ -9,24 +9,22 @@ const OPENAI_FIELDS = new Set([
 const PAGE_FIELDS = new Set(["stream_options", "return_token_ids"]); // needed by this page only
 
 export function asCurl({ path, fields, seed }, base, hasKey) {
-  const lines = [
+  return [
     `curl -N ${shellQuote(new URL(path, base).href)}`,
     "-H 'Content-Type: application/json'",
     ...(hasKey ? ['-H "Authorization: Bearer $SMOE_API_KEY"'] : []),
     `-d ${shellQuote(withSeed(publicFields(fields), seed))}`,
-  ];
-  return lines.join(" \\\n  ");
+  ].join(" \\\n  ");
 }
 
 export function asPython({ path, fields, seed }, base, hasKey) {
   const isChat = path.includes("chat");
-  const entries = Object.entries(publicFields(fields));
-  const own = Object.fromEntries(entries.filter(([name]) => !OPENAI_FIELDS.has(name)));
-  const lines = entries
-    .filter(([name]) => OPENAI_FIELDS.has(name))
-    .map(([name, value]) => `    ${name}=${pythonLiteral(value)},`);
+  const shown = publicFields(fields);
+  const isOwn = ([name]) => !OPENAI_FIELDS.has(name);
+  const own = Object.entries(shown).filter(isOwn);
+  const lines = Object.entries(shown).filter((entry) => !isOwn(entry)).map(([name, value]) => `    ${name}=${pythonLiteral(value)},`);
   if (seed !== undefined) lines.push(`    seed=${seed},`);
-  if (Object.keys(own).length) lines.push(`    extra_body=${pythonLiteral(own)},`);
+  if (own.length) lines.push(`    extra_body=${pythonLiteral(Object.fromEntries(own))},`);
   const text = isChat ? "chunk.choices[0].delta.content or \"\"" : "chunk.choices[0].text";
   return [
     ...(hasKey ? ["import os", ""] : []),

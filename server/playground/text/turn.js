@@ -8,7 +8,7 @@ import { TokenView } from "./token_view.js";
 
 const SPEAKERS = { user: "You", assistant: "Model", tool: "Result" };
 
-/** One message of a chat with its buttons. `actions` are {step(node, by), edit(node, text), send(node, results), remove, answer, resume, focus()}. */
+/** One message of a chat with its buttons. `actions` are {step(node, by), edit(node, text), send(node, results), ...}, as the panel has them. */
 export class Turn {
   views = []; // of the tokens that were generated on this page, one per request
   node;
