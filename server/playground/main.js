@@ -1,28 +1,18 @@
-import { Api } from "./api.js";
+import * as api from "./api.js";
 import { byId, on } from "./dom.js";
-import { ExpertMap } from "./inside/experts.js";
-import { Dashboard } from "./inside/dashboard.js";
-import { ServerLoad } from "./inside/load.js";
-import { Playground } from "./playground.js";
+import * as experts from "./inside/experts.js";
+import * as dashboard from "./inside/dashboard.js";
+import * as load from "./inside/load.js";
+import * as playground from "./playground.js";
 import { pollWhileVisible } from "./inside/poll.js";
-import { Sampling } from "./controls/sampling.js";
 import { themeButton } from "./controls/theme.js";
 
 const POLL_MS = 2000;
-const STORED_KEY = "smoe-api-key";
-
-themeButton(byId("theme"));
-const getKey = () => sessionStorage.getItem(STORED_KEY) ?? "";
-const api = new Api(getKey);
-const experts = new ExpertMap(api);
-const load = new ServerLoad(api);
-const dashboard = new Dashboard(api);
 const isServerOpen = () => document.body.dataset.tab === "server";
-const playground = new Playground({ api, getKey, experts, sampling: new Sampling(byId("controls"), byId("more-controls")) });
 
 /** Refreshes the panels. A part that fails does not keep the others from being shown. */
 const refreshNow = pollWhileVisible(POLL_MS, async () => {
-  for (const part of [() => load.refresh(), refreshModel, () => isServerOpen() && dashboard.refresh()]) {
+  for (const part of [load.refresh, refreshModel, () => isServerOpen() && dashboard.refresh()]) {
     try {
       await part();
     } catch (error) {
@@ -39,20 +29,20 @@ async function refreshModel() {
   if (load.phase === "ready") playground.sendWaiting();
 }
 
+function requestKey() {
+  byId("key-button").classList.add("needed");
+  if (!api.key() && !byId("key-panel").matches(":popover-open")) byId("key-panel").showPopover();
+}
+
+themeButton(byId("theme"));
 on("mode", "change", ({ target }) => {
   if (target.value !== "server") return;
   document.body.dataset.tab = "server";
   refreshNow();
 });
-
-function requestKey() {
-  byId("key-button").classList.add("needed");
-  if (!getKey() && !byId("key-panel").matches(":popover-open")) byId("key-panel").showPopover();
-}
-
 on("key-panel", "submit", async (event) => {
   event.preventDefault();
-  sessionStorage.setItem(STORED_KEY, byId("key").value.trim());
+  api.setKey(byId("key").value.trim());
   const fault = await api.read("v1/models").then(() => null, (error) => error);
   byId("key-fault").hidden = fault === null;
   if (fault) {

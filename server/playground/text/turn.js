@@ -2,13 +2,14 @@ import { copyButton } from "../clipboard.js";
 import { button, deleteButton, element, onEnter } from "../dom.js";
 import { branchArrows } from "./branches.js";
 import { callCards, resultForm } from "./calls.js";
+import { display } from "./display.js";
 import { hasMarkdown, markdown } from "./markdown.js";
 import { noteOf } from "./summary.js";
 import { TokenView } from "./token_view.js";
 
 const SPEAKERS = { user: "You", assistant: "Model", tool: "Result" };
 
-/** One message of a chat with its buttons. `actions` are {step(node, by), edit(node, text), send(node, results), ...}, as the panel has them. */
+/** One message of a chat with its buttons. `actions` are {step(node, by), edit(node, text), remove(node), run(job), focus()}. */
 export class Turn {
   views = []; // of the tokens that were generated on this page, one per request
   node;
@@ -29,8 +30,8 @@ export class Turn {
     this.#actions = actions;
     this.#base = node.text;
     const speaker = SPEAKERS[node.role];
-    this.#resume = button("Continue", () => actions.resume(node), { hidden: node.calls.length > 0 });
-    const again = button("Again", () => actions.answer(node.parent), { name: "Answer again" });
+    this.#resume = button("Continue", () => actions.run({ resume: node }), { hidden: node.calls.length > 0 });
+    const again = button("Again", () => actions.run({ answer: node.parent }), { name: "Answer again" });
     const buttons = [
       copyButton(() => this.text),
       ...(node.role === "tool" ? [] : [button("Edit", () => this.edit())]),
@@ -52,7 +53,7 @@ export class Turn {
     if (form) form.hidden = this.node.children.length > 0;
   }
 
-  begin(display) {
+  begin() {
     const view = new TokenView(display);
     this.views.push(view);
     this.#isRendered = false;
@@ -95,7 +96,7 @@ export class Turn {
   #showOutcome() {
     const { calls, note } = this.node;
     this.#note.textContent = note;
-    if (calls.length) this.#calls.replaceChildren(...callCards(calls), resultForm(calls, (results) => this.#actions.send(this.node, results)));
+    if (calls.length) this.#calls.replaceChildren(...callCards(calls), resultForm(calls, (results) => this.#actions.run({ send: this.node, results })));
   }
 
   textBefore(view) {
