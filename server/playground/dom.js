@@ -52,6 +52,10 @@ export function button(text, onClick, { name, ...properties } = {}) {
   return node;
 }
 
+/** Returns radio buttons that look like one switch. `labels` are their texts by value; the first one is chosen. */
+export const radios = (name, labels, chosen = Object.keys(labels)[0]) => Object.entries(labels).map(([value, text]) =>
+  element("label", { id: `${name}-${value}` }, element("input", { type: "radio", name, value, checked: value === chosen }), element("span", text)));
+
 export const labelled = (input, label) => element("label.field", element("span", label), input);
 
 /** Creates a button that deletes at the second click. */

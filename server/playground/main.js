@@ -1,18 +1,29 @@
 import * as api from "./api.js";
+import "./controls/theme.js";
 import { byId, on } from "./dom.js";
-import * as experts from "./inside/experts.js";
 import * as dashboard from "./inside/dashboard.js";
+import * as experts from "./inside/experts.js";
 import * as load from "./inside/load.js";
 import * as playground from "./playground.js";
-import { pollWhileVisible } from "./inside/poll.js";
-import { themeButton } from "./controls/theme.js";
 
-const POLL_MS = 2000;
-const isServerOpen = () => document.body.dataset.tab === "server";
+const POLL_MS = 2000; // between the end of a refresh and the next one
+const [panel, field, fault] = ["key-panel", "key", "key-fault"].map(byId);
+let timer = null;
+let isRefreshing = false;
 
-/** Refreshes the panels. A part that fails does not keep the others from being shown. */
-const refreshNow = pollWhileVisible(POLL_MS, async () => {
-  for (const part of [load.refresh, refreshModel, () => isServerOpen() && dashboard.refresh()]) {
+/** Refreshes the parts while the page is visible. One that fails does not keep the others from being shown. */
+async function refresh() {
+  clearTimeout(timer);
+  if (isRefreshing || document.hidden) return;
+  isRefreshing = true;
+  await refreshParts().finally(() => {
+    isRefreshing = false;
+    timer = setTimeout(refresh, POLL_MS);
+  });
+}
+
+async function refreshParts() {
+  for (const part of [load.refresh, refreshModel, () => document.body.dataset.tab === "server" && dashboard.refresh()]) {
     try {
       await part();
     } catch (error) {
@@ -20,7 +31,7 @@ const refreshNow = pollWhileVisible(POLL_MS, async () => {
       else if (error.status === undefined) throw error; // a fault of this page, not of the server
     }
   }
-});
+}
 
 async function refreshModel() {
   if (load.phase === "unreachable") return;
@@ -31,26 +42,27 @@ async function refreshModel() {
 
 function requestKey() {
   byId("key-button").classList.add("needed");
-  if (!api.key() && !byId("key-panel").matches(":popover-open")) byId("key-panel").showPopover();
+  if (!api.key() && !panel.matches(":popover-open")) panel.showPopover();
 }
 
-themeButton(byId("theme"));
 on("mode", "change", ({ target }) => {
   if (target.value !== "server") return;
   document.body.dataset.tab = "server";
-  refreshNow();
+  refresh();
 });
-on("key-panel", "submit", async (event) => {
+on(panel, "submit", async (event) => {
   event.preventDefault();
-  api.setKey(byId("key").value.trim());
-  const fault = await api.read("v1/models").then(() => null, (error) => error);
-  byId("key-fault").hidden = fault === null;
-  if (fault) {
-    byId("key-fault").textContent = fault.status === 401 ? "The server does not accept this key." : fault.message;
-    byId("key").select();
+  api.setKey(field.value.trim());
+  const error = await api.read("v1/models").then(() => null, (refusal) => refusal);
+  fault.hidden = error === null;
+  if (error) {
+    fault.textContent = error.status === 401 ? "The server does not accept this key." : error.message;
+    field.select();
     return;
   }
   byId("key-button").classList.remove("needed");
-  byId("key-panel").hidePopover();
-  refreshNow();
+  panel.hidePopover();
+  refresh();
 });
+on(document, "visibilitychange", refresh);
+refresh();

@@ -4,7 +4,7 @@ const SCALE = 2; // pixels of the picture per pixel of the page
 const MARGIN = 24;
 const LEFT_OUT = "button, label, select, .legend, .unseen";
 
-/** Saves a part of the page as a PNG, with lines of text below it: the boxes and the text, without the controls. */
+/** Saves a part of the page as a PNG: boxes and text without the controls, and lines of text below them. */
 export function savePicture(root, captions) {
   const lines = captions.map((text) => element("p.caption", text));
   root.append(...lines);

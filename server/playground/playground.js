@@ -4,13 +4,13 @@ import { copy } from "./clipboard.js";
 import * as compare from "./compare/panel.js";
 import * as completion from "./text/completion.js";
 import { display } from "./text/display.js";
-import { button, byId, element, on } from "./dom.js";
+import { button, byId, element, on, radios } from "./dom.js";
 import * as sampling from "./controls/sampling.js";
 import * as legend from "./text/expert_legend.js";
 import * as texts from "./history/history.js";
 import { generate } from "./text/generation.js";
 import * as experts from "./inside/experts.js";
-import { Ring } from "./inside/ring.js";
+import * as ring from "./inside/ring.js";
 import * as gates from "./inside/token_gates.js";
 import { savePicture } from "./picture.js";
 import { asCurl, asPython } from "./text/snippets.js";
@@ -26,7 +26,6 @@ const UNTIL_READY = new Set(["loading", "engine_dead"]); // codes of a server th
 export let isReady = false; // the model is loaded and known
 export let hasExperts = false;
 let modelId = "";
-const ring = new Ring(byId("ring"));
 const panels = { completion, chat, compare };
 let panel = completion;
 let maxLen = 0; // tokens of prompt and answer together
@@ -37,7 +36,13 @@ let isFollowing = true; // the end of the text stays in view
 let paperTop = 0;
 let toastTimer;
 
-const isRunning = () => running !== null;
+const needExperts = ["mode-compare", "tint-expert"];
+byId("mode").append(...radios("mode", { completion: "Complete", chat: "Chat", compare: "Compare", server: "Server" }));
+byId("views").append(...radios("view", { write: "Text", sampling: "Sampling", inside: "Experts" }));
+byId("tint").append(...radios("tint", { none: "nothing", surprise: "surprise", expert: "expert" }));
+for (const id of needExperts) byId(id).hidden = true;
+
+const isRunning = () => Boolean(running);
 const mode = () => Object.keys(panels).find((name) => panels[name] === panel);
 
 /** Reads the model's name and experts from the server. Throws ApiError. */
@@ -55,10 +60,14 @@ export async function loadModel() {
   }
   if (!model.num_experts) return;
   await experts.refresh();
-  showExpertControls(model);
+  hasExperts = true;
+  Object.assign(display, { numExperts: model.num_experts, numLayers: model.num_layers, ownK: model.experts_per_token });
+  compare.start();
+  for (const id of needExperts) byId(id).hidden = false;
+  byId("layer").max = display.numLayers - 1;
 }
 
-/** Sends a job of the open panel, {} the plain one, and shows the generated text. */
+/** Sends a job of the open panel and shows the generated text. */
 async function run(job = {}) {
   isWaiting = false;
   if (running || byId("run").disabled || !sampling.check()) return;
@@ -86,16 +95,7 @@ async function run(job = {}) {
   }
 }
 
-function showExpertControls({ num_experts: numExperts, experts_per_token: own, num_layers: numLayers }) {
-  hasExperts = true;
-  Object.assign(display, { numExperts, numLayers, ownK: own });
-  compare.start();
-  byId("mode-compare").hidden = false;
-  byId("tint-expert").hidden = false;
-  byId("layer").max = numLayers - 1;
-}
-
-/** Opens the gates of a token; `before` are the ids of all tokens before it, `text` is what its view shows before it. */
+/** Opens the gates of a token; `before` are the ids, `text` what its view shows before it. */
 function inspect({ spelled, id, others }, before, { experts_per_token: k, expert_mask: mask }, view, text) {
   const { numExperts, numLayers, ownK } = display;
   const onBranch = panel.branchJob && ((other) => start(panel.branchJob(view, text + other)));
@@ -114,7 +114,7 @@ function requestsOf(job) {
 
 function onChunk(view, tokens, routing, meter) {
   view.add(tokens, routing, meter);
-  panel.onChange?.();
+  display.changed(mode());
   follow();
   const row = routing.at(-1);
   if (row) ring.light(row.at(-1));
@@ -221,7 +221,10 @@ async function openLink() {
   const { hash, pathname, search } = location;
   if (!hash) return;
   history.replaceState(null, "", pathname + search);
-  if (running) return showToast("Stop the text before you open a link");
+  if (running) {
+    showToast("Stop the text before you open a link");
+    return;
+  }
   try {
     const { mode: name, text, off, ...fields } = JSON.parse(decodeURIComponent(hash.slice(1)));
     if (!Object.hasOwn(panels, name)) throw new TypeError("Unknown mode.");
@@ -234,7 +237,6 @@ async function openLink() {
     if (![TypeError, SyntaxError, URIError].includes(error.constructor)) throw error;
     showToast("This link is damaged");
   }
-  return undefined;
 }
 
 function shareComparison() {
@@ -244,7 +246,7 @@ function shareComparison() {
 
 function showToast(text) {
   byId("toast").textContent = text;
-  clearTimeout(toastTimer); // of the previous text
+  clearTimeout(toastTimer);
   toastTimer = setTimeout(() => byId("toast").replaceChildren(), TOAST_MS);
 }
 
@@ -298,9 +300,9 @@ on("down", "click", () => paper.scrollTo(0, paper.scrollHeight));
 on("stop", "click", stop);
 on("again", "click", repeat);
 on("mode", "change", ({ target }) => target.value !== "server" && show(target.value));
-on("copy-curl", "click", () => copyAs("curl", () => snippet(asCurl)));
-on("copy-python", "click", () => copyAs("Python", () => snippet(asPython)));
-on("copy-link", "click", () => copyAs("a link", link));
+for (const [text, make, name = text] of [["curl", () => snippet(asCurl)], ["Python", () => snippet(asPython)], ["link", link, "a link"]]) {
+  byId("copies").append(button(text, () => copyAs(name, make), { id: `copy-${text.toLowerCase()}` }));
+}
 on("picture", "click", shareComparison);
 on("experts-picture", "click", () => savePicture(byId("experts"), [modelId]));
 on(window, "hashchange", openLink);

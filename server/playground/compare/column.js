@@ -65,7 +65,8 @@ export class Column {
     const rate = tokensPerSecond === null ? [] : [`${formatRate(tokensPerSecond)} tokens/s`];
     const mean = this.#count ? this.#sum / this.#count : null;
     const quality = mean === null ? [] : [`mean logprob ${mean.toFixed(2)}`, `perplexity ${Math.exp(-mean).toFixed(2)}`];
-    this.#figures.replaceChildren(...[`${numTokens} tokens`, ...rate, ...quality].map((text) => element("span", text)));
+    const k = this.#k.value;
+    this.#figures.replaceChildren(...[`${k} expert${k === "1" ? "" : "s"}`, `${numTokens} tokens`, ...rate, ...quality].map((text) => element("span", text)));
   }
 
   /** [layers][experts], false for the experts that are off in all layers. */

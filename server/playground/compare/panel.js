@@ -2,7 +2,6 @@ import { byId, on } from "../dom.js";
 import { display } from "../text/display.js";
 import { completionRequest } from "../text/request.js";
 import { Column } from "./column.js";
-import { Divergence } from "./divergence.js";
 
 const MAX_COLUMNS = 4;
 const MIN_COLUMNS = 2;
@@ -15,7 +14,8 @@ const field = byId("compare-prompt");
 const box = byId("columns");
 const addButton = byId("add-column");
 const columns = [];
-let divergence = null;
+let numShared = 0; // tokens from the first one on that all texts have in common
+let isDifferent = false; // the texts differ behind them
 let linked; // settings of the columns of a link
 
 export const views = () => columns.map((column) => column.view).filter(Boolean);
@@ -47,19 +47,29 @@ export function requests(model, sampling) {
 
 export function begin() {
   for (const column of columns) column.begin();
-  divergence = new Divergence(views());
+  [numShared, isDifferent] = [0, false];
   addButton.disabled = true;
   return columns.map((column) => ({
     add: (tokens, routing, meter) => {
       column.add(tokens, routing, meter);
-      divergence.update();
+      markShared();
     },
   }));
 }
 
+/** Marks the tokens that all texts have in common, and the first ones in which they differ. */
+function markShared() {
+  while (!isDifferent) {
+    const spelled = views().map((view) => view.spelledAt(numShared));
+    if (spelled.includes(undefined)) return;
+    isDifferent = spelled.some((token) => token !== spelled[0]);
+    for (const view of views()) view.mark(numShared, isDifferent ? "diverged" : "shared");
+    if (!isDifferent) numShared += 1;
+  }
+}
+
 export function finding() {
-  const { isFound, numShared } = divergence;
-  if (!isFound) return "all tokens are the same";
+  if (!isDifferent) return "all tokens are the same";
   return numShared ? `the first ${numShared} tokens are the same` : "they differ from the first token on";
 }
 

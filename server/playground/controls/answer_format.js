@@ -2,11 +2,7 @@ import { element, labelled, on } from "../dom.js";
 
 const SCHEMA = '{"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}, "required": ["name", "age"]}';
 const TOOLS = "Tools of chats, a JSON list";
-const TOOL = `[{
- "name": "get_weather",
- "description": "Returns the weather in a city.",
- "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
-}]`;
+const TOOL = '[{"name": "get_weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}]';
 
 /** Formats: name, label and example of the text that describes the format, and the request's fields for such a text. */
 const FORMATS = {

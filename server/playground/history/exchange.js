@@ -5,7 +5,7 @@ const FORMAT = "smoe-history";
 
 export function exportEntries(entries) {
   const json = JSON.stringify({ format: FORMAT, version: 1, entries }, null, 1);
-  save(new Blob([json], { type: "application/json" }), `smoe-history-${new Date().toISOString().slice(0, 10)}.json`);
+  save(new Blob([json]), `smoe-history-${new Date().toISOString().slice(0, 10)}.json`);
 }
 
 /** Reads the entries of an exported file. Throws TypeError, one line for the user, if it is something else. */

@@ -1,4 +1,5 @@
 import { byId, on } from "../dom.js";
+import { display } from "../text/display.js";
 import { exportEntries, readExport } from "./exchange.js";
 import { historyItem } from "./item.js";
 import * as store from "./store.js";
@@ -13,10 +14,9 @@ const popover = byId("history-panel");
 const opened = { completion: {}, chat: {} }; // {id, title} of the entries that are open
 const timers = {};
 
-/** Opens again what the tab had open before a reload, and stores from now on what changes in `texts`, panels of `page`. */
+/** Opens again what the tab had open before a reload. `texts` are the panels whose texts are stored, `page` the functions around them. */
 export async function restore(texts, page) {
   [panels, playground] = [texts, page];
-  for (const [kind, panel] of Object.entries(panels)) panel.listen(() => changed(kind));
   const { mode, ids = [] } = JSON.parse(sessionStorage.getItem(OPEN) ?? "{}");
   await guard(async () => {
     for (const id of ids) {
@@ -31,10 +31,10 @@ export function note() {
   sessionStorage.setItem(OPEN, JSON.stringify({ mode: playground.mode(), ids: Object.values(opened).map(({ id }) => id) }));
 }
 
-function changed(kind) {
+display.changed = (kind) => {
   playground.showButtons();
-  timers[kind] ??= setTimeout(() => save(kind), SAVE_MS);
-}
+  if (kind in panels) timers[kind] ??= setTimeout(() => save(kind), SAVE_MS);
+};
 
 const saveAll = () => Promise.all(Object.keys(panels).map(save));
 

@@ -1,3 +1,5 @@
+import { on } from "../dom.js";
+
 const NAME = "smoe";
 const ENTRIES = "entries";
 
@@ -20,13 +22,13 @@ async function run(mode, action) {
 
 function open() {
   const request = indexedDB.open(NAME, 1);
-  request.addEventListener("upgradeneeded", () => request.result.createObjectStore(ENTRIES, { keyPath: "id" }));
+  on(request, "upgradeneeded", () => request.result.createObjectStore(ENTRIES, { keyPath: "id" }));
   return resultOf(request);
 }
 
 function resultOf(request) {
   return new Promise((resolve, reject) => {
-    request.addEventListener("success", () => resolve(request.result));
-    request.addEventListener("error", () => reject(request.error));
+    on(request, "success", () => resolve(request.result));
+    on(request, "error", () => reject(request.error));
   });
 }

@@ -62,7 +62,7 @@ function draw() {
     }),
   );
   byId("legend-top").textContent = `${percent(Math.min(1, FULL_HEAT / numExperts))} or more`;
-  if (!pinned) readout.replaceChildren(...describeAll());
+  if (!pinned) readout.textContent = describeAll();
   else if (!readout.contains(document.activeElement)) showPanel();
 }
 
@@ -109,7 +109,7 @@ function pin(place) {
   if (pinned) cellOf(pinned).classList.remove("pinned");
   pinned = isOpen ? null : place;
   if (pinned) showPanel();
-  else readout.replaceChildren(...describeAll());
+  else readout.textContent = describeAll();
 }
 
 function showPanel() {
@@ -132,10 +132,11 @@ const cellOf = ([layer, expert]) => cells[layer][expert];
 
 function describeAll() {
   const total = layers[0].tokens.reduce((sum, count) => sum + count, 0);
-  if (total === 0) return ["No tokens in this period. Click an expert to look into it."];
+  const more = "Click an expert to look into it.";
+  if (total === 0) return `No tokens in this period. ${more}`;
   const imbalances = layers.map(({ imbalance }) => imbalance ?? 1);
   const worst = imbalances.indexOf(Math.max(...imbalances));
-  return [`Least balanced: in layer ${worst} one expert has ${imbalances[worst].toFixed(1)} times the even share. Click an expert to look into it.`];
+  return `Least balanced: in layer ${worst} one expert has ${imbalances[worst].toFixed(1)} times the even share. ${more}`;
 }
 
 on(table, "pointerover focusin", ({ target }) => onHover(placeOf(target)));

@@ -23,29 +23,30 @@ const PHASES = {
 // The panel of the server's state: health, requests, and two minutes of KV cache, tokens per second and times.
 export let phase = "loading"; // of the last reading; "unreachable" without an answer
 const dot = byId("health");
-const values = {};
-const lines = {};
+const [running, waiting] = ["Running", "Waiting"].map((name) => add(name));
+const histories = HISTORIES.map(([name, column, format]) => {
+  const line = sparkline();
+  return { value: add(name, line.element), line, column, format };
+});
 
 function add(name, ...more) {
-  values[name] = element("dd", "–");
-  byId("load").append(element("div", element("dt", name), values[name], ...more.map((line) => line.element)));
+  const value = element("dd", "–");
+  byId("load").append(element("div", element("dt", name), value, ...more));
+  return value;
 }
 
 /** Reads health and load and shows them. Throws ApiError if they need a key. */
 export async function refresh() {
   showHealth(await readHealth());
-  if (phase === "unreachable") {
-    for (const value of Object.values(values)) value.textContent = "–";
-    for (const line of Object.values(lines)) line.draw([]);
-    return;
-  }
-  const [now, recent] = await Promise.all(["load", "load/recent?interval=2"].map((path) => api.read(path)));
-  values.Running.textContent = now.running;
-  values.Waiting.textContent = now.waiting;
-  for (const [name, column, format] of HISTORIES) {
-    const newest = recent[column].at(-1);
-    values[name].textContent = newest === null ? "–" : format(newest);
-    lines[name].draw(recent[column]);
+  const isReached = phase !== "unreachable";
+  const [now, recent] = isReached ? await Promise.all(["load", "load/recent?interval=2"].map(api.read)) : [{}, {}];
+  running.textContent = now.running ?? "–";
+  waiting.textContent = now.waiting ?? "–";
+  for (const { value, line, column, format } of histories) {
+    const points = recent[column] ?? [];
+    const newest = points.at(-1) ?? null;
+    value.textContent = newest === null ? "–" : format(newest);
+    line.draw(points);
   }
 }
 
@@ -66,6 +67,3 @@ function showHealth({ stage, loaded_bytes: loaded, total_bytes: total, ...health
   dot.ariaLabel = dot.title = `Server: ${words}`;
   byId("progress").textContent = phase === "ready" ? "" : words + progress;
 }
-
-for (const name of ["Running", "Waiting"]) add(name);
-for (const [name] of HISTORIES) add(name, (lines[name] = sparkline()));

@@ -1,12 +1,11 @@
 import * as api from "../api.js";
-import { button, byId, closeButton, element, on } from "../dom.js";
+import { button, byId, closeButton, element, on, radios } from "../dom.js";
 import { percent, visible } from "../words.js";
 import { layerDetail, layerRows, paintLayers } from "./gate_views.js";
 
 const UNWRITABLE = /^$|^<\/?s>$|\ufffd/; // tokens that no text contains
 
-// The dialog about one token of a text: gate logits of each layer, the experts that they choose, and their weights, which
-// the server computes again for each number of experts per token.
+// The dialog about one token: gate logits, chosen experts and weights, which the server computes for each number of experts per token.
 const dialog = byId("gates");
 let token = null;
 const replies = new Map(); // layers by experts per token
@@ -18,8 +17,7 @@ const status = element("p.gate-status", { role: "status" });
 
 /**
  * Opens the dialog on a token, {spelled, id, others, onBranch, before, k, mask, model, ownK, numExperts, numLayers}: `before` are the
- * ids of all tokens before it, `k` and `mask` those of its text (undefined: the model's own), `ownK` the model's k.
- * `onBranch`, if there is one, goes on with one of the alternatives `others`.
+ * ids before it, `k` and `mask` those of its text (undefined: the model's, `ownK`); `onBranch`, if any, goes on with one of `others`.
  */
 export function open(opened) {
   token = opened;
@@ -56,9 +54,9 @@ function numbers() {
   const { numExperts, ownK, mask } = token;
   const most = mask ? Math.min(...mask.map((allowed) => allowed.filter(Boolean).length)) : numExperts;
   const offered = [...new Set([1, ownK, token.k ?? ownK, numExperts])].filter((number) => number <= most).sort((a, b) => a - b);
-  const labels = offered.map((number) => element("label",
-    element("input", { type: "radio", name: "gate-k", value: number, checked: number === k, autofocus: number === k }), element("span", `${number}`)));
-  const choice = element("fieldset.segmented", { ariaLabel: "Experts per token" }, ...labels);
+  const choice = element("fieldset.segmented", { ariaLabel: "Experts per token" },
+    ...radios("gate-k", Object.fromEntries(offered.map((number) => [number, `${number}`])), `${k}`));
+  choice.querySelector(":checked").autofocus = true;
   on(choice, "change", (event) => {
     k = Number(event.target.value);
     read();
@@ -105,11 +103,4 @@ function show() {
   detail.replaceChildren(...layerDetail(layers[layer], layer, k, token.mask));
 }
 
-/** Returns whether a click hit the backdrop, whose target is the dialog too. */
-function isOnBackdrop({ target, clientX: x, clientY: y }) {
-  const { left, right, top, bottom } = dialog.getBoundingClientRect();
-  return target === dialog && (x < left || x > right || y < top || y > bottom);
-}
-
-on(dialog, "click", (event) => isOnBackdrop(event) && dialog.close());
 on(dialog, "keydown", (event) => event.stopPropagation()); // Escape closes it, and stops no text

@@ -10,7 +10,6 @@ const EXAMPLES = ["What can you do?", "Count from 3 to 7.", "Reverse the words: 
 // {send: answer, results}, {resume: answer} or {branch: answer, text}. Every new answer is a branch beside the ones before.
 export const name = "Send";
 export const repeatLabel = "Answer again";
-export let onChange = () => {}; // called when there is something to store
 let conversation = new Conversation();
 const turns = []; // of the open path
 let added = []; // {node, before}: messages that the running request has added, and the branch that was open
@@ -26,10 +25,6 @@ export const canRepeat = () => turns.length > 0;
 export const focus = () => field.focus();
 export const link = () => entry();
 const actions = { step, edit, remove, focus, run: (job) => display.run(job) };
-
-export function listen(changed) {
-  onChange = changed;
-}
 
 export function repeatJob() {
   const { last } = conversation;
@@ -58,7 +53,7 @@ export function begin(job = {}) {
   draw();
   running = turns.find((turn) => turn.node === (job.resume ?? conversation.last));
   running.begin();
-  onChange();
+  display.changed("chat");
   return running;
 }
 
@@ -70,7 +65,7 @@ export function end(meter) {
   else if (!lastJob.resume) lastJob.answer ??= node.parent; // another try answers the same message
   running = null;
   added = [];
-  onChange();
+  display.changed("chat");
 }
 
 export function entry() {
@@ -153,7 +148,7 @@ function remove(node) {
 function changed() {
   draw();
   examples.hidden = turns.length > 0;
-  onChange();
+  display.changed("chat");
 }
 
 /** Shows the open path. Messages that stay are not touched; those of other branches keep their tokens. */
@@ -180,4 +175,4 @@ for (const message of EXAMPLES) {
 on(field, "keydown", ({ key }) => {
   if (key === "ArrowUp" && !field.value && !running) turns.findLast(({ node }) => node.role === "user")?.edit();
 });
-on(system, "change", () => onChange());
+on(system, "change", () => display.changed("chat"));

@@ -14,7 +14,6 @@ const EXAMPLES = [
 // The panel of a completion: the prompt, directly followed by the generated text. Earlier texts can be opened again.
 export const name = "Complete";
 export const repeatLabel = "Continue";
-export let onChange = () => {}; // called when there is something to store
 const field = byId("prompt");
 const copy = byId("prompt-copy"); // invisible, so that the generated text starts where the prompt ends
 const output = byId("continuation");
@@ -29,10 +28,6 @@ export const repeatJob = () => ({ prompt: field.value + textOf(shown) });
 export const branchJob = (view, text) => ({ prompt: versions.find((version) => version.view === view).prompt + text });
 export const focus = () => field.focus();
 
-export function listen(changed) {
-  onChange = changed;
-}
-
 /** Returns the request for the prompt of the job or else of the field; null without one. */
 export function request(model, sampling, { prompt = field.value } = {}) {
   return prompt ? completionRequest(model, prompt, sampling) : null;
@@ -44,7 +39,7 @@ export function begin({ prompt } = {}) {
   previous = shown;
   versions.push({ prompt: field.value, view: new TokenView(display) });
   show(versions.at(-1));
-  onChange();
+  display.changed("completion");
   return shown.view;
 }
 
@@ -55,7 +50,7 @@ export function end() {
     show(previous);
   }
   previous = null;
-  onChange();
+  display.changed("completion");
 }
 
 export function entry() {
@@ -102,7 +97,7 @@ function show(version) {
   const place = version ? versions.indexOf(version) : versions.length;
   branchArrows(byId("versions"), place, versions.length, "text", (by) => {
     openVersion(place + by);
-    onChange();
+    display.changed("completion");
   });
 }
 

@@ -1,14 +1,14 @@
 const ROLES = ["root", "user", "assistant", "tool"];
 
 /**
- * A conversation as a tree. A message is {role, text, parent, children, chosen}: its children are the branches that go on
- * from it, `chosen` is the open one. An answer has a `note`, its figures, and `calls` of tools, [{id, name, arguments}]; the
- * result of a call has its id as `callId`.
+ * A conversation as a tree. A message is {role, text, parent, children, chosen, note, calls, callId}: its children are the branches
+ * that go on from it, `chosen` is the open one. `note` has an answer's figures, `calls` its calls of tools, {id, name, arguments};
+ * `callId` is the call whose result a message is.
  */
 export class Conversation {
   root = { role: "root", text: "", parent: null, children: [], chosen: 0 };
 
-  /** The messages of the open path, the first one first. */
+  /** The messages of the open path. */
   get path() {
     const nodes = [];
     for (let node = this.root.children[this.root.chosen]; node; node = node.children[node.chosen]) nodes.push(node);
@@ -36,7 +36,7 @@ export class Conversation {
     node.parent.chosen = node.parent.children.indexOf(node) + by;
   }
 
-  /** Returns the tree as {role, text, chosen, children}, to be stored; what a message has besides is there if it is not empty. */
+  /** Returns the tree to be stored, without parents and without what is empty. */
   toTree() {
     const copy = ({ role, text, chosen, children, note, calls, callId }) => ({
       role, text, chosen, ...(note && { note }), ...(calls?.length && { calls }), ...(callId && { callId }), children: children.map(copy),

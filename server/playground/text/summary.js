@@ -1,7 +1,6 @@
 import { button, element } from "../dom.js";
 import { milliseconds, formatRate, percent } from "../words.js";
 
-/** Returns a generation's figures as pairs of value and unit. */
 function figures({ firstTokenMs, tokensPerSecond: rate, numTokens }) {
   return [
     [milliseconds(firstTokenMs), "first token"],
@@ -10,7 +9,7 @@ function figures({ firstTokenMs, tokensPerSecond: rate, numTokens }) {
   ];
 }
 
-/** Returns the figures and the ending as one line, to be stored with the text. */
+/** Returns a generation's figures and its ending as one line. */
 export const noteOf = (meter) => [...figures(meter).map((figure) => figure.join(" ")), endingOf(meter)].join(" · ");
 
 /** Returns the figures as nodes. `maxLen`: the model's context, or 0; `ending`: null while it runs; `onSeed` gets the seed. */

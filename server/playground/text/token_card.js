@@ -33,8 +33,7 @@ function place(anchor) {
   const isBelow = anchor.bottom + GAP_PX + height < innerHeight;
   const top = isBelow ? anchor.bottom + GAP_PX : Math.max(GAP_PX, anchor.top - GAP_PX - height);
   const left = Math.min(Math.max(GAP_PX, anchor.left - 12), innerWidth - width - GAP_PX);
-  card.style.setProperty("left", `${left}px`);
-  card.style.setProperty("top", `${top}px`);
+  Object.assign(card.style, { left: `${left}px`, top: `${top}px` });
 }
 
 const head = (token) =>

@@ -49,8 +49,6 @@ export class Turn {
   update() {
     const { children } = this.node.parent;
     branchArrows(this.#branches, children.indexOf(this.node), children.length, "branch", (by) => this.#actions.step(this.node, by));
-    const form = this.#calls.querySelector(".editor");
-    if (form) form.hidden = this.node.children.length > 0;
   }
 
   begin() {
@@ -63,13 +61,13 @@ export class Turn {
     return view;
   }
 
-  /** Appends a chunk to the newest view, as `TokenView.add` does, and shows the calls so far. */
+  /** Adds a chunk to the newest view, and shows the calls so far. */
   add(tokens, routing, meter) {
     this.views.at(-1).add(tokens, routing, meter);
     if (meter.calls.length) this.#calls.replaceChildren(...callCards(meter.calls));
   }
 
-  /** Writes into the message what has come so far; until the end it counts as stopped. */
+  /** Writes into the message what has come so far; before its end it counts as stopped. */
   store() {
     const { meter } = this.views.at(-1);
     if (this.#hasOutput) Object.assign(this.node, { text: this.text, calls: meter.calls, note: [this.#earlier, noteOf(meter)].filter(Boolean).join(", then ") });
