@@ -6,7 +6,7 @@ import * as experts from "./inside/experts.js";
 import * as load from "./inside/load.js";
 import * as playground from "./playground.js";
 
-const POLL_MS = 2000; // between the end of a refresh and the next one
+const POLL_MS = 2000; // from the end of a refresh to the next one
 const [panel, field, fault] = ["key-panel", "key", "key-fault"].map(byId);
 let timer = null;
 let isRefreshing = false;

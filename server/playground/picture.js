@@ -2,12 +2,12 @@ import { byId, element, save } from "./dom.js";
 
 const SCALE = 2; // pixels of the picture per pixel of the page
 const MARGIN = 24;
-const LEFT_OUT = "button, label, select, .legend, .unseen";
 
 /** Saves a part of the page as a PNG: boxes and text without the controls, and lines of text below them. */
 export function savePicture(root, captions) {
   const lines = captions.map((text) => element("p.caption", text));
   root.append(...lines);
+  root.classList.add("drawn");
   const { left, top, width, height } = root.getBoundingClientRect();
   const canvas = element("canvas", { width: SCALE * (width + 2 * MARGIN), height: SCALE * (height + 2 * MARGIN) });
   const pen = canvas.getContext("2d");
@@ -16,6 +16,7 @@ export function savePicture(root, captions) {
   pen.fillRect(0, 0, canvas.width, canvas.height);
   pen.translate(MARGIN - left, MARGIN - top);
   draw(pen, root);
+  root.classList.remove("drawn");
   for (const line of lines) line.remove();
   canvas.toBlob((blob) => save(blob, "smoe.png"));
 }
@@ -25,7 +26,7 @@ function draw(pen, node) {
   for (const box of node.getClientRects()) drawBox(pen, box, style);
   for (const child of node.childNodes) {
     if (child.nodeType === Node.TEXT_NODE) drawWords(pen, child, style);
-    else if (!child.matches(LEFT_OUT)) draw(pen, child);
+    else draw(pen, child);
   }
 }
 

@@ -92,6 +92,7 @@ async function run(job = {}) {
     panel.end(meters[0]);
     showButtons();
     paintLegend();
+    follow();
   }
 }
 

@@ -11,7 +11,7 @@ const SAVE_MS = 500;
 let panels;
 let playground;
 const popover = byId("history-panel");
-const opened = { completion: {}, chat: {} }; // {id, title} of the entries that are open
+const opened = { chat: {}, completion: {} }; // {id, title} of the entries that are open
 const timers = {};
 
 /** Opens again what the tab had open before a reload. `texts` are the panels whose texts are stored, `page` the functions around them. */

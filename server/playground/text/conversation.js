@@ -59,7 +59,7 @@ export class Conversation {
   }
 }
 
-/** Returns the messages from the first one to `node`, as the API takes them. */
+/** Returns the messages up to `node`, as the API takes them. */
 export function messagesTo(node) {
   const messages = [];
   for (let at = node; at.parent; at = at.parent) messages.unshift(messageOf(at));

@@ -22,7 +22,7 @@ export class Turn {
   #resume;
   #calls = element("div.calls");
   #note = element("p.figures");
-  #earlier = ""; // the note of the text that is continued
+  #earlier = ""; // note of the text that is continued
   element;
 
   constructor(node, actions) {
@@ -40,7 +40,7 @@ export class Turn {
     ];
     this.element = element("article", { className: `turn ${node.role}`, ariaLabel: speaker },
       element("header.turn-head", element("h2", speaker), this.#branches), this.#body, this.#calls,
-      element("div.turn-actions", ...buttons, this.#note));
+      element("div.turn-actions", this.#note, ...buttons));
     this.#show();
     this.#showOutcome();
     this.update();

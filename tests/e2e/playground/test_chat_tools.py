@@ -112,7 +112,12 @@ def test_answers_that_must_be_calls_end_with_a_text_after_the_results(browser: B
 def test_a_list_that_is_none_is_not_sent_and_a_file_takes_its_place(browser: Browser) -> None:
     with stub_server() as stub, visiting(browser, stub.url) as visit:
         offer(visit, "tools", [{"description": "no name"}])
-        for wrong, said in ((None, "Tool 1 has no name."), ("[", "JSON"), ("3", "Tool 1 has no name."), (" ", "Describe")):
+        for wrong, said in (
+            (None, "Tool 1 has no name."),
+            ("[", "JSON"),
+            ("3", "Tool 1 has no name."),
+            (" ", "Describe"),
+        ):
             if wrong:
                 visit.get("#format-text").fill(wrong)
             say(visit, "Hello")
