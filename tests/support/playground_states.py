@@ -199,7 +199,7 @@ def experts(visit: Visit, stub: StubServer) -> None:
 
 # In this order; each begins where the one before has ended.
 STATES: tuple[Callable[[Visit, StubServer], None], ...] = (
-    empty, text, card, docked_card, inside_token, chat_empty, chat, branches, editing, streaming, calls, results, failed,
-    history, renaming, compare, server, unreachable, without_key, loading, sampling, tools, experts,
+    empty, text, card, docked_card, inside_token, chat_empty, chat, branches, editing, streaming, calls, results,
+    failed, history, renaming, compare, server, unreachable, without_key, loading, sampling, tools, experts,
 )  # fmt: skip
 EXPECTED_STATUSES = (401, 503)
