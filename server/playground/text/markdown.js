@@ -85,7 +85,7 @@ function readQuote(lines) {
 }
 
 function readParagraph(lines) {
-  const isPlain = (line, i) => line.trim() && !isTable(lines.slice(i)) && !/^(#{1,6} |>|\s*```)/.test(line) && !ITEM.test(line);
+  const isPlain = (line, i) => line.trim() && !isTable(lines.slice(i, i + 2)) && !/^(#{1,6} |>|\s*```)/.test(line) && !ITEM.test(line);
   const plain = take(lines, isPlain);
   if (!plain.length) plain.push(lines.shift()); // a blank line, or a mark that begins nothing
   const text = plain.join("\n").trim();
