@@ -78,13 +78,26 @@ def _check_supported(top: GgufFields, fields: GgufFields) -> None:
         raise top.error(
             f"general.architecture is {printable(architecture)}; only 'llama' (Mixtral, Mistral) is supported"
         )
-    scaling = fields.text("rope.scaling.type")
-    if scaling not in (None, "none") or "rope.scale_linear" in fields:
-        raise fields.error(
-            f"llama.rope.scaling.type is {printable(scaling)}; scaled rotary positions are not supported"
-        )
+    _check_rope_scaling(fields)
+    if fields.flag("attention.causal") is False:
+        raise fields.error("llama.attention.causal is false; only causal attention is supported")
     if fields.integer("expert_shared_count", 0, 1 << 16, default=0):
         raise fields.error("llama.expert_shared_count is not 0; shared experts are not supported")
+
+
+def _check_rope_scaling(fields: GgufFields) -> None:
+    """Raise CheckpointError if rotary positions are scaled. A factor without a type is linear, as in llama.cpp."""
+    kind = fields.text("rope.scaling.type")
+    if kind == "none":
+        return
+    if kind not in (None, "linear"):
+        raise fields.error(f"llama.rope.scaling.type is {printable(kind)}; scaled rotary positions are not supported")
+    # The second name is that of files of 2023.
+    for name in ("rope.scaling.factor", "rope.scale_linear", "rope.scaling.attn_factor"):
+        if fields.get(name) not in (None, 0, 1):
+            raise fields.error(
+                f"llama.{name} is {printable(fields.get(name))}; scaled rotary positions are not supported"
+            )
 
 
 def _num_kv_heads(fields: GgufFields, num_heads: int) -> int:
