@@ -44,6 +44,7 @@ class GgufShape:
     empty_first_part: bool = False  # of several: it has the fields alone
     alignment: int = 32  # of the tensors, in bytes
     shuffled: bool = False  # tensors in a random order
+    num_dims: int = 0  # at least so many dimensions are listed for each tensor, the outer ones 1
 
 
 def all_of(type_name: str) -> Callable[[str], Type]:
@@ -84,6 +85,8 @@ def write_gguf(path: Path, shape: GgufShape, type_of: Callable[[str], Type] = q4
     order = rng.permutation(len(tensors)) if shape.shuffled else range(len(tensors))
     for index in order:
         name, raw = tensors[index]
+        least = raw[0] if raw.ndim == 3 and len(raw) == 1 else raw  # as llama-quantize writes a single expert
+        raw = least.reshape((1,) * (shape.num_dims - least.ndim) + least.shape)
         writer.add_tensor(name, raw, raw_dtype=type_of(name))
     finish(writer)
     return _in_rotary_order(expected, shape)

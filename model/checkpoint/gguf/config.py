@@ -4,6 +4,7 @@ from typing import Literal
 
 from model.checkpoint.gguf.fields import GgufFields
 from model.checkpoint.gguf.file import GgufFile
+from model.checkpoint.gguf.tensors import without_ones
 from model.checkpoint.json_files import printable
 from model.config import MISTRAL, MISTRAL_EMBEDDING, MIXTRAL, ModelConfig
 
@@ -156,14 +157,15 @@ def _context_len(
 def _vocab_size(file: GgufFile, top: GgufFields) -> int:
     """Return the rows of the embedding: llama.vocab_size may be absent, and the embedding may be padded."""
     embedding = file.tensors.get("token_embd.weight")
-    if embedding is None or len(embedding.shape) != 2:
+    shape = () if embedding is None else without_ones(embedding.shape)
+    if len(shape) != 2:
         raise top.error("tensor token_embd.weight is missing, or not a matrix")
-    return embedding.shape[0]
+    return shape[0]
 
 
 def _dtype(file: GgufFile) -> str:
     """Return float32 or float16 if all matrices are stored so, else bfloat16, in which quantized weights are served."""
-    types = {tensor.dtype for tensor in file.tensors.values() if len(tensor.shape) > 1}
+    types = {tensor.dtype for tensor in file.tensors.values() if len(without_ones(tensor.shape)) > 1}
     return {"F32": "float32", "F16": "float16"}.get(types.pop(), "bfloat16") if len(types) == 1 else "bfloat16"
 
 

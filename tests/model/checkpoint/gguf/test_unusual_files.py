@@ -69,6 +69,8 @@ FILES: dict[str, tuple[GgufShape, TypeOf]] = {
     "an embedding in blocks": (SHAPE, with_types(token_embd="IQ4_NL", **{"output.weight": "BF16"})),
     "a tied embedding of floats": (replace(SHAPE, tied=True), with_types(token_embd="F16")),
     "a type per layer": (SHAPE, by_layer),
+    "four dimensions": (replace(SHAPE, num_dims=4), q4_k_m),
+    "one expert": (replace(SHAPE, num_experts=1, fields={"llama.expert_used_count": 1}), q4_k_m),
     "one type": (SHAPE, pure),
     "a tied head in one type": (replace(SHAPE, tied=True, num_experts=0), pure),
 }
