@@ -10,7 +10,7 @@ from engine.capacity.host_resources import memory_limit_bytes
 from engine.capacity.new_scheduler import make_scheduler
 from engine.config import EngineConfig
 from engine.errors import FatalEngineError, PeerClosedError, RequestRejectedError
-from engine.execution.expert_reads import ExpertReadCounter
+from engine.execution.experts.reads import ExpertReadCounter
 from engine.execution.step_pipeline import StepPipeline
 from engine.grammars.build_queue import GrammarQueue
 from engine.grammars.mask_budget import MaskBudget

@@ -26,7 +26,7 @@ from engine.assertions import NO_ASSERTIONS, are_assertions_off
 from engine.distributed.connections import RankConnections
 from engine.engine import Engine
 from engine.errors import EngineConfigError, FatalEngineError, PeerClosedError
-from engine.execution.expert_stats import COUNT_INTERVAL_S
+from engine.execution.experts.stats import COUNT_INTERVAL_S
 from engine.garbage_collection import make_full_collections_rare
 from engine.heartbeat import Heartbeat
 from engine.messages import (
