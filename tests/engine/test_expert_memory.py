@@ -87,11 +87,14 @@ def test_auto_takes_what_is_left(packed: Path) -> None:
     model, _ = load_config(packed)
     for count in (2, 7):
         room = loaded.experts.dense_bytes + slots(packed, count + 1) - 1  # a byte too few for one more
-        for kv_bytes, free_bytes in ((None, room * 8 // 7), (1 << 30, room + (1 << 30) + 9)):  # an eighth, or as set
-            config = EngineConfig(model=str(packed), expert_memory="auto", kv_cache_memory_bytes=kv_bytes)
-            config = msgspec.structs.replace(config, ample_server_bytes=9 if kv_bytes else 0)
-            planned = plan_expert_memory(config, model, free_bytes)
-            assert planned is not None and planned.num_slots == count
+        auto = EngineConfig(model=str(packed), expert_memory="auto", max_num_batched_tokens=4, max_num_seqs=3)
+        planned = plan_expert_memory(auto, model, room * 8 // 7)
+        assert planned is not None and planned.num_slots == count, "an eighth is left"
+        hidden, outputs, logits = 4 * 2 * model.hidden_dim * 4, 4 * 2 * model.dim * 4, 3 * model.vocab_size * 4
+        beside = (1 << 30) + 9 + 2 * (hidden + outputs + logits)
+        config = msgspec.structs.replace(auto, kv_cache_memory_bytes=1 << 30, min_server_bytes=9, ample_server_bytes=99)
+        planned = plan_expert_memory(config, model, (room + beside) * 64 // 63)
+        assert planned is not None and planned.num_slots == count, "what is set, the least for requests and a 64th"
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
