@@ -14,9 +14,9 @@ constexpr int64_t PAGE_BYTES = 4096;      // addresses, positions and sizes of d
 constexpr int64_t MIN_PASSING = 2;        // slots: one is computed while the next one is read
 constexpr int64_t MAX_PASSING = 3;        // and one more may be read ahead
 constexpr int64_t SLOTS_PER_PASSING = 16;
-constexpr float DECAY = 127.0f / 128;  // of a score, per step of its layer
-constexpr float HYSTERESIS = 1.0f;     // one more use than the kept expert has
-constexpr int64_t AT_END = 1;          // the source ends before the piece does
+constexpr float DECAY = 15.0f / 16;  // of a score, per step of its layer
+constexpr float HYSTERESIS = 0.5f;   // half a use more than the kept expert has
+constexpr int64_t AT_END = 1;        // the source ends before the piece does
 
 int64_t whole_pages(int64_t bytes) { return (bytes + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES; }
 
