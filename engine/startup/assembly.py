@@ -24,7 +24,7 @@ from engine.capacity.sizing import (
 from engine.config import EngineConfig
 from engine.distributed.connections import RankConnections
 from engine.distributed.leader import LeadingKvPool, LeadingMixtral
-from engine.execution.expert_stats import ExpertReporter, ExpertStats
+from engine.execution.experts.stats import ExpertReporter, ExpertStats
 from engine.execution.model_runner import ModelRunner
 from engine.execution.persistent_batch import PersistentBatch
 from engine.execution.sampler import Sampler

@@ -18,7 +18,7 @@ from model.cut import PANEL
 from model.forward_batch import ForwardBatch
 from model.group import ALONE, Group, GroupEndedError
 from model.kv_format import TILE, KvDtype, KvLayout
-from model.low_rank import AdapterRows, RowTerms
+from model.lora.rows import AdapterRows, RowTerms
 from model.ops.interface import FfnWeights, RoutingRequest
 from model.ops.native.adapters import AdapterAddresses, pointer
 from model.ops.native.expert_store import READ_FAILED, ExpertStore, Read, StoredExperts
