@@ -5,13 +5,13 @@
 
 DIR is a pack, such as one of `python -m tests.measure.pack_start make`. A mode is a size for --expert-memory, or `map`:
 without it. For each mode the file is dropped from the page cache, the disk's speed is sampled, and a server is started.
-Tokens per second of so many clients follow from the difference of two lengths of completions (--tokens), the shorter one
-twice, so that the first fills the places of experts. `read_gb` is what a step read from the disk meanwhile
-(/proc/vmstat, so of the whole machine), `floor_s` is read_gb / disk speed, and `share` is floor_s / step_s: 1 means that
-only fewer bytes or a faster disk would help. `missing_gb` are the experts of which --expert-memory holds none: what a
-step must read if its rows need all experts. --memory runs the servers in a memory cgroup of that size, which stands for
-a machine with so little; `kills` are the processes that the kernel killed in it. Nothing is asserted. Run it on an idle
-machine.
+Tokens per second of so many clients follow from the difference of two lengths of completions (--tokens), the shorter
+one twice, so that the first fills the places of experts. `read_gb` is what a step read from the disk meanwhile
+(/proc/vmstat, so of the whole machine), `floor_s` is read_gb / disk speed, and `share` is floor_s / step_s: 1 means
+that only fewer bytes or a faster disk would help. `missing_gb` are the experts that do not fit: what a
+step must read if its rows need all experts. --memory runs the servers in a memory cgroup of that size, which stands
+for a machine with so little; `kills` are the processes that the kernel killed in it. Nothing is asserted. Run it on an
+idle machine.
 """
 
 import argparse
