@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from model.low_rank import AdapterRows
+from model.lora.rows import AdapterRows
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from model.cut import PANEL
 from model.forward_batch import ForwardBatch, GateRows, Routing
 from model.group import ALONE, Group
 from model.kv_pool import KvPool
-from model.low_rank import LayerTerms, terms_of_layer
+from model.lora.rows import LayerTerms, terms_of_layer
 from model.ops.interface import BatchMetadata, Ops, PackedWeights, Pending, RoutingRequest
 
 

@@ -11,7 +11,7 @@ DATES_FOR_PEOPLE = {
     "server.lifecycle.serve",  # `created` of the models
     "server.api.formats.embeddings",
     "server.api.formats.reply",  # `created` of a reply
-    "engine.execution.expert_stats",  # `since` of a report
+    "engine.execution.experts.stats",  # `since` of a report
     "server.batch.store",  # `created_at` and others of files and batches; a batch expires by them, also across restarts
     "server.observability.tracing",  # spans have Unix times
     "server.chat.jinja_sandbox",  # the date that a chat template writes into a prompt

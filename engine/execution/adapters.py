@@ -11,7 +11,8 @@ import torch
 
 from engine.execution.device_transfer import to_device
 from engine.scheduling.step_plan import Chunk
-from model.low_rank import Adapter, AdapterRows
+from model.lora.adapter import Adapter
+from model.lora.rows import AdapterRows
 
 
 class AdapterStore:

@@ -12,7 +12,7 @@ from engine.execution.adapters import AdapterStore
 from engine.execution.decode_batch import DecodeBatch, LogitRows
 from engine.execution.device_transfer import to_device
 from engine.execution.draft_rows import DraftRows
-from engine.execution.expert_routing import build_routing
+from engine.execution.experts.routing import build_routing
 from engine.execution.persistent_batch import Int64s, PersistentBatch
 from engine.scheduling.step_plan import Chunk, StepPlan
 from model.config import ModelConfig

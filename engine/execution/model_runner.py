@@ -12,9 +12,9 @@ from engine.execution.adapters import AdapterStore
 from engine.execution.device_transfer import HostCopy, to_device
 from engine.execution.draft_rows import kept_rows
 from engine.execution.embeddings import PendingEmbeddings, copy_states, finish_embeddings, hidden_rows
-from engine.execution.expert_routing import copy_expert_ids, expert_choices
-from engine.execution.expert_stats import ExpertReporter
-from engine.execution.gate_reports import PendingGates, copy_gates, finish_gates, gate_rows
+from engine.execution.experts.gate_logits import PendingGates, copy_gates, finish_gates, gate_rows
+from engine.execution.experts.routing import copy_expert_ids, expert_choices
+from engine.execution.experts.stats import ExpertReporter
 from engine.execution.input_batch import BatchBuilder
 from engine.execution.persistent_batch import PersistentBatch
 from engine.execution.sampler import NOT_FINITE, BehindDrafts, Outcomes, PendingSamples, Sampler

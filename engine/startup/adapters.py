@@ -7,10 +7,10 @@ from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from engine.execution.adapters import AdapterStore
 from engine.startup.device_memory import HostMemory
-from model.adapter_loader import load_adapter
 from model.checkpoint.errors import CheckpointError
 from model.config import ModelConfig
-from model.low_rank import Adapter
+from model.lora.adapter import Adapter
+from model.lora.load import load_adapter
 
 NOT_LOADED = "out of memory while the adapter was loaded"
 

@@ -24,7 +24,7 @@ from engine.capacity.sizing import (
 from engine.config import EngineConfig
 from engine.distributed.connections import RankConnections
 from engine.distributed.leader import LeadingKvPool, LeadingMixtral
-from engine.execution.expert_stats import ExpertReporter, ExpertStats
+from engine.execution.experts.stats import ExpertReporter, ExpertStats
 from engine.execution.model_runner import ModelRunner
 from engine.execution.persistent_batch import PersistentBatch
 from engine.execution.sampler import Sampler
@@ -162,7 +162,7 @@ class Assembly:
             with explain_out_of_memory(self._config, "decode steps are captured", self._memory):
                 free_bytes -= self._memory.bytes_kept_by(self._trial_graphs)
         weight_bytes = self._loaded.weight_bytes
-        if self.mapped_bytes and self._loaded.experts is None:
+        if self.mapped_bytes == weight_bytes:
             warnings = eviction_warnings(free_bytes, weight_bytes)
         free_bytes = bytes_beside_weights(free_bytes, self.mapped_bytes, self._loaded.experts)
         limits = size_within_limit(

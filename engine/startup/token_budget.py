@@ -8,7 +8,7 @@ import msgspec
 from engine.capacity.new_scheduler import CALIBRATION_TOKENS, cpu_token_budget, make_scheduler
 from engine.capacity.sizing import EngineLimits
 from engine.config import EngineConfig
-from engine.execution.expert_stats import ExpertReporter
+from engine.execution.experts.stats import ExpertReporter
 from engine.execution.model_runner import ModelRunner
 from engine.execution.persistent_batch import PersistentBatch
 from engine.execution.sampler import Sampler

@@ -18,7 +18,7 @@ from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
 from model.group import ALONE, Group
 from model.kv_format import KvDtype, KvLayout
-from model.low_rank import RowTerms
+from model.lora.rows import RowTerms
 from model.ops.weights import Weight
 from model.sampling_batch import SampledRows, SamplingRows
 

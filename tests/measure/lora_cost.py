@@ -20,7 +20,7 @@ from engine.types import Request, SamplingParams
 from model.bench.shapes import PRESETS
 from model.checkpoint.adapter.tensors import target_matrices
 from model.config import ModelConfig
-from model.low_rank import NUM_ATTENTION_TERMS, NUM_EXPERT_TERMS, Adapter, LowRank
+from model.lora.adapter import NUM_ATTENTION_TERMS, NUM_EXPERT_TERMS, Adapter, LowRank
 
 STEPS, WARM_UP, PROMPT, PREFILL = 20, 3, 32, 512
 

@@ -7,7 +7,7 @@ import torch
 
 from model.dummy_weights import random_model
 from model.group import ALONE, Group
-from model.low_rank import RowTerms
+from model.lora.rows import RowTerms
 from model.ops.interface import RoutingRequest
 from model.ops.reference.ops import Matrix, ReferenceMoe, ReferenceOps
 from model.profile_step import run_profile_steps

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from engine.errors import GrammarError
-from engine.execution.expert_stats import ExpertReporter
+from engine.execution.experts.stats import ExpertReporter
 from engine.scheduling.sequence import Sequence
 from engine.scheduling.step_plan import Chunk, RowFailed, Sampled, StepPlan, StepResult
 from engine.types import ExpertChoices, Request

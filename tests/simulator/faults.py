@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any, Literal
 
 from engine.errors import GrammarError
-from engine.execution.expert_stats import ExpertReporter
+from engine.execution.experts.stats import ExpertReporter
 from engine.grammars.build_queue import CompiledRequest
 from engine.grammars.lookahead import Lookahead
 from engine.grammars.matcher import GrammarMatcher

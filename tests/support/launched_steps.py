@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from engine.execution.expert_stats import ExpertReporter, ExpertStats
+from engine.execution.experts.stats import ExpertReporter, ExpertStats
 from engine.execution.model_runner import ModelRunner
 from engine.execution.persistent_batch import PersistentBatch
 from engine.execution.sampler import Sampler

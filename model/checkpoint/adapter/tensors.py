@@ -25,7 +25,7 @@ Shape = tuple[int, int]
 class TargetMatrix:
     """A matrix that may have a term."""
 
-    index: int  # of its term among those of its layer, see model/low_rank.py
+    index: int  # of its term among those of its layer, see model/lora/adapter.py
     num_outputs: int
     num_inputs: int
     first_output: int = 0  # among the outputs of q, k and v, one below the other

@@ -6,7 +6,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from model.low_rank import Adapter, AdapterRows, LowRank, RowTerms
+from model.lora.adapter import Adapter, LowRank
+from model.lora.rows import AdapterRows, RowTerms
 from model.ops.native.packed_weights import DTYPES
 from model.ops.native.structs import LowRankArguments
 

@@ -16,7 +16,7 @@ from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
 from model.group import ALONE, Group
 from model.kv_format import KvDtype, KvLayout
-from model.low_rank import RowTerms
+from model.lora.rows import RowTerms
 from model.ops.interface import FfnWeights, RoutingRequest
 from model.ops.triton.attention.attention import AttentionPlan, attention, plan_attention
 from model.ops.triton.gemm_tiles import Tiling, choose_splits, choose_tiling

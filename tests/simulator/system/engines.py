@@ -8,7 +8,7 @@ from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import FatalEngineError
 from engine.execution.adapters import AdapterStore
-from engine.execution.expert_stats import ExpertReporter
+from engine.execution.experts.stats import ExpertReporter
 from engine.grammars.build_queue import CompiledRequest
 from engine.scheduling.step_plan import Chunk, StepPlan, StepResult
 from model.checkpoint.identity import CheckpointIdentity

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from engine.execution.expert_tables import ExpertTables, RoutedRows
+from engine.execution.experts.tables import ExpertTables, RoutedRows
 from engine.execution.fault_isolation import StepFault, catch_fault
 from engine.types import ExpertReport, LayerExperts
 from model.config import ModelConfig

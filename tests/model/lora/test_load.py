@@ -1,6 +1,7 @@
 """Adapters that PEFT saves are loaded; every other input gets one line that names the file and the reason."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.adapter_loader import load_adapter
 from model.checkpoint.config_file import load_config
 from model.checkpoint.errors import CheckpointError
 from model.config import ModelConfig
-from model.low_rank import LowRank
+from model.lora import load
+from model.lora.adapter import LowRank
+from model.lora.load import load_adapter
 from tests.support.adapters import PREFIX, random_tensors, save_adapter
 from tests.support.checkpoints import Shape, save_random_checkpoint
 
@@ -157,6 +159,27 @@ def test_files_that_are_missing_or_damaged_are_refused(config: ModelConfig, tmp_
     _refused(path, config, "adapter_model.safetensors is missing; 'adapter_model.bin' holds pickled weights")
     (path / "adapter_config.json").write_text(json.dumps([1]))
     _refused(path, config, "not a JSON object")
+
+
+def test_a_file_that_shrinks_or_vanishes_after_its_header_was_read_is_refused(
+    config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_adapter(tmp_path, random_tensors(config))
+    file = path / "adapter_model.safetensors"
+    read_tensors = load.read_adapter_tensors
+    for change, reason in ((lambda: os.truncate(file, 5000), " ends within tensor "), (file.unlink, "cannot be read")):
+
+        def read_headers(*arguments: Any, change: Callable[[], object] = change) -> Any:
+            stored = read_tensors(*arguments)
+            change()
+            return stored
+
+        with monkeypatch.context() as patch:
+            patch.setattr(load, "read_adapter_tensors", read_headers)
+            patch.setattr(load, "identify", lambda tensors: 0)
+            patch.setattr(load, "_digest", lambda files: "")
+            _refused(path, config, reason)
+        save_adapter(tmp_path, random_tensors(config))
 
 
 def _refused(path: Path, config: ModelConfig, reason: str) -> None:

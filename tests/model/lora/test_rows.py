@@ -2,7 +2,8 @@
 
 import torch
 
-from model.low_rank import Adapter, AdapterRows, LowRank, terms_of_layer
+from model.lora.adapter import Adapter, LowRank
+from model.lora.rows import AdapterRows, terms_of_layer
 
 
 def _naive(a: torch.Tensor, b: torch.Tensor, scale: float, x: torch.Tensor) -> list[float]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.execution.expert_routing import build_routing, copy_expert_ids, expert_choices
+from engine.execution.experts.routing import build_routing, copy_expert_ids, expert_choices
 from engine.scheduling.expert_usage import ExpertUsage
 from engine.scheduling.sequence import Sequence
 from engine.scheduling.step_plan import Chunk

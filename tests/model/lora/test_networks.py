@@ -8,14 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.adapter_loader import load_adapter
 from model.checkpoint.config_file import load_config
 from model.config import ModelConfig
 from model.dummy_weights import random_model as dummy_model
 from model.forward_batch import ForwardBatch, HiddenRows
 from model.kv_pool import KvPool
 from model.loader import load_model
-from model.low_rank import Adapter, AdapterRows
+from model.lora.adapter import Adapter
+from model.lora.load import load_adapter
+from model.lora.rows import AdapterRows
 from model.mixtral import Mixtral
 from model.mixtral_native import NativeMixtral
 from model.ops.quantization import Quantization

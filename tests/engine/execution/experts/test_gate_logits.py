@@ -4,12 +4,12 @@ import struct
 
 import torch
 
+from engine.execution.experts.gate_logits import copy_gates, finish_gates, gate_rows
 from engine.execution.fault_isolation import StepFault, isolate_faults
-from engine.execution.gate_reports import copy_gates, finish_gates, gate_rows
 from engine.gate_logits import by_layer
 from engine.scheduling.step_plan import Chunk, StepPlan, StepResult
-from tests.engine.execution.test_expert_routing import CPU, MODEL, E
-from tests.engine.execution.test_expert_routing import chunk as any_chunk
+from tests.engine.execution.experts.test_routing import CPU, MODEL, E
+from tests.engine.execution.experts.test_routing import chunk as any_chunk
 
 
 def chunk(request_id: int, start: int, length: int, **fields: object) -> Chunk:

@@ -2,7 +2,7 @@
 
 import torch
 
-from engine.execution.expert_tables import NUM_TOP_TOKENS, ExpertTables, RoutedRows
+from engine.execution.experts.tables import NUM_TOP_TOKENS, ExpertTables, RoutedRows
 
 CPU = torch.device("cpu")
 

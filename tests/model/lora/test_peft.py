@@ -9,11 +9,11 @@ import peft
 import pytest
 import torch
 
-from model.adapter_loader import load_adapter
 from model.checkpoint.config_file import load_config
 from model.kv_pool import KvPool
 from model.loader import load_model
-from model.low_rank import AdapterRows
+from model.lora.load import load_adapter
+from model.lora.rows import AdapterRows
 from model.mixtral import Mixtral
 from model.mixtral_native import NativeMixtral
 from model.ops.reference.ops import ReferenceOps

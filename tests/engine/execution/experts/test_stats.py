@@ -8,8 +8,8 @@ from itertools import combinations
 import pytest
 import torch
 
-from engine.execution.expert_stats import COUNT_INTERVAL_S, MAX_UNCOUNTED_ROWS, ExpertStats
-from engine.execution.expert_tables import NUM_TOP_TOKENS
+from engine.execution.experts.stats import COUNT_INTERVAL_S, MAX_UNCOUNTED_ROWS, ExpertStats
+from engine.execution.experts.tables import NUM_TOP_TOKENS
 from engine.types import LayerExperts
 from model.checkpoint.config_file import load_config
 from tests.support.paths import DEMO
@@ -114,7 +114,7 @@ def test_counting_is_due_a_few_times_a_second_or_after_many_rows() -> None:
 
 
 def test_the_window_keeps_no_more_than_its_memory_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.execution.expert_stats.MAX_WINDOW_BYTES", 3000)
+    monkeypatch.setattr("engine.execution.experts.stats.MAX_WINDOW_BYTES", 3000)
     rng, counts = random.Random(4), ExpertStats(MODEL, CPU)
     steps = [_random_step(rng, 50, 1) for _ in range(10)]  # 50 rows: 200 bytes of tokens and 100 of choices per layer
     for number, step in enumerate(steps):

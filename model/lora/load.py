@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,10 +15,10 @@ from model.checkpoint.errors import CheckpointError
 from model.checkpoint.identity import identify
 from model.checkpoint.stored_tensor import StoredTensor
 from model.config import ModelConfig
-from model.low_rank import NUM_ATTENTION_TERMS, NUM_EXPERT_TERMS, Adapter, LowRank
-from model.stored_weights import read_weight
+from model.lora.adapter import NUM_ATTENTION_TERMS, NUM_EXPERT_TERMS, Adapter, LowRank
 
 CHUNK_BYTES = 1 << 20
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # by their names in files
 BYTES = {"BF16": 2, "F16": 4, "F32": 4}  # of a number in memory, by its type in the file
 
 
@@ -52,7 +53,14 @@ def _load_term(term: StoredTerm, scale: float) -> LowRank:
 
 
 def _read(tensor: StoredTensor) -> Tensor:
-    weight = read_weight(tensor, torch.float32)
+    """Read a tensor into new memory: a file that shrinks meanwhile raises an error instead of a bus fault."""
+    try:
+        content = np.fromfile(tensor.file, np.uint8, tensor.num_bytes, offset=tensor.start)
+    except OSError as error:
+        raise CheckpointError(f"{tensor.file}: tensor {tensor.name} cannot be read: {error.strerror}") from None
+    if len(content) < tensor.num_bytes:
+        raise CheckpointError(f"{tensor.file} ends within tensor {tensor.name}")
+    weight = torch.from_numpy(content).view(DTYPES[tensor.dtype]).view(tensor.shape)
     if not weight.isfinite().all():
         raise CheckpointError(f"{tensor.file}: tensor {tensor.name} has NaN or infinite values")
     return weight if weight.dtype == torch.bfloat16 else weight.float()
