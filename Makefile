@@ -112,7 +112,7 @@ $(INSTALLED): pyproject.toml $(KERNELS) | $(BIN)/python
 	@echo "which pip compiles while it says 'Preparing editable metadata'."
 	@index=$$($(BIN)/python deploy/torch_index.py "$(TORCH_INDEX)") && { test -z "$$index" || \
 	    $(PIP) install --index-url "$$index" "torch>=2.11" || { test "$(TORCH_INDEX)" = auto && \
-	    echo "That failed: torch comes from the index that pip is configured for (with CUDA, 5.4 GB)"; }; }
+	    echo "That failed: torch comes from the index that pip is configured for (usually with CUDA, 5.4 GB)"; }; }
 	$(PIP) install --editable .
 	@touch $@
 
