@@ -26,13 +26,14 @@ from engine.heartbeat import Heartbeat
 from engine.startup.assembly import LoadedModel, LoadedNetwork, ProgressCallback, assemble
 from engine.startup.backend import Backend, choose_backend
 from engine.startup.device_memory import explain_out_of_memory, memory_of
+from engine.startup.small_pages import log_small_pages
 from engine.startup.weight_plan import plan_weights
 from model.checkpoint.checkpoint import read_config, read_stored_weights
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.identity import CheckpointIdentity, contents_digest, identify
 from model.checkpoint.manifest import verify_manifest
 from model.checkpoint.pack.check import verify_pack
-from model.checkpoint.pack.header import is_pack, read_header
+from model.checkpoint.pack.header import WEIGHTS_NAME, is_pack, read_header
 from model.checkpoint.stored_tensor import StoredWeight
 from model.checkpoint.weight_sizes import decoding_warnings
 from model.config import ModelConfig
@@ -101,7 +102,7 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
         )
         loaded = assemble(config, network, on_progress)
         if reader is not None:  # now, so that it does not slow down what was measured
-            reader.start()
+            reader.start(partial(log_small_pages, path / WEIGHTS_NAME))
         return loaded
 
 
