@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from engine.capacity.adapters import adapter_bytes
 from engine.capacity.expert_memory import ExpertMemory, plan_expert_memory
 from engine.capacity.host_resources import num_cores
 from engine.capacity.packs import pack_advice, settings_of_pack
@@ -69,7 +70,8 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
     backend = choose_backend(config, device, dtype, heartbeat)
     numerics = backend.numerics
     weight_bytes, backend = plan_weights(config, model_config, stored, backend, device, dtype)
-    experts = plan_expert_memory(config, model_config, memory_of(device).free_bytes())
+    beside_bytes = sum(adapter_bytes(config, model_config).values())
+    experts = plan_expert_memory(config, model_config, memory_of(device).free_bytes() - beside_bytes)
     if experts is not None:
         weight_bytes = experts.dense_bytes + experts.num_bytes
     if not is_pack(path):  # in which they are decoded
