@@ -55,6 +55,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     server_bytes: int = 0
     ample_server_bytes: int = 0
     min_server_bytes: int = 0
+    step_log: str | None = None  # file that gets a line for each step; of the process, not of LocalEngine
     check_integrity: bool = False  # audit the block pool after every step (tests)
 
     @property

@@ -54,6 +54,7 @@ class Engine:
         self.experts.reset()
         self._expert_reads = ExpertReadCounter(loaded.expert_store)
         self.on_prefill_start: Callable[[list[int]], None] = lambda request_ids: None  # called before a step
+        self.on_plan: Callable[[StepPlan], None] = lambda plan: None  # likewise
         self._clock = clock
         self._expert_layout = _expert_layout(loaded)
         self._rejected: list[RequestOutput] = []
@@ -185,6 +186,7 @@ class Engine:
             self._masks.wait(GRAMMAR_WAIT_S)
         if starting := [chunk.sequence.request_id for chunk in plan.chunks if chunk.is_prefill]:
             self.on_prefill_start(starting)
+        self.on_plan(plan)
         results = self._pipeline.advance(plan)
         end = self._clock()
         outputs = self._take_rejected() + expired

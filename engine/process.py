@@ -47,6 +47,7 @@ from engine.messages import (
 )
 from engine.startup.description import ready_message
 from engine.step_frames import step_messages
+from engine.step_log import StepLog
 from engine.types import StepOutput
 from model.checkpoint.errors import CheckpointError
 
@@ -99,6 +100,7 @@ class EngineProcess:
         self.channel = channel
         self.heartbeat = heartbeat
         self._aborted: list[int] = []  # ids that the next steps name as aborted
+        self._step_log: StepLog | None = None
 
     def run(self) -> int:
         """Serve until the peer closes the socket, or until the engine fails. Return the exit code."""
@@ -134,6 +136,9 @@ class EngineProcess:
         assert isinstance(first, Start), "the first message must be Start"
         engine = Engine.load(first.config, self._send_progress, vocabulary=first.vocabulary, heartbeat=self.heartbeat)
         engine.on_prefill_start = lambda request_ids: self.channel.send(PrefillStarted(request_ids))
+        if first.config.step_log is not None:
+            self._step_log = StepLog(first.config.step_log, engine.loaded.config.window)
+            engine.on_plan = self._step_log.planned
         gc.collect()
         gc.freeze()  # the model and its modules are never garbage: later collections skip them
         make_full_collections_rare()
@@ -151,7 +156,12 @@ class EngineProcess:
             busy = engine.has_work()
             is_awaited = engine.experts.has_unreported or self._aborted or engine.is_loading_adapters
             idle_s = COUNT_INTERVAL_S if is_awaited else IDLE_S
-            changed = self._handle(engine, self.channel.receive(0.0 if busy else idle_s))
+            if busy:
+                self._begin_logged_step()
+            messages = self.channel.receive(0.0 if busy else idle_s)
+            if not busy:
+                self._begin_logged_step()
+            changed = self._handle(engine, messages)
             for answer in engine.pop_loaded_adapters():
                 self.channel.send(answer)
             if engine.has_work():
@@ -170,6 +180,12 @@ class EngineProcess:
         self._aborted = [request_id for request_id in self._aborted if request_id not in ended]
         for message in step_messages(step, ended):
             self.channel.send(message)
+        if self._step_log is not None:
+            self._step_log.end()
+
+    def _begin_logged_step(self) -> None:
+        if self._step_log is not None:
+            self._step_log.begin()
 
     def _ended_aborts(self, engine: Engine) -> list[int]:
         return [request_id for request_id in self._aborted if not engine.is_compiling_aborted(request_id)]
@@ -189,6 +205,8 @@ class EngineProcess:
                 for request in message.requests:
                     if request.request_id not in aborted:  # else its abort came behind it
                         engine.add(request)
+                        if self._step_log is not None:
+                            self._step_log.added(request)
             elif isinstance(message, ExpertsQuery):
                 self._report_experts(engine, message)
             elif isinstance(message, LoadAdapter):

@@ -23,7 +23,7 @@ def read_group_matrix(stored: PackedMatrix, block_format: str, num_threads: int)
     row_bytes = num_inputs // numbers * size
     blocks = empty(num_outputs * row_bytes, torch.uint8).view(num_outputs, row_bytes)
     step = max(ROW_STEP, CHUNK_CODES // num_inputs // ROW_STEP * ROW_STEP)
-    bits = max(4, stored.encoding.bits)
+    bits = stored.encoding.code_bits
 
     def fill(first: int) -> None:
         rows = slice(first, min(first + step, num_outputs))

@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -24,6 +24,18 @@ class MeasuredStep(msgspec.Struct, frozen=True):
     seconds: float
 
 
+class StepTimes(Protocol):
+    """Times of steps, measured or predicted."""
+
+    request_s: float  # of a request beside its steps, until its client has the first token
+
+    def rows_s(self, num_rows: int) -> float:
+        """Return the seconds of a step of `num_rows` rows."""
+
+    def step_s(self, plan: StepPlan) -> float:
+        """Return the seconds of the plan's step."""
+
+
 class StepTimeModel:
     """Seconds of a step with r rows: f(r) + a * (positions that its rows see, beyond those in the measurements of f).
 
@@ -32,6 +44,8 @@ class StepTimeModel:
     between decode steps of the same batch and two contexts, 0 if only one context was measured. The model leaves out
     the server's own time for a request, about a millisecond.
     """
+
+    request_s = 0.0
 
     def __init__(self, steps: Sequence[MeasuredStep], window: int | None = None) -> None:
         """`window`: of attention, in positions. Raises MeasurementError without a decode step."""

@@ -38,10 +38,12 @@ class Timeline:
 class VirtualEngine:
     """Runs a load through a scheduler."""
 
-    def __init__(self, scheduler: Scheduler, step_s: Callable[[StepPlan], float]) -> None:
-        """`scheduler` is new; its prefix cache should be off, as all prompts are alike. `step_s`: seconds of a plan."""
+    def __init__(self, scheduler: Scheduler, step_s: Callable[[StepPlan], float], request_s: float = 0.0) -> None:
+        """`scheduler` is new; its prefix cache should be off, as all prompts are alike. `step_s`: seconds of a plan;
+        `request_s`: seconds from a request's arrival until the engine has it."""
         self._scheduler = scheduler
         self._step_s = step_s
+        self._request_s = request_s
         self._now_s = 0.0
         self._due_s: dict[int, float] = {}  # by request without a token
         self._last_token_s: dict[int, float] = {}
@@ -52,11 +54,11 @@ class VirtualEngine:
 
         Raises RequestRejectedError for a request that can never run.
         """
-        coming = deque(enumerate(arrivals))
+        coming, request_s = deque(enumerate(arrivals)), self._request_s
         while coming or self._scheduler.has_work():
             if not self._scheduler.has_work():
-                self._now_s = max(self._now_s, coming[0][1].due_s)
-            while coming and coming[0][1].due_s <= self._now_s:
+                self._now_s = max(self._now_s, coming[0][1].due_s + request_s)
+            while coming and coming[0][1].due_s + request_s <= self._now_s:
                 self._add(*coming.popleft())
             self._step()
             if self._is_late(max_ttft_s):

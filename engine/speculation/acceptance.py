@@ -1,11 +1,13 @@
 """Acceptance of drafts: how many tokens of one were right, and how likely the next one's tokens are."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple
 
 PRIOR_ACCEPTED, PRIOR_REJECTED = 0.25, 0.75  # observations that every rate starts with: a guess must prove itself
 MAX_OBSERVATIONS = 200.0  # a rate's counts are halved at this sum, so that it follows the text that is generated now
 PLACES = (0, 1, 2, 4, 8)  # first places of a draft that share a rate: 0, 1, 2..3, 4..7, 8..
+SHARED = [bisect_right(PLACES, place) - 1 for place in range(PLACES[-1] + 1)]  # index in PLACES, of each place
 
 
 class Evidence(NamedTuple):
@@ -14,6 +16,7 @@ class Evidence(NamedTuple):
     match_len: int  # tokens before the draft that equal those before its source
     is_unanimous: bool  # all found matches continue with the same token
     is_predicted: bool  # it comes from the request's prediction
+    is_resumed: bool = False  # behind a change of a text that was copied so far
 
 
 FORCED = Evidence(0, is_unanimous=True, is_predicted=False)  # the grammar forces the text, but not its tokens
@@ -43,28 +46,37 @@ class AcceptanceRates:
     """Learns the probability that a drafted token is right, given that all before it in its draft were."""
 
     def __init__(self) -> None:
-        self._counts: dict[tuple[Evidence, int], list[float]] = {}
+        self._counts: dict[Evidence, list[list[float]]] = {}  # by the index of the places that share a rate
 
     def record(self, evidence: Evidence, place: int, *, is_right: bool) -> None:
         """Learn from the token at `place` (0: first) of a draft."""
-        counts = self._counts.setdefault((evidence, _shared_place(place)), [PRIOR_ACCEPTED, PRIOR_REJECTED])
+        counts = self._counts_of(evidence)[bisect_right(PLACES, place) - 1]
         counts[not is_right] += 1.0
         if sum(counts) > MAX_OBSERVATIONS:
-            counts[:] = [count / 2 for count in counts]
+            counts[:] = [max(count / 2, PRIOR_ACCEPTED) for count in counts]
+
+    def _counts_of(self, evidence: Evidence) -> list[list[float]]:
+        counts = self._counts.get(evidence)
+        if counts is None:
+            counts = self._counts[evidence] = [[PRIOR_ACCEPTED, PRIOR_REJECTED] for _ in PLACES]
+        return counts
 
     def rate(self, evidence: Evidence, place: int) -> float:
         """Return the estimated probability for the token at `place` of a draft."""
-        accepted, rejected = self._counts.get((evidence, _shared_place(place)), (PRIOR_ACCEPTED, PRIOR_REJECTED))
+        accepted, rejected = self._counts_of(evidence)[bisect_right(PLACES, place) - 1]
         return accepted / (accepted + rejected)
 
     def chances(self, grounds: Sequence[Ground]) -> tuple[float, ...]:
         """Return the estimated probability of each token of a draft that it and all before it are right; descending."""
-        right, chances = 1.0, []
+        right, chances, known = 1.0, [], None
         for evidence, place in grounds:
-            right *= self.rate(evidence, place)
+            if evidence is not known:
+                known, rates = evidence, self._rates_by_place(evidence)
+            right *= rates[min(place, PLACES[-1])]
             chances.append(right)
         return tuple(chances)
 
-
-def _shared_place(place: int) -> int:
-    return next(first for first in reversed(PLACES) if place >= first)
+    def _rates_by_place(self, evidence: Evidence) -> list[float]:
+        """Return the rates of the places 0 .. PLACES[-1]."""
+        rates = [accepted / (accepted + rejected) for accepted, rejected in self._counts_of(evidence)]
+        return [rates[index] for index in SHARED]

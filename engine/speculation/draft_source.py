@@ -4,17 +4,21 @@ forces.
 The places are those in its own prompt and completion, and in its prediction. No other request's tokens are read.
 """
 
-from collections import Counter
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 from engine.speculation.acceptance import FORCED, LAST_FORCED, AcceptanceRates, Evidence, Ground
 
 MATCH_LENS = (2, 4, 8, 16)  # numbers of last tokens that are looked for
 MAX_MATCHES = 4  # places that vote for the next token, the latest first
-MAX_DRAFT = 16  # tokens
+MAX_DRAFT = 32  # tokens
+MAX_FORCED = 16  # tokens of a guess of forced text, each of which takes a mask
 MAX_TOKEN_ID = 0x10FFFF  # the largest code of a character
-MIN_LEFT = 8  # tokens left of a proposal that was right so far, from which on no other place is looked for
+MIN_LEFT = 16  # tokens left of a proposal that was right so far, from which on no other place is looked for
+MIN_RUN = 4  # guessed tokens in a row that were right, before a wrong one counts as a change of a copied text
+MAX_CHANGED = 64  # tokens of a change, in the text and in its source, behind which the copy may go on
+MAX_REPLACED = 4  # likewise, where one equal token or none says that it goes on
 MAX_SKIPPED = 7  # tokens that are not guessed after guesses that failed at once: 0, 1, 3, 7
 
 
@@ -37,21 +41,37 @@ class Draft(NamedTuple):
     chances: tuple[float, ...]  # of each token: that it and all before it are right
 
 
+class Place(NamedTuple):
+    """Place of a token in the request's prediction or in its own text."""
+
+    is_predicted: bool
+    start: int
+
+
+class Change(NamedTuple):
+    """Change of a text that was copied so far: its first token, in the text and in the source."""
+
+    position: int
+    source: Place
+
+
 class Proposal(NamedTuple):
     """Guess of the tokens from `position` on, with the ground for each."""
 
     position: int
     token_ids: tuple[int, ...]
     grounds: tuple[Ground, ...]
+    source: Place | None = None  # of the first token; None: the grammar forces them
 
     def behind(self, position: int) -> "Proposal":
         """Return its part from `position` on, which it reaches."""
         count = position - self.position
-        return Proposal(position, self.token_ids[count:], self.grounds[count:])
+        source = self.source and self.source._replace(start=self.source.start + count)
+        return Proposal(position, self.token_ids[count:], self.grounds[count:], source)
 
     def cut_to(self, length: int) -> "Proposal":
         """Return its first `length` tokens."""
-        return Proposal(self.position, self.token_ids[:length], self.grounds[:length])
+        return self._replace(token_ids=self.token_ids[:length], grounds=self.grounds[:length])
 
 
 class DraftSource:
@@ -72,6 +92,8 @@ class DraftSource:
         self._end_token_ids = frozenset(end_token_ids)
         self._text = ""
         self._proposal: Proposal | None = None  # right so far, as far as its tokens are known
+        self._change: Change | None = None  # behind which the copy has not been found again
+        self._num_right = 0  # guessed tokens in a row
         self._num_failures = 0  # searches in a row that found nothing, or nothing right
         self._search_len = 0  # length of the text from which on a search may find something
 
@@ -80,15 +102,19 @@ class DraftSource:
 
         `grammar`: of a request that has one; the draft has only tokens that it allows.
         """
-        if self._proposal is None and len(token_ids) < self._search_len:
+        if self._proposal is None and self._change is None and len(token_ids) < self._search_len:
             return None
         self._extend(token_ids)
-        if self._num_left() < (MIN_LEFT if grammar is None else 1) and len(self._text) >= self._search_len:
+        if self._num_left() < (MIN_LEFT if grammar is None else 1) and self._may_search:
             self._search(grammar)
         if not self._num_left() or self._proposal is None:
             return None
         left = self._proposal.behind(len(self._text)).cut_to(max_len)
         return Draft(left.token_ids, self._rates.chances(left.grounds))
+
+    @property
+    def _may_search(self) -> bool:
+        return self._change is not None or len(self._text) >= self._search_len
 
     def _num_left(self) -> int:
         """Return how many tokens of the proposal are not known yet."""
@@ -106,21 +132,41 @@ class DraftSource:
             is_right = proposal.token_ids[place] == token_id
             self._rates.record(*proposal.grounds[place], is_right=is_right)
             if is_right:
-                self._num_failures = 0
-            elif place == 0:
-                self._back_off(position)
+                self._note_right()
+            else:
+                self._note_wrong(proposal, place)
             if not is_right or place + 1 == len(proposal.token_ids):
                 self._proposal = None
         self._text += _text(new)
 
+    def _note_right(self) -> None:
+        self._num_failures = 0
+        self._num_right += 1
+        if self._num_right == MIN_RUN:
+            self._change = None
+
+    def _note_wrong(self, proposal: Proposal, place: int) -> None:
+        """Note a change of a copied text, or back off from guesses that fail at once."""
+        is_copy = proposal.grounds[0].evidence.is_resumed
+        if proposal.source is not None and (self._num_right >= MIN_RUN or (is_copy and place > 0)):
+            source = proposal.source._replace(start=proposal.source.start + place)
+            self._change = Change(proposal.position + place, source)
+        elif place == 0 and not is_copy:
+            self._back_off(proposal.position)
+        self._num_right = 0
+
     def _search(self, grammar: Grammar | None) -> None:
         """Look for a proposal behind the text; without a new one the present one stays."""
-        found = self._continue_prediction() or self._continue_match()
+        is_due, found = len(self._text) >= self._search_len, None
+        if is_due:
+            found = self._continue_prediction() or self._continue_match()
+        if self._change is not None and self._proposal is None:
+            found = self._continue_copy(self._change, found)
         if grammar is not None:
             found = self._within(grammar, found)
         if found is not None:
             self._proposal = found
-        elif self._proposal is None:
+        elif self._proposal is None and is_due:
             self._back_off(len(self._text))
 
     def _back_off(self, length: int) -> None:
@@ -144,7 +190,7 @@ class DraftSource:
         return max(allowed, forced, key=lambda proposal: self._rates.rate(*proposal.grounds[0]))
 
     def _forced(self, grammar: Grammar) -> Proposal | None:
-        token_ids = self._until_end(grammar.forced_tokens(MAX_DRAFT))
+        token_ids = self._until_end(grammar.forced_tokens(MAX_FORCED))
         if not token_ids:
             return None
         last = len(token_ids) - 1
@@ -170,9 +216,38 @@ class DraftSource:
         ends = [end for end in _match_ends(where, limit, text[len(text) - match_len :]) if end < len(where)]
         if not ends:
             return None
-        [(winner, num_votes)] = Counter(where[end] for end in ends).most_common(1)  # of equal numbers, the latest's
-        start = next(end for end in ends if where[end] == winner)
-        return self._proposal_of(where, start, Evidence(match_len, num_votes == len(ends), is_predicted))
+        votes = [where[end] for end in ends]
+        winner = max(votes, key=votes.count)  # of equal numbers, the latest's
+        start = ends[votes.index(winner)]
+        return self._proposal_of(where, start, Evidence(match_len, votes.count(winner) == len(ends), is_predicted))
+
+    def _continue_copy(self, change: Change, found: Proposal | None) -> Proposal | None:
+        """Continue a copy behind a change of its text, where the last two tokens occur first behind the changed one.
+
+        Else return `found`. Without that, continue a copy behind a change of a few tokens where the last one occurs,
+        or behind as many tokens as the text has there.
+        """
+        num_changed = len(self._text) - change.position
+        if num_changed > MAX_CHANGED:
+            self._change = None
+            return found
+        if (copy := self._copy_from(change.source, 2, MAX_CHANGED)) is not None:
+            return copy
+        if found is not None or num_changed > MAX_REPLACED:
+            return found
+        return self._copy_from(change.source, 1, MAX_REPLACED) or self._copy_from(change.source, 0, num_changed)
+
+    def _copy_from(self, source: Place, match_len: int, max_distance: int) -> Proposal | None:
+        """Continue the first place behind `source` whose tokens before it are the last `match_len` ones; without any,
+        the place `max_distance` behind it."""
+        where = self._prediction if source.is_predicted else self._text
+        start = source.start + max_distance
+        if match_len:
+            end = min(start, len(where) - 1)
+            start = where.find(self._text[-match_len:], max(0, source.start + 1 - match_len), end) + match_len
+        if not match_len <= start < len(where):
+            return None
+        return self._proposal_of(where, start, Evidence(match_len, True, source.is_predicted, is_resumed=True))
 
     def _proposal_of(self, where: str, start: int, evidence: Evidence) -> Proposal | None:
         """Propose the tokens from where[start] on. The request's own text is repeated beyond its end: of 5 6 7 5, the
@@ -181,13 +256,18 @@ class DraftSource:
         if tail and where is self._text:
             tail = (tail * MAX_DRAFT)[:MAX_DRAFT]
         token_ids = self._until_end(list(map(ord, tail)))
-        grounds = tuple(Ground(evidence, place) for place in range(len(token_ids)))
-        return Proposal(len(self._text), token_ids, grounds) if token_ids else None
+        grounds = _grounds_of(evidence, len(token_ids))
+        return Proposal(len(self._text), token_ids, grounds, Place(evidence.is_predicted, start)) if token_ids else None
 
     def _until_end(self, token_ids: Sequence[int]) -> tuple[int, ...]:
         """Return the tokens before the first one that would end the request."""
         num_kept = next((i for i, token_id in enumerate(token_ids) if token_id in self._end_token_ids), len(token_ids))
         return tuple(token_ids[:num_kept])
+
+
+@lru_cache(maxsize=1024)
+def _grounds_of(evidence: Evidence, length: int) -> tuple[Ground, ...]:
+    return tuple(Ground(evidence, place) for place in range(length))
 
 
 def _text(token_ids: Sequence[int]) -> str:

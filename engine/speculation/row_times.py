@@ -6,8 +6,8 @@ from collections.abc import Callable
 RATE = 0.25  # share of an error that one step corrects
 MAX_RISE, MAX_FALL = 1.25, 2.0  # a single step counts as at most so many times the estimate, or as its 1/MAX_FALL
 MIN_STEPS = 3  # of so many rows, before their time is known well enough to compare others with it
-EXACT_ROWS = 16  # up to here each number of rows has its own estimate
-ROWS_PER_GROUP = 8  # beyond
+NEAR = 0.25  # share of the rows, by which others may differ whose time is known
+GROUPS = ((16, 1), (64, 8), (1 << 20, 16))  # up to so many rows, so many share an estimate
 
 TimeShape = Callable[[int], float]
 
@@ -38,7 +38,7 @@ class RowTimes:
 
     def record(self, num_rows: int, seconds: float) -> None:
         """Learn from a step."""
-        group = _group(num_rows)
+        group = last_in_group(num_rows)
         self._num_steps[group] = self._num_steps.get(group, 0) + 1
         known = self._seconds.get(group)
         if known is None:
@@ -54,13 +54,17 @@ class RowTimes:
         return bool(self._groups)
 
     def is_measured(self, num_rows: int) -> bool:
-        """Return whether MIN_STEPS steps of about so many rows were measured."""
-        return self._num_steps.get(_group(num_rows), 0) >= MIN_STEPS
+        """Return whether MIN_STEPS steps of about so many rows were measured: at most NEAR more or fewer."""
+        return any(
+            self._num_steps[group] >= MIN_STEPS
+            for group in self._groups
+            if abs(group - num_rows) <= NEAR * num_rows or group == last_in_group(num_rows)
+        )
 
     def predict(self, num_rows: int) -> float:
         """Return the estimated seconds of a step: of unmeasured rows in proportion to the shape, between the measured
         neighbours. Call it after the first record()."""
-        groups, group = self._groups, _group(num_rows)
+        groups, group = self._groups, last_in_group(num_rows)
         place = bisect_left(groups, group)
         if place < len(groups) and groups[place] == group:
             return self._seconds[group]
@@ -75,6 +79,7 @@ class RowTimes:
         return self._seconds[group] / self._shape(group)
 
 
-def _group(num_rows: int) -> int:
-    """Return the number of rows that stands for a group: 1 .. 16, 24, 32, ..."""
-    return num_rows if num_rows <= EXACT_ROWS else -(-num_rows // ROWS_PER_GROUP) * ROWS_PER_GROUP
+def last_in_group(num_rows: int) -> int:
+    """Return the largest number of rows whose estimate is that of `num_rows`: 1 .. 16, 24, 32, .. 64, 80, ..."""
+    size = next(size for limit, size in GROUPS if num_rows <= limit)
+    return -(-num_rows // size) * size

@@ -4,17 +4,20 @@ Drafts change no token: a drafted token is kept only if the model samples the sa
 measured times.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Sequence
+from itertools import accumulate, chain
 from typing import NamedTuple, Protocol
 
 from engine.speculation.acceptance import AcceptanceRates
-from engine.speculation.draft_source import Draft, DraftSource, Grammar
+from engine.speculation.draft_source import DraftSource, Grammar
 from engine.speculation.ledger import Ledger
-from engine.speculation.row_times import RowTimes, TimeShape
+from engine.speculation.row_times import RowTimes, TimeShape, last_in_group
 from engine.types import Request
 
 MIN_GAIN = 1.05  # expected tokens per second with drafts, against those without
-MAX_DRAFTED = 64  # tokens of all requests in one step
+MAX_DRAFTED = 256  # tokens of all requests in one step
+MAX_STRETCH = 3.0  # a step with drafts takes at most so many times as long, where a request has none
 MAX_REQUESTS = 64  # that decode; with more, a row costs arithmetic, and no guess is worth as much as a sure token
 QUIET_STEPS = 2  # without a search, after so many that searched: the first one rebuilds what drafts changed
 SEARCHING_STEPS = 62
@@ -150,24 +153,57 @@ class Speculator:
         `num_rows`: of the step without drafts, one for each request that decodes. `max_drafted`: tokens of all drafts.
         """
         drafts = [source.propose(token_ids, max_len, grammar) for source, token_ids, max_len, grammar in candidates]
-        lengths = [0] * len(drafts)
-        if any(drafts):
-            for index in self._owners(drafts, num_rows, min(max_drafted, MAX_DRAFTED)):
-                lengths[index] += 1
+        if not any(drafts):
+            return [()] * len(drafts)
+        chances = self._worth_now([draft.chances if draft else () for draft in drafts], num_rows)
+        ordered = sorted(chain.from_iterable(chances), reverse=True)[: min(max_drafted, MAX_DRAFTED)]
+        has_all = len(drafts) == num_rows and all(drafts)
+        lengths = _lengths_of(chances, ordered[: self._best_count(ordered, num_rows, has_all=has_all)])
         return [draft.token_ids[:length] if draft else () for draft, length in zip(drafts, lengths, strict=True)]
 
-    def _owners(self, drafts: Sequence[Draft | None], num_rows: int, max_drafted: int) -> list[int]:
-        """Return the index of the draft that each drafted token of the best step belongs to.
+    def _worth_now(self, chances: Sequence[Sequence[float]], num_rows: int) -> list[Sequence[float]]:
+        """Return the chances of those first tokens of each draft that need not wait for the next step.
 
-        The likeliest tokens come first, so that the best step has a number of them from the front. A first row may cost
-        more than it gains where many gain (alone, each of the first rows reads other experts): all numbers are tried.
+        A step computes the first token of a guess anyway, and so tells whether the next ones are worth their rows. With
+        chance p of the first one, waiting saves (1 - p) of the time of the rows and costs p of a token's time.
         """
-        ordered = sorted((-chance, index) for index, draft in enumerate(drafts) if draft for chance in draft.chances)
-        best_count, best_rate = 0, MIN_GAIN * num_rows / self._quiet_times.predict(num_rows)
-        expected = float(num_rows)
-        for count, (negative, _) in enumerate(ordered[:max_drafted], 1):
-            expected -= negative
-            rate = expected / self._draft_s(num_rows + count)
-            if rate > best_rate:
-                best_count, best_rate = count, rate
-        return [index for _, index in ordered[:best_count]]
+        plain_s = self._quiet_times.predict(num_rows)
+        longest = max(map(len, chances))
+        extra_s = [self._draft_s(num_rows + length) - plain_s for length in range(1, longest + 1)]
+        extra_s = list(accumulate(extra_s, max))
+        token_s = plain_s / num_rows
+        return [c and c[: bisect_right(extra_s, token_s * c[0] / (1 - c[0]))] for c in chances]
+
+    def _best_count(self, chances: Sequence[float], num_rows: int, *, has_all: bool) -> int:
+        """Return how many drafted tokens the best step has, the likeliest first; 0 if none pays.
+
+        A first row may cost more than it gains where many gain (alone, each of the first rows reads other experts): all
+        numbers are tried, of those with one estimated time the largest. `has_all`: each request has a draft.
+        """
+        plain_s = self._quiet_times.predict(num_rows)
+        best_count, best_rate = 0, MIN_GAIN * num_rows / plain_s
+        expected = list(accumulate(chances, initial=float(num_rows)))
+        count = 0
+        while count < len(chances):
+            count = min(last_in_group(num_rows + count + 1) - num_rows, len(chances))
+            seconds = self._draft_s(num_rows + count)
+            if seconds > MAX_STRETCH * plain_s and not has_all:
+                break
+            if expected[count] > best_rate * seconds:
+                best_count, best_rate = count, expected[count] / seconds
+        return best_count
+
+
+def _lengths_of(chances: Sequence[Sequence[float]], kept: Sequence[float]) -> list[int]:
+    """Return how many tokens of each draft are kept. `kept`: their chances, descending, as are those of each draft."""
+    if not kept:
+        return [0] * len(chances)
+    least = kept[-1]
+    num_equal = len(kept) - bisect_left(kept, -least, key=float.__neg__)
+    lengths = []
+    for of_draft in chances:
+        above = bisect_left(of_draft, -least, key=float.__neg__)
+        equal = min(num_equal, bisect_right(of_draft, -least, above, key=float.__neg__) - above)
+        lengths.append(above + equal)
+        num_equal -= equal
+    return lengths

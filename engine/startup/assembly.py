@@ -162,7 +162,7 @@ class Assembly:
             with explain_out_of_memory(self._config, "decode steps are captured", self._memory):
                 free_bytes -= self._memory.bytes_kept_by(self._trial_graphs)
         weight_bytes = self._loaded.weight_bytes
-        if self.mapped_bytes and self._loaded.experts is None:
+        if self.mapped_bytes == weight_bytes:
             warnings = eviction_warnings(free_bytes, weight_bytes)
         free_bytes = bytes_beside_weights(free_bytes, self.mapped_bytes, self._loaded.experts)
         limits = size_within_limit(

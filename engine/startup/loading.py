@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from engine.capacity.adapters import adapter_bytes
-from engine.capacity.expert_memory import ExpertMemory, plan_expert_memory
+from engine.capacity.expert_memory import ExpertMemory, plan_cached_experts, plan_expert_memory
 from engine.capacity.host_resources import num_cores
 from engine.capacity.packs import pack_advice, settings_of_pack
 from engine.capacity.rank_limits import check_ranks, rank_warnings, with_rank_threads
@@ -70,9 +70,11 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
     backend = choose_backend(config, device, dtype, heartbeat)
     numerics = backend.numerics
     weight_bytes, backend = plan_weights(config, model_config, stored, backend, device, dtype)
-    beside_bytes = sum(adapter_bytes(config, model_config).values())
-    experts = plan_expert_memory(config, model_config, memory_of(device).free_bytes() - beside_bytes)
-    if experts is not None:
+    free_bytes = memory_of(device).free_bytes() - sum(adapter_bytes(config, model_config).values())
+    experts = plan_expert_memory(config, model_config, free_bytes)
+    if experts is None:
+        experts = plan_cached_experts(config, model_config, free_bytes)
+    else:
         weight_bytes = experts.dense_bytes + experts.num_bytes
     if not is_pack(path):  # in which they are decoded
         warnings += decoding_warnings(stored, config.quantization, backend.ops.block_formats)
@@ -168,7 +170,15 @@ def _load_weights(
             if experts is None:
                 packed = load_pack(path, model_config, ops, memory, on_progress, group)
             else:
-                packed = load_pack_in_part(path, model_config, ops, memory, experts.num_slots, on_progress)
+                packed = load_pack_in_part(
+                    path,
+                    model_config,
+                    ops,
+                    memory,
+                    experts.num_slots,
+                    on_progress,
+                    in_page_cache=experts.in_page_cache,
+                )
             return packed.network, packed.reader
         model = load_model(
             path,

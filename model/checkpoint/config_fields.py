@@ -28,6 +28,10 @@ class JsonFields:
         """Return the keys."""
         return list(self._values)
 
+    def described(self, name: str) -> str:
+        """Return "key is value", with the full key."""
+        return f"{self._prefix}{name} is {printable(self.get(name))}"
+
     def as_dict(self) -> dict[str, Any]:
         """Return the unchecked values by key."""
         return self._values
@@ -85,4 +89,4 @@ class JsonFields:
         return self._values[name]
 
     def _wrong(self, name: str, expected: str) -> CheckpointError:
-        return self.error(f"{self._prefix}{name} is {printable(self.get(name))}, not {expected}")
+        return self.error(f"{self.described(name)}, not {expected}")

@@ -74,6 +74,11 @@ def _hint(directory: Path, index: dict[str, str], single_name: str) -> str:
     pickles = [name for name in names if name.endswith(PICKLE_SUFFIXES)]
     if pickles:
         return f"; {printable(pickles[0])} holds pickled weights, which are never loaded: convert it to safetensors"
+    arrays = [name for name in names if name.endswith(".npz")]
+    if arrays:
+        return (
+            f"; {printable(arrays[0])} holds NumPy arrays, MLX's layout of 2023: use a version with safetensors files"
+        )
     others = [name for name in names if name.endswith(".safetensors")]
     return f"; there is {printable(others[0])}, but no {index_name}" if others else f", and so is {index_name}"
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.manifest import listed_sums
+from model.checkpoint.quantized.scheme import SIDE_FILES
 from model.checkpoint.stored_tensor import StoredWeight, tensors_of
 
-CONFIG_NAMES = ("config.json", "params.json", "generation_config.json")
-NETWORK_CONFIG_NAMES = ("config.json", "params.json")
+NETWORK_CONFIG_NAMES = ("config.json", "params.json", *SIDE_FILES)
+CONFIG_NAMES = (*NETWORK_CONFIG_NAMES, "generation_config.json")
 WITH_CONFIGS = (".safetensors", ".smoe")  # a GGUF file contains its config
 SAMPLE_BYTES = 4096  # for a digest that hosts compare
 

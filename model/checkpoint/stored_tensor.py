@@ -55,6 +55,11 @@ class PackedEncoding:
     is_ordered: bool = True  # each group is a run of inputs (no act-order)
     block_rows: int = 0  # outputs that share a scale, where outputs do too (FP8 in blocks)
 
+    @property
+    def code_bits(self) -> int:
+        """Bits of a code in the blocks that the kernels multiply: 4 or 8."""
+        return 4 if self.bits <= 4 else 8
+
     def __str__(self) -> str:
         group = f" g{self.group_size}" if self.group_size else ""
         return f"{self.kind} {self.bits}-bit{group}"
@@ -78,12 +83,12 @@ class PackedMatrix:
     def dtype(self) -> str:
         """Name of the format: a block format of model/ops/weights.py, or the encoding for messages.
 
-        Larger groups, up to a whole row, become several groups of 128 with the same scale; codes of 2 bits get 4.
+        Larger groups, up to a whole row, become several groups of 128 with the same scale; codes get 4 or 8 bits.
         """
         encoding, size = self.encoding, self.encoding.group_size or self.shape[1]
         fitting = next((numbers for numbers in GROUP_SIZES if size % numbers == 0), 0)
         if encoding.kind in GROUPED_KINDS and fitting:
-            return f"{GROUPED_KINDS[encoding.kind]}{max(4, encoding.bits)}_G{fitting}"
+            return f"{GROUPED_KINDS[encoding.kind]}{encoding.code_bits}_G{fitting}"
         return str(encoding)
 
     @property
@@ -91,6 +96,12 @@ class PackedMatrix:
         """True if the headers let inputs belong to groups out of order (act-order)."""
         is_ordered = self.encoding.is_ordered and "weight_g_idx" not in self.parts
         return not is_ordered and self.encoding.group_size not in (0, self.shape[1])
+
+    @property
+    def has_plain_zeros(self) -> bool:
+        """True if zero points are signed bytes, as in older compressed-tensors files; False if they are packed."""
+        zeros = self.parts.get("weight_zero_point")
+        return zeros is not None and zeros.dtype == "I8"
 
     @property
     def num_bytes(self) -> int:

@@ -22,7 +22,7 @@
 #define SMOE_API
 #endif
 
-#define SMOE_ABI_VERSION 19
+#define SMOE_ABI_VERSION 20
 
 #ifdef __cplusplus
 extern "C" {
@@ -84,22 +84,31 @@ typedef struct smoe_store smoe_store;
 /* Read up to `bytes` bytes from `position` on; return their number, 0 at the end of the source, or a negative error
  * number (errno). Several threads call it at once. All numbers are multiples of 4096. */
 typedef int64_t smoe_read(void* context, void* memory, int64_t bytes, int64_t position);
+/* Let go of the memory that was read into, if it is where the source is mapped. */
+typedef void smoe_drop(void* context, void* memory, int64_t bytes, int64_t position);
 typedef struct {
     int64_t layers, experts, slots, slot_bytes, readers; /* experts of each layer; number of threads that read */
     const int64_t* positions;                            /* [layers, experts] in the source */
     const int64_t* expert_bytes; /* [layers] of each expert of a layer; at most slot_bytes, a multiple of 4096 */
-    void* memory;                /* [slots, slot_bytes] at an address that is a multiple of 4096 */
+    void* memory;                /* [slots, slot_bytes] at an address that is a multiple of 4096; NULL: where the source
+                                    is mapped */
     const void* mapped;          /* address of the source's first byte */
     smoe_read* read;
+    smoe_drop* drop; /* NULL if memory is not */
     void* context;
 } smoe_store_layout;
 typedef struct {
-    int64_t hits, misses; /* experts that a layer of a step needed: in memory, or to be read */
-    int64_t read_bytes;
-    int64_t waited_ns; /* time without anything to compute */
+    int64_t hits, misses;   /* experts that a layer of a step needed: in memory, or to be read */
+    int64_t read_bytes;     /* of those that were needed */
+    int64_t waited_ns;      /* time without anything to compute */
+    int64_t foreseen;       /* of the misses: those whose reads had begun before their layer did */
+    int64_t unneeded_bytes; /* that were read for layers that did not need them */
 } smoe_store_counts;
-/* The function that reads a file; context: its descriptor. */
+/* Functions for a file; context: its descriptor. smoe_populate reads into the page cache, and maps the pages where the
+ * file is mapped; smoe_unpopulate drops them from both, unless another process has mapped them. */
 SMOE_API int64_t smoe_read_file(void* context, void* memory, int64_t bytes, int64_t position);
+SMOE_API int64_t smoe_populate(void* context, void* memory, int64_t bytes, int64_t position);
+SMOE_API void smoe_unpopulate(void* context, void* memory, int64_t bytes, int64_t position);
 /* NULL if the threads cannot be started. The tables of the layout are copied. */
 SMOE_API smoe_store* smoe_store_create(const smoe_store_layout*);
 SMOE_API void smoe_store_destroy(smoe_store*);

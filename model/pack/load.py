@@ -65,11 +65,14 @@ def load_pack_in_part(
     num_slots: int,
     on_progress: OnProgress,
     read: Read | None = None,
+    *,
+    in_page_cache: bool = False,
 ) -> PackedModel:
     """Load the pack in `directory` with `num_slots` of its experts in memory; others are read when a step needs them.
 
-    `memory`: of all other weights. `read` reads experts in place of the file. The bits and errors are those of
-    load_pack(), and NativeUnavailableError if no threads can be started.
+    `memory`: of all other weights. `read` reads experts in place of the file. `in_page_cache`: experts stay in pages of
+    the mapped file, which the system may drop, instead of own memory. The bits and errors are those of load_pack(), and
+    NativeUnavailableError if no threads can be started.
     """
     header, file = checked_header(directory, config), directory / WEIGHTS_NAME
     experts = expert_tensors(header)
@@ -82,7 +85,7 @@ def load_pack_in_part(
     elif memory == "copy":
         tensors |= {tensor.name: copied_part(part) for tensor, part in zip(dense, parts, strict=True)}
     weights = StoredNetwork(config, tensors, header.matrices, ops.panel_size).weights()
-    weights = with_expert_store(weights, experts, content, file, ops, num_slots, read)
+    weights = with_expert_store(weights, experts, content, file, ops, num_slots, read, in_page_cache=in_page_cache)
     num_bytes = sum(tensor.num_bytes for tensor in dense)
     on_progress(num_bytes, num_bytes)
     return PackedModel(Mixtral(config, weights, ops), BackgroundReader(parts) if memory == "map" else None)

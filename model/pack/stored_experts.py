@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from model.checkpoint.pack.direct_file import open_direct
+from model.checkpoint.pack.direct_file import open_cached, open_direct
 from model.checkpoint.pack.experts import ExpertTensors
 from model.mixtral import LayerWeights, MixtralWeights
 from model.ops.native.expert_store import Read, StoredExperts
@@ -21,18 +21,22 @@ def with_expert_store(
     ops: NativeOps,
     num_slots: int,
     read: Read | None = None,
+    *,
+    in_page_cache: bool = False,
 ) -> MixtralWeights:
     """Return weights whose experts are read from `file` into `num_slots` slots.
 
-    `mapped`: the file's bytes, of which `weights` are views. `read` reads in place of the file. Raises CheckpointError,
-    MemoryError, and NativeUnavailableError if threads cannot be started.
+    `mapped`: the file's bytes, of which `weights` are views. `read` reads in place of the file. `in_page_cache`: the
+    slots are pages of the mapped file. Raises CheckpointError, MemoryError, and NativeUnavailableError if threads
+    cannot be started.
     """
     stored = StoredExperts(
         positions=[[tensor.start for tensor in layer] for layer in experts.layers],
         num_bytes=[layer[0].num_bytes for layer in experts.layers],
         mapped=mapped,
     )
-    store = ops.store_experts(stored, num_slots, str(file), open_direct(file) if read is None else read)
+    source = read or (open_cached(file) if in_page_cache else open_direct(file))
+    store = ops.store_experts(stored, num_slots, str(file), source, in_page_cache=in_page_cache)
 
     def stored_layer(index: int, layer: LayerWeights) -> LayerWeights:
         assert isinstance(layer.ffn, NativeMoe)

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -54,11 +54,11 @@ class Target:
 
 
 async def closed_loop(
-    target: Target, requests: Sequence[BenchRequest], num_clients: int, on_end: Callable[[], None] = lambda: None
+    target: Target, requests: Iterable[BenchRequest], num_clients: int, on_end: Callable[[], None] = lambda: None
 ) -> list[RequestTiming]:
     """Send all requests with `num_clients` clients; each sends its next request when its last one has ended.
 
-    `on_end` is called after each request.
+    `on_end` is called after each request. `requests` may be drawn while they are sent.
     """
     timings: list[RequestTiming] = []
     waiting = iter(requests)

@@ -67,11 +67,11 @@ def parse_options(given: Mapping[str, Any]) -> Options:
         api=cast("Api", api),
         ignore_eos=not given["no_ignore_eos"],
         kind=cast("PromptKind", "text" if api == "chat" else kind),
-        prompts=_parse_range("--prompt-tokens", given["prompt_tokens"]),
-        outputs=_parse_range("--output-tokens", given["output_tokens"]),
+        prompts=parse_range("--prompt-tokens", given["prompt_tokens"]),
+        outputs=parse_range("--output-tokens", given["output_tokens"]),
         vocab_size=given["vocab_size"],
         num_requests=given["requests"],
-        clients=_parse_clients(given["clients"]),
+        clients=parse_clients(given["clients"]),
         rate=given["rate"],
         trace=given["trace"],
         num_warm_up=given["warmup"],
@@ -79,7 +79,8 @@ def parse_options(given: Mapping[str, Any]) -> Options:
     )
 
 
-def _parse_clients(text: str) -> tuple[int, ...]:
+def parse_clients(text: str) -> tuple[int, ...]:
+    """Parse "1,4,16". Raises WorkloadError."""
     try:
         clients = tuple(map(int, text.split(",")))
     except ValueError:
@@ -89,7 +90,8 @@ def _parse_clients(text: str) -> tuple[int, ...]:
     return clients
 
 
-def _parse_range(flag: str, text: str) -> Range:
+def parse_range(flag: str, text: str) -> Range:
+    """Parse the value of a flag. Raises WorkloadError, which names it."""
     try:
         return Range.parse(text)
     except WorkloadError as error:

@@ -1,15 +1,12 @@
 /** Client of the server's API. Paths are relative, so that the page works behind a proxy's prefix. */
 
-const TITLES = new Map([
-  [0, "No connection"],
-  [400, "Invalid request"],
-  [401, "API key required"],
-  [404, "Not found"],
-  [408, "Timeout"],
-  [413, "Request too large"],
-  [429, "The server is busy"],
-  [503, "Not ready"],
-]);
+const TITLES = {
+  0: "No connection", 400: "Invalid request", 401: "API key required", 404: "Not found", 408: "Timeout", 413: "Request too large",
+  429: "The server is busy", 503: "Not ready",
+};
+const STORED_KEY = "smoe-api-key"; // in the tab's storage
+// Names this page to proxies, which keep its requests on one replica and its prefix cache. crypto.randomUUID exists only on secure origins.
+const SESSION_ID = [...crypto.getRandomValues(new Uint32Array(4))].map((part) => part.toString(16).padStart(8, "0")).join("");
 
 /** A failed request, with a message for the user. `status` is 0 without a response; `param` is the invalid field. */
 export class ApiError extends Error {
@@ -19,51 +16,32 @@ export class ApiError extends Error {
   }
 
   get title() {
-    return TITLES.get(this.status) ?? "The server failed";
+    return TITLES[this.status] ?? "The server failed";
   }
 }
 
-export class Api {
-  #getKey;
-  #sessionId = randomDigits(); // names this page to proxies, which keep its requests on one replica and its prefix cache
+/** The API key to send, or "" to send none. */
+export const key = () => sessionStorage.getItem(STORED_KEY) ?? "";
+export const setKey = (text) => sessionStorage.setItem(STORED_KEY, text);
 
-  /** `getKey` returns the API key to send, or "" to send none. */
-  constructor(getKey) {
-    this.#getKey = getKey;
-  }
+/** Resolves to the JSON at `path`. Throws ApiError. */
+export const read = async (path) => (await request(path, {})).json();
 
-  /** Resolves to the JSON at `path`. Throws ApiError. */
-  async read(path) {
-    return (await this.#fetch(path, {})).json();
-  }
+/** Resolves to a response with a 2xx status; `body` is JSON text. Throws ApiError, or AbortError after `signal`. */
+export const post = (path, body, signal) => request(path, { method: "POST", body, signal, headers: { "content-type": "application/json" } });
 
-  /** Resolves to a response with a 2xx status; `body` is JSON text. Throws ApiError, or AbortError after `signal`. */
-  post(path, body, signal) {
-    return this.#fetch(path, { method: "POST", body, signal, headers: { "content-type": "application/json" } });
-  }
-
-  async #fetch(path, init) {
-    const key = this.#getKey();
-    const headers = { "x-session-id": this.#sessionId, ...init.headers, ...(key && { authorization: `Bearer ${key}` }) };
-    let response;
-    try {
-      response = await fetch(path, { ...init, headers, cache: "no-store" });
-    } catch (error) {
-      if (error.name === "AbortError") throw error;
-      throw new ApiError("The server cannot be reached. Is it still running?");
-    }
-    if (!response.ok) throw await errorFromResponse(response);
-    return response;
-  }
+async function request(path, init) {
+  const headers = { "x-session-id": SESSION_ID, ...init.headers, ...(key() && { authorization: `Bearer ${key()}` }) };
+  const response = await fetch(path, { ...init, headers, cache: "no-store" }).catch((error) => {
+    throw error.name === "AbortError" ? error : new ApiError("The server cannot be reached. Is it still running?");
+  });
+  if (!response.ok) throw await errorFrom(response);
+  return response;
 }
 
-// crypto.randomUUID exists only on secure origins
-const randomDigits = () => [...crypto.getRandomValues(new Uint32Array(4))].map((part) => part.toString(16).padStart(8, "0")).join("");
-
-async function errorFromResponse(response) {
-  const { status } = response;
-  const retryAfter = response.headers.get("retry-after");
+async function errorFrom(response) {
+  const { status, headers } = response;
   const body = await response.json().catch(() => ({}));
   const { message = `The server answered with status ${status}.`, param, code } = body.error ?? {};
-  return new ApiError(message, { status, param, code, retryAfter, body });
+  return new ApiError(message, { status, param, code, retryAfter: headers.get("retry-after"), body });
 }

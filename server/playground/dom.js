@@ -23,6 +23,9 @@ export function drawn(tag, attributes, ...children) {
   return node;
 }
 
+/** Lets the browser save a blob as a file. */
+export const save = (blob, download) => element("a", { href: URL.createObjectURL(blob), download }).click();
+
 export const byId = (id) => document.getElementById(id);
 
 /** Calls `action` at events of a node, or of the page's element with this id. `types` are their names. */
@@ -48,6 +51,10 @@ export function button(text, onClick, { name, ...properties } = {}) {
   on(node, "click", onClick);
   return node;
 }
+
+/** Returns radio buttons that look like one switch. `labels` are their texts by value; the first one is chosen. */
+export const radios = (name, labels, chosen = Object.keys(labels)[0]) => Object.entries(labels).map(([value, text]) =>
+  element("label", { id: `${name}-${value}` }, element("input", { type: "radio", name, value, checked: value === chosen }), element("span", text)));
 
 export const labelled = (input, label) => element("label.field", element("span", label), input);
 

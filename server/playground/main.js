@@ -1,28 +1,29 @@
-import { Api } from "./api.js";
+import * as api from "./api.js";
+import "./controls/theme.js";
 import { byId, on } from "./dom.js";
-import { ExpertMap } from "./inside/experts.js";
-import { Dashboard } from "./inside/dashboard.js";
-import { ServerLoad } from "./inside/load.js";
-import { Playground } from "./playground.js";
-import { pollWhileVisible } from "./inside/poll.js";
-import { Sampling } from "./controls/sampling.js";
-import { themeButton } from "./controls/theme.js";
+import * as dashboard from "./inside/dashboard.js";
+import * as experts from "./inside/experts.js";
+import * as load from "./inside/load.js";
+import * as playground from "./playground.js";
 
-const POLL_MS = 2000;
-const STORED_KEY = "smoe-api-key";
+const POLL_MS = 2000; // from the end of a refresh to the next one
+const [panel, field, fault] = ["key-panel", "key", "key-fault"].map(byId);
+let timer = null;
+let isRefreshing = false;
 
-themeButton(byId("theme"));
-const getKey = () => sessionStorage.getItem(STORED_KEY) ?? "";
-const api = new Api(getKey);
-const experts = new ExpertMap(api);
-const load = new ServerLoad(api);
-const dashboard = new Dashboard(api);
-const isServerOpen = () => document.body.dataset.tab === "server";
-const playground = new Playground({ api, getKey, experts, sampling: new Sampling(byId("controls"), byId("more-controls")) });
+/** Refreshes the parts while the page is visible. One that fails does not keep the others from being shown. */
+async function refresh() {
+  clearTimeout(timer);
+  if (isRefreshing || document.hidden) return;
+  isRefreshing = true;
+  await refreshParts().finally(() => {
+    isRefreshing = false;
+    timer = setTimeout(refresh, POLL_MS);
+  });
+}
 
-/** Refreshes the panels. A part that fails does not keep the others from being shown. */
-const refreshNow = pollWhileVisible(POLL_MS, async () => {
-  for (const part of [() => load.refresh(), refreshModel, () => isServerOpen() && dashboard.refresh()]) {
+async function refreshParts() {
+  for (const part of [load.refresh, refreshModel, () => document.body.dataset.tab === "server" && dashboard.refresh()]) {
     try {
       await part();
     } catch (error) {
@@ -30,7 +31,7 @@ const refreshNow = pollWhileVisible(POLL_MS, async () => {
       else if (error.status === undefined) throw error; // a fault of this page, not of the server
     }
   }
-});
+}
 
 async function refreshModel() {
   if (load.phase === "unreachable") return;
@@ -39,28 +40,29 @@ async function refreshModel() {
   if (load.phase === "ready") playground.sendWaiting();
 }
 
+function requestKey() {
+  byId("key-button").classList.add("needed");
+  if (!api.key() && !panel.matches(":popover-open")) panel.showPopover();
+}
+
 on("mode", "change", ({ target }) => {
   if (target.value !== "server") return;
   document.body.dataset.tab = "server";
-  refreshNow();
+  refresh();
 });
-
-function requestKey() {
-  byId("key-button").classList.add("needed");
-  if (!getKey() && !byId("key-panel").matches(":popover-open")) byId("key-panel").showPopover();
-}
-
-on("key-panel", "submit", async (event) => {
+on(panel, "submit", async (event) => {
   event.preventDefault();
-  sessionStorage.setItem(STORED_KEY, byId("key").value.trim());
-  const fault = await api.read("v1/models").then(() => null, (error) => error);
-  byId("key-fault").hidden = fault === null;
-  if (fault) {
-    byId("key-fault").textContent = fault.status === 401 ? "The server does not accept this key." : fault.message;
-    byId("key").select();
+  api.setKey(field.value.trim());
+  const error = await api.read("v1/models").then(() => null, (refusal) => refusal);
+  fault.hidden = error === null;
+  if (error) {
+    fault.textContent = error.status === 401 ? "The server does not accept this key." : error.message;
+    field.select();
     return;
   }
   byId("key-button").classList.remove("needed");
-  byId("key-panel").hidePopover();
-  refreshNow();
+  panel.hidePopover();
+  refresh();
 });
+on(document, "visibilitychange", refresh);
+refresh();

@@ -317,6 +317,11 @@ class Settings(BaseModel):
         description="URL of an OpenTelemetry collector (OTLP over HTTP, such as http://127.0.0.1:4318) that gets a "
         "trace of each request, never its text. Needs the extra otel.",
     )
+    step_log: Annotated[Path | None, DefaultText("none")] = Field(
+        None,
+        description="File to which the engine appends a JSON line for each step: its time and how much it computed, "
+        "never text. For measurements; it grows without limit.",
+    )
     watch_event_loop: bool = Field(
         False, description="Log the stack of whatever blocks the event loop of the API process for more than 50 ms."
     )

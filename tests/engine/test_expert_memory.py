@@ -8,9 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.capacity.expert_memory import plan_expert_memory
+from engine.capacity.expert_memory import ExpertMemory, plan_cached_experts, plan_expert_memory
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError, FatalEngineError
+from engine.startup import loading
 from engine.startup.description import ready_message
 from model.checkpoint.config_file import load_config
 from model.checkpoint.pack.experts import expert_tensors
@@ -87,11 +88,45 @@ def test_auto_takes_what_is_left(packed: Path) -> None:
     model, _ = load_config(packed)
     for count in (2, 7):
         room = loaded.experts.dense_bytes + slots(packed, count + 1) - 1  # a byte too few for one more
-        for kv_bytes, free_bytes in ((None, room * 8 // 7), (1 << 30, room + (1 << 30) + 9)):  # an eighth, or as set
-            config = EngineConfig(model=str(packed), expert_memory="auto", kv_cache_memory_bytes=kv_bytes)
-            config = msgspec.structs.replace(config, ample_server_bytes=9 if kv_bytes else 0)
-            planned = plan_expert_memory(config, model, free_bytes)
-            assert planned is not None and planned.num_slots == count
+        auto = EngineConfig(model=str(packed), expert_memory="auto", max_num_batched_tokens=4, max_num_seqs=3)
+        planned = plan_expert_memory(auto, model, room * 8 // 7)
+        assert planned is not None and planned.num_slots == count, "an eighth is left"
+        hidden, outputs, logits = 4 * 2 * model.hidden_dim * 4, 4 * 2 * model.dim * 4, 3 * model.vocab_size * 4
+        beside = (1 << 30) + 9 + 2 * (hidden + outputs + logits)
+        config = msgspec.structs.replace(auto, kv_cache_memory_bytes=1 << 30, min_server_bytes=9, ample_server_bytes=99)
+        planned = plan_expert_memory(config, model, (room + beside) * 64 // 63)
+        assert planned is not None and planned.num_slots == count, "what is set, the least for requests and a 64th"
+
+
+def test_a_mapped_pack_that_is_too_large_keeps_what_fits_in_the_page_cache(packed: Path) -> None:
+    model, _ = load_config(packed)
+    config = EngineConfig(model=str(packed), weights_memory="map", max_num_batched_tokens=4, max_num_seqs=3)
+    whole = plan_expert_memory(msgspec.structs.replace(config, expert_memory=slots(packed, 40)), model, 1 << 40)
+    assert whole is not None and whole.num_experts == 40 and not whole.in_page_cache
+    step = 2 * 4 * (4 * 2 * (model.hidden_dim + model.dim) + 3 * model.vocab_size)
+    room = (whole.dense_bytes + slots(packed, 8) - 4 + step) * 32 // 29  # a 16th for the KV cache, a 32nd for the rest
+    planned = plan_cached_experts(config, model, room)
+    assert planned == ExpertMemory(7, whole.slot_bytes, 40, whole.dense_bytes, in_page_cache=True)
+    assert plan_cached_experts(config, model, 1 << 40) is None, "all fit"
+    assert plan_cached_experts(config, model, 1 << 16) is None, "not even the least number fits"
+    for other in ({"weights_memory": "lock"}, {"expert_memory": "auto"}, {"tensor_parallel_size": 2}):
+        assert plan_cached_experts(msgspec.structs.replace(config, **other), model, room) is None
+
+
+def test_an_engine_whose_experts_are_in_the_page_cache_gives_the_same_answers(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resident = LocalEngine(packed, **SMALL)
+    sizes = LocalEngine(packed, expert_memory="auto", **SMALL)._engine.loaded.experts
+    assert sizes is not None
+    few = ExpertMemory(5, sizes.slot_bytes, sizes.num_experts, sizes.dense_bytes, in_page_cache=True)
+    monkeypatch.setattr(loading, "plan_cached_experts", lambda config, model, free_bytes: few)
+    cached = LocalEngine(packed, **SMALL)
+    assert cached.fingerprint == resident.fingerprint
+    assert answers_of(cached) == answers_of(resident)
+    ready, before = (ready_message(one._engine.config, one._engine.loaded) for one in (cached, resident))
+    assert ready.expert_slots == 5 and before.expert_slots == 0
+    assert ready.mapped_bytes == ready.weight_bytes == before.weight_bytes, "the system may drop all of them"
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [

@@ -116,8 +116,11 @@ KEPT = {
     "compressed-tensors, zeros": "INT4_G32",
     "compressed-tensors, act-order": "INT4_G32",
     "compressed-tensors INT8": "INT8_G64",
+    "compressed-tensors INT8, zeros": "INT8_G64",
     "MLX": "AFFINE4_G32",
     "MLX 8-bit": "AFFINE8_G32",
+    "MLX 3-bit": "AFFINE4_G32",
+    "MLX 6-bit": "AFFINE8_G64",
 }
 
 

@@ -1,7 +1,8 @@
 """Time of attention over bfloat16 and int8 caches: python -m tests.measure.attention_speed [OTHER_LIBRARY]
 
 32 heads, 8 KV heads of 128, blocks of 16 positions in random order, on copies of the caches that no CPU cache holds.
-OTHER_LIBRARY is the libsmoe_native.so of another version with caches in rows; its calls take turns with this version's.
+OTHER_LIBRARY is the libsmoe_native.so of another version, with caches in rows or, by --tiles, in tiles; its calls take
+turns with this version's.
 Prints the least time of each (CPU time, if of one thread), and whether both gave the same bits.
 """
 
@@ -109,7 +110,9 @@ def _attend(
     return library.attend(dtype, q, *sets[copy], tables, shape)
 
 
-def measure(libraries: list[Library], shape: Shape, seconds: float, threads: int, cold_bytes: int) -> None:
+def measure(
+    libraries: list[Library], shape: Shape, seconds: float, threads: int, cold_bytes: int, other_in_tiles: bool
+) -> None:
     """Print one line for a shape."""
     blocks = shape.sequences * shape.context // BLOCK_SIZE
     generator = torch.Generator().manual_seed(1)
@@ -120,7 +123,8 @@ def measure(libraries: list[Library], shape: Shape, seconds: float, threads: int
     copies = max(1, -(-cold_bytes // smallest))
     for dtype in DTYPES:
         k, v = caches(blocks, dtype)
-        layouts = [(k, v), (in_tiles(k, is_keys=True), in_tiles(v, is_keys=False))]
+        tiles = in_tiles(k, is_keys=True), in_tiles(v, is_keys=False)
+        layouts = [tiles if other_in_tiles else (k, v), tiles]
         tables = torch.randperm(blocks, generator=torch.Generator().manual_seed(2)).int().view(shape.sequences, -1)
         for library, (keys, values) in zip(libraries, layouts[-len(libraries) :], strict=True):
             sets = [(huge(keys), huge(values)) for _ in range(copies)]
@@ -148,6 +152,7 @@ def main() -> None:
     """Measure all shapes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("other", nargs="?", type=Path)
+    parser.add_argument("--tiles", action="store_true", help="the other version has caches in tiles too")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--isa", default=NativeLibrary().isas()[-1])
     parser.add_argument("--seconds", type=float, default=8.0, help="for each shape")
@@ -161,7 +166,8 @@ def main() -> None:
     names = ("before", "now")[-len(libraries) :]
     sys.stdout.write(f"ms: {[f'{dtype} {name}' for dtype in DTYPES for name in names]}\n")
     for shape in chosen:
-        measure(libraries, shape, arguments.seconds, arguments.threads, 0 if arguments.hot else COLD_BYTES)
+        cold_bytes = 0 if arguments.hot else COLD_BYTES
+        measure(libraries, shape, arguments.seconds, arguments.threads, cold_bytes, arguments.tiles)
 
 
 if __name__ == "__main__":

@@ -82,7 +82,11 @@ def measure(engine: LocalEngine, num_clients: int, warm_up: int, count: int, rat
     assert experts is not None
     decoding = Decoding(engine, num_clients, warm_up + count + 2)
     decoding.steps(warm_up)
+    store = engine._engine.loaded.expert_store
+    assert store is not None
+    before = store.counts()
     seconds, reads = decoding.steps(count)
+    after = store.counts()
     decoding.end()
     hits, misses = sum(one.num_hits for one in reads), sum(one.num_misses for one in reads)
     needed_bytes = count * experts.dense_bytes + (hits + misses) * experts.slot_bytes
@@ -94,6 +98,8 @@ def measure(engine: LocalEngine, num_clients: int, warm_up: int, count: int, rat
         hit_rate=hits / max(1, hits + misses),
         experts_per_layer=(hits + misses) / count / engine._engine.loaded.config.num_layers,
         read_gb_per_s=sum(one.num_bytes for one in reads) / seconds / 1e9,
+        foreseen=(after.foreseen - before.foreseen) / max(1, misses),
+        unneeded_share=(after.unneeded_bytes - before.unneeded_bytes) / max(1, sum(one.num_bytes for one in reads)),
         waited=sum(one.waited_s for one in reads) / seconds,
         formula_s=formula_s,
         share=formula_s * count / seconds,

@@ -1,13 +1,16 @@
 """Compare the quality of GGUF files here and in llama.cpp.
 
-    python -m tests.measure.gguf_quality --llama BIN [--text FILE] [--chunks N] FILE.gguf ...
+    python -m tests.measure.gguf_quality --llama BIN [--text FILE ...] [--chunks N] FILE.gguf ...
 
 BIN is the folder of llama-perplexity. Without --text it uses the Python files that the bundled model was not trained
-on. Prints, per file, the perplexity of the same text by the same rule (windows of 256 tokens that start with <s>, the
-second half counts), and the distance of log probabilities from those of the decoded weights in float32: their root
-mean square, which the few tokens decide that are sent to other experts, and the median over positions of each
+on. Prints, per file and text, the perplexity of the same text by the same rule (windows of 256 tokens that start with
+<s>, the second half counts), and the distance of log probabilities from those of the decoded weights in float32: their
+root mean square, which the few tokens decide that are sent to other experts, and the median over positions of each
 position's. llama-perplexity writes log probabilities in steps of 0.0002; both sides leave out those near its lower
-limit.
+limit. With several texts a row for all of them follows.
+
+In brackets: intervals of 95 % by drawing windows anew, the same for both programs. Those of the perplexity leave out
+tokens near the lower limit, too.
 """
 
 import argparse
@@ -15,6 +18,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +37,7 @@ from model.ops.interface import Ops
 from model.ops.native.library import NativeLibrary
 from model.ops.native.ops import NativeOps
 from model.ops.reference.ops import ReferenceOps
+from tests.measure.bootstrap import Windows, bootstrap_interval
 
 CPU = torch.device("cpu")
 CONTEXT_LEN = 256
@@ -53,35 +58,64 @@ class SavedLogits:
 
 @dataclass
 class Score:
-    """Sums over scored positions."""
+    """One program's scored positions: lists are by window, distances by position."""
 
-    nats: float = 0.0
-    num_positions: int = 0
-    squares: float = 0.0
-    num_logprobs: int = 0
+    nats: list[float] = field(default_factory=list)  # of the next tokens
+    paired_nats: list[float] = field(default_factory=list)  # of those that are not near the lower limit
+    squares: list[float] = field(default_factory=list)
+    num_logprobs: list[int] = field(default_factory=list)
     distances: list[float] = field(default_factory=list)  # root mean square of each position
 
     def add(self, ours: Tensor, exact: Tensor, token_ids: Tensor) -> None:
-        """Add log probabilities [T, V], those of the decoded weights, and the actual next tokens [T]."""
+        """Add a window: log probabilities [T, V], those of the decoded weights, and the actual next tokens [T]."""
         near = exact > exact.max(-1, keepdim=True).values - CLIPPED_NATS
         squares = torch.where(near, ours - exact, 0.0).double() ** 2  # [T, V]
-        self.nats -= float(ours.gather(-1, token_ids[:, None]).double().sum())
-        self.num_positions += len(token_ids)
-        self.squares += float(squares.sum())
-        self.num_logprobs += int(near.sum())
+        nats = -ours.gather(-1, token_ids[:, None]).double()
+        self.nats.append(float(nats.sum()))
+        self.paired_nats.append(float((nats * near.gather(-1, token_ids[:, None])).sum()))
+        self.squares.append(float(squares.sum()))
+        self.num_logprobs.append(int(near.sum()))
         self.distances += (squares.sum(-1) / near.sum(-1)).sqrt().tolist()
+
+    def extend(self, other: "Score") -> None:
+        """Append another text's windows."""
+        for name in self.__dataclass_fields__:
+            getattr(self, name).extend(getattr(other, name))
 
     @property
     def perplexity(self) -> float:
-        return float(np.exp(self.nats / self.num_positions))
+        return float(np.exp(sum(self.nats) / len(self.distances)))
 
     @property
     def distance(self) -> float:
-        return float((self.squares / self.num_logprobs) ** 0.5)
+        return float((sum(self.squares) / sum(self.num_logprobs)) ** 0.5)
 
     @property
     def median_distance(self) -> float:
         return float(np.median(self.distances))
+
+
+class Comparison:
+    """Two programs' scores of the same windows."""
+
+    def __init__(self, ours: Score, theirs: Score) -> None:
+        self.num_windows = len(ours.nats)
+        self._nats = np.array(ours.paired_nats) - np.array(theirs.paired_nats)
+        self._squares = [np.array(score.squares) for score in (ours, theirs)]
+        self._distances = [np.array(score.distances).reshape(self.num_windows, -1) for score in (ours, theirs)]
+
+    def perplexity_percent(self, windows: Windows) -> float:
+        """Return by how many percent our perplexity of these windows is above theirs."""
+        positions = len(windows) * self._distances[0].shape[1]
+        return float(100 * np.expm1(self._nats[windows].sum() / positions))
+
+    def distance_ratio(self, windows: Windows) -> float:
+        ours, theirs = (squares[windows].sum() for squares in self._squares)
+        return float((ours / theirs) ** 0.5)
+
+    def median_ratio(self, windows: Windows) -> float:
+        ours, theirs = (np.median(distances[windows]) for distances in self._distances)
+        return float(ours / theirs)
 
 
 def run_llama_perplexity(folder: Path, file: Path, text: Path, num_chunks: int) -> tuple[float, SavedLogits]:
@@ -151,18 +185,43 @@ def logprobs_of(network: Mixtral, dtype: KvDtype, token_ids: Tensor) -> Tensor:
     return network.forward(batch, KvPool(network.config, 2, length, dtype, CPU)).float().log_softmax(-1)
 
 
-def row(file: Path, printed: float, scores: dict[str, Score]) -> str:
-    """Format one file's scores as a row of the table."""
+def row(name: str, printed: float, scores: dict[str, Score]) -> str:
+    """Format the scores of one file and text as a row of the table."""
     theirs = scores["llama.cpp"]
-    cells = [file.stem, f"{scores['decoded'].perplexity:.4f}", f"{printed:.4f}"]
-    for name in ("bfloat16", "float32"):
-        cells.append(f"{scores[name].perplexity:.4f} ({100 * (scores[name].perplexity / printed - 1):+.3f} %)")
+    compared = {dtype: Comparison(scores[dtype], theirs) for dtype in ("bfloat16", "float32")}
+    num_windows = compared["bfloat16"].num_windows
+    cells = [name, str(num_windows), f"{scores['decoded'].perplexity:.4f}", f"{printed:.4f}"]
+    for dtype, both in compared.items():
+        low, high = bootstrap_interval(both.perplexity_percent, num_windows)
+        above = 100 * (scores[dtype].perplexity / printed - 1)
+        cells.append(f"{scores[dtype].perplexity:.4f} ({above:+.3f} % [{low:+.3f}, {high:+.3f}])")
     cells.append(f"{theirs.distance:.4f}")
-    for name in ("bfloat16", "float32"):
-        ratio = scores[name].distance / theirs.distance
-        of_median = scores[name].median_distance / theirs.median_distance
-        cells.append(f"{scores[name].distance:.4f} ({ratio:.2f} x, median {of_median:.2f} x)")
+    for dtype, both in compared.items():
+        ratio = scores[dtype].distance / theirs.distance
+        of_median = scores[dtype].median_distance / theirs.median_distance
+        low, high = bootstrap_interval(both.distance_ratio, num_windows)
+        least, most = bootstrap_interval(both.median_ratio, num_windows)
+        median = f"median {of_median:.3f} x [{least:.3f}, {most:.3f}]"
+        cells.append(f"{scores[dtype].distance:.4f} ({ratio:.2f} x [{low:.2f}, {high:.2f}], {median})")
     return f"| {' | '.join(cells)} |"
+
+
+def compare(llama: Path, file: Path, texts: Iterable[Path], num_chunks: int) -> None:
+    """Print a row per text, and one for all."""
+    together: dict[str, Score] = {}
+    printed_nats = 0.0
+    names = []
+    for text in texts:
+        printed, saved = run_llama_perplexity(llama, file, text, num_chunks)
+        scores = scores_of(file, saved)
+        names.append(text.stem)
+        write(row(f"{file.stem}, {text.stem}", printed, scores))
+        printed_nats += float(np.log(printed)) * len(scores["llama.cpp"].nats)
+        for name, score in scores.items():
+            together.setdefault(name, Score()).extend(score)
+    if len(names) > 1:
+        printed = float(np.exp(printed_nats / len(together["llama.cpp"].nats)))
+        write(row(f"{file.stem}, {' and '.join(names)}", printed, together))
 
 
 def write(text: str) -> None:
@@ -174,22 +233,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE.gguf")
     parser.add_argument("--llama", type=Path, required=True, metavar="BIN")
-    parser.add_argument("--text", type=Path)
-    parser.add_argument("--chunks", type=int, default=200)
+    parser.add_argument("--text", type=Path, action="append", default=[], metavar="FILE")
+    parser.add_argument("--chunks", type=int, default=200, help="windows of each text")
     arguments = parser.parse_args()
-    header = ["file", "perplexity, decoded", "llama.cpp", "bfloat16", "float32"]
+    header = ["file and text", "windows", "perplexity, decoded", "llama.cpp", "bfloat16", "float32"]
     header += ["distance, llama.cpp", "bfloat16", "float32"]
     write(f"| {' | '.join(header)} |")
     write("|---" * len(header) + "|")
     torch.set_num_threads(1)  # waiting threads cost more than they save while other programs run
     with tempfile.TemporaryDirectory() as directory:
-        text = arguments.text or Path(directory) / "text"
-        if arguments.text is None:
+        texts = arguments.text or [Path(directory) / "Python"]
+        if not arguments.text:
             wanted = arguments.chunks * CONTEXT_LEN * MAX_CHARACTERS_PER_TOKEN
-            text.write_text("\n".join(load_python().held_out)[:wanted])
+            texts[0].write_text("\n".join(load_python().held_out)[:wanted])
         for file in arguments.files:
-            printed, saved = run_llama_perplexity(arguments.llama, file, text, arguments.chunks)
-            write(row(file, printed, scores_of(file, saved)))
+            compare(arguments.llama, file, texts, arguments.chunks)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,14 @@
 
 One model with random weights (bench-400m) computes every step; its sampled tokens are replaced by those of real texts,
 so that drafts are right as often as they are with a model that writes these texts. The engines with and without drafts
-take turns. Prints a line for each text and number of requests: tokens per second of both, their ratio, drafted tokens
-and how many were right. Times count from the first token of the last request. About 5 minutes on two idle cores.
+take turns. Prints a line for each text and number of requests: tokens per second of both and their ratio, from the
+first token of the last request that finds a place at once to the end of all; the same in the steps with all places
+taken; drafted tokens, and how many were right. About 5 minutes on two idle cores.
+
+Requests that begin together do not end together with drafts: the last ones run beside free places, which those of a
+server whose clients come again do not. --replies N has N texts for the places, in turns.
+
+--model PATH takes a checkpoint with the bundled model's tokenizer. --steps prints what the steps did.
 
 "json" replies follow a schema of fields with names of their own; their values are those of the prompt.
 
@@ -19,6 +25,7 @@ import random
 import statistics
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,13 +37,14 @@ from torch import Tensor
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.startup.assembly import LoadedModel
-from engine.startup.loading import load_random
+from engine.startup.loading import load, load_random
 from engine.types import Request, SamplingParams
 from model.bench.shapes import PRESETS
 from model.sampling_batch import IntParam, SampledRows, SamplingRows
 from server.structured_output.constraints import schema_constraint
 from server.tokenizer.tokenizer import load_tokenizer
 from tests.measure.speculation_servers import compare_servers
+from tests.measure.speculation_steps import StepLog
 from tests.support.paths import DEMO, ROOT
 
 PROMPT_TOKENS, REPLY_TOKENS = 600, 240
@@ -95,18 +103,20 @@ class ReplayedOps:
 
     def __init__(self, ops: Any, texts: list[Text]) -> None:
         self._ops = ops
-        self.texts = texts
+        self._replies = torch.tensor([text.reply for text in texts])
+        self._prompt_lens = torch.tensor([len(text.prompt) for text in texts])
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._ops, name)
 
     def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
         sampled: SampledRows = self._ops.sample(logits, rows)
-        places = rows.int_params[:, [IntParam.SEED, IntParam.NUM_TOKENS, IntParam.HISTORY_ROW]].tolist()
-        for index, (seed, num_tokens, history_row) in enumerate(places):
-            text = self.texts[seed]
-            token_id = text.reply[num_tokens - len(text.prompt)]
-            sampled.token_ids[index] = rows.history[history_row, num_tokens] = token_id
+        seeds, num_tokens, history_rows = rows.int_params[
+            :, [IntParam.SEED, IntParam.NUM_TOKENS, IntParam.HISTORY_ROW]
+        ].T
+        token_ids = self._replies[seeds, num_tokens - self._prompt_lens[seeds]]
+        sampled.token_ids[:] = token_ids
+        rows.history[history_rows, num_tokens] = token_ids.int()
         return sampled
 
 
@@ -187,73 +197,98 @@ def _json_value(rng: random.Random, kind: str) -> str | int | bool:
 
 
 @dataclass
-class Run:
-    """One run of all texts together."""
+class Pace:
+    """Tokens and the time that they took."""
 
-    tokens_per_s: float
-    drafted: int
-    accepted: int
+    tokens: int = 0
+    seconds: float = 0.0
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens / max(self.seconds, 1e-9)
+
+
+@dataclass
+class Run:
+    """One run of all texts."""
+
+    whole: Pace
+    full: Pace  # of the steps after which no place was free
+    drafted: int = 0
+    accepted: int = 0
 
 
 def run_texts(engine: Engine, texts: list[Text], first_id: int, clock: Clock) -> Run:
-    """Generate all replies together. Times count from the first token of the last request."""
-    left: dict[int, int] = {}
+    """Generate all replies, as many at a time as the engine has places. Times count from the first token of the last
+    request that finds a place at once."""
+    num_places = min(engine.config.max_num_seqs, len(texts))
     for number, text in enumerate(texts):
         params = SamplingParams(max_tokens=len(text.reply), ignore_eos=True, temperature=0.0, seed=number)
         engine.add(Request(first_id + number, text.prompt, params, grammar=text.grammar))
-        left[first_id + number] = len(text.reply)
-    started, start_s, num_tokens, drafted, accepted = 0, 0.0, 0, 0, 0
+    started: set[int] = set()
+    run = Run(Pace(), Pace())
     while engine.has_work():
+        start_s, is_counted = clock(), len(started) >= num_places
         step = engine.step()
+        seconds = clock() - start_s
         for output in step.outputs:
             if output.error:
                 raise SystemExit(f"a request ended: {output.error}")
-            started += left[output.request_id] == REPLY_TOKENS
-            left[output.request_id] -= len(output.token_ids)
-        if start_s:
-            num_tokens += step.stats.num_generated_tokens
-            drafted += step.stats.num_drafted_tokens
-            accepted += step.stats.num_accepted_tokens
-        elif started == len(texts):
-            start_s = clock()
-    return Run(num_tokens / (clock() - start_s), drafted, accepted)
+            started.add(output.request_id)
+        if is_counted:
+            for pace in (run.whole, run.full) if step.stats.num_running == num_places else (run.whole,):
+                pace.tokens += step.stats.num_generated_tokens
+                pace.seconds += seconds
+            run.drafted += step.stats.num_drafted_tokens
+            run.accepted += step.stats.num_accepted_tokens
+    return run
 
 
-def compare(
-    loaded: LoadedModel, config: EngineConfig, kind: str, count: int, clock: Clock, rounds: int = NUM_ROUNDS
-) -> None:
-    """Print the line of one kind of text and number of requests."""
-    texts = make_texts(kind, count)
+def compare(loaded: LoadedModel, config: EngineConfig, kind: str, count: int, clock: Clock, options: Namespace) -> None:
+    """Print the line of one kind of text and number of requests at a time."""
+    texts = make_texts(kind, max(count, options.replies or 0))
     loaded.runner.sampler._ops = ReplayedOps(loaded.runner.model.ops, texts)
     vocabulary = load_tokenizer(DEMO).vocabulary()
-    engines = {mode: Engine(_with(config, mode), loaded, vocabulary, clock) for mode in ("off", "auto")}
-    runs: dict[str, list[Run]] = {mode: [] for mode in engines}
-    for number in range(rounds + 1):
+    modes = ("off", "auto")
+    engines = {mode: Engine(_with(config, mode, count), loaded, vocabulary, clock) for mode in modes}
+    runs: dict[str, list[Run]] = {mode: [] for mode in modes}
+    logs = {}
+    for number in range(options.rounds + 1):
+        if number == 1 and options.steps:
+            logs = {mode: StepLog(engine) for mode, engine in engines.items()}
         for mode, engine in engines.items():
             run = run_texts(engine, texts, number * len(texts), clock)
             if number:  # the first round fills the prefix cache
                 runs[mode].append(run)
-    off, auto = (statistics.median(run.tokens_per_s for run in of_mode) for of_mode in runs.values())
+    off, auto = (statistics.median(run.whole.tokens_per_s for run in runs[mode]) for mode in modes)
+    full_off, full_auto = (statistics.median(run.full.tokens_per_s for run in runs[mode]) for mode in modes)
     drafted, accepted = (sum(getattr(run, name) for run in runs["auto"]) for name in ("drafted", "accepted"))
     sys.stdout.write(
         f"{kind:8s} {count:3d} requests: {off:7.1f} tok/s off, {auto:7.1f} auto, {auto / off:5.2f} x; "
+        f"all places taken {full_off:7.1f}, {full_auto:7.1f}, {full_auto / full_off:5.2f} x; "
         f"{drafted} drafted, {accepted} right\n"
     )
     sys.stdout.flush()
+    for log in logs.values():
+        log.print()
 
 
-def _with(config: EngineConfig, mode: Any) -> EngineConfig:
-    return EngineConfig(**{name: getattr(config, name) for name in config.__struct_fields__} | {"speculation": mode})
+def _with(config: EngineConfig, mode: str, num_places: int) -> EngineConfig:
+    fields = {name: getattr(config, name) for name in config.__struct_fields__}
+    return EngineConfig(**fields | {"speculation": mode, "max_num_seqs": num_places})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.measure.speculation")
     parser.add_argument("--preset", default="bench-400m", choices=["bench-400m", "tiny"])
     parser.add_argument("--quantization", default="none", choices=["none", "int8", "int4"])
-    parser.add_argument("--requests", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--model", type=Path, help="checkpoint instead of the preset")
+    parser.add_argument("--requests", type=int, nargs="+", default=[1, 16], help="at a time (default: 1 16)")
+    parser.add_argument("--replies", type=int, help="in all (default: as many as requests)")
     parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
     parser.add_argument("--rounds", type=int, default=NUM_ROUNDS, help="default: %(default)s")
     parser.add_argument("--threads", type=int, help="default: one for each core")
+    parser.add_argument("--steps", action="store_true", help="print what the steps did (speculation_steps.py)")
     parser.add_argument("--cpu-time", action="store_true")
     parser.add_argument("--llama-server", type=Path, metavar="PATH", help="program of llama.cpp to time beside it")
     options = parser.parse_args()
@@ -261,16 +296,16 @@ def main() -> None:
     clock = time.process_time if options.cpu_time else time.perf_counter
     shape = PRESETS[options.preset]
     config = EngineConfig(
-        model="",
+        model=str(options.model or ""),
         quantization=options.quantization,
         threads=1 if options.cpu_time else options.threads,
         max_model_len=PROMPT_TOKENS + REPLY_TOKENS + 8,
         max_num_batched_tokens=512,
     )
-    loaded = load_random(config, shape)
+    loaded = load(config, lambda phase, done, total: None) if options.model else load_random(config, shape)
     for count in options.requests:
         for kind in options.kinds:
-            compare(loaded, config, kind, count, clock, options.rounds)
+            compare(loaded, config, kind, count, clock, options)
     if options.llama_server:
         compare_servers(options.llama_server, options.threads)
 

@@ -40,6 +40,7 @@ class Simulation:
         self.scheduler.drafter = self.drafter if setup.drafts else None
         self.shares = ShareCheck(self.scheduler, may_lack_blocks=bool(kth or rates.get("allocate")))
         self.scheduler.plan = self.shares.plan  # type: ignore[method-assign]
+        self.scheduler.apply = self.shares.apply  # type: ignore[method-assign]
         pool = self.scheduler.block_manager.pool
         assert isinstance(pool, FaultyPool)
         self.pool = pool

@@ -41,6 +41,10 @@ class GgufShape:
     seed: int = 0
     fields: Mapping[str, Any] = field(default_factory=dict)  # set after the usual fields; None removes one
     tensors_per_part: int = 0  # 0: a single file
+    empty_first_part: bool = False  # of several: it has the fields alone
+    alignment: int = 32  # of the tensors, in bytes
+    shuffled: bool = False  # tensors in a random order
+    num_dims: int = 0  # at least so many dimensions are listed for each tensor, the outer ones 1
 
 
 def all_of(type_name: str) -> Callable[[str], Type]:
@@ -59,23 +63,31 @@ def q4_k_m(name: str) -> Type:
 def write_gguf(path: Path, shape: GgufShape, type_of: Callable[[str], Type] = q4_k_m) -> dict[str, Floats]:
     """Write a file; return its weights by their names and in the order of Hugging Face's classic layout."""
     rng = np.random.default_rng(shape.seed)
-    writer = gguf.GGUFWriter(path, "llama", split_max_tensors=shape.tensors_per_part)
+    writer = gguf.GGUFWriter(
+        path, "llama", split_max_tensors=shape.tensors_per_part, small_first_shard=shape.empty_first_part
+    )
+    if shape.alignment != 32:
+        writer.add_custom_alignment(shape.alignment)
     for key, value in (usual_fields(shape) | dict(shape.fields)).items():
         add_field(writer, key, value)
     expected: dict[str, Floats] = {}
+    tensors: list[tuple[str, NDArray[Any]]] = []
     for name, size, targets in tensors_of(shape):
         if len(size) < 3:
             raw, expected[targets[0]] = random_tensor(rng, size, type_of(name))
-            writer.add_tensor(name, raw, raw_dtype=type_of(name))
+            tensors.append((name, raw))
             continue
         names = [name if shape.merged else name.replace("_exps", f".{expert}") for expert in range(len(targets))]
         experts = [random_tensor(rng, size[1:], type_of(one)) for one in names]
         expected |= {target: weight for target, (_, weight) in zip(targets, experts, strict=True)}
-        if shape.merged:
-            writer.add_tensor(name, np.stack([raw for raw, _ in experts]), raw_dtype=type_of(name))
-        else:
-            for one, (raw, _) in zip(names, experts, strict=True):
-                writer.add_tensor(one, raw, raw_dtype=type_of(one))
+        raws = [raw for raw, _ in experts]
+        tensors += [(name, np.stack(raws))] if shape.merged else zip(names, raws, strict=True)
+    order = rng.permutation(len(tensors)) if shape.shuffled else range(len(tensors))
+    for index in order:
+        name, raw = tensors[index]
+        least = raw[0] if raw.ndim == 3 and len(raw) == 1 else raw  # as llama-quantize writes a single expert
+        raw = least.reshape((1,) * (shape.num_dims - least.ndim) + least.shape)
+        writer.add_tensor(name, raw, raw_dtype=type_of(name))
     finish(writer)
     return _in_rotary_order(expected, shape)
 

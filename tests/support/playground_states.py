@@ -12,7 +12,7 @@ MARKDOWN = (
     "    with open(path) as file:\n        return file.read()\n```\n\n1. It closes the file.\n"
     "2. `open` raises *OSError*:\n   - no such file\n"
     "   - no permission\n\n> Errors should never pass silently.\n\n"
-    "| mode | meaning |\n|------|---------|\n| r    | read    |\n"
+    "| mode | meaning | bytes |\n|------|:-------:|------:|\n| r    | read | 1,024 |\n| rb | read **bytes** | 16 |\n"
 )
 PROSE = "in her power to refuse; and she was obliged to be silent, till the carriage came to the door."
 
@@ -97,9 +97,23 @@ def streaming(visit: Visit, stub: StubServer) -> None:
     visit.get("article.streaming .t").first.wait_for()
 
 
-def failed(visit: Visit, stub: StubServer) -> None:
+def calls(visit: Visit, stub: StubServer) -> None:
     stub.released.set()
     visit.wait_until_finished()
+    stub.calls, stub.finish_reason = [("get_weather", '{"city": "Oslo"}'), ("get_time", "{}")], "tool_calls"
+    say(visit, "And how is the weather?")
+    visit.wait_until_finished()
+    visit.get(".results textarea").first.fill("2 degrees, rain")
+    stub.calls, stub.finish_reason = [], "stop"
+
+
+def results(visit: Visit, stub: StubServer) -> None:
+    visit.get(".results button").click()
+    visit.wait_until_finished()
+    expect(visit.get("article.tool")).to_have_count(2)
+
+
+def failed(visit: Visit, stub: StubServer) -> None:
     stub.failure = (503, "overloaded")
     say(visit, "Say it again.")
     expect(visit.get("#failure")).to_contain_text("overloaded")
@@ -170,6 +184,11 @@ def sampling(visit: Visit, stub: StubServer) -> None:
     visit.get("#format").select_option("schema")
 
 
+def tools(visit: Visit, stub: StubServer) -> None:
+    visit.get("#format").select_option("tools")
+    expect(visit.get("#format-file")).to_be_visible()
+
+
 def experts(visit: Visit, stub: StubServer) -> None:
     if is_narrow(visit):
         visit.choose("view", "inside")
@@ -180,7 +199,7 @@ def experts(visit: Visit, stub: StubServer) -> None:
 
 # In this order; each begins where the one before has ended.
 STATES: tuple[Callable[[Visit, StubServer], None], ...] = (
-    empty, text, card, docked_card, inside_token, chat_empty, chat, branches, editing, streaming, failed, history,
-    renaming, compare, server, unreachable, without_key, loading, sampling, experts,
+    empty, text, card, docked_card, inside_token, chat_empty, chat, branches, editing, streaming, calls, results,
+    failed, history, renaming, compare, server, unreachable, without_key, loading, sampling, tools, experts,
 )  # fmt: skip
 EXPECTED_STATUSES = (401, 503)

@@ -27,6 +27,7 @@ class StubServer:
         self.phase = "ready"
         self.api_key: str | None = None
         self.tokens = ["An", " answer"]  # of every generation
+        self.calls: list[tuple[str, str]] = []  # tools that every answer in a chat calls: names and arguments
         self.finish_reason = "stop"
         self.breaks = False  # closes the connection behind the first token
         self.failure: tuple[int, str] | None = None  # status and code of every generation
@@ -130,6 +131,8 @@ class PageHandler(BaseHTTPRequestHandler):
         self.end_headers()
         stub = self.server_state
         try:
+            for chunk in call_events(stub.calls if is_chat else []):
+                self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
             for number, text in enumerate([*stub.tokens, ""]):
                 if number == 1 and stub.breaks:
                     return
@@ -172,6 +175,19 @@ def event(is_chat: bool, text: str, number: int, finish_reason: str | None) -> d
     }  # fmt: skip
     usage = {"prompt_tokens": 100, "completion_tokens": number + 1}
     return {"choices": [choice], "usage": usage, "seed": 7}
+
+
+def call_events(calls: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Return the chunks of calls: the name first, then the arguments in two parts, none with text."""
+    events = []
+    for index, (name, arguments) in enumerate(calls):
+        first = {"id": f"call{index:05}", "type": "function", "function": {"name": name, "arguments": ""}}
+        half = len(arguments) // 2
+        parts = [first, *({"function": {"arguments": part}} for part in (arguments[:half], arguments[half:]))]
+        for part in parts:
+            choice = {"delta": {"tool_calls": [{"index": index, **part}]}, "finish_reason": None}
+            events.append({"choices": [choice], "usage": {"prompt_tokens": 100, "completion_tokens": 1}, "seed": 7})
+    return events
 
 
 def gates(k: int) -> dict[str, Any]:

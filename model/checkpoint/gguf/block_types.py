@@ -30,7 +30,8 @@ BLOCK_TYPES = {
     30: BlockType("BF16", 1, 2),
 }
 
-# Known, but not decoded. Some need code books of thousands of entries.
+# Known, but not decoded. Some need code books of thousands of entries; 31 to 33 and 36 to 38 are Q4_0 and IQ4_NL in
+# the order of one kind of CPU, as files of 2024 may have them.
 UNSUPPORTED_TYPES = {
     4: "Q4_2",
     5: "Q4_3",
@@ -48,9 +49,18 @@ UNSUPPORTED_TYPES = {
     27: "I64",
     28: "F64",
     29: "IQ1_M",
+    31: "Q4_0_4_4",
+    32: "Q4_0_4_8",
+    33: "Q4_0_8_8",
     34: "TQ1_0",
     35: "TQ2_0",
+    36: "IQ4_NL_4_4",
+    37: "IQ4_NL_4_8",
+    38: "IQ4_NL_8_8",
     39: "MXFP4",
+    40: "NVFP4",
+    41: "Q1_0",
+    42: "Q2_0",
 }
 
 BY_NAME = {block_type.name: block_type for block_type in BLOCK_TYPES.values()}

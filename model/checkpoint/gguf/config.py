@@ -4,6 +4,7 @@ from typing import Literal
 
 from model.checkpoint.gguf.fields import GgufFields
 from model.checkpoint.gguf.file import GgufFile
+from model.checkpoint.gguf.tensors import without_ones
 from model.checkpoint.json_files import printable
 from model.config import MISTRAL, MISTRAL_EMBEDDING, MIXTRAL, ModelConfig
 
@@ -78,13 +79,26 @@ def _check_supported(top: GgufFields, fields: GgufFields) -> None:
         raise top.error(
             f"general.architecture is {printable(architecture)}; only 'llama' (Mixtral, Mistral) is supported"
         )
-    scaling = fields.text("rope.scaling.type")
-    if scaling not in (None, "none") or "rope.scale_linear" in fields:
-        raise fields.error(
-            f"llama.rope.scaling.type is {printable(scaling)}; scaled rotary positions are not supported"
-        )
+    _check_rope_scaling(fields)
+    if fields.flag("attention.causal") is False:
+        raise fields.error("llama.attention.causal is false; only causal attention is supported")
     if fields.integer("expert_shared_count", 0, 1 << 16, default=0):
         raise fields.error("llama.expert_shared_count is not 0; shared experts are not supported")
+
+
+def _check_rope_scaling(fields: GgufFields) -> None:
+    """Raise CheckpointError if rotary positions are scaled. A factor without a type is linear, as in llama.cpp."""
+    kind = fields.text("rope.scaling.type")
+    if kind == "none":
+        return
+    if kind not in (None, "linear"):
+        raise fields.error(f"llama.rope.scaling.type is {printable(kind)}; scaled rotary positions are not supported")
+    # The second name is that of files of 2023.
+    for name in ("rope.scaling.factor", "rope.scale_linear", "rope.scaling.attn_factor"):
+        if fields.get(name) not in (None, 0, 1):
+            raise fields.error(
+                f"llama.{name} is {printable(fields.get(name))}; scaled rotary positions are not supported"
+            )
 
 
 def _num_kv_heads(fields: GgufFields, num_heads: int) -> int:
@@ -143,14 +157,15 @@ def _context_len(
 def _vocab_size(file: GgufFile, top: GgufFields) -> int:
     """Return the rows of the embedding: llama.vocab_size may be absent, and the embedding may be padded."""
     embedding = file.tensors.get("token_embd.weight")
-    if embedding is None or len(embedding.shape) != 2:
+    shape = () if embedding is None else without_ones(embedding.shape)
+    if len(shape) != 2:
         raise top.error("tensor token_embd.weight is missing, or not a matrix")
-    return embedding.shape[0]
+    return shape[0]
 
 
 def _dtype(file: GgufFile) -> str:
     """Return float32 or float16 if all matrices are stored so, else bfloat16, in which quantized weights are served."""
-    types = {tensor.dtype for tensor in file.tensors.values() if len(tensor.shape) > 1}
+    types = {tensor.dtype for tensor in file.tensors.values() if len(without_ones(tensor.shape)) > 1}
     return {"F32": "float32", "F16": "float16"}.get(types.pop(), "bfloat16") if len(types) == 1 else "bfloat16"
 
 

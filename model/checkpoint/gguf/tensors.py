@@ -12,7 +12,7 @@ from model.checkpoint.errors import CheckpointError
 from model.checkpoint.gguf.file import GgufFile
 from model.checkpoint.json_files import printable
 from model.checkpoint.stored_tensor import StoredTensor
-from model.checkpoint.tensor_names import EMBEDDING, HEAD, NORM, and_more, expected_shapes
+from model.checkpoint.tensor_names import EMBEDDING, HEAD, NORM, Shape, and_more, expected_shapes
 from model.config import ModelConfig
 
 TOP_NAMES = {EMBEDDING: "token_embd.weight", NORM: "output_norm.weight", HEAD: "output.weight"}
@@ -50,12 +50,17 @@ def gguf_tensors(file: GgufFile, config: ModelConfig) -> dict[str, StoredTensor]
         del shapes[HEAD]
     for name, shape in shapes.items():
         stored_name, tensor = _find(file, name, config)
-        if tensor.shape != shape:
+        if without_ones(tensor.shape) != without_ones(shape):
             raise _error(file, stored_name, f"has shape {list(tensor.shape)}, but the config requires {list(shape)}")
         used.add(stored_name)
-        found[name] = replace(tensor, name=name, interleaved_heads=_interleaved_heads(name, config))
+        found[name] = replace(tensor, name=name, shape=shape, interleaved_heads=_interleaved_heads(name, config))
     _check_all_used(file.tensors, used, file)
     return found
+
+
+def without_ones(shape: Shape) -> Shape:
+    """Return the shape without its outer dimensions of 1: a file may list them or not, as llama.cpp reads it."""
+    return without_ones(shape[1:]) if len(shape) > 1 and shape[0] == 1 else shape
 
 
 def _find(file: GgufFile, name: str, config: ModelConfig) -> tuple[str, StoredTensor]:
@@ -86,10 +91,12 @@ def _candidates(name: str) -> Iterator[tuple[str, int | None]]:
 
 
 def _expert_of(file: GgufFile, merged: StoredTensor, expert: int, num_experts: int) -> StoredTensor:
-    if len(merged.shape) != 3 or merged.shape[0] != num_experts:
+    shape = without_ones(merged.shape)
+    shape = (1, *shape) if num_experts == 1 else shape
+    if len(shape) != 3 or shape[0] != num_experts:
         raise _error(file, merged.name, f"has shape {list(merged.shape)}, but the model has {num_experts} experts")
     num_bytes = merged.num_bytes // num_experts
-    return replace(merged, shape=merged.shape[1:], start=merged.start + expert * num_bytes, num_bytes=num_bytes)
+    return replace(merged, shape=shape[1:], start=merged.start + expert * num_bytes, num_bytes=num_bytes)
 
 
 def _interleaved_heads(name: str, config: ModelConfig) -> int:

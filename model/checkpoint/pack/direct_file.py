@@ -24,6 +24,14 @@ def open_direct(file: Path) -> int:
     return descriptor
 
 
+def open_cached(file: Path) -> int:
+    """Open a file for reads through the page cache. Return the descriptor. Raises CheckpointError."""
+    try:
+        return os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
+
+
 def _open(file: Path, flag: int) -> int | None:
     """Open the file and read its first page; None if the file system refuses reads of this kind."""
     descriptor = None

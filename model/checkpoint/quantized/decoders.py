@@ -74,7 +74,9 @@ def _grouped(matrix: PackedMatrix, parts: Parts) -> CodesInGroups:
 
 def _awq(matrix: PackedMatrix, parts: Parts) -> CodesInGroups:
     words = np.ascontiguousarray(_words(parts["qweight"]).T)  # [O / 8, D]
-    zeros = _awq_codes(np.ascontiguousarray(_words(parts["qzeros"]).T))  # [O, G]
+    zeros = np.full(parts["scales"].T.shape, 8, np.uint8)  # [O, G]
+    if "qzeros" in parts:
+        zeros = _awq_codes(np.ascontiguousarray(_words(parts["qzeros"]).T))
     return CodesInGroups(
         lambda first, last: _awq_codes(words[first // 8 : -(-last // 8)]),
         np.ascontiguousarray(parts["scales"].T),
@@ -110,7 +112,9 @@ def _compressed_tensors(matrix: PackedMatrix, parts: Parts) -> CodesInGroups:
         raise _error(matrix, "weight_shape", f"is {parts['weight_shape'].tolist()}, not {list(matrix.shape)}")
     packed = _words(parts["weight_packed"]).view(np.uint8)  # [O, D bits / 8]
     zeros = np.full((matrix.shape[0], num_groups(matrix)), 1 << (bits - 1), np.float32)
-    if "weight_zero_point" in parts:
+    if matrix.has_plain_zeros:
+        zeros += parts["weight_zero_point"]
+    elif "weight_zero_point" in parts:
         words = np.ascontiguousarray(_words(parts["weight_zero_point"]).T)  # [G, O bits / 32]
         zeros = np.ascontiguousarray(_unpacked(words.view(np.uint8), bits).T.astype(np.float32))
     return CodesInGroups(
@@ -131,13 +135,16 @@ def _mlx(matrix: PackedMatrix, parts: Parts) -> CodesInGroups:
 
 
 def _int8(matrix: PackedMatrix, parts: Parts) -> CodesInGroups:
-    """Decode signed numbers as codes with the zero point 128, and one group per output."""
-    codes, scales = parts["weight"].view(np.uint8), _scales_of_outputs(matrix, parts)
-    return CodesInGroups(lambda first, last: codes[first:last] ^ np.uint8(128), scales, np.full_like(scales, 128))
+    """Decode signed numbers as codes that are 128 higher, as zero points are then, and one group per output."""
+    codes, scales = parts["weight"].view(np.uint8), _of_outputs(matrix, parts["weight_scale"])
+    zeros = np.full_like(scales, 128)
+    if "weight_zero_point" in parts:
+        zeros += _of_outputs(matrix, parts["weight_zero_point"])
+    return CodesInGroups(lambda first, last: codes[first:last] ^ np.uint8(128), scales, zeros)
 
 
 def _fp8(matrix: PackedMatrix, parts: Parts) -> DecodeRows:
-    codes, scales = parts["weight"], _scales_of_outputs(matrix, parts)
+    codes, scales = parts["weight"], _of_outputs(matrix, parts["weight_scale"])
 
     def decode(first: int, last: int) -> Floats:
         weights: Floats = FP8_VALUES[codes[first:last]] * scales[first:last]
@@ -146,9 +153,9 @@ def _fp8(matrix: PackedMatrix, parts: Parts) -> DecodeRows:
     return decode
 
 
-def _scales_of_outputs(matrix: PackedMatrix, parts: Parts) -> Floats:
-    """Return the scale of each output [O, 1]; a file may have one for all."""
-    return np.broadcast_to(_floats(parts["weight_scale"]).reshape(-1, 1), (matrix.shape[0], 1)).copy()
+def _of_outputs(matrix: PackedMatrix, part: Array) -> Floats:
+    """Return a number for each output [O, 1]; a file may have one for all."""
+    return np.broadcast_to(_floats(part).reshape(-1, 1), (matrix.shape[0], 1)).copy()
 
 
 def _fp8_blocks(matrix: PackedMatrix, parts: Parts) -> DecodeRows:
@@ -220,9 +227,12 @@ def _groups_of_inputs(matrix: PackedMatrix, parts: Parts, name: str) -> Indices 
 
 
 def _unpacked(packed: Bytes, bits: int) -> Bytes:
-    """Unpack codes of `bits` bits from bytes [n, m], lowest bits first: [n, 8 m / bits]."""
+    """Unpack codes of `bits` bits from bytes [n, m], lowest bits first: [n, 8 m / bits]. They may cross bytes."""
     if bits == 8:
         return packed
+    if 8 % bits:
+        stream = np.unpackbits(packed, axis=1, bitorder="little").reshape(len(packed), -1, bits)
+        return np.packbits(stream, axis=2, bitorder="little")[..., 0]
     per_byte = 8 // bits
     codes = np.empty((*packed.shape, per_byte), np.uint8)
     for index in range(per_byte):

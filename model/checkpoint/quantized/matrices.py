@@ -14,12 +14,15 @@ from model.checkpoint.headers import read_headers
 from model.checkpoint.json_files import printable
 from model.checkpoint.quantized.bitsandbytes_state import read_state
 from model.checkpoint.quantized.parts import PLAIN_DTYPES, check_parts, is_ignored_part, needed_parts, optional_parts
+from model.checkpoint.quantized.scheme import MLX_BITS
 from model.checkpoint.stored_tensor import PackedEncoding, PackedMatrix, StoredTensor, StoredWeight
 from model.checkpoint.tensor_names import HEAD, STORED_ANGLES, Shape, and_more, expected_shapes, with_prefix
 from model.config import ModelConfig
 
 STACKED = re.compile(r"(model\.layers\.\d+\.block_sparse_moe\.)switch_mlp\.(gate|up|down)_proj\.(\w+)")
 EXPERT_NAMES = {"gate": "w1", "up": "w3", "down": "w2"}
+# Names of the same part in files of other programs.
+ALIASES = {"fp8": {"weight_scale_inv": "weight_scale"}, "fp8-blocks": {"weight_scale": "weight_scale_inv"}}
 # Scales of FP8 caches: keys and values are stored in smoe's own formats.
 CACHE_SCALES = re.compile(r"model\.layers\.\d+\.self_attn\.((k|v|q|prob)_(output_)?scale|(k|v|q)_proj\.output_scale)")
 
@@ -93,6 +96,8 @@ def _weight_and_part(name: str, shapes: Mapping[str, Shape]) -> tuple[str, str]:
 
 def _weight(name: str, shape: Shape, parts: dict[str, StoredTensor], encoding: PackedEncoding) -> StoredWeight:
     """Return a plain tensor or a packed matrix, whose parts have the types and shapes of its encoding."""
+    aliases = ALIASES.get(encoding.kind, {})
+    parts = {aliases.get(part, part): tensor for part, tensor in parts.items()}
     needed = needed_parts(encoding)
     plain = parts.get("weight")
     if plain is not None and plain.dtype in PLAIN_DTYPES and not (set(parts) - {"weight"}) & set(needed):
@@ -109,11 +114,22 @@ def _weight(name: str, shape: Shape, parts: dict[str, StoredTensor], encoding: P
     if len(shape) != 2:
         raise CheckpointError(f"{first.file}: tensor {name} is quantized, but it is not a matrix")
     used = {part: tensor for part, tensor in parts.items() if not is_ignored_part(part)}
+    if encoding.kind == "mlx":
+        encoding = _of_shapes(encoding, shape[1], used)
     matrix = PackedMatrix(name, (shape[0], shape[1]), encoding, used)
     if encoding.kind == "bitsandbytes":
         matrix = read_state(matrix)
     check_parts(matrix)
     return matrix
+
+
+def _of_shapes(encoding: PackedEncoding, num_inputs: int, parts: Mapping[str, StoredTensor]) -> PackedEncoding:
+    """Return the encoding of an MLX matrix, which may have other bits and groups than the config gives for most."""
+    num_words, num_groups = (parts[part].shape[-1] if parts[part].shape else 0 for part in ("weight", "scales"))
+    bits, rest = divmod(32 * num_words, num_inputs)
+    if rest or bits not in MLX_BITS or not num_groups or num_inputs % num_groups:
+        return encoding
+    return replace(encoding, bits=bits, group_size=num_inputs // num_groups)
 
 
 def _check_plain(tensor: StoredTensor, shape: Shape, parts: Mapping[str, StoredTensor]) -> None:

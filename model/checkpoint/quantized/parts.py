@@ -14,7 +14,7 @@ WORDS = ("I32", "U32")
 Expected = dict[str, tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]]  # part -> types, shapes
 
 NEEDED: dict[str, tuple[str, ...]] = {
-    "awq": ("qweight", "qzeros", "scales"),
+    "awq": ("qweight", "scales"),
     "gptq": ("qweight", "qzeros", "scales"),
     "compressed-tensors": ("weight_packed", "weight_scale", "weight_shape"),
     "fp8": ("weight", "weight_scale"),
@@ -23,10 +23,13 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "bitsandbytes": ("weight", "weight.absmax", "weight.quant_map"),
     "mlx": ("weight", "scales", "biases"),
 }
+# Needed if the encoding has zero points, else optional.
+ZEROS = {"awq": "qzeros", "compressed-tensors": "weight_zero_point", "int8": "weight_zero_point"}
 OPTIONAL: dict[str, tuple[str, ...]] = {
-    "awq": ("bias",),
+    "awq": ("bias", "qzeros"),
     "gptq": ("bias", "g_idx"),
     "compressed-tensors": ("weight_zero_point", "weight_g_idx"),
+    "int8": ("weight_zero_point",),
     "bitsandbytes": (
         *("weight.nested_absmax", "weight.nested_quant_map"),
         *("weight.quant_state.bitsandbytes__nf4", "weight.quant_state.bitsandbytes__fp4"),
@@ -39,7 +42,7 @@ NESTED_BLOCK = 256  # scales that share a scale (bitsandbytes)
 
 def needed_parts(encoding: PackedEncoding) -> tuple[str, ...]:
     """Return the names of the parts that every matrix of this encoding has."""
-    zeros = ("weight_zero_point",) if encoding.kind == "compressed-tensors" and encoding.has_zeros else ()
+    zeros = (ZEROS[encoding.kind],) if encoding.kind in ZEROS and encoding.has_zeros else ()
     return NEEDED[encoding.kind] + zeros
 
 
@@ -79,8 +82,9 @@ def check_parts(matrix: PackedMatrix) -> None:
 
 def _check_words(matrix: PackedMatrix) -> None:
     """Raise CheckpointError unless codes and zero points fill their words of 32 bits."""
-    count, kind = 32 // matrix.encoding.bits, matrix.encoding.kind
-    has_output_words = kind in ("awq", "gptq") or "weight_zero_point" in matrix.parts
+    count, kind = 32 // math.gcd(32, matrix.encoding.bits), matrix.encoding.kind
+    has_packed_zeros = kind == "compressed-tensors" and "weight_zero_point" in matrix.parts
+    has_output_words = kind in ("awq", "gptq") or (has_packed_zeros and not matrix.has_plain_zeros)
     has_input_words = kind in ("gptq", "compressed-tensors", "mlx")
     outputs, inputs = matrix.shape
     if (has_output_words and outputs % count) or (has_input_words and inputs % count):
@@ -116,7 +120,9 @@ def _compressed_tensors(matrix: PackedMatrix) -> Expected:
     return {
         "weight_packed": (WORDS, ((outputs, inputs // words),)),
         "weight_scale": (PLAIN_DTYPES, ((outputs, groups),)),
-        "weight_zero_point": (WORDS, ((outputs // words, groups),)),
+        "weight_zero_point": (
+            (("I8",), ((outputs, groups),)) if matrix.has_plain_zeros else (WORDS, ((outputs // words, groups),))
+        ),
         "weight_shape": (("I64", "I32"), ((2,),)),
         "weight_g_idx": (("I32", "I64"), ((inputs,),)),
     }
@@ -124,9 +130,11 @@ def _compressed_tensors(matrix: PackedMatrix) -> Expected:
 
 def _one_byte(matrix: PackedMatrix) -> Expected:
     dtype = "I8" if matrix.encoding.kind == "int8" else "F8_E4M3"
+    of_outputs = (matrix.shape[0], 1), (matrix.shape[0],), (1,), (), (1, 1)
     return {
         "weight": ((dtype,), (matrix.shape,)),
-        "weight_scale": (PLAIN_DTYPES, ((matrix.shape[0], 1), (matrix.shape[0],), (1,), (), (1, 1))),
+        "weight_scale": (PLAIN_DTYPES, of_outputs),
+        "weight_zero_point": (("I8",), of_outputs),
     }
 
 

@@ -1,14 +1,19 @@
 """Read from config.json how a checkpoint was quantized. Other formats are refused by name, with a way out."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from model.checkpoint.config_fields import JsonFields
 from model.checkpoint.errors import CheckpointError
-from model.checkpoint.json_files import printable
+from model.checkpoint.json_files import read_json_object
 from model.checkpoint.stored_tensor import PackedEncoding
 
 MAX_GROUP = 1 << 20
 WAY_OUT = "use the model's bf16, AWQ, GPTQ or GGUF files instead"
+MLX_BITS = (2, 3, 4, 5, 6, 8)
+MAX_SIDE_FILE_BYTES = 1 << 20
+SIDE_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}  # of AutoGPTQ and AutoAWQ
+OLD_KEYS = {"w_bit": "bits", "q_group_size": "group_size"}  # AutoAWQ's
 # Formats whose tensors have a layout for one kernel of one program.
 REFUSED_METHODS = (
     "exl2",
@@ -33,7 +38,7 @@ def read_scheme(fields: JsonFields) -> PackedEncoding | None:
         return _mlx(mlx)
     quantization = fields.section("quantization_config")
     if quantization is None:
-        return None
+        return _of_side_file(fields.file.parent)
     method = quantization.get("quant_method")
     if method is None and quantization.get("load_in_4bit") is not None:
         method = "bitsandbytes"
@@ -46,9 +51,18 @@ def read_scheme(fields: JsonFields) -> PackedEncoding | None:
 
 
 def _refused(fields: JsonFields, name: str, way_out: str = WAY_OUT) -> CheckpointError:
-    return fields.error(
-        f"quantization_config.{name} is {printable(fields.get(name))}, which is not supported; {way_out}"
-    )
+    return fields.error(f"{fields.described(name)}, which is not supported; {way_out}")
+
+
+def _of_side_file(directory: Path) -> PackedEncoding | None:
+    """Return the encoding of files of 2023, whose config.json does not name it; None if there is none."""
+    for name, method in SIDE_FILES.items():
+        path = directory / name
+        if path.is_file():
+            values = read_json_object(path, MAX_SIDE_FILE_BYTES)
+            renamed = {OLD_KEYS.get(key, key): value for key, value in values.items()}
+            return METHODS[method](JsonFields(path, renamed))
+    return None
 
 
 def _group_size(fields: JsonFields) -> int:
@@ -64,18 +78,21 @@ def _bits(fields: JsonFields, supported: tuple[int, ...], name: str = "bits") ->
 
 
 def _awq(fields: JsonFields) -> PackedEncoding:
-    version = fields.get("version", "gemm")
+    name = "version" if fields.get("version") is not None else "format"
+    version = fields.get(name, "gemm")
     if not isinstance(version, str) or version.lower() != "gemm":
-        raise _refused(fields, "version", "use a file of version gemm, the usual one")
-    return PackedEncoding("awq", _bits(fields, (4,)), _group_size(fields))
+        raise _refused(fields, name, "use a file of version gemm, the usual one")
+    has_zeros = fields.get("zero_point") is not False
+    return PackedEncoding("awq", _bits(fields, (4,)), _group_size(fields), has_zeros)
 
 
 def _gptq(fields: JsonFields) -> PackedEncoding:
     if fields.flag("is_marlin_format"):
         raise _refused(fields, "is_marlin_format", "use the GPTQ file that it was made from")
-    version = fields.get("checkpoint_format", "gptq")
+    name = "checkpoint_format" if fields.get("checkpoint_format") is not None else "format"
+    version = fields.get(name, "gptq")
     if version not in ("gptq", "gptq_v2"):
-        raise _refused(fields, "checkpoint_format", "use the GPTQ file that it was made from")
+        raise _refused(fields, name, "use the GPTQ file that it was made from")
     offset = 1 if version == "gptq" else 0
     bits, group, is_ordered = _bits(fields, (4, 8)), _group_size(fields), not fields.flag("desc_act")
     return PackedEncoding("gptq", bits, group, zero_offset=offset, is_ordered=is_ordered)
@@ -98,16 +115,20 @@ def _compressed_tensors(fields: JsonFields) -> PackedEncoding:
         raise _refused(fields, "format")
     weights = _weights_of_groups(fields)
     strategy, kind = weights.get("strategy"), weights.get("type", "int")
+    if layout == "float-quantized" and strategy == "block":
+        return _blocks(weights, "block_structure")
     if strategy not in ("tensor", "channel", "group"):
         raise _refused(weights, "strategy")
+    if kind not in (("int",) if layout == "pack-quantized" else ("int", "float")):
+        raise _refused(weights, "type")
     if layout == "pack-quantized":
         group = weights.positive("group_size", MAX_GROUP) if strategy == "group" else 0
         has_zeros = not weights.flag("symmetric")
         return PackedEncoding("compressed-tensors", _bits(weights, (4, 8), "num_bits"), group, has_zeros)
     _bits(weights, (8,), "num_bits")
-    if strategy == "group" or kind not in ("int", "float") or (kind == "int" and not weights.flag("symmetric")):
+    if strategy == "group":
         raise _refused(weights, "strategy")
-    return PackedEncoding("fp8" if kind == "float" else "int8")
+    return PackedEncoding("fp8") if kind == "float" else PackedEncoding("int8", has_zeros=not weights.flag("symmetric"))
 
 
 def _weights_of_groups(fields: JsonFields) -> JsonFields:
@@ -122,12 +143,15 @@ def _weights_of_groups(fields: JsonFields) -> JsonFields:
 
 
 def _fp8(fields: JsonFields) -> PackedEncoding:
-    block = fields.get("weight_block_size")
-    if block is None:
-        return PackedEncoding("fp8")
+    return PackedEncoding("fp8") if fields.get("weight_block_size") is None else _blocks(fields, "weight_block_size")
+
+
+def _blocks(fields: JsonFields, name: str) -> PackedEncoding:
+    """Return FP8 with a scale per block of [outputs, inputs]."""
+    block = fields.get(name)
     is_pair = isinstance(block, list) and len(block) == 2
     if not is_pair or not all(type(size) is int and 1 <= size <= MAX_GROUP for size in block):
-        raise _refused(fields, "weight_block_size")
+        raise _refused(fields, name)
     return PackedEncoding("fp8-blocks", group_size=block[1], block_rows=block[0])
 
 
@@ -143,8 +167,8 @@ def _bitsandbytes(fields: JsonFields) -> PackedEncoding:
 
 def _mlx(fields: JsonFields) -> PackedEncoding:
     if fields.get("mode", "affine") != "affine":
-        raise fields.error(f"quantization.mode is {printable(fields.get('mode'))}, which is not supported; {WAY_OUT}")
-    return PackedEncoding("mlx", _bits(fields, (2, 4, 8)), fields.positive("group_size", MAX_GROUP))
+        raise _refused(fields, "mode")
+    return PackedEncoding("mlx", _bits(fields, MLX_BITS), fields.positive("group_size", MAX_GROUP))
 
 
 METHODS: dict[str, Callable[[JsonFields], PackedEncoding]] = {

@@ -116,11 +116,10 @@ class SpanAttention : SpanSoftmax {
 
 template <class T>
 void finish(const AttentionArgs& args, const RowBlock& block, const float* partials) {
-    const int64_t R = args.queries_per_row(), K = args.head_dim;
-    for (int64_t i = 0; i < block.num_rows * R; ++i) {
+    const int64_t K = args.head_dim;
+    for (int64_t i = 0; i < num_queries(args, block); ++i) {
         const float* partial = partials + i * partial_floats(K);
-        const int64_t head = block.kv_head * R + i % R;
-        T* out = static_cast<T*>(args.out) + ((block.first_row + i / R) * args.num_heads + head) * K;
+        T* out = static_cast<T*>(args.out) + query_number(args, block, i) * K;
         for (int64_t k = 0; k < K; k += LANES)
             store_first(out + k, load(partial + PARTIAL_HEADER + k) / partial[1], K - k);
     }
@@ -138,21 +137,26 @@ void merge_one(int64_t head_dim, float* into, const float* later) {
 }
 
 // Attention of one row block over one span; Cache<Number> reads the caches.
-template <template <class> class Cache, class... Arguments>
-void attend(const AttentionArgs& args, Arguments&&... arguments) {
+template <template <class> class Cache>
+void attend(const AttentionArgs& args, const RowBlock& block, int64_t span_start, const KvPrefetchSpan& prefetch,
+            float* partials, float* scratch) {
 #if defined(__AVX512BF16__)
     if (args.dtype == BFLOAT16 && args.kv_dtype == BFLOAT16 && args.head_dim % 2 == 0)
-        return Bf16Attention<Cache, uint16_t>(args, arguments...).run();
+        return Bf16Attention<Cache, uint16_t>(args, block, span_start, prefetch, partials, scratch).run();
     if (args.dtype == BFLOAT16 && args.kv_dtype == INT8 && args.head_dim % 2 == 0)
-        return Bf16Attention<Cache, int8_t>(args, arguments...).run();
+        return Bf16Attention<Cache, int8_t>(args, block, span_start, prefetch, partials, scratch).run();
 #endif
-    with_kv_number(args.kv_dtype, [&](auto number) {
-        using Number = decltype(number);
-        if constexpr (std::is_same_v<Number, float>)
-            SpanAttention<KvSpan<float>>(args, arguments...).run();
-        else
-            SpanAttention<Cache<Number>>(args, arguments...).run();
-    });
+    for (int64_t i = 0; i < block.num_kv_heads; ++i) {
+        RowBlock head = block;
+        head.kv_head += i, head.num_kv_heads = 1;
+        const KvPrefetchSpan part = prefetch.part(i, block.num_kv_heads);
+        float* results = partials + i * num_queries(args, head) * partial_floats(args.head_dim);
+        with_kv_number(args.kv_dtype, [&](auto number) {
+            using Number = decltype(number);
+            using Reader = std::conditional_t<std::is_same_v<Number, float>, KvSpan<float>, Cache<Number>>;
+            SpanAttention<Reader>(args, head, span_start, part, results, scratch).run();
+        });
+    }
 }
 
 }  // namespace

@@ -2,7 +2,7 @@
 // instruction set.
 //
 // Letters as in model/ops/interface.py: T rows, S sequences, M the widest block table, H heads, G KV heads, K head dim;
-// R = H / G query heads share a KV head. Q = R times the rows of a row block, row by row.
+// R = H / G query heads share a KV head. Q = queries of a row block: KV head by KV head, row by row, R of each.
 //
 // A row's result depends on that row alone. Keys are always processed in spans of SPAN absolute positions. Each span
 // yields its own softmax state (maximum score m, sum of weights l, weighted sum of values o); states are merged in
@@ -58,15 +58,26 @@ struct AttentionArgs {
     }
 };
 
-// Queries of one KV head for rows first_row .. first_row + num_rows - 1: rows of one sequence at ascending positions,
-// starting at `position`.
+// Queries of KV heads kv_head .. kv_head + num_kv_heads - 1 for rows first_row .. first_row + num_rows - 1: rows of one
+// sequence at ascending positions, starting at `position`.
 struct RowBlock {
     int64_t sequence;
     int64_t first_row;
     int64_t num_rows;
     int64_t position;
     int64_t kv_head;
+    int64_t num_kv_heads;
 };
+
+inline int64_t num_queries(const AttentionArgs& args, const RowBlock& block) {
+    return block.num_kv_heads * block.num_rows * args.queries_per_row();
+}
+
+// Row and head of query i of the block, as an index into [T, H].
+inline int64_t query_number(const AttentionArgs& args, const RowBlock& block, int64_t i) {
+    const int64_t R = args.queries_per_row(), queries = block.num_rows * R, kv_head = block.kv_head + i / queries;
+    return (block.first_row + i % queries / R) * args.num_heads + kv_head * R + i % R;
+}
 
 // Intermediate results pad the head dim to a multiple of this.
 constexpr int64_t DIM_PANEL = 64;

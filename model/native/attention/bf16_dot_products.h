@@ -1,13 +1,16 @@
 // Dot products of bfloat16 pairs, accumulated in float32, for up to MAX_ROWS attention rows at once. Included by kernel
 // files only.
 //
-// A word holds two numbers of neighbouring k. One accumulator per output, k ascending, for any number of rows.
+// A word holds two numbers of neighbouring k. One accumulator per output, k ascending, for any number of rows. Columns
+// and values may be pairs of int8 numbers (uint16_t) too, which bfloat16 holds exactly.
 #pragma once
 
 #if defined(__AVX512BF16__)
 
+#include <algorithm>
+
 #include "attention/attention_f32.h"
-#include "attention/kv_prefetch.h"
+#include "attention/kv_row.h"
 #include "gemm/amx_tiles.h"
 
 namespace smoe {
@@ -20,51 +23,63 @@ struct Matrix {
     int64_t stride;
 };
 
-// TILE_WIDTH columns of words, in groups of LANES; the rows of a group are `stride` words apart.
+// TILE_WIDTH columns of pairs, in groups of LANES; the rows of a group are `stride` pairs apart.
+template <class Pair>
 struct KeyColumns {
-    const uint32_t* groups[TILE_VECS];
+    const Pair* groups[TILE_VECS];
+    int64_t stride;
+    const float* scales = nullptr;  // of the columns; null: ones
+};
+
+// Rows of pairs, in runs of VALUE_RUN rows that are `stride` pairs apart.
+constexpr int64_t VALUE_RUN = KV_TILE / 2;
+template <class Pair>
+struct ValueRows {
+    const Pair* runs[TILE_WIDTH / KV_TILE];
     int64_t stride;
 };
 
-// Rows of words, in runs of RUN rows that are `stride` words apart.
-struct ValueRows {
-    static constexpr int64_t RUN = KV_TILE / 2;
-    const uint32_t* runs[TILE_WIDTH / KV_TILE];
-    int64_t stride;
-};
+inline Vec scaled(Vec sums, const float* scales, int column) { return scales ? sums * load(scales + column) : sums; }
+
+// Load LANES pairs as bfloat16.
+inline __m512bh load_pairs_bf16(const uint32_t* pairs) { return (__m512bh)load_words(pairs); }
+inline __m512bh load_pairs_bf16(const uint16_t* pairs) {
+    return (__m512bh)widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(pairs)));
+}
 
 // Each step of the prefetcher goes with one k.
 #if defined(__AMX_TILE__)
 
+template <class Prefetcher>
 class Bf16DotProducts {
   public:
     static constexpr int64_t MAX_ROWS = 16;
     static constexpr int64_t DEPTH = LINE;         // the depth is a multiple of this
-    static constexpr bool NEEDS_ONE_PANEL = true;  // the runs of ValueRows lie one behind the other
+    static constexpr bool NEEDS_ONE_PANEL = true;  // of words: the runs of ValueRows lie one behind the other
 
-    // sums [rows, TILE_WIDTH] = scale * pairs [rows, depth] times columns [depth, TILE_WIDTH].
-    void multiply(int64_t rows, Matrix<const uint32_t> pairs, const KeyColumns& columns, int64_t depth, float scale,
-                  Matrix<float> sums, KvPrefetcher& prefetcher) {
+    // sums [rows, TILE_WIDTH] = scale * pairs [rows, depth] times columns [depth, TILE_WIDTH], times their scales.
+    void multiply(int64_t rows, Matrix<const uint32_t> pairs, const KeyColumns<uint32_t>& columns, int64_t depth,
+                  float scale, Matrix<float> sums, Prefetcher& prefetcher) {
         add_to<true>(rows, pairs, columns, depth, sums, prefetcher);
         for (int64_t row = 0; row < rows; ++row)
             for (int n = 0; n < TILE_WIDTH; n += LANES) {
                 float* sum = sums.first + row * sums.stride + n;
-                store(sum, load(sum) * scale);
+                store(sum, scaled(load(sum) * scale, columns.scales, n));
             }
     }
 
     // sums += pairs [rows, depth] times TILE_WIDTH columns of `values` from `column` on.
-    void add(int64_t rows, Matrix<const uint32_t> pairs, const ValueRows& values, int64_t column, int64_t depth,
-             Matrix<float> sums, KvPrefetcher& prefetcher) {
+    void add(int64_t rows, Matrix<const uint32_t> pairs, const ValueRows<uint32_t>& values, int64_t column,
+             int64_t depth, Matrix<float> sums, Prefetcher& prefetcher) {
         const uint32_t* first = values.runs[0] + column;
-        const KeyColumns columns{{first, first + LANES, first + 2 * LANES, first + 3 * LANES}, values.stride};
+        const KeyColumns<uint32_t> columns{{first, first + LANES, first + 2 * LANES, first + 3 * LANES}, values.stride};
         add_to<false>(rows, pairs, columns, depth, sums, prefetcher);
     }
 
   private:
     template <bool FROM_ZERO>
-    void add_to(int64_t rows, Matrix<const uint32_t> pairs, KeyColumns columns, int64_t depth, Matrix<float> sums,
-                KvPrefetcher& prefetcher) {
+    void add_to(int64_t rows, Matrix<const uint32_t> pairs, KeyColumns<uint32_t> columns, int64_t depth,
+                Matrix<float> sums, Prefetcher& prefetcher) {
         registers_.shape_wide(static_cast<int>(rows));
         compiler_barrier();
         begin<FROM_ZERO>(sums);
@@ -110,58 +125,62 @@ class Bf16DotProducts {
 
 #else
 
+template <class Prefetcher>
 class Bf16DotProducts {
   public:
     static constexpr int64_t MAX_ROWS = TILE_ROWS;
     static constexpr int64_t DEPTH = 1;
     static constexpr bool NEEDS_ONE_PANEL = false;
 
-    // sums [rows, TILE_WIDTH] = scale * pairs [rows, depth] times columns [depth, TILE_WIDTH].
-    void multiply(int64_t rows, Matrix<const uint32_t> pairs, const KeyColumns& columns, int64_t depth, float scale,
-                  Matrix<float> sums, KvPrefetcher& prefetcher) const {
+    // sums [rows, TILE_WIDTH] = scale * pairs [rows, depth] times columns [depth, TILE_WIDTH], times their scales.
+    template <class Pair>
+    void multiply(int64_t rows, Matrix<const uint32_t> pairs, const KeyColumns<Pair>& columns, int64_t depth,
+                  float scale, Matrix<float> sums, Prefetcher& prefetcher) const {
         with_rows(rows, [&](auto tile) { multiply_rows<tile.value>(pairs, columns, depth, scale, sums, prefetcher); });
     }
 
     // sums += pairs [rows, depth] times TILE_WIDTH columns of `values` from `column` on.
-    void add(int64_t rows, Matrix<const uint32_t> pairs, const ValueRows& values, int64_t column, int64_t depth,
-             Matrix<float> sums, KvPrefetcher& prefetcher) const {
+    template <class Pair>
+    void add(int64_t rows, Matrix<const uint32_t> pairs, const ValueRows<Pair>& values, int64_t column, int64_t depth,
+             Matrix<float> sums, Prefetcher& prefetcher) const {
         with_rows(rows, [&](auto tile) { add_rows<tile.value>(pairs, values, column, depth, sums, prefetcher); });
     }
 
   private:
-    template <int ROWS>
-    static void multiply_rows(Matrix<const uint32_t> pairs, const KeyColumns& columns, int64_t depth, float scale,
-                              Matrix<float> into, KvPrefetcher& prefetcher) {
+    template <int ROWS, class Pair>
+    static void multiply_rows(Matrix<const uint32_t> pairs, const KeyColumns<Pair>& columns, int64_t depth, float scale,
+                              Matrix<float> into, Prefetcher& prefetcher) {
         Vec sums[ROWS][TILE_VECS] = {};
         for (int64_t k = 0; k < depth; ++k) {
             __m512bh column[TILE_VECS];
 #pragma GCC unroll 4
-            for (int n = 0; n < TILE_VECS; ++n)
-                column[n] = (__m512bh)load_words(columns.groups[n] + k * columns.stride);
+            for (int n = 0; n < TILE_VECS; ++n) column[n] = load_pairs_bf16(columns.groups[n] + k * columns.stride);
             add_products(sums, pairs, k, column);
             prefetcher.step();
         }
 #pragma GCC unroll 6
         for (int row = 0; row < ROWS; ++row)
 #pragma GCC unroll 4
-            for (int n = 0; n < TILE_VECS; ++n) store(into.first + row * into.stride + n * LANES, sums[row][n] * scale);
+            for (int n = 0; n < TILE_VECS; ++n)
+                store(into.first + row * into.stride + n * LANES,
+                      scaled(sums[row][n] * scale, columns.scales, n * LANES));
     }
 
-    template <int ROWS>
-    static void add_rows(Matrix<const uint32_t> pairs, const ValueRows& values, int64_t first, int64_t depth,
-                         Matrix<float> into, KvPrefetcher& prefetcher) {
+    template <int ROWS, class Pair>
+    static void add_rows(Matrix<const uint32_t> pairs, const ValueRows<Pair>& values, int64_t first, int64_t depth,
+                         Matrix<float> into, Prefetcher& prefetcher) {
         Vec sums[ROWS][TILE_VECS];
 #pragma GCC unroll 6
         for (int row = 0; row < ROWS; ++row)
 #pragma GCC unroll 4
             for (int n = 0; n < TILE_VECS; ++n) sums[row][n] = load(into.first + row * into.stride + n * LANES);
-        for (int64_t run = 0; run * ValueRows::RUN < depth; ++run) {
-            const uint32_t* words = values.runs[run] + first;
-            const int64_t end = std::min(depth, (run + 1) * ValueRows::RUN);
-            for (int64_t k = run * ValueRows::RUN; k < end; ++k, words += values.stride) {
+        for (int64_t run = 0; run * VALUE_RUN < depth; ++run) {
+            const Pair* row = values.runs[run] + first;
+            const int64_t end = std::min(depth, (run + 1) * VALUE_RUN);
+            for (int64_t k = run * VALUE_RUN; k < end; ++k, row += values.stride) {
                 __m512bh column[TILE_VECS];
 #pragma GCC unroll 4
-                for (int n = 0; n < TILE_VECS; ++n) column[n] = (__m512bh)load_words(words + n * LANES);
+                for (int n = 0; n < TILE_VECS; ++n) column[n] = load_pairs_bf16(row + n * LANES);
                 add_products(sums, pairs, k, column);
                 prefetcher.step();
             }

@@ -12,10 +12,10 @@ namespace smoe {
 struct KvPrefetchSpan {
     KvPrefetchSpan() = default;  // empty
 
-    // `heads` KV heads starting at the block's, over the span that starts at span_start.
-    KvPrefetchSpan(const AttentionArgs& args, const RowBlock& block, int64_t heads, int64_t span_start)
+    // The block's KV heads over the span that starts at span_start.
+    KvPrefetchSpan(const AttentionArgs& args, const RowBlock& block, int64_t span_start)
         : args(&args), table(args.block_tables + block.sequence * args.max_blocks), kv_head(block.kv_head),
-          heads(heads), begin(std::max(span_start, args.first_visible(block.position))),
+          heads(block.num_kv_heads), begin(std::max(span_start, args.first_visible(block.position))),
           end(std::min(span_start + SPAN, block.position + block.num_rows)) {}
 
     // Part i when the positions are divided into `count` equal parts.
@@ -24,6 +24,14 @@ struct KvPrefetchSpan {
         part.begin = begin + (end - begin) * i / count;
         part.end = begin + (end - begin) * (i + 1) / count;
         return part;
+    }
+
+    // What is read first.
+    KvPrefetchSpan start() const {
+        KvPrefetchSpan start = *this;
+        start.heads = std::min<int64_t>(heads, 1);
+        start.end = std::min(end, begin + 64);
+        return start;
     }
 
     const AttentionArgs* args = nullptr;

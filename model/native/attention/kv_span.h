@@ -6,6 +6,8 @@
 #include "attention/bf16_dot_products.h"
 #include "attention/kv_prefetch.h"
 #include "attention/kv_row.h"
+#include "attention/kv_tile_prefetch.h"
+#include "attention/span_softmax.h"
 #include "simd/transpose.h"
 #include "simd/vec.h"
 #include "simd/vec_tail.h"
@@ -21,6 +23,10 @@ inline int64_t key_squares(int64_t width, int64_t words) { return width / LANES 
 template <class Number>
 class KvSpan {
   public:
+#if defined(__AVX512BF16__)
+    using Prefetcher = KvSpanPrefetcher;
+#endif
+
     KvSpan(const AttentionArgs& args, const RowBlock& block, int64_t span_start, int64_t begin, int64_t end)
         : args_(args), begin_(begin), end_(end) {
         const int32_t* table = args.block_tables + block.sequence * args.max_blocks;
@@ -54,11 +60,11 @@ class KvSpan {
     // Return the keys of positions first .. first + TILE_WIDTH - 1 as columns of pairs, packed in `panel`; zeros from
     // K/2 to a multiple of LANES. For even K. int8 rows give their bytes, which bfloat16 holds exactly, without their
     // scale.
-    KeyColumns key_columns(int64_t first, uint32_t* panel) const {
-        KeyColumns columns{{}, TILE_WIDTH};
+    KeyColumns<uint32_t> key_columns(int64_t head, int64_t first, uint32_t* panel) const {
+        KeyColumns<uint32_t> columns{{}, TILE_WIDTH};
         for (int n = 0; n < TILE_VECS; ++n) {
             columns.groups[n] = panel + n * LANES;
-            pack_key_pairs(first + n * LANES, panel + n * LANES);
+            pack_key_pairs(head, first + n * LANES, panel + n * LANES);
         }
         return columns;
     }
@@ -66,20 +72,25 @@ class KvSpan {
     // Return the values of positions first .. first + 2 * depth - 1 (first even) as pairs, packed in `panel`: pairs of
     // neighbouring positions, the even one in the low half; zeros for absent positions and dims past K.
     template <bool MAY_POINT>
-    ValueRows value_rows(int64_t first, int64_t depth, uint32_t* panel) const {
+    ValueRows<uint32_t> value_rows(int64_t head, int64_t first, int64_t depth, uint32_t* panel) const {
         const int64_t stride = padded_dim(args_.head_dim);
-        pack_value_pairs(first, first + 2 * depth, panel);
-        ValueRows values{{}, stride};
-        for (const uint32_t*& run : values.runs) run = panel, panel += ValueRows::RUN * stride;
+        pack_value_pairs(head, first, first + 2 * depth, panel);
+        ValueRows<uint32_t> values{{}, stride};
+        for (const uint32_t*& run : values.runs) run = panel, panel += VALUE_RUN * stride;
         return values;
     }
 
-    // Write the scales of the rows of `cache` at all positions of the span to scales [SPAN]; 0 for absent positions.
-    void scales(const void* cache, float* scales) const {
-        std::memset(scales, 0, SPAN * sizeof(float));
-        for (int64_t j = begin_; j < end_; ++j)
-            std::memcpy(scales + j, static_cast<const char*>(cache) + offsets_[j] + args_.head_dim, sizeof(float));
+    // Write the scales of the rows of `cache` at positions range.begin .. range.end - 1 to scales; 0 for absent ones.
+    void scales(const void* cache, int64_t head, Range range, float* scales) const {
+        for (int64_t j = range.begin; j < range.end; ++j, ++scales) {
+            *scales = 0;
+            if (exists(j)) std::memcpy(scales, row_of(cache, head, j) + args_.head_dim, sizeof(float));
+        }
     }
+
+    static constexpr bool HAS_PAIRS_IN_PLACE = false;
+
+    KvTiles tiles(const void*, int64_t, int64_t) const { return {}; }
 #endif
 
     // Pack values of positions first .. last - 1 into panel [last - first, padded K]; zeros past dim K.
@@ -98,15 +109,15 @@ class KvSpan {
 
 #if defined(__AVX512BF16__)
     // Pack the keys of LANES positions into columns [K/2 rounded up to LANES] that are TILE_WIDTH words apart.
-    void pack_key_pairs(int64_t first, uint32_t* columns) const {
+    void pack_key_pairs(int64_t head, int64_t first, uint32_t* columns) const {
         const int64_t pairs = args_.head_dim / 2;
         for (int64_t k = 0; k < pairs; k += LANES) {
             Vec square[LANES];
             if (first >= begin_ && first + LANES <= end_ && k + LANES <= pairs) {
 #pragma GCC unroll 16
-                for (int i = 0; i < LANES; ++i) square[i] = (Vec)all_numbers(args_.k_cache, first + i, 2 * k);
+                for (int i = 0; i < LANES; ++i) square[i] = (Vec)all_numbers(args_.k_cache, head, first + i, 2 * k);
             } else {
-                for (int i = 0; i < LANES; ++i) square[i] = (Vec)numbers(args_.k_cache, first + i, 2 * k);
+                for (int i = 0; i < LANES; ++i) square[i] = (Vec)numbers(args_.k_cache, head, first + i, 2 * k);
             }
             transpose(square);
 #pragma GCC unroll 16
@@ -114,12 +125,12 @@ class KvSpan {
         }
     }
 
-    void pack_value_pairs(int64_t first, int64_t last, uint32_t* panel) const {
+    void pack_value_pairs(int64_t head, int64_t first, int64_t last, uint32_t* panel) const {
         const int64_t stride = padded_dim(args_.head_dim);
         const Words low = ZIPPED_LANES, high = ZIPPED_LANES + ZIPPED_HALF;
         for (int64_t j = first; j < last; j += 2, panel += stride)
             for (int64_t k = 0; k < stride; k += 2 * LANES) {
-                const __m512i even = numbers(args_.v_cache, j, k), odd = numbers(args_.v_cache, j + 1, k);
+                const __m512i even = numbers(args_.v_cache, head, j, k), odd = numbers(args_.v_cache, head, j + 1, k);
                 _mm512_storeu_si512(panel + k, _mm512_permutex2var_epi16(even, (__m512i)low, odd));
                 _mm512_storeu_si512(panel + k + LANES, _mm512_permutex2var_epi16(even, (__m512i)high, odd));
             }
@@ -132,24 +143,25 @@ class KvSpan {
     static constexpr uint32_t ZIPPED_HALF = 0x100010;
 
     // Numbers k .. k + 2 * LANES - 1 of the row of position j, as bfloat16; zeros where absent.
-    __m512i numbers(const void* cache, int64_t j, int64_t k) const {
+    __m512i numbers(const void* cache, int64_t head, int64_t j, int64_t k) const {
         const int64_t count = exists(j) ? args_.head_dim - k : 0;
         if (count <= 0) return __m512i{};
         const __mmask32 present = count >= 2 * LANES ? ~0u : (1u << count) - 1;
-        const void* row = row_from(cache, j, k);
+        const void* row = row_of(cache, head, j) + k * sizeof(Number);
         if constexpr (sizeof(Number) == 1) return widened(_mm256_maskz_loadu_epi8(present, row));
         return _mm512_maskz_loadu_epi16(present, row);
     }
 
     // The same, where all of them are present.
-    __m512i all_numbers(const void* cache, int64_t j, int64_t k) const {
-        const void* row = row_from(cache, j, k);
+    __m512i all_numbers(const void* cache, int64_t head, int64_t j, int64_t k) const {
+        const void* row = row_of(cache, head, j) + k * sizeof(Number);
         if constexpr (sizeof(Number) == 1) return widened(_mm256_loadu_si256(static_cast<const __m256i*>(row)));
         return _mm512_loadu_si512(row);
     }
 
-    const char* row_from(const void* cache, int64_t j, int64_t k) const {
-        return static_cast<const char*>(cache) + offsets_[j] + k * sizeof(Number);
+    // Row of one of the block's KV heads.
+    const char* row_of(const void* cache, int64_t head, int64_t j) const {
+        return static_cast<const char*>(cache) + offsets_[j] + head * args_.kv_row_bytes();
     }
 #endif
 
@@ -161,7 +173,7 @@ class KvSpan {
     const AttentionArgs& args_;
     const int64_t begin_;
     const int64_t end_;
-    int64_t offsets_[SPAN];  // bytes from the start of a cache
+    int64_t offsets_[SPAN];  // bytes from the start of a cache, of the block's first KV head
 };
 
 }  // namespace SMOE_ISA

@@ -15,6 +15,26 @@
 namespace smoe {
 namespace SMOE_ISA {
 
+// Write count numbers to every second place. Leaves the others alone: another thread may be writing them.
+template <class Number>
+inline void write_to_pairs(Number* to, const Number* numbers, int64_t count) {
+    int64_t k = 0;
+#if defined(__AVX512BW__)
+    for (; k + 2 * LANES <= count; k += 2 * LANES) {
+        if constexpr (sizeof(Number) == 1) {
+            const __m256i loaded = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(numbers + k));
+            _mm512_mask_storeu_epi8(to + 2 * k, 0x5555555555555555u, _mm512_cvtepu8_epi16(loaded));
+        } else {
+            for (int64_t half = k; half < k + 2 * LANES; half += LANES) {
+                const __m256i loaded = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(numbers + half));
+                _mm512_mask_storeu_epi16(to + 2 * half, 0x55555555u, _mm512_cvtepu16_epi32(loaded));
+            }
+        }
+    }
+#endif
+    for (; k < count; ++k) to[2 * k] = numbers[k];
+}
+
 // Write one row of attention/kv_row.h to its place in a tile, as keys or as values.
 template <class Number>
 void write_to_tile(char* tile, int64_t place, const char* row, int64_t head_dim, bool is_keys) {
@@ -24,7 +44,7 @@ void write_to_tile(char* tile, int64_t place, const char* row, int64_t head_dim,
         for (int64_t k = 0; k < head_dim; k += 2)
             std::memcpy(to + k * KV_TILE + 2 * place, numbers + k, 2 * sizeof(Number));
     else
-        for (int64_t k = 0; k < head_dim; ++k) to[place / 2 * 2 * head_dim + 2 * k + place % 2] = numbers[k];
+        write_to_pairs(to + place / 2 * 2 * head_dim + place % 2, numbers, head_dim);
     if constexpr (sizeof(Number) == 1)
         std::memcpy(tile + KV_TILE * head_dim + place * sizeof(float), row + head_dim, sizeof(float));
 }

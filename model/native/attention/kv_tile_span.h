@@ -6,6 +6,7 @@
 #include "attention/kv_prefetch.h"
 #include "attention/kv_row.h"
 #include "attention/kv_tile.h"
+#include "attention/kv_tile_prefetch.h"
 #include "attention/span_softmax.h"
 #include "simd/vec.h"
 
@@ -17,14 +18,20 @@ namespace SMOE_ISA {
 template <class Number>
 class KvTileSpan {
   public:
+#if defined(__AVX512BF16__)
+    using Prefetcher = KvTilePrefetcher;
+    static constexpr bool HAS_PAIRS_IN_PLACE = sizeof(Number) == 1;
+#endif
+
     KvTileSpan(const AttentionArgs& args, const RowBlock& block, int64_t span_start, int64_t begin, int64_t end)
-        : args_(args), begin_(begin), end_(end), first_tile_(begin / KV_TILE), last_tile_((end - 1) / KV_TILE) {
+        : args_(args), begin_(begin), end_(end), first_tile_(begin / KV_TILE), last_tile_((end - 1) / KV_TILE),
+          tile_bytes_(KV_TILE * args.kv_row_bytes()) {
         const int32_t* table = args.block_tables + block.sequence * args.max_blocks;
         const int64_t tiles_per_block = args.block_size / KV_TILE;
         for (int64_t i = first_tile_; i <= last_tile_; ++i) {
             const int64_t index = span_start / KV_TILE + i;
             const int64_t tile = table[index / tiles_per_block] * tiles_per_block + index % tiles_per_block;
-            offsets_[i] = (tile * args.num_kv_heads + block.kv_head) * KV_TILE * args.kv_row_bytes();
+            offsets_[i] = (tile * args.num_kv_heads + block.kv_head) * tile_bytes_;
         }
     }
 
@@ -63,12 +70,12 @@ class KvTileSpan {
 #if defined(__AVX512BF16__)
     // Return the keys of positions first .. first + TILE_WIDTH - 1 as columns of pairs, without scales; from K/2 to a
     // multiple of LANES they are zeros. They lie in the cache or in `panel`.
-    KeyColumns key_columns(int64_t first, uint32_t* panel) const {
+    KeyColumns<uint32_t> key_columns(int64_t head, int64_t first, uint32_t* panel) const {
         const int64_t depth = args_.head_dim / 2;
-        KeyColumns columns{{}, KV_TILE};
+        KeyColumns<uint32_t> columns{{}, KV_TILE};
         if (!IS_SCALED && depth % LANES == 0) {
             for (int64_t n = 0; n < TILE_VECS; ++n)
-                columns.groups[n] = words(args_.k_cache, existing(first / KV_TILE + n));
+                columns.groups[n] = words(args_.k_cache, head, existing(first / KV_TILE + n));
             return columns;
         }
         columns.stride = TILE_WIDTH;
@@ -77,7 +84,7 @@ class KvTileSpan {
             uint32_t* group = panel + n * LANES;
             columns.groups[n] = group;
             for (int64_t k = 0; k < depth; ++k)
-                _mm512_storeu_si512(group + k * TILE_WIDTH, pairs(args_.k_cache, tile, k * KV_TILE));
+                _mm512_storeu_si512(group + k * TILE_WIDTH, pairs(args_.k_cache, head, tile, k * KV_TILE));
             for (int64_t k = depth; k % LANES; ++k) _mm512_storeu_si512(group + k * TILE_WIDTH, __m512i{});
         }
         return columns;
@@ -86,27 +93,55 @@ class KvTileSpan {
     // Return the values of positions first .. first + 2 * depth - 1 (first a multiple of TILE_WIDTH) as pairs, without
     // scales; zeros past dim K. If MAY_POINT they may lie in the cache, otherwise they are in `panel`.
     template <bool MAY_POINT>
-    ValueRows value_rows(int64_t first, int64_t depth, uint32_t* panel) const {
+    ValueRows<uint32_t> value_rows(int64_t head, int64_t first, int64_t depth, uint32_t* panel) const {
         const int64_t stride = padded_dim(args_.head_dim), rows = KV_TILE / 2;
         const bool is_whole = MAY_POINT && !IS_SCALED && args_.head_dim == stride;
-        ValueRows values{{}, stride};
+        ValueRows<uint32_t> values{{}, stride};
         for (int64_t n = 0; n * rows < depth; ++n, panel += rows * stride) {
             const int64_t position = first + n * KV_TILE;
             if (is_whole && position >= begin_ && position + KV_TILE <= end_) {
-                values.runs[n] = words(args_.v_cache, position / KV_TILE);
+                values.runs[n] = words(args_.v_cache, head, position / KV_TILE);
                 continue;
             }
             values.runs[n] = panel;
-            pack_tile(position, min(rows, depth - n * rows), panel);
+            pack_tile(head, position, min(rows, depth - n * rows), panel);
         }
         return values;
     }
 
-    // Write the scales of `cache` at all positions of the span's tiles to scales [SPAN].
-    void scales(const void* cache, float* scales) const {
-        std::memset(scales, 0, SPAN * sizeof(float));
-        for (int64_t tile = first_tile_; tile <= last_tile_; ++tile)
-            std::memcpy(scales + tile * KV_TILE, scales_of(cache, tile), KV_TILE * sizeof(float));
+    // int8 pairs that lie as products read them: whole vectors of dims.
+    bool has_pairs_in_place() const { return IS_SCALED && args_.head_dim == padded_dim(args_.head_dim); }
+
+    // As key_columns(), where has_pairs_in_place().
+    KeyColumns<uint16_t> key_columns_in_place(int64_t head, int64_t first) const {
+        KeyColumns<uint16_t> columns{{}, KV_TILE};
+        for (int64_t n = 0; n < TILE_VECS; ++n)
+            columns.groups[n] =
+                reinterpret_cast<const uint16_t*>(bytes(args_.k_cache, existing(first / KV_TILE + n), head));
+        return columns;
+    }
+
+    // As value_rows(), where has_pairs_in_place(); any numbers, which are finite, instead of zeros.
+    ValueRows<uint16_t> value_rows_in_place(int64_t head, int64_t first) const {
+        ValueRows<uint16_t> values{{}, args_.head_dim};
+        for (int64_t n = 0; n < TILE_WIDTH / KV_TILE; ++n)
+            values.runs[n] =
+                reinterpret_cast<const uint16_t*>(bytes(args_.v_cache, existing(first / KV_TILE + n), head));
+        return values;
+    }
+
+    // Write the scales of `cache` at positions range.begin .. range.end - 1, all of a tile, to scales; of positions
+    // that do not exist any numbers.
+    void scales(const void* cache, int64_t head, Range range, float* scales) const {
+        for (int64_t j = range.begin; j < range.end; j += KV_TILE, scales += KV_TILE)
+            std::memcpy(scales, scales_of(cache, existing(j / KV_TILE), head), KV_TILE * sizeof(float));
+    }
+
+    // The tiles of positions first .. first + TILE_WIDTH - 1.
+    KvTiles tiles(const void* cache, int64_t head, int64_t first) const {
+        KvTiles tiles{{}, tile_bytes_};
+        for (int64_t n = 0; n < TILE_VECS; ++n) tiles.first[n] = bytes(cache, existing(first / KV_TILE + n), head);
+        return tiles;
     }
 #endif
 
@@ -118,26 +153,27 @@ class KvTileSpan {
         return tile < first_tile_ ? first_tile_ : tile > last_tile_ ? last_tile_ : tile;
     }
 
-    const char* bytes(const void* cache, int64_t tile) const {
-        return static_cast<const char*>(cache) + offsets_[tile];
+    // Bytes of the tile of one of the block's KV heads.
+    const char* bytes(const void* cache, int64_t tile, int64_t head = 0) const {
+        return static_cast<const char*>(cache) + offsets_[tile] + head * tile_bytes_;
     }
 
-    const Number* numbers(const void* cache, int64_t tile) const {
-        return reinterpret_cast<const Number*>(bytes(cache, tile));
+    const Number* numbers(const void* cache, int64_t tile, int64_t head = 0) const {
+        return reinterpret_cast<const Number*>(bytes(cache, tile, head));
     }
 
-    const float* scales_of(const void* cache, int64_t tile) const {
-        return reinterpret_cast<const float*>(bytes(cache, tile) + KV_TILE * args_.head_dim);
+    const float* scales_of(const void* cache, int64_t tile, int64_t head = 0) const {
+        return reinterpret_cast<const float*>(bytes(cache, tile, head) + KV_TILE * args_.head_dim);
     }
 
 #if defined(__AVX512BF16__)
-    const uint32_t* words(const void* cache, int64_t tile) const {
-        return reinterpret_cast<const uint32_t*>(bytes(cache, tile));
+    const uint32_t* words(const void* cache, int64_t head, int64_t tile) const {
+        return reinterpret_cast<const uint32_t*>(bytes(cache, tile, head));
     }
 
     // Pairs first .. first + LANES - 1 of a tile as bfloat16.
-    __m512i pairs(const void* cache, int64_t tile, int64_t first) const {
-        const Number* from = numbers(cache, tile) + 2 * first;
+    __m512i pairs(const void* cache, int64_t head, int64_t tile, int64_t first) const {
+        const Number* from = numbers(cache, tile, head) + 2 * first;
         if constexpr (IS_SCALED) {
             const auto* halves = reinterpret_cast<const __m128i*>(from);
             return widened(_mm_loadu_si128(halves), _mm_loadu_si128(halves + 1));
@@ -147,19 +183,19 @@ class KvTileSpan {
     }
 
     // Pairs first .. first + count - 1 of a tile as bfloat16, count at most LANES; zeros after them.
-    __m512i pairs(const void* cache, int64_t tile, int64_t first, int64_t count) const {
-        const Number* from = numbers(cache, tile) + 2 * first;
+    __m512i pairs(const void* cache, int64_t head, int64_t tile, int64_t first, int64_t count) const {
+        const Number* from = numbers(cache, tile, head) + 2 * first;
         const auto present = static_cast<__mmask16>((1u << count) - 1);
         if constexpr (IS_SCALED) return widened(_mm256_maskz_loadu_epi16(present, from));
         return _mm512_maskz_loadu_epi32(present, from);
     }
 
     // Pack num_rows pairs of positions from `position` on, the first of a tile, into panel [num_rows, padded K].
-    void pack_tile(int64_t position, int64_t num_rows, uint32_t* panel) const {
+    void pack_tile(int64_t head, int64_t position, int64_t num_rows, uint32_t* panel) const {
         const int64_t K = args_.head_dim, stride = padded_dim(K), tile = existing(position / KV_TILE);
         if (K == stride && position >= begin_ && position + KV_TILE <= end_) {
             for (int64_t i = 0; i < num_rows * K; i += LANES)
-                _mm512_storeu_si512(panel + i, pairs(args_.v_cache, tile, i));
+                _mm512_storeu_si512(panel + i, pairs(args_.v_cache, head, tile, i));
             return;
         }
         for (int64_t row = 0; row < num_rows; ++row, position += 2) {
@@ -167,7 +203,7 @@ class KvTileSpan {
             const __m512i present = _mm512_set1_epi32(static_cast<int>(low | high));
             for (int64_t k = 0; k < stride; k += LANES) {
                 const int64_t count = max(0, min(K - k, LANES));
-                const __m512i loaded = pairs(args_.v_cache, tile, row * K + k, count);
+                const __m512i loaded = pairs(args_.v_cache, head, tile, row * K + k, count);
                 _mm512_storeu_si512(panel + row * stride + k, _mm512_and_si512(loaded, present));
             }
         }
@@ -181,7 +217,8 @@ class KvTileSpan {
     const int64_t end_;
     const int64_t first_tile_;  // of the span
     const int64_t last_tile_;
-    int64_t offsets_[SPAN / KV_TILE];  // bytes from the start of a cache
+    const int64_t tile_bytes_;
+    int64_t offsets_[SPAN / KV_TILE];  // bytes from the start of a cache, of the block's first KV head
 };
 
 }  // namespace SMOE_ISA

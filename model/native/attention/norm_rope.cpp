@@ -1,12 +1,9 @@
 // RMSNorm, rotary angles, rotation, and writes to the KV cache. Compiled once per instruction set.
 #include "attention/norm_rope.h"
 
-#include <cstring>
-#include <type_traits>
-
 #include "attention/attention.h"
 #include "attention/kv_row.h"
-#include "attention/kv_tile.h"
+#include "attention/kv_store.h"
 #include "simd/vec.h"
 #include "simd/vec_tail.h"
 
@@ -64,76 +61,29 @@ void rotate(const T* from, To* to, const float* cos, const float* sin, int64_t n
     }
 }
 
-// Destination of one row's keys or values in one cache: G rows, or the row's place in G tiles.
-template <class T, class Number>
-class CacheRows {
-  public:
-    CacheRows(const RotationArgs& args, void* cache, int64_t row, bool is_keys, float* spare)
-        : head_dim_(args.head_dim), row_bytes_(kv_row_bytes(args.kv_dtype, args.head_dim)),
-          in_tiles_(kv_in_tiles(args.kv_dtype, args.block_size)), is_keys_(is_keys), place_(args.slots[row] % KV_TILE),
-          head_bytes_((in_tiles_ ? KV_TILE : 1) * row_bytes_),
-          heads_(static_cast<char*>(cache) +
-                 args.slots[row] / (in_tiles_ ? KV_TILE : 1) * args.num_kv_heads * head_bytes_),
-          spare_(spare) {}
-
-    // Buffer for K numbers before they are stored: the cache row itself if it has the same type.
-    T* target(int64_t head) const {
-        if constexpr (std::is_same_v<T, Number>)
-            if (!in_tiles_) return reinterpret_cast<T*>(heads_ + head * head_bytes_);
-        return reinterpret_cast<T*>(spare_);
-    }
-
-    void write(int64_t head, const T* numbers) const {
-        char* to = heads_ + head * head_bytes_;
-        if (!in_tiles_) return write_row(to, numbers);
-        if constexpr (std::is_same_v<T, Number>) {
-            write_to_tile<Number>(to, place_, reinterpret_cast<const char*>(numbers), head_dim_, is_keys_);
-        } else {
-            char* row = reinterpret_cast<char*>(spare_ + head_dim_);
-            write_row(row, numbers);
-            write_to_tile<Number>(to, place_, row, head_dim_, is_keys_);
-        }
-    }
-
-  private:
-    // Write K numbers in the form of attention/kv_row.h.
-    void write_row(char* to, const T* numbers) const {
-        const auto number = [&](int64_t k) { return load_first(numbers + k, head_dim_ - k); };
-        if constexpr (std::is_same_v<Number, int8_t>)
-            write_int8_row(to, head_dim_, number);
-        else if constexpr (!std::is_same_v<T, Number>)
-            for (int64_t k = 0; k < head_dim_; k += LANES)
-                store_first(reinterpret_cast<Number*>(to) + k, number(k), head_dim_ - k);
-        else if (static_cast<const void*>(numbers) != to)
-            std::memcpy(to, numbers, row_bytes_);
-    }
-
-    const int64_t head_dim_;
-    const int64_t row_bytes_;
-    const bool in_tiles_;
-    const bool is_keys_;
-    const int64_t place_;       // in the tile
-    const int64_t head_bytes_;  // of a head's row or tile
-    char* const heads_;
-    float* const spare_;  // K numbers before they are stored, then K numbers in the form of the cache
-};
-
 template <class T, class Query, class Number>
 void rotate_rows(const RotationArgs& args, int64_t first, int64_t last) {
     const int64_t H = args.num_heads, G = args.num_kv_heads, K = args.head_dim, num_pairs = K / 2;
     float* spare = args.spare + first * 2 * K;
+    StorePrefetcher prefetcher(args, first, true, H);
     for (int64_t row = first; row < last; ++row) {
         const T* from = static_cast<const T*>(args.qkv) + row * (H + 2 * G) * K;
         const float* cos = args.cos + row * num_pairs;
         const float* sin = args.sin + row * num_pairs;
         auto* q = static_cast<Query*>(args.q) + row * H * K;
-        for (int64_t head = 0; head < H; ++head) rotate(from + head * K, q + head * K, cos, sin, num_pairs);
+        for (int64_t head = 0; head < H; ++head) {
+            rotate(from + head * K, q + head * K, cos, sin, num_pairs);
+            prefetcher.step();
+        }
+        prefetcher.finish();
+        prefetcher = row + 1 < last ? StorePrefetcher(args, row + 1, false, G + H) : StorePrefetcher();
         const CacheRows<T, Number> k(args, args.k_cache, row, true, spare), v(args, args.v_cache, row, false, spare);
         for (int64_t head = 0; head < G; ++head) {
             T* rotated = k.target(head);
             rotate(from + (H + head) * K, rotated, cos, sin, num_pairs);
             k.write(head, rotated);
             v.write(head, from + (H + G + head) * K);
+            prefetcher.step();
         }
     }
 }

@@ -31,7 +31,7 @@ class SpanSoftmax {
         : args_(args), block_(block), span_start_(span_start), prefetch_(prefetch), partials_(partials),
           num_queries_(block.num_rows * args.queries_per_row()) {}
 
-    // Positions of the span that query i sees.
+    // Positions of the span that query i of a KV head sees.
     Range visible(int64_t i) const {
         const int64_t position = block_.position + i / args_.queries_per_row();
         return {max(args_.first_visible(position) - span_start_, 0), min(position + 1 - span_start_, SPAN)};
@@ -44,12 +44,10 @@ class SpanSoftmax {
 
     float* partial(int64_t i) const { return partials_ + i * partial_floats(args_.head_dim); }
 
-    // Pointer to the K numbers of query i, in dtype.
+    // Pointer to the K numbers of query i of the block, in dtype.
     template <class T>
     const T* query(int64_t i) const {
-        const int64_t R = args_.queries_per_row();
-        const int64_t head = block_.kv_head * R + i % R;
-        return static_cast<const T*>(args_.q) + ((block_.first_row + i / R) * args_.num_heads + head) * args_.head_dim;
+        return static_cast<const T*>(args_.q) + query_number(args_, block_, i) * args_.head_dim;
     }
 
     // Factor of all scores: 1 / sqrt(K).
@@ -98,7 +96,7 @@ class SpanSoftmax {
     const int64_t span_start_;
     const KvPrefetchSpan& prefetch_;
     float* const partials_;
-    const int64_t num_queries_;
+    const int64_t num_queries_;  // of one KV head
 };
 
 }  // namespace SMOE_ISA

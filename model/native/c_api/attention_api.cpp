@@ -14,11 +14,23 @@
 namespace smoe {
 namespace {
 
-constexpr int64_t QUERIES_PER_BLOCK = 64;  // amortizes the unpacking of keys and values
+constexpr int64_t QUERIES_PER_BLOCK = 128;  // of one KV head: amortizes the unpacking of keys and values
+constexpr int64_t QUERIES_OF_HEADS = 64;    // of several KV heads: their scores stay in the caches of a core
+constexpr int64_t QUERIES_PER_SPAN = 32;    // where each span is a task: each keeps its partials
 constexpr int64_t TASKS_PER_THREAD = 4;
 
-// Divide every sequence's rows into blocks, one per KV head, adjacent in the list. Expensive blocks (many visible
-// positions) come first.
+int64_t first_span(const AttentionArgs& args, const RowBlock& block) {
+    return args.first_visible(block.position) / SPAN;
+}
+int64_t end_span(const RowBlock& block) { return ceil_div(block.position + block.num_rows, SPAN); }
+
+int64_t most_queries(const AttentionArgs& args, const std::vector<RowBlock>& blocks) {
+    int64_t queries = 1;
+    for (const RowBlock& block : blocks) queries = std::max(queries, num_queries(args, block));
+    return queries;
+}
+
+// Divide every sequence's rows into blocks of all KV heads.
 std::vector<RowBlock> make_row_blocks(const AttentionArgs& args, const int32_t* query_start, const int32_t* context_len,
                                       int64_t num_sequences) {
     const int64_t rows_per_block = std::max<int64_t>(1, QUERIES_PER_BLOCK / args.queries_per_row());
@@ -26,9 +38,40 @@ std::vector<RowBlock> make_row_blocks(const AttentionArgs& args, const int32_t* 
     for (int64_t s = 0; s < num_sequences; ++s) {
         const int64_t end = query_start[s + 1], first_position = context_len[s] - (end - query_start[s]);
         for (int64_t row = query_start[s]; row < end; row += rows_per_block)
-            for (int64_t kv_head = 0; kv_head < args.num_kv_heads; ++kv_head)
-                blocks.push_back(
-                    {s, row, std::min(rows_per_block, end - row), first_position + row - query_start[s], kv_head});
+            blocks.push_back({s, row, std::min(rows_per_block, end - row), first_position + row - query_start[s], 0,
+                              args.num_kv_heads});
+    }
+    return blocks;
+}
+
+// True if the blocks are too few to fill the threads: then each span of a block is a task.
+bool is_by_span(int64_t num_blocks, int64_t queries_per_block, int threads) {
+    return threads > 1 && num_blocks < 2 * threads && queries_per_block <= QUERIES_PER_SPAN;
+}
+
+// Return the number of KV heads that a task takes. Caches are read in the longest runs with all heads, whose keys of
+// one position lie side by side; but every thread should get TASKS_PER_THREAD tasks.
+int64_t heads_per_task(const AttentionArgs& args, const std::vector<RowBlock>& rows, int threads) {
+    const int64_t G = args.num_kv_heads, queries = most_queries(args, rows) / G;
+    int64_t num_spans = 0;
+    for (const RowBlock& block : rows) num_spans += end_span(block) - first_span(args, block);
+    for (int64_t heads = G; heads > 1; --heads) {
+        if (G % heads || heads * queries > QUERIES_OF_HEADS) continue;
+        const int64_t num_blocks = rows.size() * (G / heads);
+        const bool by_span = is_by_span(num_blocks, heads * queries, threads);
+        const int64_t num_tasks = by_span ? num_spans * (G / heads) : num_blocks;
+        if (threads == 1 || num_tasks >= TASKS_PER_THREAD * threads) return heads;
+    }
+    return 1;
+}
+
+// Divide blocks of all KV heads into blocks of `heads` KV heads, adjacent in the list. Expensive blocks (many visible
+// positions) come first.
+std::vector<RowBlock> divide_heads(const AttentionArgs& args, const std::vector<RowBlock>& rows, int64_t heads) {
+    std::vector<RowBlock> blocks;
+    for (RowBlock block : rows) {
+        block.num_kv_heads = heads;
+        for (block.kv_head = 0; block.kv_head < args.num_kv_heads; block.kv_head += heads) blocks.push_back(block);
     }
     const auto cost = [&args](const RowBlock& block) {
         return block.num_rows * (block.position + block.num_rows - args.first_visible(block.position));
@@ -42,27 +85,16 @@ std::vector<RowBlock> make_row_blocks(const AttentionArgs& args, const int32_t* 
 class Attention {
   public:
     Attention(Pool& pool, int isa, const AttentionArgs& args, std::vector<RowBlock> blocks)
-        : pool_(pool), isa_(isa), args_(args), blocks_(std::move(blocks)),
-          max_queries_(args.queries_per_row() * max_rows(blocks_)),
+        : pool_(pool), isa_(isa), args_(args), blocks_(std::move(blocks)), max_queries_(most_queries(args, blocks_)),
           partials_floats_(max_queries_ * partial_floats(args.head_dim)),
           span_floats_(span_scratch_floats(args.head_dim, max_queries_)) {}
 
-    // With too few blocks to fill the threads, each span of a block is a task. The merge order of spans stays the same.
-    void run() {
-        const bool fill = static_cast<int64_t>(blocks_.size()) >= 2 * pool_.threads() || pool_.threads() == 1;
-        fill || max_queries_ > QUERIES_PER_BLOCK / 2 ? by_block() : by_span();
-    }
+    // The merge order of spans is always the same.
+    void run() { is_by_span(blocks_.size(), max_queries_, pool_.threads()) ? by_span() : by_block(); }
 
   private:
-    static int64_t max_rows(const std::vector<RowBlock>& blocks) {
-        int64_t rows = 1;
-        for (const RowBlock& block : blocks) rows = std::max(rows, block.num_rows);
-        return rows;
-    }
-
-    int64_t num_queries(const RowBlock& block) const { return block.num_rows * args_.queries_per_row(); }
-    int64_t first_span(const RowBlock& block) const { return args_.first_visible(block.position) / SPAN; }
-    int64_t end_span(const RowBlock& block) const { return ceil_div(block.position + block.num_rows, SPAN); }
+    int64_t num_queries(const RowBlock& block) const { return smoe::num_queries(args_, block); }
+    int64_t first_span(const RowBlock& block) const { return smoe::first_span(args_, block); }
 
     // Run body(task, next, memory) for every task. `next` is what the thread's next task reads first, given by
     // first_read(task); `memory` has `floats` floats that no concurrent task uses.
@@ -71,7 +103,7 @@ class Attention {
         std::atomic<int64_t> unclaimed{0};
         pool_.parallel_for(std::min<int64_t>(pool_.threads(), num_tasks), [&](int64_t worker) {
             int64_t task = unclaimed++;
-            if (task < num_tasks) KvPrefetcher(first_read(task), 1).step();
+            if (task < num_tasks) KvPrefetcher(first_read(task).start(), 1).step();
             while (task < num_tasks) {
                 const int64_t next = unclaimed++;
                 body(task, next < num_tasks ? first_read(next) : KvPrefetchSpan(), memory + worker * floats);
@@ -80,9 +112,7 @@ class Attention {
         });
     }
 
-    KvPrefetchSpan prefetch(const RowBlock& block, int64_t heads, int64_t span) const {
-        return {args_, block, heads, span * SPAN};
-    }
+    KvPrefetchSpan prefetch(const RowBlock& block, int64_t span) const { return {args_, block, span * SPAN}; }
 
     float* scratch(int64_t floats) { return reinterpret_cast<float*>(pool_.scratch(floats * sizeof(float))); }
 
@@ -103,34 +133,23 @@ class Attention {
         SMOE_CALL(isa_, finish_attention(args_, block, partials));
     }
 
-    // With enough rows, one task handles all KV heads of the same rows if the keys of one position lie side by side.
     void by_block() {
-        const int64_t num_blocks = blocks_.size(), G = args_.num_kv_heads;
-        const bool is_alone = num_blocks / G < TASKS_PER_THREAD * pool_.threads();
-        const int64_t heads = is_alone ? 1 : G;
-        const int64_t floats = (heads + 1) * partials_floats_ + span_floats_;
-        const auto first_read = [&](int64_t task) {
-            const RowBlock& block = blocks_[task * heads];
-            return prefetch(block, heads, first_span(block));
-        };
-        for_tasks(num_blocks / heads, floats, scratch(pool_.threads() * floats), first_read,
-                  [&](int64_t task, const KvPrefetchSpan& next, float* memory) {
-                      attend(&blocks_[task * heads], heads, next, memory);
-                  });
+        const int64_t floats = 2 * partials_floats_ + span_floats_;
+        const auto first_read = [&](int64_t task) { return prefetch(blocks_[task], first_span(blocks_[task])); };
+        for_tasks(
+            blocks_.size(), floats, scratch(pool_.threads() * floats), first_read,
+            [&](int64_t task, const KvPrefetchSpan& next, float* memory) { attend(blocks_[task], next, memory); });
     }
 
-    // Attend `count` KV heads of the same rows, from the first span to the last.
-    void attend(const RowBlock* blocks, int64_t count, const KvPrefetchSpan& next, float* memory) {
-        float *merged = memory, *latest = merged + count * partials_floats_, *rest = latest + partials_floats_;
-        for (int64_t i = 0; i < count; ++i) start(blocks[i], merged + i * partials_floats_);
-        for (int64_t span = first_span(*blocks), end = end_span(*blocks); span < end; ++span) {
-            const KvPrefetchSpan after = span + 1 < end ? prefetch(*blocks, count, span + 1) : next;
-            for (int64_t i = 0; i < count; ++i) {
-                attend_span(blocks[i], span, after.part(i, count), latest, rest);
-                merge(blocks[i], merged + i * partials_floats_, latest);
-            }
+    // Attend a block from the first span to the last.
+    void attend(const RowBlock& block, const KvPrefetchSpan& next, float* memory) {
+        float *merged = memory, *latest = merged + partials_floats_, *rest = latest + partials_floats_;
+        start(block, merged);
+        for (int64_t span = first_span(block), end = end_span(block); span < end; ++span) {
+            attend_span(block, span, span + 1 < end ? prefetch(block, span + 1) : next, latest, rest);
+            merge(block, merged, latest);
         }
-        for (int64_t i = 0; i < count; ++i) finish(blocks[i], merged + i * partials_floats_);
+        finish(block, merged);
     }
 
     void by_span() {
@@ -144,7 +163,7 @@ class Attention {
         const auto span_of = [&](int64_t task) {
             return first_span(blocks_[owners[task]]) + task - first_task[owners[task]];
         };
-        const auto first_read = [&](int64_t task) { return prefetch(blocks_[owners[task]], 1, span_of(task)); };
+        const auto first_read = [&](int64_t task) { return prefetch(blocks_[owners[task]], span_of(task)); };
         for_tasks(num_tasks, span_floats_, partials + num_tasks * partials_floats_, first_read,
                   [&](int64_t task, const KvPrefetchSpan& next, float* memory) {
                       attend_span(blocks_[owners[task]], span_of(task), next, partials + task * partials_floats_,
@@ -215,6 +234,9 @@ int smoe_attention(smoe_pool* pool, int isa, int dtype, int out_dtype, int kv_dt
                    int64_t K, int64_t window) {
     const AttentionArgs args{dtype,        out_dtype, kv_dtype,   q, k_cache, v_cache, out,
                              block_tables, M,         block_size, H, G,       K,       window};
-    return catch_errors(
-        [&] { Attention(pool_of(pool), isa, args, make_row_blocks(args, query_start, context_len, S)).run(); });
+    return catch_errors([&] {
+        const std::vector<RowBlock> rows = make_row_blocks(args, query_start, context_len, S);
+        const int64_t heads = heads_per_task(args, rows, pool_of(pool).threads());
+        Attention(pool_of(pool), isa, args, divide_heads(args, rows, heads)).run();
+    });
 }

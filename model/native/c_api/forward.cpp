@@ -11,8 +11,9 @@
 namespace smoe {
 namespace {
 
-constexpr int64_t LINE = 64;  // alignment of intermediate results in bytes
-constexpr int FLOAT16 = 3;    // embedding_dtype; elsewhere 3 is INT4
+constexpr int64_t LINE = 64;       // alignment of intermediate results in bytes
+constexpr int FLOAT16 = 3;         // embedding_dtype; elsewhere 3 is INT4
+constexpr int64_t LOOK_AHEAD = 1;  // layers whose experts are read ahead
 
 // Intermediate results of a step, consecutive in memory that the pool keeps.
 class Activations {
@@ -85,6 +86,7 @@ class Forward {
             add_and_norm(layer.ffn_norm);
             if (step_.P) report_gate(layer, index);
             if (index + 1 == network_.L) break;
+            if (layer.store) expect_experts(index);
             feed_forward(layer, at_.normed(), step_.T, choices(index), {step_.adapters, first_term(index) + 4});
             add_and_norm(network_.layers[index + 1].attention_norm);
         }
@@ -225,6 +227,23 @@ class Forward {
             check(smoe_ffn(pool_, isa_, dtype, normed, layer.experts, y, num_rows, D, F, network_.group, first_F,
                            terms.adapters, terms.first));
         gather_columns(at_.y(), num_rows, {D, network_.first_D, layer.experts->w2.outputs, PANEL}, at_.item());
+    }
+
+    // Name to the store the experts that the next layers will probably need: those that their gates choose for the
+    // residual stream as it is before this layer's experts add to it. Overwrites y.
+    void expect_experts(int64_t index) const {
+        std::vector<int32_t> ids(step_.T * step_.max_k);
+        for (int64_t next = index + 1; next < std::min(index + 1 + LOOK_AHEAD, network_.L); ++next) {
+            const smoe_layer& layer = network_.layers[next];
+            if (next + 1 == network_.L && step_.N < step_.T) return;  // its experts are computed for N rows
+            norm(at_.x(), layer.ffn_norm, at_.y(), step_.T);
+            const auto [experts_per_token, allowed, unused] = choices(next);
+            check(smoe_route(pool_, isa_, network_.residual_dtype, at_.y(), layer.gate, experts_per_token, allowed,
+                             ids.data(), step_.T, network_.D, network_.E, step_.max_k));
+            for (int32_t expert = 0; expert < network_.E; ++expert)
+                if (std::count(ids.begin(), ids.end(), expert))
+                    store_of(layer.store)->expect(layer.stored_layer, expert);
+        }
     }
 
     // Write the gate logits of the rows that report them.

@@ -50,36 +50,48 @@ class ExpertStore:
     """Slots in memory, and the threads that read experts into them. They end with this object."""
 
     def __init__(
-        self, library: NativeLibrary, experts: StoredExperts, num_slots: int, file: str, source: int | Read
+        self,
+        library: NativeLibrary,
+        experts: StoredExperts,
+        num_slots: int,
+        file: str,
+        source: int | Read,
+        *,
+        in_page_cache: bool = False,
     ) -> None:
         """`source`: descriptor of the open file, which this object closes at its end, or a function that reads in its
-        place. `file`: its name, for errors.
+        place. `file`: its name, for errors. `in_page_cache`: slots are where the file is mapped, and `source` is a
+        descriptor.
 
         Raises MemoryError, and NativeUnavailableError if the threads cannot be started.
         """
         self._call, self._experts, self._file = library.call, experts, file
         self.num_slots = num_slots
-        self._memory = empty(max(HUGE_PAGE_BYTES, num_slots * experts.slot_bytes), torch.uint8)  # so in whole pages
+        num_bytes = 0 if in_page_cache else max(HUGE_PAGE_BYTES, num_slots * experts.slot_bytes)  # so in whole pages
+        memory = empty(num_bytes, torch.uint8)
         layers, each = len(experts.positions), len(experts.positions[0])
         positions = (c_int64 * (layers * each))(*(place for layer in experts.positions for place in layer))
         layout = StoreLayout(layers, each, num_slots, experts.slot_bytes, NUM_READERS)
         layout.positions = ctypes.addressof(positions)
-        num_bytes = (c_int64 * layers)(*experts.num_bytes)
-        layout.expert_bytes = ctypes.addressof(num_bytes)
-        layout.memory, layout.mapped = self._memory.data_ptr(), experts.mapped.data_ptr()
+        expert_bytes = (c_int64 * layers)(*experts.num_bytes)
+        layout.expert_bytes = ctypes.addressof(expert_bytes)
+        layout.memory, layout.mapped = memory.data_ptr() if num_bytes else None, experts.mapped.data_ptr()
         if isinstance(source, int):
             layout.context = source
-        function: Any = library.call.smoe_read_file if isinstance(source, int) else _read_function(source)
+            function: Any = library.call.smoe_populate if in_page_cache else library.call.smoe_read_file
+        else:
+            function = _read_function(source)
         layout.read = ctypes.cast(function, c_void_p).value
+        layout.drop = ctypes.cast(library.call.smoe_unpopulate, c_void_p).value
         self.handle = self._call.smoe_store_create(layout)
         if not self.handle:
             raise NativeUnavailableError(f"cannot start {NUM_READERS} threads that read experts")
         descriptor = source if isinstance(source, int) else None
-        weakref.finalize(self, _destroy, self._call, self.handle, descriptor, self._memory, function)
+        weakref.finalize(self, _destroy, self._call, self.handle, descriptor, memory, experts.mapped, function)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the slots."""
+        """Bytes of the slots, of this process or in the page cache."""
         return self.num_slots * self._experts.slot_bytes
 
     def counts(self) -> StoreCounts:

@@ -19,7 +19,7 @@ from model.ops.native.structs import (
     StoreLayout,
 )
 
-ABI_VERSION = 19
+ABI_VERSION = 20
 LIBRARY = Path(__file__).parents[2] / "native" / "libsmoe_native.so"
 # The index is the library's code of an instruction set. The last that is available is the fastest.
 ISAS = ("portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx", "neon")
@@ -49,6 +49,8 @@ _SIGNATURES = {
     "smoe_group_end": (None, (c_void_p,)),
     "smoe_group_arrivals": (c_uint32, (c_void_p, c_int)),
     "smoe_read_file": (c_int64, (*(c_void_p,) * 2, *(c_int64,) * 2)),
+    "smoe_populate": (c_int64, (*(c_void_p,) * 2, *(c_int64,) * 2)),
+    "smoe_unpopulate": (None, (*(c_void_p,) * 2, *(c_int64,) * 2)),
     "smoe_store_create": (c_void_p, (POINTER(StoreLayout),)),
     "smoe_store_destroy": (None, (c_void_p,)),
     "smoe_store_get_counts": (None, (c_void_p, POINTER(StoreCounts))),

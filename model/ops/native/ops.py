@@ -90,9 +90,11 @@ class NativeOps:
         """Return the bytes of a panel of PANEL outputs in a format, by its code."""
         return int(self._call.smoe_panel_size(code, num_inputs))
 
-    def store_experts(self, experts: StoredExperts, num_slots: int, file: str, source: int | Read) -> ExpertStore:
+    def store_experts(
+        self, experts: StoredExperts, num_slots: int, file: str, source: int | Read, *, in_page_cache: bool = False
+    ) -> ExpertStore:
         """Return a store of experts for the library of these kernels; see ExpertStore."""
-        return ExpertStore(self._library, experts, num_slots, file, source)
+        return ExpertStore(self._library, experts, num_slots, file, source, in_page_cache=in_page_cache)
 
     def pack_linear(self, *weights: Weight) -> NativeLinear:
         return self._packer.pack_linear(weights)

@@ -91,11 +91,11 @@ class StoreLayout(ctypes.Structure):
 
     _fields_ = [
         *((name, c_int64) for name in ("layers", "experts", "slots", "slot_bytes", "readers")),
-        *((name, c_void_p) for name in ("positions", "expert_bytes", "memory", "mapped", "read", "context")),
+        *((name, c_void_p) for name in ("positions", "expert_bytes", "memory", "mapped", "read", "drop", "context")),
     ]
 
 
 class StoreCounts(ctypes.Structure):
     """The struct smoe_store_counts."""
 
-    _fields_ = [(name, c_int64) for name in ("hits", "misses", "read_bytes", "waited_ns")]
+    _fields_ = [(name, c_int64) for name in ("hits", "misses", "read_bytes", "waited_ns", "foreseen", "unneeded_bytes")]

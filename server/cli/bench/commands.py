@@ -1,4 +1,4 @@
-"""`smoe bench`: all commands but `compare`, which is beside. Each imports what it needs when it runs."""
+"""`smoe bench`: all commands but `compare` and `steps`, which are beside. Each imports what it needs when it runs."""
 
 import json
 import sys
@@ -18,6 +18,7 @@ from server.cli.bench.load_flags import (
     RequestsFlag,
     VocabSizeFlag,
 )
+from server.cli.bench.steps import SETTINGS, steps_command
 from server.cli.errors import report_error
 from server.cli.help_text import WordsCommand
 from server.cli.settings.options import given_settings, settings_command
@@ -25,6 +26,7 @@ from server.cli.settings.options import given_settings, settings_command
 app = typer.Typer(name="bench", help="Measure a server, the kernels, or whole steps.", no_args_is_help=True)
 
 app.command("compare", cls=WordsCommand)(compare_command)
+app.command("steps", cls=settings_command(*SETTINGS))(steps_command)
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 PlotFlag = Annotated[

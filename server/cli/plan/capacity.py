@@ -16,10 +16,11 @@ from engine.capacity.sizing import EngineLimits
 from engine.capacity.smaller_plans import weight_flags
 from engine.config import EngineConfig
 from engine.errors import RequestRejectedError
+from engine.planning.fitted_steps import read_fitted
 from engine.planning.hardware import HARDWARE, Hardware
 from engine.planning.predicted_steps import SHARE_OF_BANDWIDTH, SHARE_OF_PEAK, StepPredictor
 from engine.planning.replicas import ALONE, PERCENT, Answer, Limits, Outcome, fewest_replicas
-from engine.planning.step_time_model import MeasuredStep, MeasurementError, StepTimeModel, read_steps
+from engine.planning.step_time_model import MeasurementError, StepTimeModel, StepTimes, read_steps
 from engine.planning.virtual_engine import Timeline, VirtualEngine
 from server.bench.planned_load import DrawnLoad, PlannedLoad, TracedLoad
 from server.bench.trace_file import TraceError, read_trace_file
@@ -79,16 +80,18 @@ def capacity(plan: MemoryPlan, limits: EngineLimits, load: Load) -> Answer:
     rate = 1.0 if load.rate is None else load.rate
     if not all(value > 0 for value in (rate, load.slo_ttft, load.slo_gap, load.network_gbit)):
         raise CapacityError("--rate, --slo-ttft, --slo-gap and --network-gbit should be more than 0")
-    model = StepTimeModel(_steps(plan, load), plan.model.window)
+    times = _step_times(plan, load)
     planned = _planned_load(load)
     config = _without_cache(plan)
 
     def simulate(num_replicas: int, budget: int) -> Timeline:
         scheduler = make_scheduler(config, plan.model, replace(limits, max_num_batched_tokens=budget))
-        return VirtualEngine(scheduler, model.step_s).run(planned.share(num_replicas), GIVE_UP * load.slo_ttft)
+        return VirtualEngine(scheduler, times.step_s, times.request_s).run(
+            planned.share(num_replicas), GIVE_UP * load.slo_ttft
+        )
 
     try:
-        return fewest_replicas(simulate, _budgets(plan, model), Limits(load.slo_ttft, load.slo_gap))
+        return fewest_replicas(simulate, _budgets(plan, times), Limits(load.slo_ttft, load.slo_gap))
     except RequestRejectedError as error:
         raise CapacityError(f"{error} ({'--prompt-tokens' if load.trace is None else '--trace'})") from None
 
@@ -124,22 +127,26 @@ def _memory(memory: str | None, load: Load) -> int | None:
     return parse_size_flag("--memory", memory)
 
 
-def _steps(plan: MemoryPlan, load: Load) -> list[MeasuredStep]:
+def _step_times(plan: MemoryPlan, load: Load) -> StepTimes:
     """Return the times of steps: measured or, for --hardware, predicted. Raises CapacityError."""
     hardware = _hardware(load)
     if load.steps is None:
         assert hardware is not None
-        return StepPredictor(plan, hardware, load.network_gbit * 1e9 / 8).steps()
+        predictor = StepPredictor(plan, hardware, load.network_gbit * 1e9 / 8)
+        return StepTimeModel(predictor.steps(), plan.model.window)
     if hardware is not None:
         raise CapacityError("--steps and --hardware exclude each other: give one")
     if plan.config.nnodes > 1:
         raise CapacityError("--steps are those of one host: with --nnodes give --hardware")
-    return _measured(load.steps)
+    return _measured(load.steps, plan.model.window)
 
 
-def _measured(path: Path) -> list[MeasuredStep]:
+def _measured(path: Path, window: int | None) -> StepTimes:
     try:
-        return read_steps(json.loads(path.read_bytes()))
+        figures = json.loads(path.read_bytes())
+        if isinstance(figures, dict) and figures.get("kind") == "steps":
+            return read_fitted(figures, window)
+        return StepTimeModel(read_steps(figures), window)
     except OSError as error:
         raise CapacityError(f"--steps {path}: {error.strerror}") from None
     except (ValueError, MeasurementError) as error:
@@ -152,12 +159,12 @@ def _without_cache(plan: MemoryPlan) -> EngineConfig:
     return msgspec.structs.replace(plan.config, enable_prefix_caching=False, num_tenants=1)
 
 
-def _budgets(plan: MemoryPlan, model: StepTimeModel) -> list[int]:
+def _budgets(plan: MemoryPlan, times: StepTimes) -> list[int]:
     """Return the token budgets of a step to try: the configured one, or the default and its halves."""
     if plan.config.max_num_batched_tokens is not None:
         return [plan.config.max_num_batched_tokens]
     on_gpu = plan.config.device == "cuda"
-    budget = GPU_BUDGET if on_gpu else cpu_token_budget(CALIBRATION_TOKENS, model.rows_s(CALIBRATION_TOKENS))
+    budget = GPU_BUDGET if on_gpu else cpu_token_budget(CALIBRATION_TOKENS, times.rows_s(CALIBRATION_TOKENS))
     budgets = [budget]
     while budgets[-1] >= 2 * MIN_BUDGET:
         budgets.append(budgets[-1] // 2 // MIN_BUDGET * MIN_BUDGET)

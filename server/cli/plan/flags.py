@@ -22,7 +22,10 @@ RateFlag = Annotated[
 ]
 StepsFlag = Annotated[
     Path | None,
-    typer.Option(help="Measured times of steps: the output of `smoe bench engine --json`.", metavar="FILE"),
+    typer.Option(
+        help="Measured times of steps: the output of `smoe bench steps --json`, or of `smoe bench engine --json`.",
+        metavar="FILE",
+    ),
 ]
 TraceFlag = Annotated[
     Path | None,

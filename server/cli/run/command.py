@@ -87,7 +87,7 @@ def serving(settings: Mapping[str, Any]) -> Iterator[tuple[str | None, str]]:
     Raises ApiError.
     """
     from server.cli.colours import colours_of
-    from server.cli.run.own_server import own_server
+    from server.cli.run.own_server import own_server, serve_arguments
     from server.cli.run.status_line import StatusLine
     from server.settings.sources import state_dir
 
@@ -97,7 +97,7 @@ def serving(settings: Mapping[str, Any]) -> Iterator[tuple[str | None, str]]:
     for signum in ENDING_SIGNALS:
         signal.signal(signum, _exit)
     line = StatusLine(sys.stderr, is_on=colours_of(sys.stderr).is_on)
-    with own_server(_flags(settings), state_dir() / LOG_NAME) as server:
+    with own_server(serve_arguments(settings), state_dir() / LOG_NAME) as server:
         try:
             server.wait_ready(line.show)
         finally:
@@ -121,12 +121,6 @@ def _is_served(settings: Mapping[str, Any]) -> bool:
         return is_ready and ("model" not in settings or model["id"] == model_id(settings["model"]))
     except (ApiError, LookupError, TypeError, ValueError):
         return False
-
-
-def _flags(settings: Mapping[str, Any]) -> list[str]:
-    """Return the arguments of `smoe serve` that give these settings."""
-    flags = [[f"--{name.replace('_', '-')}", str(value)] for name, value in settings.items() if name != "model"]
-    return [*([settings["model"]] if "model" in settings else []), *(part for flag in flags for part in flag)]
 
 
 def _exit(signum: int, _frame: object) -> None:

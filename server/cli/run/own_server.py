@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,16 @@ def own_server(flags: Sequence[str], log: Path) -> Iterator[OwnServer]:
         yield server
     finally:
         server.close()
+
+
+def serve_arguments(settings: Mapping[str, Any]) -> list[str]:
+    """Return the arguments of `smoe serve` that give these settings, which are text, or True for a switch."""
+    arguments = [settings["model"]] if "model" in settings else []
+    for name, value in settings.items():
+        if name != "model":
+            flag = f"--{name.replace('_', '-')}"
+            arguments += [flag] if value is True else [flag, str(value)]
+    return arguments
 
 
 def _free_port() -> int:

@@ -1,11 +1,11 @@
 import { button, element, labelled } from "../dom.js";
+import { display } from "../text/display.js";
 import { TokenView } from "../text/token_view.js";
 import { formatRate } from "../words.js";
 
 /** One column of a comparison: its settings, text and figures. */
 export class Column {
   view = null;
-  #display;
   #k;
   #temperature;
   #off;
@@ -15,9 +15,8 @@ export class Column {
   #count = 0;
   element;
 
-  /** `display` is that of all texts; the list has the values of the inputs. */
-  constructor(display, [k, temperature = "", off = ""], onRemove) {
-    this.#display = display;
+  /** The list has the values of the inputs. */
+  constructor([k, temperature = "", off = ""], onRemove) {
     const options = Array.from({ length: display.numExperts }, (_, i) => element("option", { value: i + 1 }, `${i + 1}`));
     this.#k = element("select", ...options);
     this.#k.value = k;
@@ -46,7 +45,7 @@ export class Column {
   }
 
   begin() {
-    this.view = new TokenView(this.#display);
+    this.view = new TokenView(display);
     this.#text.replaceChildren(this.view.element);
     this.#figures.textContent = "waiting";
     this.#sum = this.#count = 0;
@@ -66,13 +65,14 @@ export class Column {
     const rate = tokensPerSecond === null ? [] : [`${formatRate(tokensPerSecond)} tokens/s`];
     const mean = this.#count ? this.#sum / this.#count : null;
     const quality = mean === null ? [] : [`mean logprob ${mean.toFixed(2)}`, `perplexity ${Math.exp(-mean).toFixed(2)}`];
-    this.#figures.replaceChildren(...[`${numTokens} tokens`, ...rate, ...quality].map((text) => element("span", text)));
+    const k = this.#k.value;
+    this.#figures.replaceChildren(...[`${k} expert${k === "1" ? "" : "s"}`, `${numTokens} tokens`, ...rate, ...quality].map((text) => element("span", text)));
   }
 
   /** [layers][experts], false for the experts that are off in all layers. */
   get #mask() {
     const off = new Set(this.#off.value.split(",").map(Number));
-    const layer = Array.from({ length: this.#display.numExperts }, (_, expert) => !off.has(expert));
-    return Array.from({ length: this.#display.numLayers }, () => layer);
+    const layer = Array.from({ length: display.numExperts }, (_, expert) => !off.has(expert));
+    return Array.from({ length: display.numLayers }, () => layer);
   }
 }

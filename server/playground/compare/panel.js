@@ -1,106 +1,102 @@
 import { byId, on } from "../dom.js";
+import { display } from "../text/display.js";
 import { completionRequest } from "../text/request.js";
 import { Column } from "./column.js";
-import { Divergence } from "./divergence.js";
 
 const MAX_COLUMNS = 4;
 const MIN_COLUMNS = 2;
 const FIRST_KS = [1, 2, 4];
 
-/** Panel of a comparison: one prompt and one seed, continued side by side with different numbers of experts. */
-export class ComparePanel {
-  name = "Compare";
-  repeatLabel = "";
-  canRepeat = false;
-  #display;
-  #prompt = byId("compare-prompt");
-  #list = byId("columns");
-  #add = byId("add-column");
-  #columns = [];
-  #divergence = null;
-  #linked; // settings of the columns of a link
+// The panel of a comparison: one prompt and one seed, continued side by side with different numbers of experts.
+export const name = "Compare";
+export const repeatLabel = "";
+const field = byId("compare-prompt");
+const box = byId("columns");
+const addButton = byId("add-column");
+const columns = [];
+let numShared = 0; // tokens from the first one on that all texts have in common
+let isDifferent = false; // the texts differ behind them
+let linked; // settings of the columns of a link
 
-  constructor(display) {
-    this.#display = display;
-    on(this.#add, "click", () => this.#addColumn([Math.min(2 ** this.#columns.length, display.numExperts)]));
-  }
+export const views = () => columns.map((column) => column.view).filter(Boolean);
+export const canRepeat = () => false;
+export const link = () => ({ prompt: field.value, columns: columns.map(({ settings }) => settings) });
 
-  get views() {
-    return this.#columns.map((column) => column.view).filter(Boolean);
-  }
+/** Makes the first columns, or those of a link, once the model's experts are known. */
+export function start() {
+  const first = (linked ?? FIRST_KS.filter((k) => k <= display.numExperts).map((k) => [k])).slice(0, MAX_COLUMNS);
+  for (const column of columns.splice(0)) column.element.remove();
+  for (const settings of first) addColumn(settings);
+  while (columns.length < MIN_COLUMNS) addColumn([1]);
+}
 
-  /** Makes the first columns, or those of a link, once the model's experts are known. */
-  start() {
-    const first = (this.#linked ?? FIRST_KS.filter((k) => k <= this.#display.numExperts).map((k) => [k])).slice(0, MAX_COLUMNS);
-    for (const column of this.#columns.splice(0)) column.element.remove();
-    for (const settings of first) this.#addColumn(settings);
-    while (this.#columns.length < MIN_COLUMNS) this.#addColumn([1]);
-  }
+export function open(shared) {
+  field.value = shared.prompt;
+  linked = shared.columns;
+  if (display.numExperts) start();
+}
 
-  get link() {
-    return { prompt: this.#prompt.value, columns: this.#columns.map(({ settings }) => settings) };
-  }
+/** Returns a request per column, or null without a prompt. All have one seed: a random one unless one is set. */
+export function requests(model, sampling) {
+  if (!field.value) return null;
+  const { experts_per_token: _, seed = randomSeed(), ...shared } = sampling;
+  const fields = columns.map((column) => column.fields);
+  if (fields.includes(null)) return null;
+  return fields.map((own) => completionRequest(model, field.value, { ...shared, ...own, seed, details: true }));
+}
 
-  open({ prompt, columns }) {
-    this.#prompt.value = prompt;
-    this.#linked = columns;
-    if (this.#display.numExperts) this.start();
-  }
+export function begin() {
+  for (const column of columns) column.begin();
+  [numShared, isDifferent] = [0, false];
+  addButton.disabled = true;
+  return columns.map((column) => ({
+    add: (tokens, routing, meter) => {
+      column.add(tokens, routing, meter);
+      markShared();
+    },
+  }));
+}
 
-  /** Returns a request per column, or null without a prompt. All have one seed: a random one unless one is set. */
-  requests(model, sampling) {
-    if (!this.#prompt.value) return null;
-    const { experts_per_token: _, seed = randomSeed(), ...shared } = sampling;
-    const fields = this.#columns.map((column) => column.fields);
-    if (fields.includes(null)) return null;
-    return fields.map((own) => completionRequest(model, this.#prompt.value, { ...shared, ...own, seed, details: true }));
-  }
-
-  begin() {
-    for (const column of this.#columns) column.begin();
-    this.#divergence = new Divergence(this.views);
-    this.#add.disabled = true;
-    return this.#columns.map((column) => ({
-      add: (tokens, routing, meter) => {
-        column.add(tokens, routing, meter);
-        this.#divergence.update();
-      },
-    }));
-  }
-
-  end() {
-    this.#showButtons();
-  }
-
-  get finding() {
-    const { isFound, numShared } = this.#divergence;
-    if (!isFound) return "all tokens are the same";
-    return numShared ? `the first ${numShared} tokens are the same` : "they differ from the first token on";
-  }
-
-  focus() {
-    if (!this.#prompt.value) this.#prompt.value = byId("prompt").value || "It was not in her power to";
-    this.#prompt.focus();
-  }
-
-  #addColumn(settings) {
-    const column = new Column(this.#display, settings, (which) => this.#remove(which));
-    this.#columns.push(column);
-    this.#list.append(column.element);
-    this.#showButtons();
-  }
-
-  #remove(column) {
-    this.#columns.splice(this.#columns.indexOf(column), 1);
-    column.element.remove();
-    this.#showButtons();
-  }
-
-  #showButtons() {
-    this.#add.disabled = this.#columns.length === MAX_COLUMNS;
-    this.#list.style.setProperty("--columns", this.#columns.length);
-    for (const { element: box } of this.#columns) box.querySelector(".remove").hidden = this.#columns.length === MIN_COLUMNS;
+/** Marks the tokens that all texts have in common, and the first ones in which they differ. */
+function markShared() {
+  while (!isDifferent) {
+    const spelled = views().map((view) => view.spelledAt(numShared));
+    if (spelled.includes(undefined)) return;
+    isDifferent = spelled.some((token) => token !== spelled[0]);
+    for (const view of views()) view.mark(numShared, isDifferent ? "diverged" : "shared");
+    if (!isDifferent) numShared += 1;
   }
 }
 
+export function finding() {
+  if (!isDifferent) return "all tokens are the same";
+  return numShared ? `the first ${numShared} tokens are the same` : "they differ from the first token on";
+}
+
+export function focus() {
+  if (!field.value) field.value = byId("prompt").value || "It was not in her power to";
+  field.focus();
+}
+
+function addColumn(settings) {
+  const column = new Column(settings, remove);
+  columns.push(column);
+  box.append(column.element);
+  end();
+}
+
+function remove(column) {
+  columns.splice(columns.indexOf(column), 1);
+  column.element.remove();
+  end();
+}
+
+export function end() {
+  addButton.disabled = columns.length === MAX_COLUMNS;
+  box.style.setProperty("--columns", columns.length);
+  for (const { element } of columns) element.querySelector(".remove").hidden = columns.length === MIN_COLUMNS;
+}
+
 const randomSeed = () => `${Math.floor(Math.random() * Number.MAX_SAFE_INTEGER)}`;
+
+on(addButton, "click", () => addColumn([Math.min(2 ** columns.length, display.numExperts)]));

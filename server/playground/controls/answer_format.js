@@ -1,6 +1,8 @@
 import { element, labelled, on } from "../dom.js";
 
 const SCHEMA = '{"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}, "required": ["name", "age"]}';
+const TOOLS = "Tools of chats, a JSON list";
+const TOOL = '[{"name": "get_weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}]';
 
 /** Formats: name, label and example of the text that describes the format, and the request's fields for such a text. */
 const FORMATS = {
@@ -11,48 +13,54 @@ const FORMATS = {
   regex: ["Regular expression", "Expression", "[0-9]{4}-[0-9]{2}-[0-9]{2}", (regex) => ({ structured_outputs: { regex } })],
   choice: ["One of several texts", "Texts, one per line", "yes\nno",
     (text) => ({ structured_outputs: { choice: text.split("\n").filter(Boolean) } })],
+  tools: ["Text or calls of tools", TOOLS, TOOL, (text) => ({ tools: toolsOf(text) })],
+  call: ["Calls of tools", TOOLS, TOOL, (text) => ({ tools: toolsOf(text), tool_choice: "required" })],
 };
 
-/** Controls of the answer's format: the server generates only what matches it. */
-export class AnswerFormat {
-  #kind = element("select", { id: "format" }, ...Object.entries(FORMATS).map(([value, [name]]) => element("option", { value }, name)));
-  #text = element("textarea.mono", { id: "format-text", rows: 1, spellcheck: false });
-  #box = labelled(this.#text, "");
-  elements = [labelled(this.#kind, "Answer format"), this.#box];
-  input = this.#text; // invalid if no format can be made of it
+const kind = element("select", { id: "format" }, ...Object.entries(FORMATS).map(([value, [name]]) => element("option", { value }, name)));
+export const input = element("textarea.mono", { id: "format-text", rows: 1, spellcheck: false }); // invalid if no format can be made of it
+const box = labelled(input, "");
+const file = element("input", { id: "format-file", type: "file", ariaLabel: "File with the format" });
+export const elements = [labelled(kind, "Answer format"), box, file];
 
-  constructor() {
-    on(this.#kind, "change", () => this.#show());
-    on(this.#text, "input", () => this.#check());
-    this.#show();
-  }
+/** Returns the request's fields. Throws SyntaxError or TypeError if the text is wrong. */
+export const fields = () => FORMATS[kind.value][3](input.value);
 
-  /** The request's fields. Throws SyntaxError if the schema is not JSON. */
-  get fields() {
-    return FORMATS[this.#kind.value][3](this.#text.value);
-  }
-
-  set fields({ response_format: format, structured_outputs: { regex, choice } = {} }) {
-    const schema = format?.json_schema?.schema;
-    this.#kind.value = schema ? "schema" : format ? "json" : regex ? "regex" : choice ? "choice" : "text";
-    this.#show(schema ? JSON.stringify(schema) : regex ?? choice?.join("\n"));
-  }
-
-  #show(text) {
-    const [, label, example] = FORMATS[this.#kind.value];
-    this.#box.hidden = !label;
-    this.#box.firstChild.textContent = label;
-    this.#text.value = text ?? example;
-    this.#check();
-  }
-
-  #check() {
-    let fault = this.#box.hidden || this.#text.value.trim() ? "" : "Describe the format.";
-    try {
-      JSON.stringify(this.fields);
-    } catch (error) {
-      fault ||= error.message;
-    }
-    this.#text.setCustomValidity(fault);
-  }
+export function setFields({ response_format: format, structured_outputs: { regex, choice } = {}, tools, tool_choice: call }) {
+  const schema = tools ?? format?.json_schema?.schema;
+  kind.value = tools ? (call ? "call" : "tools") : schema ? "schema" : format ? "json" : regex ? "regex" : choice ? "choice" : "text";
+  show(schema ? JSON.stringify(schema, null, 1) : regex ?? choice?.join("\n") ?? "");
 }
+
+/** Shows a text. Without one the example takes the place of a text that describes something else. */
+function show(text) {
+  const [, label, example] = FORMATS[kind.value];
+  const caption = box.firstChild;
+  box.hidden = file.hidden = !label;
+  if (text ?? label !== caption.textContent) input.value = text || example;
+  caption.textContent = label;
+  check();
+}
+
+function check() {
+  let fault = box.hidden || input.value.trim() ? "" : "Describe the format.";
+  try {
+    JSON.stringify(fields());
+  } catch (error) {
+    fault ||= error.message;
+  }
+  input.setCustomValidity(fault);
+}
+
+/** Reads tools as the API has them, or only their functions. */
+function toolsOf(text) {
+  const tools = [JSON.parse(text)].flat().map((tool) => (tool?.function ? tool : { type: "function", function: tool }));
+  const nameless = tools.findIndex((tool) => typeof tool.function?.name !== "string");
+  if (nameless >= 0) throw new TypeError(`Tool ${nameless + 1} has no name.`);
+  return tools;
+}
+
+on(kind, "change", () => show());
+on(input, "input", check);
+on(file, "change", async () => show(await file.files[0].text()));
+show();

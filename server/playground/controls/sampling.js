@@ -1,5 +1,5 @@
-import { button, element, labelled, on } from "../dom.js";
-import { AnswerFormat } from "./answer_format.js";
+import { button, byId, element, labelled, on } from "../dom.js";
+import * as format from "./answer_format.js";
 
 /** Sliders, each with a number field: the request's field, lowest, highest, step, position while untouched (shown, not sent). */
 const SLIDERS = [
@@ -18,113 +18,102 @@ const LENGTH = "max_tokens"; // sent untouched too
 const EXPERTS = "experts_per_token"; // drawn as pips
 const PRESETS = { Default: {}, Greedy: { temperature: 0 }, Varied: { temperature: 1.2, top_p: 0.95 } };
 
-/** The sampling controls. Untouched ones are not sent, so that the model's defaults apply. */
-export class Sampling {
-  #basic;
-  #sliders = [];
-  #seed = element("input", { type: "text", id: "seed", inputMode: "numeric", pattern: "-?[0-9]{1,19}", placeholder: "random" });
-  #stop = element("textarea", { id: "stop-strings", rows: 1, placeholder: "one per line" });
-  #details = element("input", { type: "checkbox", id: "details", checked: true });
-  #format = new AnswerFormat();
-  #numExperts; // that a link sets before the model is known
+// Controls that nobody has touched are not sent, so that the model's defaults apply.
+const basic = byId("controls");
+const sliders = [];
+const seed = element("input", { type: "text", id: "seed", inputMode: "numeric", pattern: "-?[0-9]{1,19}", placeholder: "random" });
+const stop = element("textarea", { id: "stop-strings", rows: 1, placeholder: "one per line" });
+const details = element("input", { type: "checkbox", id: "details", checked: true });
+let linkedK; // that a link sets before the model is known
 
-  constructor(basic, more) {
-    const presets = Object.entries(PRESETS).map(([name, fields]) => button(name, () => this.#setSliders(fields, [LENGTH, EXPERTS])));
-    this.#basic = basic;
-    basic.append(
-      element("div.presets", { role: "group", ariaLabel: "Presets" }, ...presets),
-      ...SLIDERS.map((spec) => this.#slider(...spec)),
-      ...this.#format.elements,
-      element("label.switch", this.#details, "Token details on hover"),
-    );
-    more.append(...MORE_SLIDERS.map((spec) => this.#slider(...spec)), labelled(this.#seed, "Seed"), labelled(this.#stop, "Stop strings"));
-  }
-
-  /** The fields to send, and `details`: whether to request the probabilities and experts of tokens. */
-  get values() {
-    const set = this.#sliders.filter((slider) => slider.isSent).map(({ name, number }) => [name, number.valueAsNumber]);
-    const stop = this.#stop.value.split("\n").filter(Boolean);
-    const seed = this.#seed.value.trim();
-    return {
-      ...Object.fromEntries(set),
-      ...(stop.length && { stop }),
-      ...(seed && { seed: BigInt(seed).toString() }),
-      ...this.#format.fields,
-      details: this.#details.checked,
-    };
-  }
-
-  /** Sets all controls to such fields; those that are missing are untouched again. */
-  set values(fields) {
-    this.#setSliders(fields);
-    this.#numExperts = fields[EXPERTS];
-    this.#seed.value = fields.seed ?? "";
-    this.#stop.value = (fields.stop ?? []).join("\n");
-    this.#format.fields = fields;
-  }
-
-  set seed(text) {
-    this.#seed.value = text;
-    this.#seed.closest("details").open = true;
-  }
-
-  /** Returns false if a field is invalid; it is then in view, with the browser's message. */
-  check() {
-    const inputs = [this.#seed, this.#format.input, ...this.#sliders.map(({ number }) => number)];
-    const invalid = inputs.find((input) => !input.checkValidity());
-    if (!invalid) return true;
-    invalid.closest("details")?.setAttribute("open", "");
-    document.querySelector("[name=view][value=sampling]").checked = true; // on a phone
-    return invalid.reportValidity();
-  }
-
-  /** Shows the defaults and limits of a model, an entry of GET /v1/models. */
-  limit({ max_model_len: maxLen, num_experts: numExperts, experts_per_token: own, generation_defaults: defaults }) {
-    for (const { name, limit } of this.#sliders) limit(name === LENGTH ? { max: maxLen } : { rest: defaults?.[name] });
-    if (!numExperts) return;
-    this.#basic.prepend(this.#slider(EXPERTS, 1, numExperts, 1, own));
-    this.#sliders.at(-1).set(this.#numExperts);
-  }
-
-  #setSliders(fields, kept = []) {
-    for (const { name, set } of this.#sliders) if (!kept.includes(name)) set(fields[name]);
-  }
-
-  #slider(name, min, max, step, rest) {
-    const label = `${name[0].toUpperCase()}${name.slice(1).replaceAll("_", " ")}`;
-    const isAlwaysSent = name === LENGTH;
-    const input = element(name === EXPERTS ? "input.pips" : "input", { type: "range", id: name, min, max, step, "--of": max });
-    const number = element("input", { type: "number", min, max, step: Number.isInteger(step) ? 1 : "any", required: isAlwaysSent, ariaLabel: `${label}, as a number` });
-    const reset = button("↺", () => {
-      slider.set();
-      input.focus();
-    }, { className: "reset", name: `Reset ${label}` });
-    const row = element("div.slider", element("div.name", element("label", { htmlFor: name }, label), reset, number), input);
-    const slider = { name, number };
-    const draw = (isTouched) => {
-      slider.isSent = isAlwaysSent || isTouched;
-      row.classList.toggle("changed", isTouched);
-      input.style.setProperty("--on", input.value);
-    };
-    slider.set = (value) => {
-      input.value = value ?? rest;
-      number.value = value ?? (isAlwaysSent ? rest : "");
-      number.placeholder = rest;
-      draw(value !== undefined);
-    };
-    slider.limit = ({ max: highest = max, rest: own = rest }) => {
-      input.max = number.max = highest;
-      rest = Math.min(own, highest);
-      if (row.classList.contains("changed")) input.value = number.value;
-      else slider.set();
-    };
-    on(input, "input", () => slider.set(input.value));
-    on(number, "input", () => {
-      input.value = number.value || rest;
-      draw(number.value !== "");
-    });
-    slider.set();
-    this.#sliders.push(slider);
-    return row;
-  }
+/** Returns the fields to send, and `details`: whether to request the probabilities and experts of tokens. */
+export function values() {
+  const set = sliders.filter((slider) => slider.isSent).map(({ name, number }) => ({ [name]: number.valueAsNumber }));
+  const stops = stop.value.split("\n").filter(Boolean);
+  const number = seed.value.trim();
+  return Object.assign({ details: details.checked }, ...set, format.fields(),
+    stops.length && { stop: stops }, number && { seed: BigInt(number).toString() });
 }
+
+/** Sets all controls to such fields; those that are missing are untouched again. */
+export function setValues(fields) {
+  setSliders(fields);
+  linkedK = fields[EXPERTS];
+  seed.value = fields.seed ?? "";
+  stop.value = (fields.stop ?? []).join("\n");
+  format.setFields(fields);
+}
+
+export function setSeed(text) {
+  seed.value = text;
+  seed.closest("details").open = true;
+}
+
+/** Returns false if a field is invalid; it is then in view, with the browser's message. */
+export function check() {
+  const inputs = [seed, format.input, ...sliders.map(({ number }) => number)];
+  const invalid = inputs.find((input) => !input.checkValidity());
+  if (!invalid) return true;
+  invalid.closest("details")?.setAttribute("open", "");
+  document.querySelector("[name=view][value=sampling]").checked = true; // on a phone
+  return invalid.reportValidity();
+}
+
+/** Shows the defaults and limits of a model, an entry of GET /v1/models. */
+export function limit({ max_model_len: maxLen, num_experts: numExperts, experts_per_token: own, generation_defaults: defaults }) {
+  for (const { name, limit } of sliders) limit(name === LENGTH ? { max: maxLen } : { rest: defaults?.[name] });
+  if (!numExperts) return;
+  basic.prepend(addSlider(EXPERTS, 1, numExperts, 1, own));
+  sliders.at(-1).set(linkedK);
+}
+
+function setSliders(fields, kept = []) {
+  for (const { name, set } of sliders) if (!kept.includes(name)) set(fields[name]);
+}
+
+function addSlider(name, min, max, step, rest) {
+  const label = `${name[0].toUpperCase()}${name.slice(1).replaceAll("_", " ")}`;
+  const isAlwaysSent = name === LENGTH;
+  const input = element(name === EXPERTS ? "input.pips" : "input", { type: "range", id: name, min, max, step, "--of": max });
+  const number = element("input", { type: "number", min, max, step: Number.isInteger(step) ? 1 : "any", required: isAlwaysSent, ariaLabel: `${label}, as a number` });
+  const reset = button("↺", () => {
+    slider.set();
+    input.focus();
+  }, { className: "reset", name: `Reset ${label}` });
+  const row = element("div.slider", element("div.name", element("label", { htmlFor: name }, label), reset, number), input);
+  const slider = { name, number };
+  const draw = (isTouched) => {
+    slider.isSent = isAlwaysSent || isTouched;
+    row.classList.toggle("changed", isTouched);
+    input.style.setProperty("--on", input.value);
+  };
+  slider.set = (value) => {
+    input.value = value ?? rest;
+    number.value = value ?? (isAlwaysSent ? rest : "");
+    number.placeholder = rest;
+    draw(value !== undefined);
+  };
+  slider.limit = ({ max: highest = max, rest: own = rest }) => {
+    input.max = number.max = highest;
+    rest = Math.min(own, highest);
+    if (row.classList.contains("changed")) input.value = number.value;
+    else slider.set();
+  };
+  on(input, "input", () => slider.set(input.value));
+  on(number, "input", () => {
+    input.value = number.value || rest;
+    draw(number.value !== "");
+  });
+  slider.set();
+  sliders.push(slider);
+  return row;
+}
+
+const presets = Object.entries(PRESETS).map(([name, fields]) => button(name, () => setSliders(fields, [LENGTH, EXPERTS])));
+basic.append(
+  element("div.presets", { role: "group", ariaLabel: "Presets" }, ...presets),
+  ...SLIDERS.map((spec) => addSlider(...spec)),
+  ...format.elements,
+  element("label.switch", details, "Token details on hover"),
+);
+byId("more-controls").append(...MORE_SLIDERS.map((spec) => addSlider(...spec)), labelled(seed, "Seed"), labelled(stop, "Stop strings"));

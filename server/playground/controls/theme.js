@@ -1,18 +1,20 @@
-const CHOICES = ["system", "light", "dark"];
-const STORED = "smoe-theme";
+import { byId, on } from "../dom.js";
 
-/** Makes a button switch between the themes; "system" follows the machine. The choice is stored in the browser. */
-export function themeButton(button) {
-  const show = (choice) => {
-    document.documentElement.dataset.theme = choice;
-    button.textContent = { system: "◐", light: "○", dark: "●" }[choice];
-    button.ariaLabel = button.title = `Theme: ${choice}`;
-  };
-  button.addEventListener("click", () => {
-    const next = CHOICES[(CHOICES.indexOf(document.documentElement.dataset.theme) + 1) % CHOICES.length];
-    localStorage.setItem(STORED, next);
-    show(next);
-  });
-  const stored = localStorage.getItem(STORED);
-  show(CHOICES.includes(stored) ? stored : "system");
+const SIGNS = { system: "◐", light: "○", dark: "●" }; // "system" follows the machine
+const STORED = "smoe-theme"; // in the browser
+const button = byId("theme");
+
+function show(choice) {
+  document.documentElement.dataset.theme = choice;
+  button.textContent = SIGNS[choice];
+  button.ariaLabel = button.title = `Theme: ${choice}`;
 }
+
+on(button, "click", () => {
+  const choices = Object.keys(SIGNS);
+  const next = choices[(choices.indexOf(document.documentElement.dataset.theme) + 1) % choices.length];
+  localStorage.setItem(STORED, next);
+  show(next);
+});
+const stored = localStorage.getItem(STORED);
+show(Object.hasOwn(SIGNS, stored) ? stored : "system");

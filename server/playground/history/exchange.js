@@ -1,13 +1,11 @@
+import { save } from "../dom.js";
 import { Conversation } from "../text/conversation.js";
 
 const FORMAT = "smoe-history";
 
 export function exportEntries(entries) {
   const json = JSON.stringify({ format: FORMAT, version: 1, entries }, null, 1);
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([json], { type: "application/json" }));
-  link.download = `smoe-history-${new Date().toISOString().slice(0, 10)}.json`;
-  link.click();
+  save(new Blob([json]), `smoe-history-${new Date().toISOString().slice(0, 10)}.json`);
 }
 
 /** Reads the entries of an exported file. Throws TypeError, one line for the user, if it is something else. */
@@ -28,7 +26,7 @@ function isEntry(entry) {
   try {
     const { id, kind, name, title = "", system = "", updated, tree, versions } = entry;
     if (kind === "chat") Conversation.fromTree(tree);
-    const texts = [id, name, title, system, ...(kind === "chat" ? [] : versions.flatMap(({ prompt, text }) => [prompt, text]))];
+    const texts = [id, name, title, system, ...(kind === "chat" ? [] : versions.flatMap(({ prompt, text, note = "" }) => [prompt, text, note]))];
     return ["chat", "completion"].includes(kind) && Number.isFinite(updated) && texts.every((text) => typeof text === "string");
   } catch {
     return false;

@@ -1,42 +1,34 @@
+import { on } from "../dom.js";
+
 const NAME = "smoe";
 const ENTRIES = "entries";
 
-/** Entries {id, ...} in this browser's database. Every method throws DOMException where the browser keeps nothing. */
-export class Store {
-  #database = null;
+// Entries {id, ...} in this browser's database. Every function throws DOMException where the browser keeps nothing.
+let database = null;
 
-  async list() {
-    const entries = await this.#run("readonly", (entries) => entries.getAll());
-    return entries.sort((a, b) => b.updated - a.updated);
-  }
+export async function list() {
+  const found = await run("readonly", (entries) => entries.getAll());
+  return found.sort((a, b) => b.updated - a.updated);
+}
 
-  get(id) {
-    return this.#run("readonly", (entries) => entries.get(id));
-  }
+export const get = (id) => run("readonly", (entries) => entries.get(id));
+export const put = (entry) => run("readwrite", (entries) => entries.put(entry));
+export const remove = (id) => run("readwrite", (entries) => entries.delete(id));
 
-  put(entry) {
-    return this.#run("readwrite", (entries) => entries.put(entry));
-  }
+async function run(mode, action) {
+  database ??= await open();
+  return resultOf(action(database.transaction(ENTRIES, mode).objectStore(ENTRIES)));
+}
 
-  delete(id) {
-    return this.#run("readwrite", (entries) => entries.delete(id));
-  }
-
-  async #run(mode, action) {
-    this.#database ??= await this.#open();
-    return resultOf(action(this.#database.transaction(ENTRIES, mode).objectStore(ENTRIES)));
-  }
-
-  #open() {
-    const request = indexedDB.open(NAME, 1);
-    request.addEventListener("upgradeneeded", () => request.result.createObjectStore(ENTRIES, { keyPath: "id" }));
-    return resultOf(request);
-  }
+function open() {
+  const request = indexedDB.open(NAME, 1);
+  on(request, "upgradeneeded", () => request.result.createObjectStore(ENTRIES, { keyPath: "id" }));
+  return resultOf(request);
 }
 
 function resultOf(request) {
   return new Promise((resolve, reject) => {
-    request.addEventListener("success", () => resolve(request.result));
-    request.addEventListener("error", () => reject(request.error));
+    on(request, "success", () => resolve(request.result));
+    on(request, "error", () => reject(request.error));
   });
 }

@@ -30,7 +30,7 @@ export function lineChart(title, format, names) {
   };
 }
 
-/** Makes a drawing of several lines, {svg, draw(columns)}, over all values but null; `draw` returns the largest. */
+/** Makes a drawing of lines, {svg, draw(columns)}, over all values but null; `draw` returns the largest. */
 function plot(numLines) {
   const lines = Array.from({ length: numLines }, () => drawn("polyline", {}));
   const svg = drawn("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" }, ...lines);

@@ -1,10 +1,11 @@
+import * as api from "../api.js";
 import { byId } from "../dom.js";
 import { formatRate, milliseconds, percent } from "../words.js";
 import { lineChart } from "./charts.js";
 
 const count = (value) => `${Math.round(value)}`;
 
-/** Charts: title, how a value is written, and lines {name: column of GET /load/recent}. */
+/** Charts of the tab of the server: title, how a value is written, and lines {name: column of GET /load/recent}. */
 const CHARTS = [
   ["Tokens per second", formatRate, { answers: "generated_tokens_per_s", prompts: "prompt_tokens_per_s", drafts: "accepted_tokens_per_s" }],
   ["Requests", count, { running: "running", waiting: "waiting" }],
@@ -13,32 +14,23 @@ const CHARTS = [
   ["Time of a step", milliseconds, { mean: "step_ms" }],
 ];
 
-/** Tab of the server: model, version, and charts of five minutes. */
-export class Dashboard {
-  #api;
-  #charts = CHARTS.map(([title, format, lines]) => [lineChart(title, format, Object.keys(lines)), Object.values(lines)]);
+const charts = CHARTS.map(([title, format, lines]) => [lineChart(title, format, Object.keys(lines)), Object.values(lines)]);
 
-  constructor(api) {
-    this.#api = api;
-    byId("charts").append(...this.#charts.map(([chart]) => chart.element));
+/** Reads the figures and draws them. Throws ApiError, and says first why there are none. */
+export async function refresh() {
+  try {
+    const [recent, { data: [model] }, { version }] = await Promise.all(["load/recent?interval=5", "v1/models", "version"].map((path) => api.read(path)));
+    for (const [chart, columns] of charts) chart.draw(columns.map((column) => recent[column]));
+    say(describe(model), `smoe ${version}`);
+  } catch (error) {
+    for (const [chart, columns] of charts) chart.draw(columns.map(() => []));
+    say(error.status === 401 ? "The figures need the API key: press Key above." : `No figures: ${error.message}`);
+    throw error;
   }
+}
 
-  /** Reads the figures and draws them. Throws ApiError, and says first why there are none. */
-  async refresh() {
-    try {
-      const [recent, { data: [model] }, { version }] = await Promise.all(["load/recent?interval=5", "v1/models", "version"].map((path) => this.#api.read(path)));
-      for (const [chart, columns] of this.#charts) chart.draw(columns.map((column) => recent[column]));
-      this.#say(describe(model), `smoe ${version}`);
-    } catch (error) {
-      for (const [chart, columns] of this.#charts) chart.draw(columns.map(() => []));
-      this.#say(error.status === 401 ? "The figures need the API key: press Key above." : `No figures: ${error.message}`);
-      throw error;
-    }
-  }
-
-  #say(...parts) {
-    byId("dashboard-status").textContent = parts.join(" · ");
-  }
+function say(...parts) {
+  byId("dashboard-status").textContent = parts.join(" · ");
 }
 
 function describe({ id, max_model_len: length, num_layers: layers, num_experts: experts, experts_per_token: k }) {
@@ -46,3 +38,5 @@ function describe({ id, max_model_len: length, num_layers: layers, num_experts: 
   const network = experts ? `${layers} layers, ${k} of ${experts} experts per token` : `${layers} layers`;
   return [id, network, `${length.toLocaleString("en")} tokens of context`].join(" · ");
 }
+
+byId("charts").append(...charts.map(([chart]) => chart.element));

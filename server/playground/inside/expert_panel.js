@@ -4,10 +4,7 @@ import { percent, visible } from "../words.js";
 const NUM_TOKENS = 12;
 const NUM_PARTNERS = 3;
 
-/**
- * Returns the panel of a pinned expert from its layer's entry in GET /experts: share, most frequent tokens with counts,
- * the experts it computes tokens with, and a button that switches it off or on.
- */
+/** Returns the panel of a pinned expert from its layer's entry in GET /experts, with a button that switches it off or on. */
 export function expertPanel(entry, expert, { isOff, onSwitch, onClose }) {
   const { layer, share, tokens, top_tokens: top = [], entropy } = entry;
   return [

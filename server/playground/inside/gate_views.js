@@ -1,4 +1,4 @@
-import { element } from "../dom.js";
+import { element, on } from "../dom.js";
 import { percent } from "../words.js";
 import { sentences, softmaxSteps } from "./gate_steps.js";
 
@@ -10,7 +10,7 @@ export function layerRows(numLayers, numExperts, layer, onLayer) {
     return element("label", input, element("b", `${index}`), element("span.unseen"), ...cells);
   });
   const group = element("fieldset.gate-layers", { "--experts": numExperts }, element("legend", "Layer, and its weights by expert"), ...rows);
-  group.addEventListener("change", (event) => onLayer(Number(event.target.value)));
+  on(group, "change", ({ target }) => onLayer(Number(target.value)));
   return group;
 }
 
@@ -27,7 +27,7 @@ export function paintLayers(group, layers) {
   });
 }
 
-/** Returns one layer in full: a row per expert with logit, power and weight, and the steps in sentences. */
+/** Returns one layer: a row per expert with logit, power and weight, and the steps in sentences. */
 export function layerDetail(layer, index, k, mask) {
   const { logits, chosen, weights } = layer;
   const { largest } = softmaxSteps(logits, chosen);

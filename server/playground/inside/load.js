@@ -1,3 +1,4 @@
+import * as api from "../api.js";
 import { byId, element } from "../dom.js";
 import { formatRate, milliseconds, percent } from "../words.js";
 import { sparkline } from "./charts.js";
@@ -19,60 +20,50 @@ const PHASES = {
   unreachable: "cannot be reached",
 };
 
-/** Panel of the server's state: health, requests, and two minutes of KV cache, tokens per second and times. */
-export class ServerLoad {
-  phase = "loading"; // of the last reading; "unreachable" without an answer
-  #api;
-  #health = byId("health");
-  #values = {};
-  #lines = {};
+// The panel of the server's state: health, requests, and two minutes of KV cache, tokens per second and times.
+export let phase = "loading"; // of the last reading; "unreachable" without an answer
+const dot = byId("health");
+const [running, waiting] = ["Running", "Waiting"].map((name) => add(name));
+const histories = HISTORIES.map(([name, column, format]) => {
+  const line = sparkline();
+  return { value: add(name, line.element), line, column, format };
+});
 
-  constructor(api) {
-    this.#api = api;
-    for (const name of ["Running", "Waiting"]) this.#add(name);
-    for (const [name] of HISTORIES) this.#add(name, (this.#lines[name] = sparkline()));
-  }
+function add(name, ...more) {
+  const value = element("dd", "–");
+  byId("load").append(element("div", element("dt", name), value, ...more));
+  return value;
+}
 
-  #add(name, ...more) {
-    this.#values[name] = element("dd", "–");
-    byId("load").append(element("div", element("dt", name), this.#values[name], ...more.map((line) => line.element)));
+/** Reads health and load and shows them. Throws ApiError if they need a key. */
+export async function refresh() {
+  showHealth(await readHealth());
+  const isReached = phase !== "unreachable";
+  const [now, recent] = isReached ? await Promise.all(["load", "load/recent?interval=2"].map(api.read)) : [{}, {}];
+  running.textContent = now.running ?? "–";
+  waiting.textContent = now.waiting ?? "–";
+  for (const { value, line, column, format } of histories) {
+    const points = recent[column] ?? [];
+    const newest = points.at(-1) ?? null;
+    value.textContent = newest === null ? "–" : format(newest);
+    line.draw(points);
   }
+}
 
-  /** Reads health and load and shows them. Throws ApiError if they need a key. */
-  async refresh() {
-    this.#showHealth(await this.#readHealth());
-    if (this.phase === "unreachable") return this.#clear();
-    const [now, recent] = await Promise.all(["load", "load/recent?interval=2"].map((path) => this.#api.read(path)));
-    this.#values.Running.textContent = now.running;
-    this.#values.Waiting.textContent = now.waiting;
-    for (const [name, column, format] of HISTORIES) {
-      const newest = recent[column].at(-1);
-      this.#values[name].textContent = newest === null ? "–" : format(newest);
-      this.#lines[name].draw(recent[column]);
-    }
-    return undefined;
+async function readHealth() {
+  try {
+    return await api.read("health");
+  } catch (error) {
+    return error.status === 0 ? { phase: "unreachable" } : { phase: "dead", ...error.body };
   }
+}
 
-  async #readHealth() {
-    try {
-      return await this.#api.read("health");
-    } catch (error) {
-      return error.status === 0 ? { phase: "unreachable" } : { phase: "dead", ...error.body };
-    }
-  }
-
-  /** Shows the phase as a dot; unless it is "ready" also in words, with the progress of a load. */
-  #showHealth({ phase, stage, loaded_bytes: loaded, total_bytes: total }) {
-    this.phase = phase;
-    const words = PHASES[phase] ?? phase;
-    const progress = phase === "loading" && total ? ` ${stage}, ${percent(loaded / total)}` : "";
-    this.#health.dataset.phase = phase;
-    this.#health.ariaLabel = this.#health.title = `Server: ${words}`;
-    byId("progress").textContent = phase === "ready" ? "" : words + progress;
-  }
-
-  #clear() {
-    for (const value of Object.values(this.#values)) value.textContent = "–";
-    for (const line of Object.values(this.#lines)) line.draw([]);
-  }
+/** Shows the phase as a dot; unless it is "ready" also in words, with the progress of a load. */
+function showHealth({ stage, loaded_bytes: loaded, total_bytes: total, ...health }) {
+  phase = health.phase;
+  const words = PHASES[phase] ?? phase;
+  const progress = phase === "loading" && total ? ` ${stage}, ${percent(loaded / total)}` : "";
+  dot.dataset.phase = phase;
+  dot.ariaLabel = dot.title = `Server: ${words}`;
+  byId("progress").textContent = phase === "ready" ? "" : words + progress;
 }

@@ -1,6 +1,8 @@
 import { button, byId, element, on } from "../dom.js";
 import { branchArrows } from "./branches.js";
+import { display } from "./display.js";
 import { completionRequest } from "./request.js";
+import { noteOf } from "./summary.js";
 import { TokenView } from "./token_view.js";
 
 const EXAMPLES = [
@@ -9,119 +11,100 @@ const EXAMPLES = [
   ["Python", "def read_lines(path):\n    "],
 ];
 
-/** Panel of a completion: the prompt, directly followed by the generated text. Earlier texts can be opened again. */
-export class CompletionPanel {
-  name = "Complete";
-  repeatLabel = "Continue";
-  onChange = () => {}; // called when there is something to store
-  #display;
-  #prompt = byId("prompt");
-  #copy = byId("prompt-copy"); // invisible, so that the generated text starts where the prompt ends
-  #output = byId("continuation");
-  #examples = byId("completion-examples");
-  #versions = []; // {prompt, text} or {prompt, view}
-  #shown = null; // one of them
-  #previous = null; // the one that the running request replaces
+// The panel of a completion: the prompt, directly followed by the generated text. Earlier texts can be opened again.
+export const name = "Complete";
+export const repeatLabel = "Continue";
+const field = byId("prompt");
+const copy = byId("prompt-copy"); // invisible, so that the generated text starts where the prompt ends
+const output = byId("continuation");
+const examples = byId("completion-examples");
+let versions = []; // {prompt, text, note} or {prompt, view}
+let shown = null; // one of them
+let previous = null; // the one that the running request replaces
 
-  constructor(display, run) {
-    this.#display = display;
-    for (const [name, prompt] of EXAMPLES) {
-      this.#examples.append(button(name, () => run({ prompt }), { className: "example" }));
-    }
-    on(this.#prompt, "input", () => this.#edited());
-  }
+export const views = () => (shown?.view ? [shown.view] : []);
+export const canRepeat = () => Boolean(shown && textOf(shown));
+export const repeatJob = () => ({ prompt: field.value + textOf(shown) });
+export const branchJob = (view, text) => ({ prompt: versions.find((version) => version.view === view).prompt + text });
+export const focus = () => field.focus();
 
-  get views() {
-    return this.#shown?.view ? [this.#shown.view] : [];
-  }
+/** Returns the request for the prompt of the job or else of the field; null without one. */
+export function request(model, sampling, { prompt = field.value } = {}) {
+  return prompt ? completionRequest(model, prompt, sampling) : null;
+}
 
-  get canRepeat() {
-    return Boolean(this.#shown && textOf(this.#shown));
-  }
+export function begin({ prompt } = {}) {
+  examples.hidden = true;
+  if (prompt !== undefined && prompt !== field.value) write(prompt);
+  previous = shown;
+  versions.push({ prompt: field.value, view: new TokenView(display) });
+  show(versions.at(-1));
+  display.changed("completion");
+  return shown.view;
+}
 
-  repeatJob() {
-    return { prompt: this.#prompt.value + textOf(this.#shown) };
+/** Shows the previous text again if the request gave none. */
+export function end() {
+  if (shown && !textOf(shown)) {
+    versions.splice(versions.indexOf(shown), 1);
+    show(previous);
   }
+  previous = null;
+  display.changed("completion");
+}
 
-  branchJob(view, text) {
-    return { prompt: this.#versions.find((version) => version.view === view).prompt + text };
-  }
+export function entry() {
+  if (!versions.length) return null;
+  const stored = versions.map((version) => ({ prompt: version.prompt, text: textOf(version), note: lineOf(version) }));
+  return { name: versions.at(-1).prompt, versions: stored, at: versions.indexOf(shown) };
+}
 
-  /** Returns the request for the prompt of the job or else of the field; null without one. */
-  request(model, sampling, { prompt = this.#prompt.value } = {}) {
-    return prompt ? completionRequest(model, prompt, sampling) : null;
-  }
+export function open(stored) {
+  versions = (stored?.versions ?? []).filter(({ text }) => text);
+  examples.hidden = stored !== null;
+  write(stored?.versions[stored.at]?.prompt ?? "");
+  if (versions.length) openVersion(stored.at);
+}
 
-  begin({ prompt } = {}) {
-    this.#examples.hidden = true;
-    if (prompt !== undefined && prompt !== this.#prompt.value) this.#write(prompt);
-    this.#previous = this.#shown;
-    this.#versions.push({ prompt: this.#prompt.value, view: new TokenView(this.#display) });
-    this.#show(this.#versions.at(-1));
-    this.onChange();
-    return this.#shown.view;
-  }
+export function link() {
+  const prompt = field.value;
+  const text = shown?.prompt === prompt ? textOf(shown) : "";
+  return prompt ? { versions: [{ prompt, text }], at: 0 } : null;
+}
 
-  /** Shows the previous text again if the request gave none. */
-  end() {
-    if (this.#shown && !textOf(this.#shown)) {
-      this.#versions.splice(this.#versions.indexOf(this.#shown), 1);
-      this.#show(this.#previous);
-    }
-    this.#previous = null;
-    this.onChange();
-  }
+function openVersion(place) {
+  const version = versions[place] ?? versions.at(-1);
+  write(version.prompt);
+  show(version);
+}
 
-  focus() {
-    this.#prompt.focus();
-  }
+/** Keeps the text, dimmed: it follows another prompt than the one that is written now. */
+function edited() {
+  copy.textContent = field.value;
+  output.classList.toggle("stale", shown !== null && shown.prompt !== field.value);
+}
 
-  get entry() {
-    if (!this.#versions.length) return null;
-    const versions = this.#versions.map((version) => ({ prompt: version.prompt, text: textOf(version) }));
-    return { name: versions.at(-1).prompt, versions, at: this.#versions.indexOf(this.#shown) };
-  }
+function write(prompt) {
+  field.value = copy.textContent = prompt;
+  show(null);
+}
 
-  open(entry) {
-    this.#versions = (entry?.versions ?? []).filter(({ text }) => text);
-    this.#examples.hidden = entry !== null;
-    this.#write(entry?.versions[entry.at]?.prompt ?? "");
-    if (this.#versions.length) this.#openVersion(entry.at);
-  }
-
-  get link() {
-    const prompt = this.#prompt.value;
-    const text = this.#shown?.prompt === prompt ? textOf(this.#shown) : "";
-    return prompt ? { versions: [{ prompt, text }], at: 0 } : null;
-  }
-
-  #openVersion(place) {
-    const version = this.#versions[place] ?? this.#versions.at(-1);
-    this.#write(version.prompt);
-    this.#show(version);
-  }
-
-  /** Keeps the text, dimmed: it follows another prompt than the one that is written now. */
-  #edited() {
-    this.#copy.textContent = this.#prompt.value;
-    this.#output.classList.toggle("stale", this.#shown !== null && this.#shown.prompt !== this.#prompt.value);
-  }
-
-  #write(prompt) {
-    this.#prompt.value = this.#copy.textContent = prompt;
-    this.#show(null);
-  }
-
-  #show(version) {
-    this.#shown = version;
-    this.#output.replaceChildren(...(version ? [version.view?.element ?? element("span.tokens", version.text)] : []));
-    this.#edited();
-    const place = version ? this.#versions.indexOf(version) : this.#versions.length;
-    branchArrows(byId("versions"), place, this.#versions.length, "text", (by) => {
-      this.#openVersion(place + by);
-      this.onChange();
-    });
-  }
+function show(version) {
+  shown = version;
+  output.replaceChildren(...(version ? [version.view?.element ?? element("span.tokens", version.text)] : []));
+  byId("summary").textContent = version ? lineOf(version) : "";
+  edited();
+  const place = version ? versions.indexOf(version) : versions.length;
+  branchArrows(byId("versions"), place, versions.length, "text", (by) => {
+    openVersion(place + by);
+    display.changed("completion");
+  });
 }
 
 const textOf = ({ view, text }) => (view ? view.text : text);
+const lineOf = ({ view, note = "" }) => (view?.hasTokens ? noteOf(view.meter) : note);
+
+for (const [title, prompt] of EXAMPLES) {
+  examples.append(button(title, () => display.run({ prompt }), { className: "example" }));
+}
+on(field, "input", edited);

@@ -1,11 +1,14 @@
+const ROLES = ["root", "user", "assistant", "tool"];
+
 /**
- * A conversation as a tree. A message is {role, text, parent, children, chosen}: its children are the branches that go on
- * from it, `chosen` is the open one.
+ * A conversation as a tree. A message is {role, text, parent, children, chosen, note, calls, callId}: its children are the branches
+ * that go on from it, `chosen` is the open one. `note` has an answer's figures, `calls` its calls of tools, {id, name, arguments};
+ * `callId` is the call whose result a message is.
  */
 export class Conversation {
   root = { role: "root", text: "", parent: null, children: [], chosen: 0 };
 
-  /** The messages of the open path, the first one first. */
+  /** The messages of the open path. */
   get path() {
     const nodes = [];
     for (let node = this.root.children[this.root.chosen]; node; node = node.children[node.chosen]) nodes.push(node);
@@ -16,8 +19,8 @@ export class Conversation {
     return this.path.at(-1) ?? this.root;
   }
 
-  add(parent, role, text = "") {
-    const node = { role, text, parent, children: [], chosen: 0 };
+  add(parent, role, text = "", callId = "") {
+    const node = { role, text, parent, children: [], chosen: 0, note: "", calls: [], callId };
     parent.chosen = parent.children.push(node) - 1;
     return node;
   }
@@ -33,17 +36,20 @@ export class Conversation {
     node.parent.chosen = node.parent.children.indexOf(node) + by;
   }
 
-  /** Returns the tree as {role, text, chosen, children}, to be stored. */
+  /** Returns the tree to be stored, without parents and without what is empty. */
   toTree() {
-    const copy = ({ role, text, chosen, children }) => ({ role, text, chosen, children: children.map(copy) });
+    const copy = ({ role, text, chosen, children, note, calls, callId }) => ({
+      role, text, chosen, ...(note && { note }), ...(calls?.length && { calls }), ...(callId && { callId }), children: children.map(copy),
+    });
     return copy(this.root);
   }
 
   /** Reads what `toTree` returns. Throws TypeError if it is something else. */
   static fromTree(tree) {
-    const build = ({ role, text, chosen, children }, parent) => {
-      if (!["root", "user", "assistant"].includes(role) || typeof text !== "string") throw new TypeError("Not a conversation.");
-      const node = { role, text, parent, chosen: children[chosen] ? chosen : 0 };
+    const build = ({ role, text, chosen, children, note = "", calls = [], callId = "" }, parent) => {
+      const texts = [text, note, callId, ...calls.flatMap((call) => [call.id, call.name, call.arguments])];
+      if (!ROLES.includes(role) || !texts.every((value) => typeof value === "string")) throw new TypeError("Not a conversation.");
+      const node = { role, text, parent, chosen: children[chosen] ? chosen : 0, note, calls, callId };
       node.children = children.map((child) => build(child, node));
       return node;
     };
@@ -53,9 +59,17 @@ export class Conversation {
   }
 }
 
-/** Returns the messages from the first one to `node`, as {role, content}. */
+/** Returns the messages up to `node`, as the API takes them. */
 export function messagesTo(node) {
   const messages = [];
-  for (let at = node; at.parent; at = at.parent) messages.unshift({ role: at.role, content: at.text });
+  for (let at = node; at.parent; at = at.parent) messages.unshift(messageOf(at));
   return messages;
 }
+
+function messageOf({ role, text: content, calls, callId }) {
+  if (callId) return resultMessage(callId, content);
+  if (!calls.length) return { role, content };
+  return { role, content: content || null, tool_calls: calls.map(({ id, ...called }) => ({ id, type: "function", function: called })) };
+}
+
+export const resultMessage = (callId, content) => ({ role: "tool", tool_call_id: callId, content });

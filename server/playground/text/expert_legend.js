@@ -1,35 +1,28 @@
 import { button, byId } from "../dom.js";
 import { hueOf, percent } from "../words.js";
 
-/** Legend of the experts' colours: buttons with each expert's share of the tokens, which dim those of all others. */
-export class ExpertLegend {
-  #box = byId("expert-legend");
-  #expert = null; // whose tokens stay
-  #onChange;
+// The legend of the experts' colours: buttons with each expert's share of the tokens, which dim those of all others.
+const box = byId("expert-legend");
+let shown = null; // the expert whose tokens stay
 
-  constructor(onChange) {
-    this.#onChange = onChange;
-  }
+/** Draws the experts that `views` show as colours: the strongest one of each token in a layer. A click calls `onChange`. */
+export function draw(views, { layer, numExperts }, onChange) {
+  const counts = new Map();
+  const strongest = views.flatMap((view) => view.routing.map((row) => row[layer][0]));
+  for (const expert of strongest) counts.set(expert, (counts.get(expert) ?? 0) + 1);
+  const swatches = [...counts].sort(([a], [b]) => a - b).map(([expert, count]) =>
+    button(`${expert} · ${percent(count / strongest.length)}`, () => toggle(expert, onChange),
+      { title: "Show only this expert's tokens", className: "swatch", "--hue": hueOf(expert, numExperts), ariaPressed: String(expert === shown) }));
+  box.replaceChildren(...swatches);
+}
 
-  /** Draws the experts that `views` show as colours: the strongest one of each token in a layer. */
-  draw(views, { layer, numExperts }) {
-    const counts = new Map();
-    const strongest = views.flatMap((view) => view.routing.map((row) => row[layer][0]));
-    for (const expert of strongest) counts.set(expert, (counts.get(expert) ?? 0) + 1);
-    const swatches = [...counts].sort(([a], [b]) => a - b).map(([expert, count]) =>
-      button(`${expert} · ${percent(count / strongest.length)}`, () => this.#toggle(expert),
-        { title: "Show only this expert's tokens", className: "swatch", "--hue": hueOf(expert, numExperts), ariaPressed: String(expert === this.#expert) }));
-    this.#box.replaceChildren(...swatches);
-  }
+/** Returns whether a token stays, by its experts in each layer; undefined if all do. */
+export function isShown(layer) {
+  return shown === null ? undefined : (routing) => routing[layer][0] === shown;
+}
 
-  /** Returns whether a token stays, by its experts in each layer; undefined if all do. */
-  isShown(layer) {
-    return this.#expert === null ? undefined : (routing) => routing[layer][0] === this.#expert;
-  }
-
-  #toggle(expert) {
-    this.#expert = expert === this.#expert ? null : expert;
-    this.#onChange();
-    [...this.#box.children].find(({ textContent }) => parseInt(textContent, 10) === expert)?.focus();
-  }
+function toggle(expert, onChange) {
+  shown = expert === shown ? null : expert;
+  onChange();
+  [...box.children].find(({ textContent }) => parseInt(textContent, 10) === expert)?.focus();
 }

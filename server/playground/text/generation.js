@@ -1,12 +1,11 @@
 import { ApiError } from "../api.js";
-import { eventData } from "./events.js";
 import { parseTokens } from "./tokens.js";
 
 const MIN_SPAN_MS = 50; // between the first and the last packet; a shorter one measures the network
 
 /**
- * Sends a streamed request and reads it to its end. `onChunk(tokens, routing, meter)` gets the tokens of each chunk and
- * its expert ids, [token][layer][k]. Resolves to the meter. Throws ApiError, or AbortError after a stop.
+ * Sends a streamed request. `onChunk(tokens, routing, meter)` gets the tokens of each chunk and its expert ids, [token][layer][k].
+ * Resolves to the meter at the end. Throws ApiError, or AbortError after a stop.
  */
 export async function generate(api, { path, fields, body }, signal, onChunk) {
   const meter = new Meter(fields);
@@ -31,6 +30,7 @@ class Meter {
   numTokens = 0;
   numPrompt = 0;
   finishReason = null;
+  calls = []; // of tools, {id, name, arguments}; the arguments are JSON, and incomplete while they come
   seed = null; // as text: 64 bits are more than a JavaScript number holds
   promptIds = null; // token ids of the prompt, if the request has asked for ids
   fields; // of the request
@@ -45,6 +45,10 @@ class Meter {
     this.promptIds ??= chunk.prompt_token_ids ?? chunk.choices[0]?.prompt_token_ids ?? null;
     this.finishReason = chunk.choices[0]?.finish_reason ?? this.finishReason;
     this.numPrompt = chunk.usage?.prompt_tokens ?? this.numPrompt;
+    for (const { index, id, function: called } of chunk.choices[0]?.delta?.tool_calls ?? []) {
+      this.calls[index] ??= { id, name: called.name, arguments: "" };
+      this.calls[index].arguments += called.arguments;
+    }
     const numTokens = chunk.usage?.completion_tokens ?? 0;
     if (numTokens <= this.numTokens) return;
     this.numTokens = numTokens;
@@ -62,5 +66,23 @@ class Meter {
   get tokensPerSecond() {
     const ms = this.#lastMs - this.#firstMs;
     return ms >= MIN_SPAN_MS ? (1000 * (this.numTokens - this.#numFirst)) / ms : null;
+  }
+}
+
+/** Yields {data, ms} of each server-sent event: its text and when its packet arrived. Comments are skipped. */
+async function* eventData(body) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let pending = "";
+  try {
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      const ms = performance.now();
+      const events = (pending + value).split("\n\n");
+      pending = events.pop();
+      for (const event of events) if (event.startsWith("data: ")) yield { data: event.slice("data: ".length), ms };
+    }
+  } finally {
+    reader.cancel().catch(() => {}); // an aborted stream cannot be cancelled
   }
 }

@@ -1,13 +1,13 @@
 import { copyButton } from "../clipboard.js";
 import { element } from "../dom.js";
 
-const MARKS = /^(#{1,6} |\s*([-*+]|\d+[.)]) |> |```|\|.*\|\s*$)|`[^`\n]+`|\*\*[^*\n]+\*\*|\]\(https?:/m;
+const MARKS = /^(#{1,6} |\s*([-*+]|\d+[.)]) |> |```|\s*\|?\s*:?-+:?\s*\|)|`[^`\n]+`|\*\*[^*\n]+\*\*|\]\(https?:/m;
 const INLINE = /`([^`\n]+)`|\*\*([^*\n]+)\*\*|\*([^*\s][^*\n]*)\*|\[([^\]\n]+)\]\((https?:\/\/[^\s)]+)\)/g;
 const ITEM = /^(\s*)([-*+]|\d+[.)]) +(.*)$/;
 
 export const hasMarkdown = (text) => MARKS.test(text);
 
-/** Returns Markdown as nodes: headings, lists, quotes, code, emphasis. Tables are even columns of text, as all else is text. */
+/** Returns Markdown as nodes: headings, lists, quotes, tables, code, emphasis; all else is text. */
 export function markdown(text) {
   const lines = text.trim().split("\n");
   const nodes = [];
@@ -19,7 +19,7 @@ export function markdown(text) {
 }
 
 function take(lines, test) {
-  const end = lines.findIndex((line) => !test(line));
+  const end = lines.findIndex((line, i) => !test(line, i));
   return lines.splice(0, end < 0 ? lines.length : end);
 }
 
@@ -29,10 +29,11 @@ function readCode(lines) {
   lines.shift();
   const code = take(lines, (line) => !line.trimStart().startsWith("```")).join("\n");
   lines.shift();
-  return element("div.code",
-    element("div.code-head", element("span", fence[1] || "code"), copyButton(() => code)),
-    element("pre", { tabIndex: 0 }, element("code", code)));
+  return codeBox(fence[1] || "code", code);
 }
+
+export const codeBox = (title, code) =>
+  element("div.code", element("div.code-head", element("span", title), copyButton(() => code)), element("pre", { tabIndex: 0 }, element("code", code)));
 
 function readHeading(lines) {
   const heading = lines[0].match(/^(#{1,6}) +(.*)$/);
@@ -41,9 +42,23 @@ function readHeading(lines) {
   return element(heading[1].length < 3 ? "h3" : "h4", ...inline(heading[2]));
 }
 
+const cellsOf = (line) => line.trim().replace(/^\||(?<!\\)\|$/g, "").split(/(?<!\\)\|/).map((cell) => cell.trim().replaceAll("\\|", "|"));
+
+/** Returns whether a line is the head of a table: the next line has dashes below each of its cells. */
+function isTable([head, dashes]) {
+  if (!head?.includes("|") || !dashes?.includes("|")) return false;
+  const cells = cellsOf(dashes);
+  return cells.length === cellsOf(head).length && cells.every((cell) => /^:?-+:?$/.test(cell));
+}
+
+/** Reads a table. Colons beside the dashes align a column; rows have as many cells as the head. */
 function readTable(lines) {
-  const rows = take(lines, (line) => /^\s*\|.*\|\s*$/.test(line));
-  return rows.length ? element("pre", { tabIndex: 0 }, rows.join("\n")) : null;
+  if (!isTable(lines)) return null;
+  const [head, dashes, ...rows] = take(lines, (line) => line.includes("|")).map(cellsOf);
+  const aligns = dashes.map((cell) => (/:$/.test(cell) ? (cell.startsWith(":") ? "center" : "right") : "left"));
+  const row = (tag, cells) => element("tr", ...aligns.map((align, i) => element(tag, { "--align": align }, ...inline(cells[i] ?? ""))));
+  return element("div.table", { tabIndex: 0 },
+    element("table", element("thead", row("th", head)), element("tbody", ...rows.map((cells) => row("td", cells)))));
 }
 
 /** Reads a list; deeper items are lists of their own inside the item above. */
@@ -70,7 +85,7 @@ function readQuote(lines) {
 }
 
 function readParagraph(lines) {
-  const isPlain = (line) => line.trim() && !/^(#{1,6} |>|\s*```)/.test(line) && !ITEM.test(line);
+  const isPlain = (line, i) => line.trim() && !isTable(lines.slice(i, i + 2)) && !/^(#{1,6} |>|\s*```)/.test(line) && !ITEM.test(line);
   const plain = take(lines, isPlain);
   if (!plain.length) plain.push(lines.shift()); // a blank line, or a mark that begins nothing
   const text = plain.join("\n").trim();

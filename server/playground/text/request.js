@@ -1,27 +1,24 @@
 const NUM_ALTERNATIVES = 5;
-const SHARED = { stream: true, stream_options: { include_usage: true, continuous_usage_stats: true } };
 
 /** Returns a completion as {path, fields, seed, body}; `body` is the JSON text of the fields and the seed. */
 export function completionRequest(model, prompt, sampling) {
-  const { details, routing, ...rest } = sampling;
-  return request("v1/completions", {
-    model, prompt, ...rest, ...(details && { logprobs: NUM_ALTERNATIVES }), ...routingField(details, routing), ...SHARED,
-  });
+  const { tools, tool_choice: _, ...rest } = sampling;
+  return request("v1/completions", { model, prompt }, rest, { logprobs: NUM_ALTERNATIVES });
 }
 
-/** Like `completionRequest`, for a chat. `messages` are {role, content}. */
-export function chatRequest(model, messages, sampling) {
-  const { details, routing, ...rest } = sampling;
-  return request("v1/chat/completions", {
-    model, messages, ...rest, ...(details && { logprobs: true, top_logprobs: NUM_ALTERNATIVES }),
-    ...routingField(details, routing), ...SHARED,
-  });
+/** Like `completionRequest`, for a chat. A tool's result is answered with a text, even if answers have to be calls. */
+export function chatRequest(model, messages, { tools, tool_choice: choice, ...rest }) {
+  const mustCall = choice && { tool_choice: messages.at(-1).role === "tool" ? "none" : choice };
+  const calls = tools && !rest.continue_final_message && { tools, ...mustCall }; // the API continues texts only
+  return request("v1/chat/completions", { model, messages }, { ...rest, ...calls }, { logprobs: true, top_logprobs: NUM_ALTERNATIVES });
 }
 
-/** Fields for the experts of each token, and for its id: what is behind it is asked later, in a request of its own. */
-const routingField = (details, routing) => (details && routing ? { expert_routing: true, return_token_ids: true } : {});
-
-const request = (path, { seed, ...fields }) => ({ path, fields, seed, body: withSeed(fields, seed) });
+/** `details` asks for probabilities, `routing` also for the experts of tokens, and for ids, by which their gates are asked for later. */
+function request(path, subject, { details, routing, seed, ...rest }, logprobs) {
+  const asked = details && { ...logprobs, ...(routing && { expert_routing: true, return_token_ids: true }) };
+  const fields = { ...subject, ...rest, ...asked, stream: true, stream_options: { include_usage: true, continuous_usage_stats: true } };
+  return { path, fields, seed, body: withSeed(fields, seed) };
+}
 
 /** Returns the fields as JSON. `seed` is text, because 64 bits are more than a JavaScript number holds. */
 export function withSeed(fields, seed) {

@@ -4,55 +4,46 @@ import { withSeed } from "./request.js";
 
 const OPENAI_FIELDS = new Set([
   "model", "prompt", "messages", "max_tokens", "temperature", "top_p", "frequency_penalty", "presence_penalty", "stop",
-  "stream", "logprobs", "top_logprobs",
+  "stream", "logprobs", "top_logprobs", "tools", "tool_choice",
 ]);
 const PAGE_FIELDS = new Set(["stream_options", "return_token_ids"]); // needed by this page only
 
 export function asCurl({ path, fields, seed }, base, hasKey) {
-  const lines = [
+  return [
     `curl -N ${shellQuote(new URL(path, base).href)}`,
     "-H 'Content-Type: application/json'",
     ...(hasKey ? ['-H "Authorization: Bearer $SMOE_API_KEY"'] : []),
     `-d ${shellQuote(withSeed(publicFields(fields), seed))}`,
-  ];
-  return lines.join(" \\\n  ");
+  ].join(" \\\n  ");
 }
 
 export function asPython({ path, fields, seed }, base, hasKey) {
   const isChat = path.includes("chat");
   const entries = Object.entries(publicFields(fields));
-  const own = Object.fromEntries(entries.filter(([name]) => !OPENAI_FIELDS.has(name)));
-  const lines = entries
-    .filter(([name]) => OPENAI_FIELDS.has(name))
-    .map(([name, value]) => `    ${name}=${pythonLiteral(value)},`);
-  if (seed !== undefined) lines.push(`    seed=${seed},`);
-  if (Object.keys(own).length) lines.push(`    extra_body=${pythonLiteral(own)},`);
-  const text = isChat ? "chunk.choices[0].delta.content or \"\"" : "chunk.choices[0].text";
-  return [
-    ...(hasKey ? ["import os", ""] : []),
-    "from openai import OpenAI",
-    "",
-    `client = OpenAI(base_url=${pythonLiteral(new URL("v1", base).href)}, api_key=${hasKey ? 'os.environ["SMOE_API_KEY"]' : '"none"'})`,
-    `stream = client.${isChat ? "chat.completions" : "completions"}.create(`,
-    ...lines,
-    ")",
-    "for chunk in stream:",
-    "    if chunk.choices:",
-    `        print(${text}, end="", flush=True)`,
-    "",
-  ].join("\n");
+  const own = entries.filter(([name]) => !OPENAI_FIELDS.has(name));
+  const lines = entries.filter(([name]) => OPENAI_FIELDS.has(name)).map(([name, value]) => `    ${name}=${pythonLiteral(value)},\n`);
+  if (seed !== undefined) lines.push(`    seed=${seed},\n`);
+  if (own.length) lines.push(`    extra_body=${pythonLiteral(Object.fromEntries(own))},\n`);
+  return `${hasKey ? "import os\n\n" : ""}from openai import OpenAI
+
+client = OpenAI(base_url=${pythonLiteral(new URL("v1", base).href)}, api_key=${hasKey ? 'os.environ["SMOE_API_KEY"]' : '"none"'})
+stream = client.${isChat ? "chat.completions" : "completions"}.create(
+${lines.join("")})
+for chunk in stream:
+    if chunk.choices:
+        print(chunk.choices[0].${isChat ? 'delta.content or ""' : "text"}, end="", flush=True)
+`;
 }
 
 const publicFields = (fields) => Object.fromEntries(Object.entries(fields).filter(([name]) => !PAGE_FIELDS.has(name)));
 
 const shellQuote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
+const WORDS = new Map([[true, "True"], [false, "False"], [null, "None"]]);
+
 /** Writes a JSON value as Python. */
 function pythonLiteral(value) {
   if (Array.isArray(value)) return `[${value.map(pythonLiteral).join(", ")}]`;
-  if (value === true) return "True";
-  if (value === false) return "False";
-  if (value === null) return "None";
-  if (typeof value !== "object") return JSON.stringify(value);
+  if (typeof value !== "object" || value === null) return WORDS.get(value) ?? JSON.stringify(value);
   return `{${Object.entries(value).map(([name, item]) => `${JSON.stringify(name)}: ${pythonLiteral(item)}`).join(", ")}}`;
 }

@@ -1,19 +1,30 @@
 import { button, element } from "../dom.js";
 import { milliseconds, formatRate, percent } from "../words.js";
 
-/** Returns a generation's figures as nodes. `maxLen`: the model's context, or 0; `ending`: null while it runs; `onSeed` gets the seed. */
-export function summaryNodes(meter, maxLen, ending, onSeed) {
-  if (meter.firstTokenMs === null) return [ending ?? "waiting"];
-  const rate = meter.tokensPerSecond;
-  const figures = [
-    figure(milliseconds(meter.firstTokenMs), "first token"),
-    ...(rate === null ? [] : [figure(formatRate(rate), "tokens/s")]),
-    figure(meter.numTokens.toLocaleString("en"), "tokens"),
-    ...(meter.numPrompt && maxLen ? [figure(percent((meter.numPrompt + meter.numTokens) / maxLen), `of ${maxLen.toLocaleString("en")} context`)] : []),
+function figures({ firstTokenMs, tokensPerSecond: rate, numTokens }) {
+  return [
+    [milliseconds(firstTokenMs), "first token"],
+    ...(rate === null ? [] : [[formatRate(rate), "tokens/s"]]),
+    [numTokens.toLocaleString("en"), "tokens"],
   ];
-  if (ending === null) return figures;
-  const seed = button(`seed ${meter.seed}`, () => onSeed(meter.seed), { className: "seed", value: meter.seed ?? "", title: `${meter.seed}: use it again` });
-  return [...figures, element("span", ending), seed];
 }
 
-const figure = (value, unit) => element("span", element("b", value), ` ${unit}`);
+/** Returns a generation's figures and its ending as one line. */
+export const noteOf = (meter) => [...figures(meter).map((figure) => figure.join(" ")), endingOf(meter)].join(" · ");
+
+/** Returns the figures as nodes. `maxLen`: the model's context, or 0; `ending`: null while it runs; `onSeed` gets the seed. */
+export function summaryNodes(meter, maxLen, ending, onSeed) {
+  if (meter.firstTokenMs === null) return [ending ?? "waiting"];
+  const isMeasured = meter.numPrompt && maxLen;
+  const context = isMeasured ? [[percent((meter.numPrompt + meter.numTokens) / maxLen), `of ${maxLen.toLocaleString("en")} context`]] : [];
+  const nodes = [...figures(meter), ...context].map(([value, unit]) => element("span", element("b", value), ` ${unit}`));
+  if (ending === null) return nodes;
+  const seed = button(`seed ${meter.seed}`, () => onSeed(meter.seed), { className: "seed", value: meter.seed ?? "", title: `${meter.seed}: use it again` });
+  return [...nodes, element("span", ending), seed];
+}
+
+export function endingOf({ finishReason, fields }) {
+  if (finishReason === "length") return "length limit";
+  if (!finishReason) return "stopped";
+  return fields.response_format || fields.structured_outputs ? "complete, in the format" : "complete";
+}

@@ -1,47 +1,39 @@
-import { element, on } from "../dom.js";
+import { byId, element, on } from "../dom.js";
 import { percent, visible } from "../words.js";
 
 const GAP_PX = 8;
 
-/** Card of a token: its probability, the alternatives, and its experts in each layer. */
-export class TokenCard {
-  #card;
-  #spoken;
+const card = byId("card");
+const spoken = byId("spoken"); // a live region, which tells screen readers what the card shows
 
-  /** `spoken` is a live region, which tells screen readers what the card shows. */
-  constructor(card, spoken) {
-    this.#card = card;
-    this.#spoken = spoken;
-    on(card, "click", () => this.pin());
+/** Shows the card of a token: its probability, the alternatives, and its experts in each layer. */
+export function show(token, span, numExperts, { isSpoken = false } = {}) {
+  if (token.logprob === null) {
+    hide();
+    return;
   }
+  card.replaceChildren(head(token), alternatives(token), ...(token.routing ? [routes(token.routing, numExperts)] : []));
+  card.showPopover();
+  place(span.getClientRects()[0] ?? span.getBoundingClientRect());
+  if (isSpoken) spoken.textContent = spokenText(token);
+}
 
-  show(token, span, numExperts, { isSpoken = false } = {}) {
-    if (token.logprob === null) return this.hide();
-    this.#card.replaceChildren(head(token), alternatives(token), ...(token.routing ? [routes(token.routing, numExperts)] : []));
-    this.#card.showPopover();
-    this.#place(span.getClientRects()[0] ?? span.getBoundingClientRect());
-    if (isSpoken) this.#spoken.textContent = spokenText(token);
-    return undefined;
-  }
+/** Docks the card at the edge of the window, where it stays and shows the tokens to come; or releases it. */
+export function pin() {
+  if (!card.classList.toggle("pinned")) hide();
+}
 
-  /** Docks the card at the edge of the window, where it stays and shows the tokens to come; or releases it. */
-  pin() {
-    if (!this.#card.classList.toggle("pinned")) this.hide();
-  }
+export function hide() {
+  if (card.matches(":popover-open:not(.pinned)")) card.hidePopover();
+}
 
-  hide() {
-    if (this.#card.matches(":popover-open:not(.pinned)")) this.#card.hidePopover();
-  }
-
-  /** Places the card below the token, or above it if there is no room. */
-  #place(anchor) {
-    const { offsetWidth: width, offsetHeight: height } = this.#card;
-    const isBelow = anchor.bottom + GAP_PX + height < innerHeight;
-    const top = isBelow ? anchor.bottom + GAP_PX : Math.max(GAP_PX, anchor.top - GAP_PX - height);
-    const left = Math.min(Math.max(GAP_PX, anchor.left - 12), innerWidth - width - GAP_PX);
-    this.#card.style.setProperty("left", `${left}px`);
-    this.#card.style.setProperty("top", `${top}px`);
-  }
+/** Places the card below the token, or above it if there is no room. */
+function place(anchor) {
+  const { offsetWidth: width, offsetHeight: height } = card;
+  const isBelow = anchor.bottom + GAP_PX + height < innerHeight;
+  const top = isBelow ? anchor.bottom + GAP_PX : Math.max(GAP_PX, anchor.top - GAP_PX - height);
+  const left = Math.min(Math.max(GAP_PX, anchor.left - 12), innerWidth - width - GAP_PX);
+  Object.assign(card.style, { left: `${left}px`, top: `${top}px` });
 }
 
 const head = (token) =>
@@ -74,3 +66,5 @@ function spokenText(token) {
   const first = token.routing ? ` First expert in each layer: ${token.routing.map((chosen) => chosen[0]).join(", ")}.` : "";
   return `${visible(token.spelled)}, ${percent(Math.exp(token.logprob))}. Instead: ${rest}.${first}`;
 }
+
+on(card, "click", pin);

@@ -7,9 +7,8 @@ on(window, "pointermove", ({ clientX, clientY }) => (pointer = [clientX, clientY
 const STEPS = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
 
 /**
- * Generated text, token by token. Hover, tap or arrow keys open a token's card; a click on its token, or Enter, calls
- * `inspect` with the token, the ids before it, the fields of its request, the view and the text before it. `display` is
- * {card, numExperts, layer, inspect} of the page; the experts of `layer` colour the tokens.
+ * Generated text, token by token. Hover, tap or arrow keys open a token's card; a click on its token, or Enter, calls `inspect`
+ * of `display` with the token, the ids before it, the fields of its request, the view and the text before it.
  */
 export class TokenView {
   #display;
@@ -17,15 +16,15 @@ export class TokenView {
   #spans = [];
   routing = []; // expert ids [layer][k]; row i belongs to token i and arrives with a later chunk
   #at = -1;
-  #meter = null; // of the request that gives the text
+  meter = null; // of the request that gives the text
   element = element("div.tokens", { tabIndex: 0, role: "group", ariaLabel: "Generated text; arrow keys move through its tokens" });
 
   constructor(display) {
     this.#display = display;
     on(this.element, "pointermove", ({ target, clientX, clientY }) => {
-      if (clientX !== pointer[0] || clientY !== pointer[1]) this.#open(target);
+      if (clientX !== pointer[0] || clientY !== pointer[1]) this.#point(target, false);
     });
-    on(this.element, "click", (event) => this.#click(event.target));
+    on(this.element, "click", ({ target }) => this.#point(target, true));
     on(this.element, "pointerleave", ({ pointerType }) => pointerType !== "touch" && this.#close()); // a finger always leaves
     on(this.element, "blur", () => this.#close());
     on(this.element, "contextmenu", (event) => {
@@ -46,7 +45,7 @@ export class TokenView {
 
   /** Appends tokens, and the expert ids [token][layer][k] that arrived with them; `meter` belongs to their request. */
   add(tokens, routing, meter) {
-    this.#meter = meter;
+    this.meter = meter;
     const spans = tokens.map((token) => this.#span(token));
     this.#tokens.push(...tokens);
     this.#spans.push(...spans);
@@ -91,20 +90,16 @@ export class TokenView {
     this.#spans[index].style.setProperty("--hue", hueOf(chosen[0], this.#display.numExperts));
   }
 
-  #open(target) {
-    const index = this.#spans.indexOf(target);
-    if (index >= 0 && index !== this.#at) this.#show(index, false);
-  }
-
   /** A tap opens the card first, a second one the gates; the pointer of a mouse has opened the card before. */
-  #click(target) {
+  #point(target, isClick) {
     const index = this.#spans.indexOf(target);
-    if (index >= 0 && index === this.#at) this.#inspect(index);
-    else this.#open(target);
+    if (index < 0) return;
+    if (index !== this.#at) this.#show(index, false);
+    else if (isClick) this.#inspect(index);
   }
 
   #inspect(index) {
-    const { promptIds, fields } = this.#meter;
+    const { promptIds, fields } = this.meter;
     const ids = this.#tokens.slice(0, index + 1).map((token) => token.id);
     if (!promptIds || ids.includes(undefined)) return;
     this.#close();

@@ -29,8 +29,8 @@ function parseLogprobs(logprobs) {
 }
 
 /**
- * Splits a chunk's text at its tokens. Tokens [" ", "3"] of the text "3" get "" and "3", because a text's first blank is
- * dropped. Text that matches no token, such as a character of several tokens, belongs to the last one.
+ * Splits a chunk's text at its tokens. Tokens [" ", "3"] of the text "3" get "" and "3": a text's first blank is dropped. Text
+ * that matches no token, such as a character of several tokens, belongs to the last one.
  */
 function splitText(text, entries) {
   let rest = text;

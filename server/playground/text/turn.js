@@ -1,10 +1,15 @@
 import { copyButton } from "../clipboard.js";
 import { button, deleteButton, element, onEnter } from "../dom.js";
 import { branchArrows } from "./branches.js";
+import { callCards, resultForm } from "./calls.js";
+import { display } from "./display.js";
 import { hasMarkdown, markdown } from "./markdown.js";
+import { noteOf } from "./summary.js";
 import { TokenView } from "./token_view.js";
 
-/** One message of a chat with its buttons. `actions` are {step(node, by), edit(node, text), remove, answer, resume, focus()}. */
+const SPEAKERS = { user: "You", assistant: "Model", tool: "Result" };
+
+/** One message of a chat with its buttons. `actions` are {step(node, by), edit(node, text), remove(node), run(job), focus()}. */
 export class Turn {
   views = []; // of the tokens that were generated on this page, one per request
   node;
@@ -15,24 +20,29 @@ export class Turn {
   #branches = element("span.branches");
   #rendered = button("Tokens", () => this.#toggle());
   #resume;
+  #calls = element("div.calls");
+  #note = element("p.figures");
+  #earlier = ""; // note of the text that is continued
   element;
 
   constructor(node, actions) {
     this.node = node;
     this.#actions = actions;
     this.#base = node.text;
-    const isUser = node.role === "user";
-    const speaker = isUser ? "You" : "Model";
-    this.#resume = button("Continue", () => actions.resume(node));
+    const speaker = SPEAKERS[node.role];
+    this.#resume = button("Continue", () => actions.run({ resume: node }), { hidden: node.calls.length > 0 });
+    const again = button("Again", () => actions.run({ answer: node.parent }), { name: "Answer again" });
     const buttons = [
-      copyButton(() => this.text), button("Edit", () => this.edit()),
-      ...(isUser ? [] : [button("Again", () => actions.answer(node.parent), { name: "Answer again" }), this.#resume, this.#rendered]),
+      copyButton(() => this.text),
+      ...(node.role === "tool" ? [] : [button("Edit", () => this.edit())]),
+      ...(node.role === "assistant" ? [again, this.#resume, this.#rendered] : []),
       deleteButton(() => actions.remove(node)),
     ];
     this.element = element("article", { className: `turn ${node.role}`, ariaLabel: speaker },
-      element("header.turn-head", element("h2", speaker), this.#branches), this.#body,
-      element("div.turn-actions", ...buttons));
+      element("header.turn-head", element("h2", speaker), this.#branches), this.#body, this.#calls,
+      element("div.turn-actions", this.#note, ...buttons));
     this.#show();
+    this.#showOutcome();
     this.update();
   }
 
@@ -41,25 +51,50 @@ export class Turn {
     branchArrows(this.#branches, children.indexOf(this.node), children.length, "branch", (by) => this.#actions.step(this.node, by));
   }
 
-  begin(display) {
+  begin() {
     const view = new TokenView(display);
     this.views.push(view);
     this.#isRendered = false;
+    this.#earlier = this.node.note;
     this.element.classList.add("streaming");
     this.#show();
     return view;
   }
 
+  /** Adds a chunk to the newest view, and shows the calls so far. */
+  add(tokens, routing, meter) {
+    this.views.at(-1).add(tokens, routing, meter);
+    if (meter.calls.length) this.#calls.replaceChildren(...callCards(meter.calls));
+  }
+
+  /** Writes into the message what has come so far; before its end it counts as stopped. */
+  store() {
+    const { meter } = this.views.at(-1);
+    if (this.#hasOutput) Object.assign(this.node, { text: this.text, calls: meter.calls, note: [this.#earlier, noteOf(meter)].filter(Boolean).join(", then ") });
+  }
+
   /** Ends the text of the newest view; `isCut` says that the model had more to say. Returns whether there was any. */
   end(isCut) {
     this.element.classList.remove("streaming");
-    const hasTokens = this.views.at(-1).hasTokens;
-    if (!hasTokens) this.views.pop().element.remove();
-    this.node.text = this.text;
+    const hasOutput = this.#hasOutput;
+    if (hasOutput) this.store();
+    else this.views.pop().element.remove();
     this.#isRendered = true;
-    this.#resume.hidden = !isCut;
+    this.#resume.hidden = !isCut || this.node.calls.length > 0;
     this.#show();
-    return hasTokens;
+    this.#showOutcome();
+    return hasOutput;
+  }
+
+  get #hasOutput() {
+    const { hasTokens, meter } = this.views.at(-1);
+    return hasTokens || meter?.calls.length > 0;
+  }
+
+  #showOutcome() {
+    const { calls, note } = this.node;
+    this.#note.textContent = note;
+    if (calls.length) this.#calls.replaceChildren(...callCards(calls), resultForm(calls, (results) => this.#actions.run({ send: this.node, results })));
   }
 
   textBefore(view) {

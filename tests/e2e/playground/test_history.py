@@ -1,6 +1,7 @@
 """The history of texts and chats: kept in the browser over a reload, listed, renamed, deleted, exported, imported."""
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -36,7 +37,7 @@ def stub() -> Iterator[StubServer]:
 
 @pytest.fixture
 def visit(browser: Browser, stub: StubServer) -> Iterator[Visit]:
-    stub.tokens = ["alpha", " beta"]
+    stub.tokens, stub.finish_reason = ["alpha", " beta"], "stop"
     with visiting(browser, stub.url) as page:
         page.get("#heat td").first.wait_for()
         page.choose("mode", "chat")
@@ -98,6 +99,33 @@ def test_what_was_written_before_a_reload_is_kept(visit: Visit, stub: StubServer
     stub.holds = {}
     expect(visit.get(".turn-body")).to_have_text(["one", "alpha beta"])
     expect(visit.get("article").nth(1).get_by_role("button", name="Continue")).to_be_visible()
+    expect(visit.get("article").nth(1).locator(".figures")).to_have_text(re.compile(r" 2 tokens · stopped$"))
+
+
+def test_each_answer_keeps_its_figures_and_says_how_it_ended(visit: Visit, stub: StubServer) -> None:
+    figures = visit.get("article.assistant .figures")
+    for message, reason, ending in (("one", "stop", "complete"), ("two", "length", "length limit")):
+        stub.finish_reason = reason
+        talk(visit, message)
+        expect(figures.last).to_have_text(re.compile(rf"^\d+ m?s first token · .*3 tokens · {ending}$"))
+    stub.finish_reason = "stop"
+    visit.get("article").last.get_by_role("button", name="Continue").click()
+    visit.wait_until_finished()
+    expect(figures.last).to_have_text(re.compile(r"3 tokens · length limit, then .*3 tokens · complete$"))
+    shown = figures.all_inner_texts()
+    visit.choose("mode", "completion")
+    visit.write("A prompt")
+    visit.write("Another prompt")
+    visit.get("#versions").get_by_role("button", name="Previous text").click()
+    expect(visit.get("#summary")).to_have_text(re.compile("first token · .*3 tokens · complete$"))
+    until_stored(visit, "Another prompt")
+    until_stored(visit, ", then ")
+    visit.get("#history-button").click()  # stores what is left
+    expect(visit.get("#history-list li")).to_have_count(2)
+    visit.page.reload()
+    expect(visit.get("#summary")).to_have_text(re.compile("first token · .*3 tokens · complete$"))
+    visit.choose("mode", "chat")
+    expect(figures).to_have_text(shown)
 
 
 def test_entries_are_found_renamed_and_deleted(visit: Visit) -> None:

@@ -24,7 +24,8 @@ CASES = {
     "2. a\n\n3. b": '<ol start="2"><li>a</li><li>b</li></ol>',
     "- a\n  1. b\n- c": '<ul><li>a<ol start="1"><li>b</li></ol></li><li>c</li></ul>',
     "> a\n> b": "<blockquote><p>a\nb</p></blockquote>",
-    "| a | b |\n|---|---|": "<pre>| a | b |\n|---|---|</pre>",
+    "| a | b |\n|---|---|": '<div class="table"><table><thead><tr><th style="--align: left;">a</th>'
+    '<th style="--align: left;">b</th></tr></thead><tbody></tbody></table></div>',
     "[a](https://b.c/d)": '<p><a href="https://b.c/d" target="_blank" rel="noopener noreferrer">a</a></p>',
     "[a](javascript:b)": "<p>[a](javascript:b)</p>",
     "<img src=x onerror=b>": "<p>&lt;img src=x onerror=b&gt;</p>",
@@ -33,6 +34,41 @@ CASES = {
     "</div><pre><code>&lt;b&gt;</code></pre></div>",
     "#a\n>b\n-c": "<p>#a</p><blockquote><p>b</p></blockquote><p>-c</p>",
 }
+
+
+CELLS = """(table) => [...table.rows].map((row) => [...row.cells].map((cell) =>
+  [cell.tagName, getComputedStyle(cell).textAlign, cell.innerHTML].join(" ")))"""
+TABLES = {  # Markdown after a line of text: cells with their kind and alignment
+    "|a|b|c|\n|:-|-:|:-:|\n|1|**2**|`x`|": [
+        ["TH left a", "TH right b", "TH center c"],
+        ["TD left 1", "TD right <strong>2</strong>", "TD center <code>x</code>"],
+    ],
+    "a | b\n--- | ---\n1 \\| 2 | <b>\n3": [["TH left a", "TH left b"], ["TD left 1 | 2", "TD left &lt;b&gt;"]],
+    "| a | b |\n|---|---|\n| 1 |\n| 1 | 2 | 3 |": [
+        ["TH left a", "TH left b"],
+        ["TD left 1", "TD left "],
+        ["TD left 1", "TD left 2"],
+    ],
+}
+NO_TABLES = ["a | b", "| a | b |\n| c | d |", "| a |\n|---|---|", "a\n---"]
+
+
+def test_tables_have_their_columns_aligned_and_rows_as_long_as_the_head(visit: Visit) -> None:
+    visit.choose("mode", "chat")
+    show = """async (text) => {
+      const { markdown, hasMarkdown } = await import("/playground/text/markdown.js");
+      document.getElementById("turns").replaceChildren(...markdown(text));
+      return hasMarkdown(text);
+    }"""
+    for text, cells in TABLES.items():
+        assert visit.page.evaluate(show, f"Look:\n{text}\n\nThat is all.")
+        assert visit.get("#turns table").evaluate(CELLS) == cells
+        assert visit.get("#turns > p").first.inner_text() == "Look:"
+        assert visit.get("#turns > p").last.inner_text().endswith("That is all.")
+    for text in NO_TABLES:
+        visit.page.evaluate(show, text)
+        expect(visit.get("#turns table")).to_have_count(0)
+        assert visit.get("#turns").inner_text().split() == text.split()
 
 
 def test_markdown_becomes_nodes_and_nothing_else_does(visit: Visit) -> None:

@@ -43,3 +43,10 @@ def test_the_chance_of_a_token_is_that_of_all_before_it_and_its_own() -> None:
         rates.record(EVIDENCE, 0, is_right=is_right)
     first = (0.25 + 2) / (1 + 3)
     assert rates.chances([Ground(EVIDENCE, 0), Ground(OTHER, 1)]) == pytest.approx((first, first * 0.25))
+
+
+def test_a_rate_never_reaches_1() -> None:
+    rates = AcceptanceRates()
+    for _ in range(100_000):
+        rates.record(EVIDENCE, 0, is_right=True)
+    assert 0.99 < rates.rate(EVIDENCE, 0) < 1 - 1 / 2000

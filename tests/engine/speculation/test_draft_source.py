@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from engine.speculation.acceptance import FORCED, LAST_FORCED, AcceptanceRates, Evidence
-from engine.speculation.draft_source import MATCH_LENS, MAX_DRAFT, MAX_SKIPPED, Draft, DraftSource
+from engine.speculation.draft_source import MATCH_LENS, MAX_CHANGED, MAX_DRAFT, MAX_SKIPPED, Draft, DraftSource
 
 
 def draft_of(
@@ -75,6 +75,56 @@ def test_each_token_that_was_guessed_teaches_its_rate_once() -> None:
     after = [rates.rate(evidence, place) for place in (0, 1, 2)]
     assert before == [0.25] * 3
     assert after[0] > 0.25 and after[1] > 0.25 and after[2] < 0.25
+
+
+COPIED = list(range(100, 160))  # a prompt whose tokens all differ
+
+
+def behind_change(*new: int, copied: int = 20, prompt: list[int] | None = None) -> tuple[int, ...]:
+    """Return the guess behind `new` tokens that follow the first ones of a copied prompt, which were guessed."""
+    prompt = prompt or COPIED
+    source, tokens = DraftSource(len(prompt), AcceptanceRates()), list(prompt)
+    for token_id in (*prompt[:copied], *new):
+        tokens.append(token_id)
+        draft = source.propose(tokens, 4)
+    return draft.token_ids if draft else ()
+
+
+def test_a_copy_goes_on_behind_one_replaced_token() -> None:
+    assert behind_change(7) == (121, 122, 123, 124)
+
+
+def test_a_copy_goes_on_where_its_last_token_occurs_near_the_change() -> None:
+    assert behind_change(7, 8, 122) == (123, 124, 125, 126)  # 120 and 121 became 7 8
+    assert behind_change(7, 120) == (121, 122, 123, 124)  # 7 was inserted
+    assert behind_change(7, 8, 9, 10, 11, 122) == ()  # too far from the change to say much
+
+
+def test_a_copy_goes_on_where_its_last_two_tokens_occur_first_behind_the_change() -> None:
+    line_end = [1, 2]
+    prompt = [*COPIED[:20], *line_end, *COPIED[20:40], *line_end, *COPIED[40:], *line_end, 3, 4, 5, 6]
+    assert behind_change(*range(200, 220), *line_end, copied=10, prompt=prompt) == (120, 121, 122, 123)
+
+
+def test_a_copy_wins_over_a_later_place_of_its_last_two_tokens() -> None:
+    prompt = [*COPIED, 125, 126, 70, 71, 72, 73]
+    assert behind_change(7, 8, 9, 125, 126, prompt=prompt) == (127, 128, 129, 130)
+
+
+def test_behind_a_long_change_a_copy_is_not_looked_for() -> None:
+    prompt = [*COPIED, 1, 2, *COPIED[:5], 1, 2, 3, 4, 5, 6]
+    assert behind_change(*range(300, 300 + MAX_CHANGED - 2), 121, 122, prompt=prompt) == (123, 124, 125, 126)
+    source, tokens = DraftSource(len(COPIED), AcceptanceRates()), list(COPIED)
+    for token_id in (*COPIED[:20], *range(300, 302 + MAX_CHANGED)):
+        tokens.append(token_id)
+        source.propose(tokens, 4)
+    assert source._change is None
+
+
+def test_a_copy_that_is_not_found_at_once_is_looked_for_at_every_token() -> None:
+    """Searches of the whole text become rare meanwhile."""
+    assert behind_change(*range(300, 330), 121, 122) == (123, 124, 125, 126)
+    assert behind_change(*range(300, 331), 121, 122) == (123, 124, 125, 126)
 
 
 class FixedGrammar:

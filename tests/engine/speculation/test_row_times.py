@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.speculation.row_times import MIN_STEPS, RowTimes, time_shape
+from engine.speculation.row_times import MIN_STEPS, RowTimes, last_in_group, time_shape
 
 
 def test_the_shape_of_a_mixture_grows_fast_at_first_and_that_of_a_dense_network_does_not() -> None:
@@ -44,3 +44,16 @@ def test_a_number_of_rows_counts_as_measured_after_a_few_steps() -> None:
         assert not times.is_measured(2) and times.is_known == (number > 0)
         times.record(2, 0.01)
     assert times.is_measured(2) and not times.is_measured(3)
+
+
+def test_rows_near_a_measured_number_count_as_measured_too() -> None:
+    times = RowTimes(time_shape(8, 2))
+    for _ in range(MIN_STEPS):
+        times.record(16, 0.01)
+    assert [rows for rows in range(1, 30) if times.is_measured(rows)] == list(range(13, 22))
+
+
+def test_the_groups_cover_all_numbers_of_rows() -> None:
+    ends = sorted({last_in_group(rows) for rows in range(1, 400)})
+    assert ends[:18] == [*range(1, 17), 24, 32] and ends[-2:] == [384, 400]
+    assert all(last_in_group(end) == end for end in ends)

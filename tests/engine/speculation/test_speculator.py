@@ -1,13 +1,22 @@
 """Lengths of drafts under a known machine: simulated step times, texts with known rates of right guesses."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
-from engine.speculation.draft_source import DraftSource
+from engine.speculation.draft_source import MAX_DRAFT, Draft, DraftSource, Grammar
 from engine.speculation.row_times import MIN_STEPS, time_shape
-from engine.speculation.speculator import MAX_DRAFTED, MAX_REQUESTS, QUIET_STEPS, Candidate, Speculator, StepTime
+from engine.speculation.speculator import (
+    MAX_DRAFTED,
+    MAX_REQUESTS,
+    MAX_STRETCH,
+    QUIET_STEPS,
+    Candidate,
+    Speculator,
+    StepTime,
+    _lengths_of,
+)
 from engine.types import Request, SamplingParams
 from tests.support.guessing_drafter import EagerDrafter
 
@@ -45,7 +54,7 @@ class Machine:
     def run(self, num_steps: int) -> None:
         """Run steps until a text ends; `plain_s` becomes the time in which steps without drafts give as many tokens."""
         for _ in range(num_steps):
-            if any(length + 20 > len(text) for text, length in zip(self.texts, self.lengths, strict=True)):
+            if any(length + MAX_DRAFT + 4 > len(text) for text, length in zip(self.texts, self.lengths, strict=True)):
                 return
             candidates = [
                 Candidate(source, text[:length], 100)
@@ -220,6 +229,52 @@ def test_drafts_never_exceed_what_the_step_has_room_for() -> None:
         drafts = speculator.choose(candidates, 8, room)
         assert sum(map(len, drafts)) <= room and max(map(len, drafts)) <= 3
     assert any(drafts)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_likeliest_tokens_are_kept(seed: int) -> None:
+    rng = random.Random(seed)
+    chances = [sorted((rng.choice((0.2, 0.5, 0.9, rng.random())) for _ in range(rng.randint(0, 6))), reverse=True)]
+    chances += [list(chances[0]), [], [0.9, 0.5, 0.5]]
+    ordered = sorted((chance for of_draft in chances for chance in of_draft), reverse=True)
+    for count in range(len(ordered) + 1):
+        lengths = _lengths_of(chances, ordered[:count])
+        kept = [chance for of_draft, length in zip(chances, lengths, strict=True) for chance in of_draft[:length]]
+        assert sorted(kept, reverse=True) == ordered[:count]
+
+
+def _drafts(chances: Sequence[float], num_copies: int, num_rows: int, row_s: float) -> list[int]:
+    """Return the lengths of drafts that all have these chances, where a row takes `row_s` of the time of a step of
+    `num_rows` rows, and has been measured."""
+    speculator = _measured(num_rows)
+    for rows in range(num_rows + 1, num_rows + 200):
+        speculator._draft_times.record(rows, 1.0 + row_s * (rows - num_rows))
+    candidates = [Candidate(_FixedSource(chances), [1], 100) for _ in range(num_copies)]
+    return [len(draft) for draft in speculator.choose(candidates, num_rows, 1000)]
+
+
+class _FixedSource(DraftSource):
+    """Proposes a draft of these chances."""
+
+    def __init__(self, chances: Sequence[float]) -> None:
+        self._chances = tuple(chances)
+
+    def propose(self, token_ids: Sequence[int], max_len: int, grammar: Grammar | None = None) -> Draft:
+        return Draft(tuple(range(len(self._chances))), self._chances)
+
+
+def test_a_long_guess_waits_until_its_first_token_is_known() -> None:
+    """Alone, where a row takes a tenth of a step: if the first token is right in 3 of 10 cases, 7/10 of the rows' time
+    are wasted on average, and waiting a step costs 3/10 of its time."""
+    assert _drafts([0.3] * 10, 1, 1, 0.1) == [4]
+    assert _drafts([0.9] * 10, 1, 1, 0.1) == [10]
+
+
+def test_a_request_without_a_draft_is_slowed_down_by_a_bounded_factor() -> None:
+    lengths = _drafts([0.99**place for place in range(1, 33)], 8, 8, 0.05)
+    assert sum(lengths) > 100
+    lengths = _drafts([0.99**place for place in range(1, 33)], 7, 8, 0.05)
+    assert 1 + 0.05 * sum(lengths) <= MAX_STRETCH < 1 + 0.05 * (sum(lengths) + 17)
 
 
 @pytest.mark.parametrize("seed", range(3))

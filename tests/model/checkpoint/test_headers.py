@@ -116,6 +116,11 @@ def test_pickled_weights_are_refused_by_name(name: str, checkpoint: Path) -> Non
     _assert_refused(checkpoint, f"{name}' holds pickled weights")
 
 
+def test_mlx_files_of_2023_are_refused_by_name(checkpoint: Path) -> None:
+    (checkpoint / FILE).rename(checkpoint / "weights.00.npz")
+    _assert_refused(checkpoint, r"weights\.00\.npz' holds NumPy arrays.* use a version with safetensors")
+
+
 def test_no_weights_at_all_are_refused(checkpoint: Path) -> None:
     (checkpoint / FILE).unlink()
     _assert_refused(checkpoint, f"{FILE} is missing")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine.capacity.page_cache import cached_bytes
 from model.checkpoint.pack.header import WEIGHTS_NAME, read_header
 from model.config import ModelConfig
 from model.dummy_weights import random_model
@@ -59,10 +60,18 @@ class Pack:
         return NativeMixtral(load_pack(self.folder, self.config, ops, "map", nothing).network, ops)
 
     def stored(
-        self, num_slots: int, isa: str = ISAS[-1], memory: WeightMemory = "map", read: Read | None = None
+        self,
+        num_slots: int,
+        isa: str = ISAS[-1],
+        memory: WeightMemory = "map",
+        read: Read | None = None,
+        *,
+        in_page_cache: bool = False,
     ) -> NativeMixtral:
         ops = native(isa, 2)
-        packed = load_pack_in_part(self.folder, self.config, ops, memory, num_slots, nothing, read)
+        packed = load_pack_in_part(
+            self.folder, self.config, ops, memory, num_slots, nothing, read, in_page_cache=in_page_cache
+        )
         return NativeMixtral(packed.network, ops)
 
 
@@ -329,3 +338,59 @@ def test_waiting_for_a_slow_disk_advances_the_heartbeat_with_each_piece(wide: Pa
     while step.is_alive():
         for position in held.wait(1, timeout_s=0.05):
             held.release(position)
+
+
+@pytest.mark.parametrize("num_slots", [2, 3, 10])
+def test_experts_in_the_page_cache_give_the_bits(num_slots: int, pack: Pack) -> None:
+    network = pack.stored(num_slots, in_page_cache=True)
+    assert_equal(logits_of(network, EVERY_BATCH), logits_of(pack.resident(), EVERY_BATCH))
+    assert store_of(network).counts().misses > 0
+
+
+def test_pages_of_an_expert_are_dropped_when_its_slot_takes_another_one(wide: Pack) -> None:
+    """Of six experts of 3 MB two stay in the page cache, and the other weights of 0.4 MB."""
+    network, size = wide.stored(2, memory="copy", in_page_cache=True), read_header(wide.folder).file_bytes
+    assert cached_bytes(wide.file) is not None
+    assert_equal(logits_of(network, [3, 1, 3]), logits_of(wide.resident(), [3, 1, 3]))
+    pool, [batch] = KvPool(WIDE, 6, BLOCK_SIZE, "float32", CPU), list(batches(WIDE, [1]))
+    for _ in range(2):
+        network.forward(routed(batch, {0, 1, 2}, WIDE), pool)
+    wait_until(lambda: (cached_bytes(wide.file) or 0) < size * 5 // 6)
+
+
+def test_an_expert_that_a_cut_file_has_no_more_is_named_in_the_page_cache_too(wide: Pack, tmp_path: Path) -> None:
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    (cut / WEIGHTS_NAME).write_bytes(wide.file.read_bytes())
+    network = Pack(cut, WIDE).stored(3, memory="copy", in_page_cache=True)
+    os.truncate(cut / WEIGHTS_NAME, read_header(wide.folder).tensors["layers.1.experts.1"].start)
+    pool, [batch] = KvPool(WIDE, 6, BLOCK_SIZE, "float32", CPU), list(batches(WIDE, [1]))
+    with pytest.raises(ExpertReadError, match=r"expert [12] of layer 1 cannot be read .* the file ends before it$"):
+        network.forward(routed(batch, {0, 1, 2}, WIDE), pool)
+
+
+def test_experts_of_the_next_layer_are_read_ahead_while_one_is_computed(wide: Pack) -> None:
+    """All rows need experts 0 and 1 of each layer. Of three slots the layer leaves one, which is read ahead."""
+    held = HeldReads(wide.file)
+    network = wide.stored(3, read=held.read)
+    pool, [batch] = KvPool(WIDE, 6, BLOCK_SIZE, "float32", CPU), list(batches(WIDE, [1]))
+    step = in_thread(lambda: network.forward(routed(batch, {0, 1}, WIDE), pool))
+    tensors = read_header(wide.folder).tensors
+    ahead = tensors["layers.1.experts.0"].start
+    positions = held.wait(6)  # two pieces of each of three experts
+    assert sorted(positions)[4] == ahead, "the first layer's experts are not complete"
+    while step.is_alive():
+        for position in held.wait(1, timeout_s=0.05):
+            held.release(position)
+    counts = store_of(network).counts()
+    assert (counts.misses, counts.foreseen, counts.unneeded_bytes) == (4, 2, 0)
+    assert counts.read_bytes == 4 * store_of(network).num_bytes // 3
+
+
+def test_an_expert_that_was_read_ahead_in_vain_is_counted_and_makes_room(wide: Pack) -> None:
+    """The forecast follows the residual stream before a layer's experts: here a step in which it errs."""
+    network, resident = wide.stored(3), wide.resident()
+    sizes = [1] * 12
+    assert_equal(logits_of(network, sizes), logits_of(resident, sizes))
+    counts = store_of(network).counts()
+    assert counts.foreseen > 0 and counts.misses >= counts.foreseen

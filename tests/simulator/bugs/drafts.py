@@ -40,6 +40,28 @@ DRAFT_BUGS = [
         "layer",
     ),
     bug(
+        "the window slides past wrong drafted positions",
+        "scheduling.step_commit:StepCommitter._commit_positions",
+        "self._block_manager.commit(sequence)",
+        "sequence.num_computed += chunk.length - num_positions; "
+        "self._block_manager.geometry.window and self._block_manager._evict_outside_window(sequence); "
+        "sequence.num_computed -= chunk.length - num_positions; "
+        "self._block_manager.commit(sequence)",
+    ),
+    bug(
+        "accepted tokens are charged twice",
+        "scheduling.step_commit:StepCommitter._finish_or_continue",
+        "sequence.output_cost * len(tokens)",
+        "sequence.output_cost * (2 * len(tokens) - 1)",
+    ),
+    bug(
+        "wrong drafted tokens are charged",
+        "scheduling.step_commit:StepCommitter._commit_chunk",
+        "return self._finish_or_continue(sequence, tokens, now)",
+        "self._fair_share.charge(sequence.tenant, sequence.output_cost * (chunk.length - num_positions)); "
+        "return self._finish_or_continue(sequence, tokens, now)",
+    ),
+    bug(
         "a draft is scheduled again while it is in flight",
         "scheduling.sequence:Sequence.num_to_schedule",
         "max(0, length + pending - self.num_scheduled)",

@@ -1,5 +1,5 @@
 """Check of what several active tenants take of a step: time for prompts, and tokens that cost more than others. A lone
-tenant has no such bound."""
+tenant has no such bound. Tokens are charged once, to the tenant that gets them."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -9,8 +9,9 @@ from engine.scheduling.prompt_share import ACTIVE_S
 from engine.scheduling.request_cost import output_cost
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import DraftMasks, Sequence, Status
-from engine.scheduling.step_plan import Chunk, StepPlan
+from engine.scheduling.step_plan import Chunk, StepPlan, StepResult
 from engine.scheduling.step_times import StepWork
+from engine.types import RequestOutput
 
 ROUNDING = 1e-6
 MIN_RUNNING = 4  # requests of a tenant whose costs are not compared with the limit
@@ -19,7 +20,7 @@ PLAIN_COST = 2  # of a token of a plain request
 
 @dataclass
 class ShareCheck:
-    """Wraps plan() of a scheduler. `may_lack_blocks`: the pool may report fewer free blocks than it has."""
+    """Wraps plan() and apply() of a scheduler. `may_lack_blocks`: the pool may report fewer free blocks than it has."""
 
     scheduler: Scheduler
     may_lack_blocks: bool
@@ -52,6 +53,19 @@ class ShareCheck:
         if not self._lacks_room(plan):
             self._check_progress(prompts, chunks, is_bounded=share_s is not None)
         return plan
+
+    def apply(self, plan: StepPlan, result: StepResult, now: float) -> list[RequestOutput]:
+        """Apply a step. Raises AssertionError if a tenant is charged for other tokens than those of its outputs."""
+        served, sequences = self.scheduler.fair_share.served, {c.sequence.request_id: c.sequence for c in plan.chunks}
+        before = {sequence.tenant: served(sequence.tenant) for sequence in sequences.values()}
+        outputs = Scheduler.apply(self.scheduler, plan, result, now)
+        costs: Counter[int] = Counter()
+        for output in outputs:
+            sequence = sequences[output.request_id]
+            costs[sequence.tenant] += output_cost(sequence.request) * len(output.token_ids)
+        for tenant, served_before in before.items():
+            assert served(tenant) - served_before == costs[tenant], "a tenant is charged for other tokens than it got"
+        return outputs
 
     def _share_s(self, now: float) -> float | None:
         """Return the seconds of each tenant's share, or None if fewer than two tenants are active."""

@@ -91,6 +91,8 @@ DEFECTS: dict[str, tuple[bytes, str]] = {
     "huge in all": (_header(1, _tensor(b"t", (2**32,) * 4) + bytes(99)), "ends within tensor 't'"),
     "a row that is no multiple": (_header(1, _tensor(b"t", (33,), kind=8) + bytes(99)), "not a multiple of 32"),
     "IQ2_XXS": (_header(1, _tensor(b"t", (256,), kind=16) + bytes(99)), "type IQ2_XXS, which is not supported; Q4_K_M"),
+    "a type of 2024": (_header(1, _tensor(b"t", (256,), kind=31) + bytes(99)), "type Q4_0_4_4, which is not supported"),
+    "a type of 2026": (_header(1, _tensor(b"t", (256,), kind=40) + bytes(99)), "type NVFP4, which is not supported"),
     "an unknown number": (_header(1, _tensor(b"t", (256,), kind=77) + bytes(99)), "type number 77"),
     "a tensor beyond the end": (ALIGNED + bytes(100), "ends within tensor 't'"),
     "a tensor twice": (

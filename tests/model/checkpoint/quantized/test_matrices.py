@@ -1,5 +1,6 @@
 """Weights of quantized checkpoints equal the definition of their formats; wrong parts are refused by name."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,27 @@ def test_a_gate_with_a_part_of_gptq_or_a_quantized_gate_is_read(plain: Path, tmp
     assert torch.equal(_read(tmp_path / "a")[gate + "weight"], expected[gate + "weight"].float())
 
 
+OLD_FILES = {
+    "GPTQ": ("quantize_config.json", {"bits": 4, "group_size": 32, "desc_act": False, "sym": False}),
+    "GPTQ act-order": ("quantize_config.json", {"bits": 4, "group_size": 32, "desc_act": True, "sym": False}),
+    "AWQ": ("quant_config.json", {"w_bit": 4, "q_group_size": 32, "zero_point": True, "version": "GEMM"}),
+}
+
+
+@pytest.mark.parametrize("name", OLD_FILES)
+def test_files_of_2023_that_name_the_format_in_a_file_of_its_own_are_read(
+    name: str, plain: Path, tmp_path: Path
+) -> None:
+    expected, (file, values) = save_quantized(plain, tmp_path / "a", name), OLD_FILES[name]
+    edit_config(tmp_path / "a", quantization_config=...)
+    (tmp_path / "a" / file).write_text(json.dumps(values))
+    found = _read(tmp_path / "a")
+    assert [each for each, weight in expected.items() if not torch.equal(found[each], weight.float())] == []
+    (tmp_path / "a" / file).write_text(json.dumps(values | {"bits": 3, "w_bit": 3}))
+    with pytest.raises(CheckpointError, match=rf"{file}: bits is 3, which is not supported; use"):
+        read_config(tmp_path / "a")
+
+
 def _change(part: str, change: Callable[[Tensor], Tensor]) -> Callable[[dict[str, Tensor]], object]:
     return lambda tensors: tensors.update({BASE + part: change(tensors[BASE + part]).contiguous()})
 
@@ -68,6 +90,22 @@ DEFECTS: dict[str, tuple[str, Callable[[dict[str, Tensor]], object], str]] = {
     "float codes": ("AWQ", _change("qweight", lambda t: t.float()), "has dtype F32; supported are I32"),
     "a bias": ("GPTQ", _change("bias", lambda t: t + 1), "biases are not supported"),
     "a group too high": ("GPTQ", _change("g_idx", lambda t: t + 1), "names a group that is not one of 2"),
+    "bytes for words": (
+        "compressed-tensors, zeros",
+        _change("weight_zero_point", lambda t: t.to(torch.int8)),
+        r"weight_zero_point has shape \[8, 2\], but",
+    ),
+    "no zeros": (
+        "compressed-tensors INT8, zeros",
+        lambda t: t.pop(BASE + "weight_zero_point"),
+        "zero_point is missing",
+    ),
+    "no zeros in AWQ": ("AWQ", lambda t: t.pop(BASE + "qzeros"), r"q_proj\.qzeros is missing"),
+    "half a code": (
+        "MLX 3-bit",
+        lambda t: t.update({"lm_head.weight": t["lm_head.weight"][:, 1:].contiguous()}),
+        "requires",
+    ),
     "another shape": ("compressed-tensors", _change("weight_shape", lambda t: t + 1), "weight_shape is"),
     "no state": (
         "nf4",
@@ -123,6 +161,10 @@ REFUSED: dict[str, dict[str, Any]] = {
     "format is 'marlin-24'": CT | {"format": "marlin-24"},
     "has not one kind of weights": CT,
     "has not one kind": CT | {"config_groups": {"a": {"weights": WEIGHTS}, "b": {"weights": EIGHT}}},
+    "weights.type is 'float'": CT | {"config_groups": {"a": {"weights": WEIGHTS | {"type": "float"}}}},
+    "block_structure is None": CT | {
+        "format": "float-quantized", "config_groups": {"a": {"weights": EIGHT | {"strategy": "block"}}}
+    },
     "strategy is 'block'": CT | {"config_groups": {"a": {"weights": WEIGHTS | {"strategy": "block"}}}},
     "num_bits is 2": CT | {"config_groups": {"a": {"weights": WEIGHTS | {"num_bits": 2}}}},
     "packing_format is 'other'": ROUND | {"packing_format": "other"},

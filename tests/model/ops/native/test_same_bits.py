@@ -180,6 +180,33 @@ def test_attention_gives_the_same_bits_in_any_chunks_and_batch(isa: str, dtype: 
             assert torch.equal(ours[min(2, len(neighbours))], whole[first : first + rows]), (size, first, len(parts))
 
 
+@pytest.mark.parametrize("kv_dtype", [None, torch.int8], ids=["as queries", "int8"])
+@pytest.mark.parametrize("head_dim", [24, 64])
+def test_attention_gives_the_same_bits_however_many_rows_and_kv_heads_a_task_has(
+    isa: str, dtype: torch.dtype, kv_dtype: torch.dtype | None, head_dim: int
+) -> None:
+    """A task takes 1 to 8 of the KV heads, which depends on threads and rows; int8 pairs are widened in two ways."""
+    heads, length = Heads(16, 8, head_dim, window=330), 350
+    sequences = [random_positions(length, heads, dtype, seed) for seed in range(9)]
+    whole = [attend(native(isa), heads, [Part(each, 0, length)], kv_dtype=kv_dtype)[0] for each in sequences]
+    for threads, count, rows in (
+        (1, 1, 1),
+        (1, 9, 1),
+        (2, 1, 1),
+        (2, 3, 1),
+        (2, 9, 1),
+        (3, 2, 3),
+        (1, 2, 4),
+        (2, 4, 9),
+    ):
+        firsts = [(37 * threads + 51 * i) % (length - rows) for i in range(count)]
+        firsts[0] = length - rows
+        parts = [Part(each, first, rows) for each, first in zip(sequences, firsts, strict=False)]
+        ours = attend(native(isa, threads), heads, parts, (16, 32, 5)[count % 3], seed=count, kv_dtype=kv_dtype)
+        for rows_of_one, alone, first in zip(ours, whole, firsts, strict=False):
+            assert torch.equal(rows_of_one, alone[first : first + rows]), (threads, count, rows)
+
+
 def test_the_network_gives_the_same_bits_under_any_schedule(isa: str, dtype: torch.dtype, tmp_path: Path) -> None:
     """Random chunks of random sequences with one or two threads, against each sequence alone in one chunk."""
     seed = 2 * ISAS.index(isa) + DTYPES.index(dtype)

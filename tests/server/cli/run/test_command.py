@@ -73,7 +73,7 @@ def test_without_a_server_there_is_none_to_use(monkeypatch: pytest.MonkeyPatch) 
 
 def test_settings_become_flags_that_mean_the_same() -> None:
     given = {"model": "smoe-demo", "max_model_len": "100", "dtype": "float32"}
-    name, *flags = command._flags(given)
+    name, *flags = own_server.serve_arguments(given)
     assert name == "smoe-demo"
     read = {
         flag.removeprefix("--").replace("-", "_"): value for flag, value in zip(flags[::2], flags[1::2], strict=True)
