@@ -3,6 +3,7 @@
 
 #include "gemm/block_formats.h"
 #include "gemm/blocks/gemm_groups.h"
+#include "gemm/blocks/gemm_one_row.h"
 #include "gemm/blocks/gemm_small_blocks.h"
 #include "gemm/blocks/gemm_superblocks.h"
 
@@ -38,6 +39,14 @@ void multiply(int format, int rows, const uint32_t* tile, const uint32_t* panel,
     }
 }
 
+// The same, with code of its own for a single row.
+template <class Format>
+void multiply_superblocks(int format, int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out) {
+    if constexpr (SuperblockRow<Format>::IS_FASTER)
+        if (rows == 1) return SuperblockRow<Format>::multiply(tile, panel, K / 256, out);
+    multiply<Superblocks<Format>>(format, rows, tile, panel, K, out);
+}
+
 }  // namespace
 
 void multiply_blocks(int format, int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out) {
@@ -47,9 +56,9 @@ void multiply_blocks(int format, int rows, const uint32_t* tile, const uint32_t*
         case Q5_0: return multiply<SmallBlocks<Gguf32<Q5_0, false, true>>>(format, rows, tile, panel, K, out);
         case Q5_1: return multiply<SmallBlocks<Gguf32<Q5_1, true, true>>>(format, rows, tile, panel, K, out);
         case Q8_0: return multiply<SmallBlocks<GgufQ8>>(format, rows, tile, panel, K, out);
-        case Q4_K: return multiply<Superblocks<Q4KBlock>>(format, rows, tile, panel, K, out);
-        case Q5_K: return multiply<Superblocks<Q5KBlock>>(format, rows, tile, panel, K, out);
-        case Q6_K: return multiply<Superblocks<Q6KBlock>>(format, rows, tile, panel, K, out);
+        case Q4_K: return multiply_superblocks<Q4KBlock>(format, rows, tile, panel, K, out);
+        case Q5_K: return multiply_superblocks<Q5KBlock>(format, rows, tile, panel, K, out);
+        case Q6_K: return multiply_superblocks<Q6KBlock>(format, rows, tile, panel, K, out);
         case Q2_K: return multiply<Superblocks<Q2KBlock>>(format, rows, tile, panel, K, out);
         case Q3_K: return multiply<Superblocks<Q3KBlock>>(format, rows, tile, panel, K, out);
         case IQ4_NL: return multiply<SmallBlocks<GgufIq4>>(format, rows, tile, panel, K, out);

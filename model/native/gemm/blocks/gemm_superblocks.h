@@ -35,7 +35,7 @@ struct SuperblockFormat {
 // Word i of a pair holds unit i of its first group in the low half bytes, and of its second group in the high ones.
 struct Q4KBlock : SuperblockFormat {
     static constexpr bool HAS_MIN = true;
-    static constexpr int PAIRS = 4, UNITS = 8;
+    static constexpr int PAIRS = 4, UNITS = 8, SHARING = 2;
     static constexpr int PANEL_WORDS = block_layout(Q4_K).panel_words;
     static constexpr int SCALES_AT = PANEL, MINS_AT = 3 * PANEL, UNITS_AT = 5 * PANEL;
 
@@ -50,7 +50,7 @@ struct Q4KBlock : SuperblockFormat {
 // Bit g of each byte of word i of the plane is the fifth bit of unit i of group g.
 struct Q5KBlock : SuperblockFormat {
     static constexpr bool HAS_MIN = true;
-    static constexpr int PAIRS = 4, UNITS = 8;
+    static constexpr int PAIRS = 4, UNITS = 8, SHARING = 2;
     static constexpr int PANEL_WORDS = block_layout(Q5_K).panel_words;
     static constexpr int SCALES_AT = PANEL, MINS_AT = 3 * PANEL, PLANE_AT = 5 * PANEL, UNITS_AT = 13 * PANEL;
 
@@ -68,7 +68,7 @@ struct Q5KBlock : SuperblockFormat {
 // of each.
 struct Q6KBlock : SuperblockFormat {
     static constexpr int OFFSET = 32;
-    static constexpr int PAIRS = 8, UNITS = 4;
+    static constexpr int PAIRS = 8, UNITS = 4, SHARING = 4;
     static constexpr int PANEL_WORDS = block_layout(Q6_K).panel_words;
     static constexpr int SCALES_AT = PANEL / 2, MINS_AT = SCALES_AT;
     static constexpr int UNITS_AT = SCALES_AT + 4 * PANEL, PLANE_AT = UNITS_AT + 32 * PANEL;
@@ -168,6 +168,38 @@ struct Superblocks {
         finish(totals, x + 64 * stride, stride, panel, column, out);
     }
 
+    // Subtract what the minima contribute, and add the block's products to out. x points at the sums of the groups.
+    template <int ROWS>
+    [[gnu::always_inline]] static inline void finish(const Words (&totals)[ROWS][2], const uint32_t* x, int64_t stride,
+                                                     const uint32_t* panel, int column, float* out) {
+        Words mins[ROWS][2] = {};
+        const auto* pairs = reinterpret_cast<const uint16_t*>(panel + Format::MINS_AT) + column;
+        for (int pair = 0; pair < Format::PAIRS; ++pair) {
+            const Words pair0 = Format::min_pairs(load_byte_pairs(pairs));
+            const Words pair1 = Format::min_pairs(load_byte_pairs(pairs + LANES));
+#pragma GCC unroll 8
+            for (int m = 0; m < ROWS; ++m) {
+                const Words sums = broadcast_word(x[m]);
+                mins[m][0] = add_pairs(mins[m][0], pair0, sums);
+                mins[m][1] = add_pairs(mins[m][1], pair1, sums);
+            }
+            pairs += PANEL;
+            x += stride;
+        }
+        const auto* d = reinterpret_cast<const uint16_t*>(panel) + column;
+#pragma GCC unroll 2
+        for (int part = 0; part < 2; ++part, d += LANES) {
+            const Vec scale = load_float16(d);
+            const Vec min_scale = Format::HAS_MIN ? load_float16(d + PANEL) : Vec{};
+#pragma GCC unroll 8
+            for (int m = 0; m < ROWS; ++m) {
+                float* to = out + m * PANEL + column + part * LANES;
+                const Vec value = difference(totals[m][part], mins[m][part], scale, min_scale);
+                store(to, load(to) + value * broadcast(float_of(x[m])));
+            }
+        }
+    }
+
   private:
     template <int ROWS, int... PAIRS>
     [[gnu::always_inline]] static inline void add_pairs_of_groups(Words (&totals)[ROWS][2], const uint32_t* x,
@@ -218,38 +250,6 @@ struct Superblocks {
             for (int m = 0; m < ROWS; ++m) {
                 totals[m][0] = Format::add(totals[m][0], sums[m][0].sum, factor0);
                 totals[m][1] = Format::add(totals[m][1], sums[m][1].sum, factor1);
-            }
-        }
-    }
-
-    // Subtract what the minima contribute, and add the block's products to out. x points at the sums of the groups.
-    template <int ROWS>
-    [[gnu::always_inline]] static inline void finish(const Words (&totals)[ROWS][2], const uint32_t* x, int64_t stride,
-                                                     const uint32_t* panel, int column, float* out) {
-        Words mins[ROWS][2] = {};
-        const auto* pairs = reinterpret_cast<const uint16_t*>(panel + Format::MINS_AT) + column;
-        for (int pair = 0; pair < Format::PAIRS; ++pair) {
-            const Words pair0 = Format::min_pairs(load_byte_pairs(pairs));
-            const Words pair1 = Format::min_pairs(load_byte_pairs(pairs + LANES));
-#pragma GCC unroll 8
-            for (int m = 0; m < ROWS; ++m) {
-                const Words sums = broadcast_word(x[m]);
-                mins[m][0] = add_pairs(mins[m][0], pair0, sums);
-                mins[m][1] = add_pairs(mins[m][1], pair1, sums);
-            }
-            pairs += PANEL;
-            x += stride;
-        }
-        const auto* d = reinterpret_cast<const uint16_t*>(panel) + column;
-#pragma GCC unroll 2
-        for (int part = 0; part < 2; ++part, d += LANES) {
-            const Vec scale = load_float16(d);
-            const Vec min_scale = Format::HAS_MIN ? load_float16(d + PANEL) : Vec{};
-#pragma GCC unroll 8
-            for (int m = 0; m < ROWS; ++m) {
-                float* to = out + m * PANEL + column + part * LANES;
-                const Vec value = difference(totals[m][part], mins[m][part], scale, min_scale);
-                store(to, load(to) + value * broadcast(float_of(x[m])));
             }
         }
     }
