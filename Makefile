@@ -108,10 +108,11 @@ $(BIN)/python:
 # torch is installed first and alone, so that no other index can offer a bigger build: deploy/torch_index.py chooses.
 # The sources of the CPU kernels are prerequisites, so that new sources never run with an old library.
 $(INSTALLED): pyproject.toml $(KERNELS) | $(BIN)/python
-	@echo "Installing smoe and its dependencies into $(VENV): some minutes, once; most of it is torch and compiling the CPU kernels."
+	@echo "Installing smoe and its dependencies into $(VENV): some minutes, once. Most of it is torch and the CPU kernels,"
+	@echo "which pip compiles while it says 'Preparing editable metadata'."
 	@index=$$($(BIN)/python deploy/torch_index.py "$(TORCH_INDEX)") && { test -z "$$index" || \
 	    $(PIP) install --index-url "$$index" "torch>=2.11" || { test "$(TORCH_INDEX)" = auto && \
-	    echo "That failed: torch comes from the index that pip is configured for (with CUDA, 5.4 GB)"; }; }
+	    echo "That failed: torch comes from the index that pip is configured for (usually with CUDA, 5.4 GB)"; }; }
 	$(PIP) install --editable .
 	@touch $@
 

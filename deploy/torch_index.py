@@ -47,7 +47,8 @@ def choose(wanted: str, *, platform: str, with_card: bool, cpu_index: str = CPU_
         return cpu_index, f"no NVIDIA card here: torch comes from {cpu_index}, without CUDA (TORCH_INDEX= changes that)"
     return (
         "",
-        f"{cpu_index} cannot be reached: torch comes from the index that pip is configured for (with CUDA, 5.4 GB)",
+        f"{cpu_index} cannot be reached: torch comes from the index that pip is configured for "
+        "(usually with CUDA, 5.4 GB)",
     )
 
 

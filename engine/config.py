@@ -25,7 +25,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     expert_memory: int | Literal["auto"] | None = None  # auto: what is left beside everything else
     kv_cache_dtype: Literal["auto", "bf16", "int8"] = "auto"  # auto: as computed; int8: a scale per position and head
     threads: int | None = None  # None: one per core this process may use
-    tensor_parallel_size: int = 1  # processes (ranks) that share the model on a CPU, each with `threads` threads
+    tensor_parallel_size: int = 1  # processes (ranks) that share the model, on CPUs with `threads` each or on GPUs
+    first_gpu: int = 0  # of this host's first rank; its other ranks have the next ones
     nnodes: int = 1  # hosts that the ranks are divided among
     node_rank: int = 0  # which of them this is
     local_rank: int = 0  # which of the ranks of this host

@@ -59,7 +59,8 @@ class Engine:
         self._expert_layout = _expert_layout(loaded)
         self._rejected: list[RequestOutput] = []
         on_gpu = loaded.device.type != "cpu"
-        is_asynchronous = on_gpu if config.async_scheduling is None else config.async_scheduling
+        is_overlapped = on_gpu and loaded.ranks is None  # a step that is told to ranks waits for the one before
+        is_asynchronous = is_overlapped if config.async_scheduling is None else config.async_scheduling
         self._pipeline = StepPipeline(loaded.runner, is_asynchronous)
         has_equal_bits = loaded.backend == "native"
         can_draft = has_equal_bits and not is_asynchronous and loaded.config.vocab_size <= MAX_TOKEN_ID

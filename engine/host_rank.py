@@ -14,20 +14,23 @@ if __name__ == "__main__":
 
 import contextlib
 import logging
+import os
+import select
 import signal
 import socket
+import threading
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
-from engine.capacity.host_resources import available_bytes
 from engine.capacity.rank_limits import rank_warnings, with_rank_threads
 from engine.config import EngineConfig
 from engine.distributed.agreement import RankDescription
 from engine.distributed.follower import Follower
 from engine.distributed.host_processes import HostProcesses
 from engine.distributed.joining import Membership, join
-from engine.distributed.mesh import connected_group
+from engine.distributed.new_group import group_maker
 from engine.distributed.packets import PacketKind, receive_packet, send_packet
 from engine.distributed.stores import join_store
 from engine.errors import EngineConfigError, FatalEngineError, PeerClosedError
@@ -35,7 +38,9 @@ from engine.heartbeat import Heartbeat
 from engine.messages import Failed, Start, StepPart
 from engine.process import CRASH, IDLE_S, USER_ERROR, Channel
 from engine.startup.description import rank_ready_message
-from engine.startup.loading import host_backend, load_rank
+from engine.startup.device_memory import memory_of
+from engine.startup.kernel_compilation import compile_for_rank
+from engine.startup.loading import choose_device, host_backend, load_rank
 from model.checkpoint.checkpoint import read_config, read_stored_weights
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.identity import contents_digest, identify
@@ -43,6 +48,8 @@ from model.checkpoint.manifest import verify_manifest
 from model.cut import Cut
 from model.group import GroupEndedError
 from model.mixtral import Mixtral
+
+END_GRACE_S = 2.0
 
 log = logging.getLogger("smoe.engine")
 
@@ -105,15 +112,22 @@ class HostRank:
         if config.verify and config.local_rank == 0:
             verify_manifest(path, lambda done, total: beat())
         stored = read_stored_weights(path, model)
-        backend = host_backend(config, model, stored, self._heartbeat)
+        device = choose_device(config)
+        backend = host_backend(config, model, stored, device, self._heartbeat)
         port = membership.describe(RankDescription(backend.numerics, contents_digest(stored.values())), beat)
         store = join_store(membership.leader_address, port, config.group_timeout)
         cut = Cut(config.rank, config.tensor_parallel_size)
-        group = connected_group(cut, store, membership.own_address, config.group_timeout)
-        network = load_rank(config, model, backend, group, beat)
+        new_group = group_maker(backend.name, device)
+        group = new_group(cut, store, membership.own_address, config.group_timeout)
+        network = load_rank(config, model, backend, group, beat, device)
         network.on_layer = beat
-        send_packet(membership.connection, PacketKind.LOADED, available_bytes().to_bytes(8, "little"))
-        self._channel.send(rank_ready_message(config, model, backend.numerics, identify(stored.values()).files))
+        compile_for_rank(config, network, backend.name, beat)
+        if device.type != "cpu":
+            _end_with(membership.connection)
+        free_bytes = memory_of(device).free_bytes()
+        send_packet(membership.connection, PacketKind.LOADED, free_bytes.to_bytes(8, "little"))
+        files = identify(stored.values()).files
+        self._channel.send(rank_ready_message(config, model, backend, device, files))
         return network
 
     def _follow(self, membership: Membership, follower: Follower) -> NoReturn:
@@ -134,6 +148,19 @@ class HostRank:
             if packet[0] is PacketKind.STEP and not has_computed:
                 has_computed = True
                 self._channel.send(StepPart([]))  # it has served: restarts may be quick again
+
+
+def _end_with(leader: socket.socket) -> None:
+    """End this process soon after rank 0 is gone, even while it waits for a GPU that waits for rank 0's."""
+
+    def watch() -> None:
+        poll = select.poll()
+        poll.register(leader, select.POLLRDHUP)
+        poll.poll()
+        time.sleep(END_GRACE_S)  # in which the main thread says why, if it does not wait for the GPU
+        os._exit(CRASH)
+
+    threading.Thread(target=watch, name="leader", daemon=True).start()
 
 
 def main() -> int:

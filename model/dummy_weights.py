@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
+from model.group import ALONE, Unconnected
 from model.mixtral import LayerWeights, Mixtral, MixtralWeights
 from model.ops.interface import FfnWeights, Ops
 
@@ -73,7 +74,8 @@ def without_numbers(model: Mixtral, ops: Ops, num_layers: int) -> Mixtral:
     `ops` takes the place of the network's backend; it gets the weights as that one packed them.
     """
     weights = replace(model.weights, layers=model.weights.layers[:num_layers])
-    return Mixtral(replace(model.config, num_layers=len(weights.layers)), _on_meta(weights), ops)
+    group = ALONE if model.group.cut.size == 1 else Unconnected(model.group.cut)
+    return Mixtral(replace(model.config, num_layers=len(weights.layers)), _on_meta(weights), ops, group)
 
 
 def _on_meta(packed: Any) -> Any:

@@ -37,3 +37,13 @@ class Alone:
 
 
 ALONE = Alone()
+
+
+class Unconnected:
+    """A rank whose group does not exist: for networks without numbers, whose gathers have shapes only."""
+
+    def __init__(self, cut: Cut) -> None:
+        self.cut = cut
+
+    def gather(self, part: Tensor, width: int, unit: int) -> Tensor:
+        return part.new_empty(len(part), width)

@@ -114,8 +114,7 @@ class Mixtral:
         attended = self.ops.attention(q, k_cache, v_cache, metadata, x.dtype)  # [T, H * K]
         width, num_kv_heads = self.config.num_heads * self.config.head_dim, self.config.num_kv_heads
         attended = self.group.gather(attended, width, width // num_kv_heads)  # [T, H * K]
-        output = self.ops.linear(attended, layer.output, terms.output)
-        return self.group.gather(output, self.config.dim, PANEL)  # [T, D]
+        return self._gathered(self.ops.linear(attended, layer.output, terms.output))  # [T, D]
 
     def _feed_forward(
         self,
@@ -132,7 +131,13 @@ class Mixtral:
         else:
             x, normed = self.ops.add_rms_norm(x, pending, norm, eps)
             y = self.ops.ffn(normed, layer.ffn, group, terms.ffn)
-        return x, group.gather(y, self.config.dim, PANEL)
+        return x, self._gathered(y)
+
+    def _gathered(self, pending: Pending) -> Pending:
+        """Join the columns of a pending output, [T, D]. A rank alone leaves the sum to the op that takes it."""
+        if self.group.cut.size == 1:
+            return pending
+        return self.group.gather(self.ops.summed(pending), self.config.dim, PANEL)
 
     def _report_gate(self, x: Tensor, pending: Pending, layer: LayerWeights, gates: GateRows, index: int) -> None:
         """Write the gate logits of one layer: of the norm that _feed_forward computes again, so that no bit of the step

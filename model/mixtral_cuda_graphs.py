@@ -71,6 +71,11 @@ class CudaRecorder:
         return graph.replay
 
 
+def recorder_for(device: torch.device, *, is_eager: bool, in_group: bool) -> GraphRecorder:
+    """Return the recorder of a device; an eager one only compiles kernels, or stands for a GPU's on a CPU."""
+    return EagerRecorder() if is_eager or device.type == "cpu" else CudaRecorder(in_group)
+
+
 @dataclass(frozen=True)
 class StaticStep:
     """Input and output of captured steps, in tensors that keep their addresses."""
@@ -193,7 +198,7 @@ class GraphedMixtral(Mixtral):
     def _have_all_ranks(self, is_captured: bool) -> bool:
         """Return whether every rank of the group has captured a bucket: all use a graph for a step, or none."""
         size, device = self.group.cut.size, self._static.logits.device
-        if size == 1:
+        if size == 1 or device.type == "meta":
             return is_captured
         own = torch.tensor([[is_captured]], dtype=torch.float32, device=device)
         return bool(self.group.gather(own, size, 1).all())

@@ -1,5 +1,6 @@
 """Run the largest possible steps, to measure the memory that the KV pool must leave free for intermediate results."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -13,15 +14,26 @@ from model.sampling_batch import FloatParam, IntParam, SamplingRows
 MOST_LOGPROBS = 20  # of a row, as in the APIs
 
 
-def run_profile_steps(model: Mixtral, num_rows: int, num_logits: int, block_size: int, kv_dtype: KvDtype) -> None:
+def run_profile_steps(
+    model: Mixtral,
+    num_rows: int,
+    num_logits: int,
+    block_size: int,
+    kv_dtype: KvDtype,
+    new_pool: Callable[[int], KvPool] | None = None,
+) -> None:
     """Compute the two largest steps, and drop their results.
 
     Both compute one prompt of `num_rows` tokens. In the first every row uses all experts and has a mask, and the last
     `num_logits` rows are sampled; in the second every row has logits and scores a token (prompt_logprobs). The steps
-    use a KV pool of their own that is just large enough; it is freed on return.
+    use a KV pool of their own that is just large enough; it is freed on return. `new_pool` creates it with a number of
+    blocks, if other ranks need one too.
     """
-    device = model.weights.embedding.device
-    pool = KvPool(model.config, -(-num_rows // block_size) + 1, block_size, kv_dtype, device)
+    device, num_blocks = model.weights.embedding.device, -(-num_rows // block_size) + 1
+    if new_pool is None:
+        pool = KvPool(model.group.cut.with_own_heads(model.config), num_blocks, block_size, kv_dtype, device)
+    else:
+        pool = new_pool(num_blocks)
     for count, is_routed, target in ((num_logits, True, -1), (num_rows, False, 0)):
         batch = _prompt(num_rows, count, block_size, model.config.vocab_size, device)
         routing = _all_experts(model, num_rows) if is_routed and model.config.num_experts else None

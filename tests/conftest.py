@@ -20,6 +20,7 @@ SLOW = (
     "tests/deploy/ray/test_replica.py",
     "tests/e2e",
     "tests/engine/bench",
+    "tests/engine/distributed/test_device_ranks.py",
     "tests/engine/distributed/test_host_ranks.py",
     "tests/engine/distributed/test_ranks.py",
     "tests/engine/distributed/test_reception.py",

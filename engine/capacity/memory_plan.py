@@ -7,7 +7,7 @@ from pathlib import Path
 from engine.capacity.adapters import adapter_bytes, check_adapters_fit, why_no_adapters
 from engine.capacity.expert_memory import ExpertMemory, bytes_beside_weights, mapped_bytes_of, plan_expert_memory
 from engine.capacity.packs import are_weights_evictable, settings_of_pack
-from engine.capacity.rank_limits import check_ranks
+from engine.capacity.rank_limits import check_ranks, num_memories
 from engine.capacity.sizing import (
     BLOCKS,
     ELEMENT_BYTES,
@@ -66,10 +66,10 @@ class MemoryPlan:
     parameters: dict[str, int]  # by part of the network
     part_bytes: dict[str, dict[str, int]]  # by WEIGHT_KINDS (and the served kind), then by part; of all ranks together
     rank_weight_bytes: int  # served, of the rank with the largest part
-    host_weight_bytes: int  # served, of the host whose ranks have the largest parts
+    host_weight_bytes: int  # served, of the host whose ranks have the largest parts; of GPUs, of the fullest one
     weight_kind: str  # served: format of most weights, one of WEIGHT_KINDS, fp8 or BLOCKS
     kept_formats: str  # of the weights that stay as they are stored, "Q4_K+Q6_K"; empty if all are decoded
-    memory_bytes: int  # of each host, for weights, KV cache and activations
+    memory_bytes: int  # of each host, or GPU, for weights, KV cache and activations
     dtype: str  # served: float32 or bfloat16
     needed_bytes: int  # of each host, enough for the adapters and one request of the longest context
     limits: EngineLimits | None  # None if it does not fit
@@ -159,7 +159,7 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
         model, warnings = read_config(
             Path(config.model), config.sliding_window, config.experts_per_token, config.rope_theta
         )
-        check_ranks(config, model, config.device)
+        check_ranks(config, model)
         adapters = _adapters(config, model)
         stored = read_stored_weights(Path(config.model), model)
     except CheckpointError as error:
@@ -175,7 +175,7 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
     }
     element_format = _element_format(own_kind, dtype)
     of_ranks = [sum(weight_bytes(stored, *element_format, cut, num_kv_heads).values()) for cut in all_cuts(size)]
-    host_bytes = _largest_host(of_ranks, config.ranks_per_host)
+    host_bytes = _largest_memory(of_ranks, size // num_memories(config, config.device))
     limits, experts, unfit_reason = None, None, ""
     beside_bytes = sum(adapters.values())
     try:
@@ -196,7 +196,7 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
         kept_formats=name_of_blocks(stored, kept),
         memory_bytes=memory_bytes,
         dtype=dtype,
-        needed_bytes=host_bytes + beside_bytes + -(-_kv_need(config, model) // config.nnodes),
+        needed_bytes=host_bytes + beside_bytes + -(-_kv_need(config, model) // num_memories(config, config.device)),
         limits=limits,
         unfit_reason=unfit_reason,
         warnings=(
@@ -217,9 +217,9 @@ def _adapters(config: EngineConfig, model: ModelConfig) -> dict[str, int]:
     return adapter_bytes(config, model)
 
 
-def _largest_host(of_ranks: Sequence[int], ranks_per_host: int) -> int:
-    """Return the sum over the ranks of the host that holds most."""
-    return max(sum(of_ranks[first : first + ranks_per_host]) for first in range(0, len(of_ranks), ranks_per_host))
+def _largest_memory(of_ranks: Sequence[int], ranks_of_each: int) -> int:
+    """Return the sum over the ranks of the host, or GPU, that holds most."""
+    return max(sum(of_ranks[first : first + ranks_of_each]) for first in range(0, len(of_ranks), ranks_of_each))
 
 
 def _weight_warnings(
@@ -256,7 +256,7 @@ def _limits(
     adapter_bytes: int,
     experts: ExpertMemory | None,
 ) -> EngineLimits:
-    """Return the limits; of several hosts, which share the KV cache equally, as the fullest one allows."""
+    """Return the limits; of several hosts or GPUs, which share the KV cache equally, as the fullest one allows."""
     if experts is not None or are_weights_evictable(config):
         check_adapters_fit(adapter_bytes, memory_bytes)
         mapped_bytes = host_bytes if experts is None else experts.dense_bytes
@@ -265,7 +265,7 @@ def _limits(
         check_weights_fit(host_bytes, memory_bytes, kind)
         check_adapters_fit(adapter_bytes, memory_bytes - host_bytes)
         free_bytes = memory_bytes - host_bytes - adapter_bytes
-    return size_engine(config, model, config.nnodes * free_bytes, MAX_CPU_BUDGET)
+    return size_engine(config, model, num_memories(config, config.device) * free_bytes, MAX_CPU_BUDGET)
 
 
 def _kv_need(config: EngineConfig, model: ModelConfig) -> int:

@@ -11,19 +11,31 @@ from model.cut import why_not_divisible
 FLAG = "--tensor-parallel-size"
 
 
-def check_ranks(config: EngineConfig, model: ModelConfig, device: str) -> None:
-    """Raise EngineConfigError if this network cannot be computed by so many ranks on `device`: cpu, cuda or auto."""
+def check_ranks(config: EngineConfig, model: ModelConfig) -> None:
+    """Raise EngineConfigError if this network cannot be computed by so many ranks."""
     size = config.tensor_parallel_size
     if size % config.nnodes:
         raise EngineConfigError(f"{FLAG} {size}: {config.nnodes} hosts cannot have equally many ranks")
     if size == 1:
         return
-    if device == "cuda":
-        raise EngineConfigError(f"{FLAG} {size}: several ranks run on CPUs only; add --device cpu")
-    if config.backend not in ("auto", "native"):
-        raise EngineConfigError(f"{FLAG} {size}: several ranks need the native backend, not {config.backend}")
     if reason := why_not_divisible(model, size):
         raise EngineConfigError(f"{FLAG} {size}: the model {reason}")
+
+
+def check_gpus(config: EngineConfig, num_gpus: int) -> None:
+    """Raise EngineConfigError if this host, which has `num_gpus`, has none for one of its ranks."""
+    first, last = config.first_gpu, config.first_gpu + config.ranks_per_host - 1
+    if last < num_gpus:
+        return
+    needed = f"GPU {last}" if first == last else f"GPUs {first} to {last}"
+    found = f"{num_gpus} {'is' if num_gpus == 1 else 'are'} visible here"
+    flag = f"{FLAG} {config.tensor_parallel_size}" if config.tensor_parallel_size > 1 else f"--first-gpu {first}"
+    raise EngineConfigError(f"{flag} needs {needed}, and {found}; --device cpu works")
+
+
+def num_memories(config: EngineConfig, device: str) -> int:
+    """Return how many memories hold the model, each with an equal part of the KV cache: GPUs, or hosts."""
+    return config.tensor_parallel_size if device == "cuda" else config.nnodes
 
 
 def with_rank_threads(config: EngineConfig) -> EngineConfig:

@@ -5,7 +5,16 @@ import msgspec
 from engine.config import EngineConfig
 
 # Settings of a host of its own; all others are those of rank 0.
-OWN_SETTINGS = ("model", "threads", "node_rank", "local_rank", "master_addr", "master_port", "agent_store_attempt")
+OWN_SETTINGS = (
+    "model",
+    "threads",
+    "first_gpu",
+    "node_rank",
+    "local_rank",
+    "master_addr",
+    "master_port",
+    "agent_store_attempt",
+)
 
 
 class Hello(msgspec.Struct, frozen=True):

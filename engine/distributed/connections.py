@@ -54,6 +54,10 @@ class RankConnections:
         """Let each rank write its whole KV pool."""
         self._tell(PacketKind.POPULATE, b"")
 
+    def capture_graphs(self, table_width: int) -> None:
+        """Let each rank capture decode steps over its pool; this process must capture its own next."""
+        self._tell(PacketKind.GRAPHS, table_width.to_bytes(8, "little"))
+
     def fill_with_zeros(self, kind: Literal[PacketKind.ZERO_BLOCKS, PacketKind.ZERO_SLOTS], indices: bytes) -> None:
         """Let each rank fill blocks or slots with zeros; `indices` are int64."""
         self._tell(kind, indices)
@@ -62,9 +66,9 @@ class RankConnections:
         """Let each rank compute its part of a step; this process must compute its own next."""
         self._tell(PacketKind.STEP, encode_step(batch))
 
-    def free_bytes(self, own_bytes: int) -> int:
-        """Return the memory that all hosts together can give to a KV pool, of which each rank has an equal part.
-        `own_bytes`: free on this host."""
+    def free_bytes(self, own_bytes: int, step_bytes: int = 0) -> int:
+        """Return what all memories together can give to a KV pool, of which each rank has an equal part. `own_bytes`:
+        free in this rank's memory beside the largest steps; `step_bytes`: that these take in each of the others."""
         return own_bytes
 
     def close(self) -> None:

@@ -27,6 +27,10 @@ class HostProcesses:
             for local_rank in range(1, config.ranks_per_host):
                 self._start(msgspec.structs.replace(config, local_rank=local_rank))
 
+    @property
+    def pids(self) -> list[int]:
+        return [process.pid for process in self._processes]
+
     def close(self) -> None:
         """End the processes and wait for that. Idempotent."""
         for process in self._processes:

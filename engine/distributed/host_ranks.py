@@ -13,20 +13,25 @@ import socket
 from collections.abc import Callable
 from threading import Thread
 
+import msgspec
+from torch.distributed import Store  # type: ignore[attr-defined]
+
 from engine.config import EngineConfig
 from engine.distributed.agreement import RankDescription
 from engine.distributed.connections import RankConnections
 from engine.distributed.host_processes import HostProcesses
-from engine.distributed.mesh import connected_group, prepare_connection
+from engine.distributed.mesh import prepare_connection
 from engine.distributed.packets import PacketKind
 from engine.distributed.reception import Reception
 from engine.distributed.stores import new_store, write_to_agent_store
 from engine.errors import EngineConfigError, FatalEngineError
 from model.cut import Cut
-from model.group import GroupEndedError
-from model.ops.native.group import SocketGroup
+from model.group import Group, GroupEndedError
 
 BEAT_S = 0.5
+LOOPBACK = "127.0.0.1"  # where the ranks of a single host meet, at a port that the system chooses
+
+NewGroup = Callable[[Cut, Store, str, float], Group]  # (part, store, this host's address, limit of a wait in seconds)
 
 log = logging.getLogger("smoe.engine")
 
@@ -34,20 +39,32 @@ log = logging.getLogger("smoe.engine")
 class HostRanks(RankConnections):
     """Ranks 1 .. size - 1, on this host and others, and the group of all ranks."""
 
-    group: SocketGroup
-
-    def __init__(self, config: EngineConfig, own: RankDescription, version: str, on_wait: Callable[[], None]) -> None:
-        """Start the other ranks of this host and wait for all. `own` describes rank 0.
+    def __init__(
+        self,
+        config: EngineConfig,
+        own: RankDescription,
+        version: str,
+        on_wait: Callable[[], None],
+        new_group: NewGroup,
+        num_memories: int,
+    ) -> None:
+        """Start the other ranks of this host and wait for all. `own` describes rank 0; `new_group` connects the ranks,
+        which all call it at the same time; `num_memories` hold the model.
 
         Raises EngineConfigError, and FatalEngineError if a rank is lost on the way.
         """
         super().__init__()
-        self._num_hosts = config.nnodes
+        self._num_memories = num_memories
+        self._new_group = new_group
         self._timeout_s = config.group_timeout
-        self._free_bytes: list[int] = []  # of the hosts of the other ranks
+        self._free_bytes: list[int] = []  # of the memories of the other ranks
+        if config.nnodes == 1:
+            config = msgspec.structs.replace(config, master_addr=LOOPBACK, master_port=0)
         with listen(config) as listener:
+            address, port = listener.getsockname()[:2]
+            if config.nnodes == 1:
+                config = msgspec.structs.replace(config, master_port=port)
             self._processes = HostProcesses(config)
-            address = listener.getsockname()[0]
             try:
                 self._guests = Reception(listener, config, own, version).wait(on_wait)
                 self._connections = [guest.connection for guest in self._guests]
@@ -57,6 +74,11 @@ class HostRanks(RankConnections):
                 raise
         Thread(target=self._watch, name="ranks", daemon=True).start()
 
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of this host's other ranks."""
+        return self._processes.pids
+
     def _connect(self, config: EngineConfig, address: str) -> None:
         """Let all ranks connect to each other. Raises FatalEngineError."""
         self._store = new_store(address, self._timeout_s)
@@ -64,12 +86,12 @@ class HostRanks(RankConnections):
             prepare_connection(guest.connection, self._timeout_s)
         self._tell(PacketKind.JOIN, self._store.port.to_bytes(4, "little"))
         try:
-            self.group = connected_group(Cut(0, config.tensor_parallel_size), self._store, address, self._timeout_s)
+            self.group = self._new_group(Cut(0, config.tensor_parallel_size), self._store, address, self._timeout_s)
         except GroupEndedError as error:
             raise FatalEngineError(str(error)) from None
 
-    def free_bytes(self, own_bytes: int) -> int:
-        return self._num_hosts * min([own_bytes, *self._free_bytes])
+    def free_bytes(self, own_bytes: int, step_bytes: int = 0) -> int:
+        return self._num_memories * max(0, min([own_bytes, *(free - step_bytes for free in self._free_bytes)]))
 
     def close(self) -> None:
         """Let the ranks end, and end those of this host. Idempotent."""

@@ -1,6 +1,5 @@
 """Rank 0: it tells the other ranks each step, and then computes its own part."""
 
-import torch
 from torch import Tensor
 
 from engine.distributed.connections import RankConnections
@@ -46,7 +45,7 @@ class LeadingKvPool(KvPool):
         ranks.create_pools(num_blocks)
         config = model.group.cut.with_own_heads(model.config)
         layout = model.ops.kv_layout(dtype, block_size)
-        super().__init__(config, num_blocks, block_size, dtype, torch.device("cpu"), layout)
+        super().__init__(config, num_blocks, block_size, dtype, model.weights.embedding.device, layout)
         self._ranks = ranks
 
     def populate(self) -> None:
@@ -56,10 +55,10 @@ class LeadingKvPool(KvPool):
 
     def zero_blocks(self, block_ids: Tensor) -> None:
         """Fill these blocks with zeros on every rank."""
-        self._ranks.fill_with_zeros(PacketKind.ZERO_BLOCKS, block_ids.numpy().tobytes())
+        self._ranks.fill_with_zeros(PacketKind.ZERO_BLOCKS, block_ids.cpu().numpy().tobytes())
         super().zero_blocks(block_ids)
 
     def zero_slots(self, slots: Tensor) -> None:
         """Fill these slots with zeros on every rank."""
-        self._ranks.fill_with_zeros(PacketKind.ZERO_SLOTS, slots.numpy().tobytes())
+        self._ranks.fill_with_zeros(PacketKind.ZERO_SLOTS, slots.cpu().numpy().tobytes())
         super().zero_slots(slots)

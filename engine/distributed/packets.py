@@ -6,8 +6,11 @@ one behind the other, those of the largest numbers first, so that each is aligne
 
 import socket
 import struct
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass, replace
 from enum import IntEnum
 from math import prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +21,8 @@ from model.forward_batch import ForwardBatch, GateRows, HiddenRows, Routing
 
 HEADER = struct.Struct("<IQ")  # kind, length
 MAX_PAYLOAD_BYTES = 1 << 32  # more than any step has
-NUM_SIZES = 8  # T, S, M, N, Kmax (0: no routing), masks (0: none), hidden rows (-1: none), rows of gates (-1: none)
+# T, S, M, N, Kmax (0: no routing), masks (0: none), hidden rows (-1: none), rows of gates (-1: none), finite (0: none)
+NUM_SIZES = 9
 
 
 class PacketKind(IntEnum):
@@ -37,6 +41,7 @@ class PacketKind(IntEnum):
     JOIN = 10  # to a rank on another host: the port of the group's store
     BEAT = 11  # to a rank on another host: rank 0 is there
     POPULATE = 12  # to a rank: write the whole KV pool, so that it has its memory
+    GRAPHS = 14  # to a rank: capture decode steps whose block tables have this width
     GREETING = 13  # from a rank to another one, not to rank 0 alone: engine/distributed/mesh.py
 
 
@@ -86,6 +91,7 @@ def encode_step(batch: ForwardBatch) -> bytes:
         0 if masks is None else len(masks),
         -1 if hidden is None else len(hidden.rows),
         -1 if gates is None else len(gates.rows),
+        batch.finite is not None,
     ]
     arrays = [batch.token_ids, batch.positions, batch.slot_mapping, batch.logit_rows]
     if masks is not None and routing is not None and routing.mask_rows is not None:
@@ -95,13 +101,36 @@ def encode_step(batch: ForwardBatch) -> bytes:
     arrays += [batch.query_start, batch.context_len, batch.block_tables]
     arrays += [] if routing is None else [routing.experts_per_token]
     arrays += [] if masks is None else [masks]
-    return np.array(sizes, dtype=np.int64).tobytes() + b"".join(array.numpy().tobytes() for array in arrays)
+    return np.array(sizes, dtype=np.int64).tobytes() + _bytes_of(arrays)
+
+
+def _bytes_of(arrays: Sequence[Tensor]) -> bytes:
+    """Return the arrays' bytes, one behind the other. From a GPU they are one copy, which waits for launched steps."""
+    if arrays[0].device.type == "cpu":
+        return b"".join(array.numpy().tobytes() for array in arrays)
+    joined = torch.cat([array.contiguous().view(-1).view(torch.uint8) for array in arrays])
+    return joined.cpu().numpy().tobytes()
+
+
+def on_device(batch: ForwardBatch, device: torch.device) -> ForwardBatch:
+    """Return a step of decode_step() with its arrays on a rank's device."""
+    moved: ForwardBatch = batch if device.type == "cpu" else _moved(batch, device)
+    return moved
+
+
+def _moved(part: Any, device: torch.device) -> Any:
+    """Copy tensors, also those in dataclasses."""
+    if isinstance(part, Tensor):
+        return part.to(device)
+    if not is_dataclass(part) or isinstance(part, type):
+        return part
+    return replace(part, **{field.name: _moved(getattr(part, field.name), device) for field in fields(part)})
 
 
 def decode_step(payload: bytearray, config: ModelConfig) -> ForwardBatch:
     """Return the step of a packet. Its arrays are views of `payload`."""
     reader = _ArrayReader(payload)
-    num_rows, num_sequences, width, num_logits, max_k, num_masks, num_hidden, num_gates = reader.read(
+    num_rows, num_sequences, width, num_logits, max_k, num_masks, num_hidden, num_gates, has_finite = reader.read(
         torch.int64, NUM_SIZES
     ).tolist()
     token_ids, positions, slots = (reader.read(torch.int64, num_rows) for _ in range(3))
@@ -132,6 +161,7 @@ def decode_step(payload: bytearray, config: ModelConfig) -> ForwardBatch:
         routing=routing,
         hidden=hidden,
         gates=gates,
+        finite=torch.ones(num_rows, dtype=torch.bool) if has_finite else None,
     )
 
 

@@ -77,6 +77,14 @@ class ModelRunner:
         """Fill the blocks with zeros, after the launched steps and before the next one."""
         self.kv_pool.zero_blocks(to_device(np.array(block_ids, dtype=np.int64), self.requests.device))
 
+    def zero_drafts(self, plan: StepPlan) -> None:
+        """Fill the slots of the plan's drafted tokens with zeros, after the plan was computed or has failed.
+
+        One that gave NaN or Inf spoils later rows of its request: attention multiplies masked positions by 0."""
+        slots = _draft_slots(plan, self.requests.block_size)
+        if len(slots):
+            self.kv_pool.zero_slots(to_device(slots, self.requests.device))
+
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> InFlightStep:
         """Queue a non-empty plan on the device without waiting for it. The device computes steps in the order of their
@@ -127,15 +135,15 @@ class ModelRunner:
 
     def _run_without_drafts(self, spoiled: list[Chunk]) -> StepResult:
         """Compute the known tokens of these chunks again. A drafted token that gave NaN or Inf may have spoiled its
-        request's other rows, and would spoil later ones: attention multiplies masked positions by 0."""
-        self.kv_pool.zero_slots(to_device(_draft_slots(spoiled, self.requests.block_size), self.requests.device))
+        request's other rows."""
+        self.zero_drafts(StepPlan(tuple(spoiled)))
         return self.run(StepPlan(tuple(chunk.without_draft() for chunk in spoiled)))
 
 
-def _draft_slots(chunks: list[Chunk], block_size: int) -> NDArray[np.int64]:
+def _draft_slots(plan: StepPlan, block_size: int) -> NDArray[np.int64]:
     """Return block_id * block_size + offset of each position with a drafted token."""
     slots = []
-    for chunk in chunks:
+    for chunk in plan.chunks:
         end, table = chunk.start + chunk.length, chunk.sequence.block_table
         positions = range(end - len(chunk.draft), end)
         slots += [table[position // block_size] * block_size + position % block_size for position in positions]

@@ -54,4 +54,5 @@ class StepPipeline:
         return self._isolate_faults(pending.plan, result) if isinstance(result, StepFault) else result
 
     def _isolate_faults(self, plan: StepPlan, fault: StepFault) -> StepResult:
+        self._runner.zero_drafts(plan)  # what is computed again has no drafts
         return isolate_faults(self._runner.run, plan, fault)

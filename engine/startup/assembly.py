@@ -13,6 +13,7 @@ from engine.capacity.expert_memory import ExpertMemory, bytes_beside_weights, ma
 from engine.capacity.expert_speed import budget_beside_reads
 from engine.capacity.host_resources import memory_limit_bytes
 from engine.capacity.memory_share import size_within_limit
+from engine.capacity.rank_limits import num_memories
 from engine.capacity.sizing import (
     DEFAULT_GPU_BUDGET,
     MAX_CPU_BUDGET,
@@ -38,7 +39,7 @@ from model.config import ModelConfig
 from model.kv_format import KvDtype
 from model.kv_pool import KvPool
 from model.mixtral import Mixtral
-from model.mixtral_cuda_graphs import CudaRecorder, EagerRecorder, GraphedMixtral
+from model.mixtral_cuda_graphs import GraphedMixtral, recorder_for
 from model.mixtral_native import expert_store_of, in_one_call
 from model.ops.native.expert_store import ExpertStore
 from model.profile_step import run_profile_steps
@@ -121,7 +122,7 @@ def assemble(config: EngineConfig, loaded: LoadedNetwork, on_progress: ProgressC
         mapped_bytes=assembly.mapped_bytes,
         experts=loaded.experts,
         expert_store=expert_store_of(assembly.model),
-        kv_block_bytes=kv_block_bytes(config, assembly.model.config) // config.nnodes,
+        kv_block_bytes=kv_block_bytes(config, assembly.model.config) // num_memories(config, loaded.device.type),
         phase_seconds={**phase_seconds, "warm-up": time.monotonic() - warm_s},
         warnings=(*loaded.warnings, *warnings, *loaded.backend.warnings, *limits.warnings),
         ranks=loaded.ranks,
@@ -132,19 +133,22 @@ class Assembly:
     """Steps of assemble(), in the order of the methods."""
 
     def __init__(self, config: EngineConfig, loaded: LoadedNetwork, on_progress: ProgressCallback) -> None:
-        model = in_one_call(loaded.network, loaded.backend.ops)
-        self.model = model if loaded.ranks is None else LeadingMixtral(model, loaded.ranks)
-        self.kv_dtype = served_kv_dtype(config, model.config)
-        self.has_graphs = loaded.backend.name == "triton"
-        self.mapped_bytes = mapped_bytes_of(config, loaded.weight_bytes, loaded.experts)
-        self._adapters = load_adapters(config, model.config, loaded.backend.name)  # before the free memory is measured
         self._config = config
         self._loaded = loaded
+        self._num_memories = num_memories(config, loaded.device.type)
+        self._network = in_one_call(loaded.network, loaded.backend.ops)  # of this rank
+        self.model = self._leading(self._network)
+        self.kv_dtype = served_kv_dtype(config, loaded.network.config)
+        self.has_graphs = loaded.backend.name == "triton"
+        self.mapped_bytes = mapped_bytes_of(config, loaded.weight_bytes, loaded.experts)
+        self._adapters = load_adapters(
+            config, loaded.network.config, loaded.backend.name
+        )  # before the free memory is measured
         self._on_progress = on_progress
         self._on_cpu = loaded.device.type == "cpu"
         self._memory = memory_of(loaded.device)
         self._default_budget = MAX_CPU_BUDGET if self._on_cpu else DEFAULT_GPU_BUDGET
-        self._num_rows = min(config.max_num_batched_tokens or self._default_budget, model.config.context_len)
+        self._num_rows = min(config.max_num_batched_tokens or self._default_budget, loaded.network.config.context_len)
 
     def compile_kernels(self) -> float:
         """Compile the kernels of a GPU; return the seconds that it took."""
@@ -160,7 +164,7 @@ class Assembly:
         free_bytes = self._bytes_left()
         if self.has_graphs:
             with explain_out_of_memory(self._config, "decode steps are captured", self._memory):
-                free_bytes -= self._memory.bytes_kept_by(self._trial_graphs)
+                free_bytes -= self._num_memories * self._memory.bytes_kept_by(self._trial_graphs)
         weight_bytes = self._loaded.weight_bytes
         if self.mapped_bytes == weight_bytes:
             warnings = eviction_warnings(free_bytes, weight_bytes)
@@ -178,13 +182,8 @@ class Assembly:
 
     def create_pool(self, limits: EngineLimits) -> KvPool:
         """Create the pool; where memory is short it takes all of its memory now."""
-        num_blocks, block_size = limits.num_blocks + 1, self._config.block_size
         with explain_out_of_memory(self._config, "the KV cache is created", self._memory):
-            if self._loaded.ranks is not None:
-                pool: KvPool = LeadingKvPool(self.model, self._loaded.ranks, num_blocks, block_size, self.kv_dtype)
-            else:
-                layout = self.model.ops.kv_layout(self.kv_dtype, block_size)
-                pool = KvPool(self.model.config, num_blocks, block_size, self.kv_dtype, self._loaded.device, layout)
+            pool = self._new_pool(limits.num_blocks + 1)
             if limits.memory_share < 1.0 and self._on_cpu:
                 pool.populate()
         return pool
@@ -194,7 +193,7 @@ class Assembly:
         model, config, device = self.model, self._config, self._loaded.device
         if self.has_graphs:
             graphed = self._captured(kv_pool, max_model_len)
-            model = model if config.enforce_eager else graphed
+            model = model if config.enforce_eager else self._leading(graphed)
         experts = ExpertReporter(ExpertStats(model.config, device) if model.config.num_experts else None)
         vocab_size = model.config.vocab_size
         requests = PersistentBatch(config.max_num_seqs, max_model_len, config.block_size, vocab_size, device)
@@ -215,27 +214,42 @@ class Assembly:
             budget = budget_beside_reads(budget, self._loaded.experts, disk_rate(Path(self._config.model)))
         return replace(limits, max_num_batched_tokens=budget)
 
+    def _leading(self, network: Mixtral) -> Mixtral:
+        """Return the network that tells the other ranks each step, if there are any."""
+        return network if self._loaded.ranks is None else LeadingMixtral(network, self._loaded.ranks)
+
+    def _new_pool(self, num_blocks: int) -> KvPool:
+        """Create a pool, and those of the other ranks."""
+        block_size, ranks = self._config.block_size, self._loaded.ranks
+        if ranks is not None:
+            return LeadingKvPool(self._network, ranks, num_blocks, block_size, self.kv_dtype)
+        layout = self._network.ops.kv_layout(self.kv_dtype, block_size)
+        return KvPool(self._network.config, num_blocks, block_size, self.kv_dtype, self._loaded.device, layout)
+
     def _bytes_left(self) -> int:
-        """Return the free memory after the largest steps; with ranks on several hosts, of the host that has least."""
-        config = self._config
+        """Return the free memory after the largest steps; with several memories, as often that of the fullest one."""
+        config, before = self._config, self._memory.free_bytes()
         with explain_out_of_memory(config, "a full step is measured", self._memory):
             free_bytes = self._memory.bytes_left_after(
                 lambda: run_profile_steps(
-                    self.model, self._num_rows, config.max_num_seqs, config.block_size, self.kv_dtype
+                    self.model, self._num_rows, config.max_num_seqs, config.block_size, self.kv_dtype, self._new_pool
                 )
             )
-        return free_bytes if self._loaded.ranks is None else self._loaded.ranks.free_bytes(free_bytes)
+        if self._loaded.ranks is None:
+            return free_bytes
+        return self._loaded.ranks.free_bytes(free_bytes, 0 if self._on_cpu else max(0, before - free_bytes))
 
     def _captured(self, kv_pool: KvPool, max_model_len: int) -> GraphedMixtral:
         """Capture the decode steps of every size, or only compile their kernels if `enforce_eager`."""
-        recorder = EagerRecorder() if self._config.enforce_eager else CudaRecorder()
+        ranks, is_eager = self._loaded.ranks, self._config.enforce_eager
+        recorder = recorder_for(self._loaded.device, is_eager=is_eager, in_group=ranks is not None)
         table_width = -(-max_model_len // self._config.block_size)
-        graphed = GraphedMixtral(self.model, kv_pool, recorder, self._config.max_num_seqs, table_width)
+        if ranks is not None:
+            ranks.capture_graphs(table_width)
+        graphed = GraphedMixtral(self._network, kv_pool, recorder, self._config.max_num_seqs, table_width)
         graphed.capture_all(partial(self._on_progress, "CUDA graphs"))
         return graphed
 
     def _trial_graphs(self) -> GraphedMixtral:
         """Capture all graphs over a KV pool of two blocks, to measure their memory before the real pool is sized."""
-        config, model = self._config, self.model
-        pool = KvPool(model.config, 2, config.block_size, self.kv_dtype, model.weights.embedding.device)
-        return self._captured(pool, config.max_model_len or model.config.context_len)
+        return self._captured(self._new_pool(2), self._config.max_model_len or self._network.config.context_len)

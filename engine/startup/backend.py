@@ -91,7 +91,9 @@ def _triton(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> B
         raise EngineConfigError(f"--backend triton: this GPU is sm_{major}{minor}, the kernels need sm_80 or newer")
     formats: dict[str, WeightFormat] = {"none": "plain", "int8": "int8", "fp8": "fp8"}
     arch = 10 * major + minor
-    launch = launcher_for(arch, early=not config.no_programmatic_launch)
+    # Among ranks a kernel may follow a gather, which is no kernel of ours and does not let the next one start early.
+    early = not config.no_programmatic_launch and config.tensor_parallel_size == 1
+    launch = launcher_for(arch, early=early)
     ops = TritonOps(dtype, formats[config.quantization], config.deterministic, launch, arch)
     kind = "-deterministic" if config.deterministic else ""
     compiler = f"triton-{version('triton')}-sm{major}{minor}"

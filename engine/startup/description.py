@@ -1,9 +1,12 @@
 """Descriptions of a loaded engine: the Ready message for the API process, and the fingerprint of its numerics."""
 
+import torch
+
 from engine.capacity.sizing import served_dtype
 from engine.config import EngineConfig
 from engine.messages import Ready
 from engine.startup.assembly import LoadedModel
+from engine.startup.backend import Backend
 from model.config import ModelConfig
 
 NUM_DIGITS = 12  # of the digest of the weights in a fingerprint
@@ -45,7 +48,9 @@ def ready_message(config: EngineConfig, loaded: LoadedModel) -> Ready:
     )
 
 
-def rank_ready_message(config: EngineConfig, model: ModelConfig, numerics: str, files: str) -> Ready:
+def rank_ready_message(
+    config: EngineConfig, model: ModelConfig, backend: Backend, device: torch.device, files: str
+) -> Ready:
     """Describe a rank that is not the first to the process that started it: that it is ready, and what it computes
     with. Rank 0 has the limits."""
     return Ready(
@@ -64,9 +69,9 @@ def rank_ready_message(config: EngineConfig, model: ModelConfig, numerics: str, 
         experts_per_token=model.experts_per_token,
         window=model.window,
         dtype=served_dtype(config, model),
-        device="cpu",
-        backend="native",
-        fingerprint=numerics,
+        device=str(device),
+        backend=backend.name,
+        fingerprint=backend.numerics,
         phase_seconds={},
         checkpoint_files=files,
     )

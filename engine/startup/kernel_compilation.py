@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from engine.capacity.host_resources import num_cores
+from engine.capacity.sizing import DEFAULT_GPU_BUDGET, served_kv_dtype
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from model.dummy_weights import without_numbers
@@ -41,10 +42,19 @@ def compile_kernels(
         ) from error
 
 
+def compile_for_rank(config: EngineConfig, model: Mixtral, backend: str, on_compiled: Callable[[], None]) -> None:
+    """Compile what a rank, which is not the first, launches. Raises EngineConfigError."""
+    if backend != "triton":
+        return
+    kv_dtype = served_kv_dtype(config, model.config)
+    num_rows = min(config.max_num_batched_tokens or DEFAULT_GPU_BUDGET, model.config.context_len)
+    compile_kernels(config, model, kv_dtype, num_rows, lambda done, total: on_compiled())
+
+
 def launch_steps(config: EngineConfig, model: Mixtral, kv_dtype: KvDtype, num_rows: int) -> None:
     """Launch the largest steps, and a decode step of every bucket of rows."""
     device = model.weights.embedding.device
     run_profile_steps(model, num_rows, config.max_num_seqs, config.block_size, kv_dtype)
-    pool = KvPool(model.config, 2, config.block_size, kv_dtype, device)
+    pool = KvPool(model.group.cut.with_own_heads(model.config), 2, config.block_size, kv_dtype, device)
     table_width = -(-(config.max_model_len or model.config.context_len) // config.block_size)
     GraphedMixtral(model, pool, EagerRecorder(), config.max_num_seqs, table_width).capture_all()

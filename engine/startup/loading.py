@@ -14,25 +14,27 @@ from engine.capacity.adapters import adapter_bytes
 from engine.capacity.expert_memory import ExpertMemory, plan_cached_experts, plan_expert_memory
 from engine.capacity.host_resources import num_cores
 from engine.capacity.packs import pack_advice, settings_of_pack
-from engine.capacity.rank_limits import check_ranks, rank_warnings, with_rank_threads
+from engine.capacity.rank_limits import check_gpus, check_ranks, num_memories, rank_warnings, with_rank_threads
 from engine.capacity.sizing import served_dtype
 from engine.config import EngineConfig
 from engine.distributed.agreement import RankDescription
 from engine.distributed.connections import RankConnections, group_of
 from engine.distributed.host_ranks import HostRanks
+from engine.distributed.new_group import group_maker
 from engine.distributed.ranks import Ranks
 from engine.errors import EngineConfigError
 from engine.heartbeat import Heartbeat
 from engine.startup.assembly import LoadedModel, LoadedNetwork, ProgressCallback, assemble
 from engine.startup.backend import Backend, choose_backend
 from engine.startup.device_memory import explain_out_of_memory, memory_of
+from engine.startup.small_pages import log_small_pages
 from engine.startup.weight_plan import plan_weights
 from model.checkpoint.checkpoint import read_config, read_stored_weights
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.identity import CheckpointIdentity, contents_digest, identify
 from model.checkpoint.manifest import verify_manifest
 from model.checkpoint.pack.check import verify_pack
-from model.checkpoint.pack.header import is_pack, read_header
+from model.checkpoint.pack.header import WEIGHTS_NAME, is_pack, read_header
 from model.checkpoint.stored_tensor import StoredWeight
 from model.checkpoint.weight_sizes import decoding_warnings
 from model.config import ModelConfig
@@ -48,6 +50,7 @@ from model.pack.weight_memory import BackgroundReader
 
 RANDOM_WEIGHTS = CheckpointIdentity("random", "random")
 ADVISED_BYTES = 4 << 30  # of weights, for which a pack is recommended
+CPU = torch.device("cpu")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -62,7 +65,7 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
         verify = verify_pack if is_pack(path) else verify_manifest
         verify(path, partial(on_progress, "checksums"))
     device, dtype = choose_device(config), DTYPES[served_dtype(config, model_config)]
-    check_ranks(config, model_config, device.type)
+    check_ranks(config, model_config)
     warnings += rank_warnings(config)
     config = with_rank_threads(config)
     stored = read_stored_weights(path, model_config)
@@ -78,7 +81,9 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
         weight_bytes = experts.dense_bytes + experts.num_bytes
     if not is_pack(path):  # in which they are decoded
         warnings += decoding_warnings(stored, config.quantization, backend.ops.block_formats)
-    with _started_ranks(config, model_config, numerics, stored, partial(on_progress, "other ranks", 0, 0)) as ranks:
+    own = RankDescription(numerics, contents_digest(stored.values()))
+    on_wait = partial(on_progress, "other ranks", 0, 0)
+    with _started_ranks(config, model_config, backend, device, own, on_wait) as ranks:
         model, reader = _load_weights(
             config, model_config, dtype, device, backend.ops, group_of(ranks), partial(on_progress, "weights"), experts
         )
@@ -98,7 +103,7 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
         )
         loaded = assemble(config, network, on_progress)
         if reader is not None:  # now, so that it does not slow down what was measured
-            reader.start()
+            reader.start(partial(log_small_pages, path / WEIGHTS_NAME))
         return loaded
 
 
@@ -106,16 +111,17 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
 def _started_ranks(
     config: EngineConfig,
     model: ModelConfig,
-    numerics: str,
-    stored: Mapping[str, StoredWeight],
+    backend: Backend,
+    device: torch.device,
+    own: RankDescription,
     on_wait: Callable[[], None],
 ) -> Iterator[RankConnections | None]:
     """Start the processes of the other ranks, if there are any, and wait for those of other hosts. An exception in the
-    block ends them."""
+    block ends them. Ranks of the native backend on one host share memory."""
     ranks: RankConnections | None = None
-    if config.nnodes > 1:
-        own = RankDescription(numerics, contents_digest(stored.values()))
-        ranks = HostRanks(config, own, version("smoe"), on_wait)
+    if config.nnodes > 1 or (config.tensor_parallel_size > 1 and backend.name != "native"):
+        new_group, count = group_maker(backend.name, device), num_memories(config, device.type)
+        ranks = HostRanks(config, own, version("smoe"), on_wait, new_group, count)
     elif config.tensor_parallel_size > 1:
         ranks = Ranks(config, model)
     try:
@@ -126,29 +132,39 @@ def _started_ranks(
         raise
 
 
-def rank_backend(config: EngineConfig, model: ModelConfig, heartbeat: Heartbeat | None = None) -> Backend:
+def rank_backend(
+    config: EngineConfig, model: ModelConfig, device: torch.device = CPU, heartbeat: Heartbeat | None = None
+) -> Backend:
     """Return the backend of a rank, which is not the first. Raises EngineConfigError."""
-    return choose_backend(config, torch.device("cpu"), DTYPES[served_dtype(config, model)], heartbeat)
+    return choose_backend(config, device, DTYPES[served_dtype(config, model)], heartbeat)
 
 
 def host_backend(
-    config: EngineConfig, model: ModelConfig, stored: Mapping[str, StoredWeight], heartbeat: Heartbeat
+    config: EngineConfig,
+    model: ModelConfig,
+    stored: Mapping[str, StoredWeight],
+    device: torch.device,
+    heartbeat: Heartbeat,
 ) -> Backend:
-    """Return the backend of a rank on a host that is not the first. Raises EngineConfigError, also if the weights of
-    this host's ranks do not fit."""
-    backend = rank_backend(config, model, heartbeat)
-    if config.local_rank == 0:
-        plan_weights(config, model, stored, backend, torch.device("cpu"), DTYPES[served_dtype(config, model)])
+    """Return the backend of a rank that is a process like those of other hosts. Raises EngineConfigError, also if the
+    weights of this host's ranks, or of this GPU's, do not fit."""
+    backend = rank_backend(config, model, device, heartbeat)
+    if config.local_rank == 0 or device.type != "cpu":
+        plan_weights(config, model, stored, backend, device, DTYPES[served_dtype(config, model)])
     return backend
 
 
 def load_rank(
-    config: EngineConfig, model_config: ModelConfig, backend: Backend, group: Group, on_tensor: Callable[[], None]
+    config: EngineConfig,
+    model_config: ModelConfig,
+    backend: Backend,
+    group: Group,
+    on_tensor: Callable[[], None],
+    device: torch.device = CPU,
 ) -> Mixtral:
     """Load the part of one rank, which is not the first. Raises CheckpointError and EngineConfigError."""
-    device, dtype = torch.device("cpu"), DTYPES[served_dtype(config, model_config)]
+    dtype = DTYPES[served_dtype(config, model_config)]
     model, _ = _load_weights(config, model_config, dtype, device, backend.ops, group, lambda done, total: on_tensor())
-    assert isinstance(backend.ops, NativeOps), "rank 0 has checked the backend"
     return in_one_call(model, backend.ops)
 
 
@@ -212,8 +228,16 @@ def load_random(config: EngineConfig, model_config: ModelConfig) -> LoadedModel:
 
 
 def choose_device(config: EngineConfig) -> torch.device:
-    """Return the configured device, or CUDA if available. Raises EngineConfigError if the configured one is missing."""
+    """Return the configured device, or CUDA if available; of several ranks each has a GPU. Raises EngineConfigError if
+    the configured one is missing."""
     has_cuda = torch.cuda.is_available()
     if config.device == "cuda" and not has_cuda:
         raise EngineConfigError("--device cuda: no CUDA device is available; --device cpu works")
-    return torch.device("cuda" if has_cuda and config.device != "cpu" else "cpu")
+    if not has_cuda or config.device == "cpu":
+        return CPU
+    if config.tensor_parallel_size == 1 and not config.first_gpu:
+        return torch.device("cuda")
+    check_gpus(config, torch.cuda.device_count())
+    device = torch.device("cuda", config.first_gpu + config.local_rank)
+    torch.cuda.set_device(device)  # on which kernels are launched
+    return device

@@ -25,16 +25,15 @@ def plan_weights(
     device: torch.device,
     dtype: torch.dtype,
 ) -> tuple[int, Backend]:
-    """Return the bytes of the weights on all ranks of this host, and the backend named after the blocks that stay as
-    stored.
+    """Return the bytes of the weights on all ranks of this host, or on this rank's GPU, and the backend named after the
+    blocks that stay as stored.
 
     Raises EngineConfigError if the weights do not fit, unless the system may drop parts of them.
     """
     formats = backend.ops.block_formats
     size, num_kv_heads = config.tensor_parallel_size, model.num_kv_heads
-    by_part = weight_bytes_of_ranks(
-        stored, dtype.itemsize, config.quantization, formats, size, num_kv_heads, config.ranks_of_host
-    )
+    ranks = config.ranks_of_host if device.type == "cpu" else range(config.rank, config.rank + 1)
+    by_part = weight_bytes_of_ranks(stored, dtype.itemsize, config.quantization, formats, size, num_kv_heads, ranks)
     kept, weight_bytes = kept_in_blocks(stored, formats), sum(by_part.values())
     if config.expert_memory is None and not are_weights_evictable(config):
         _check_weights_fit(config, device, weight_bytes, weight_kind(config, model, is_in_blocks=bool(kept)))

@@ -88,6 +88,9 @@ class Ops(Protocol):
     def linear(self, x: Tensor, weight: PackedWeights, terms: RowTerms | None = None) -> Pending:
         """Multiply by a packed matrix, and add low-rank terms: [T, D] -> [T, O]."""
 
+    def summed(self, pending: Pending) -> Tensor:
+        """Return a pending output as one tensor, rounded as by the op that would add it: what ranks gather."""
+
     def rope_and_store_kv(self, qkv: Pending, k_cache: Tensor, v_cache: Tensor, metadata: BatchMetadata) -> Tensor:
         """Rotate q and k by their positions (Su et al. 2021, eq. 34), write k and v to the batch's slots, return q.
 

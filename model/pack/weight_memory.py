@@ -100,9 +100,11 @@ class BackgroundReader:
         self._lock = threading.Lock()
         self.done = threading.Event()  # all threads have ended
         self._running = NUM_READERS
+        self._on_end: Callable[[], None] = lambda: None
 
-    def start(self) -> None:
-        """Start the threads. They end with the process, and when a page cannot be read."""
+    def start(self, on_end: Callable[[], None] = lambda: None) -> None:
+        """Start the threads. They end with the process, and when a page cannot be read; the last one calls `on_end`."""
+        self._on_end = on_end
         for index in range(NUM_READERS):
             threading.Thread(target=self._run, name=f"read-ahead-{index}", daemon=True).start()
 
@@ -115,7 +117,11 @@ class BackgroundReader:
         finally:
             with self._lock:
                 self._running -= 1
-                if not self._running:
+                is_last = not self._running
+            if is_last:
+                try:
+                    self._on_end()
+                finally:
                     self.done.set()
 
     def _take(self) -> Tensor | None:

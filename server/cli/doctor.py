@@ -115,6 +115,10 @@ def _torch(settings: Settings, report: dict[str, Any]) -> Check:
     gpus = ", ".join(report["gpus"]) or "no GPU"
     if settings.device == "cuda" and not report["gpus"]:
         return Check("torch", "fail", f"{report['torch_version']}; no GPU, but --device cuda needs one")
+    ranks, first = settings.tensor_parallel_size // settings.nnodes, settings.first_gpu
+    if report["gpus"] and settings.device != "cpu" and first + ranks > len(report["gpus"]):
+        needs = f"--tensor-parallel-size needs GPUs {first} to {first + ranks - 1}"
+        return Check("torch", "fail", f"{gpus}: {needs}", "--device cpu runs the ranks on CPUs")
     if report["launcher_error"] and settings.device != "cpu" and settings.backend in ("auto", "triton"):
         remedy = "Debian: apt-get install gcc libc6-dev python3-dev"
         return Check("torch", "fail", f"{gpus}: the kernels cannot be built: {report['launcher_error']}", remedy)

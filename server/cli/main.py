@@ -94,6 +94,7 @@ def serve_command(
         "quantization",
         "expert_memory",
         "lora",
+        "device",
         "tensor_parallel_size",
         "nnodes",
     ),

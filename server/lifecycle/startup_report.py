@@ -130,7 +130,7 @@ def ready_lines(ready: Ready, *, budgets: str, url: str, model_id: str, needs_ke
         f"memory    weights {size(ready.weight_bytes)}{kind}, KV cache {size(ready.kv_cache_bytes)}",
         f"capacity  room for {_capacity(ready)} tokens at a time, the longest that a request may have; the KV cache "
         f"holds {ready.num_blocks * ready.block_size:,} tokens{_window(ready)}",
-        f"requests  take up to {budgets} of memory more while they run; `smoe doctor` lists for what",
+        f"requests  may take up to {budgets} more memory while they run; `smoe doctor` lists what for",
         f"serving   {model_id} at {url} after {seconds:.1f} s; open it in a browser, or send the request below; "
         "Ctrl-C ends it after the running requests",
         f"curl -N {url}{path}{key} -H 'Content-Type: application/json' -d '{{\"model\": \"{model_id}\", {rest}}}'",

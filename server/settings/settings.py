@@ -195,8 +195,11 @@ class Settings(BaseModel):
     )
     tensor_parallel_size: PositiveInt = Field(
         1,
-        description="Processes (ranks) that share the model, each with a part of every matrix, its own memory and "
-        "threads, on CPUs. The tokens are the same. Must divide the model's KV heads.",
+        description="Processes (ranks) that share the model, each with a part of every matrix: on CPUs with threads of "
+        "its own, on GPUs with a GPU each. On CPUs the tokens are the same. Must divide the model's KV heads.",
+    )
+    first_gpu: int = Field(
+        0, ge=0, description="Index of the GPU of this host's first rank; its other ranks use the next ones."
     )
     nnodes: PositiveInt = Field(
         1,
@@ -264,7 +267,7 @@ class Settings(BaseModel):
         description="Order of waiting requests: by shares among API keys, then by priority (lower first) and arrival; "
         "or by arrival alone.",
     )
-    async_scheduling: Annotated[bool | None, DefaultText("on for a GPU, off for a CPU")] = Field(
+    async_scheduling: Annotated[bool | None, DefaultText("on for a single GPU, else off")] = Field(
         None, description="Plan a step while the previous one is computed. The tokens are the same."
     )
     speculation: Literal["auto", "off"] = Field(

@@ -35,6 +35,7 @@ LAUNCHER = {
     "master_port": "MASTER_PORT",
     "tensor_parallel_size": "WORLD_SIZE",
 }
+LOCAL_RANK = "LOCAL_RANK"  # number of a launched process on its host, which gets this GPU
 GROUP = ("nnodes", "node_rank", "master_addr", "master_port")
 
 
@@ -65,7 +66,7 @@ def origins(flags: Mapping[str, Any], config_file: Path | None = None) -> dict[s
     config_file = _config_file(config_file)
     variables, file = _variables(), _read_config(config_file)
     launched = _launched({**file, **variables, **flags})
-    sources = {name: LAUNCHER[name] for name in launched} | dict.fromkeys(file, str(config_file))
+    sources = {name: LAUNCHER.get(name, LOCAL_RANK) for name in launched} | dict.fromkeys(file, str(config_file))
     return {name: _origin(name, flags, variables, sources.get(name, "default")) for name in Settings.model_fields}
 
 
@@ -84,7 +85,10 @@ def _launched(given: Mapping[str, Any]) -> dict[str, str]:
     """Return the settings that a launcher has set, if it has set all and none of GROUP is given."""
     values = {name: os.environ.get(variable, "") for name, variable in LAUNCHER.items()}
     is_group = all(values.values()) and values["nnodes"] != "1"
-    return values if is_group and not any(name in given for name in GROUP) else {}
+    if not is_group or any(name in given for name in GROUP):
+        return {}
+    local_rank = os.environ.get(LOCAL_RANK, "")
+    return values | ({"first_gpu": local_rank} if local_rank else {})
 
 
 def parse_size_flag(flag: str, text: str) -> int:
@@ -247,7 +251,7 @@ def _one_line(
     if not errors[0]["loc"]:
         return describe(errors[:1])
     name = str(errors[0]["loc"][0])
-    otherwise = LAUNCHER[name] if name in launched else f"{config_file}: {name}"
+    otherwise = LAUNCHER.get(name, LOCAL_RANK) if name in launched else f"{config_file}: {name}"
     source = _origin(name, flags, variables, otherwise)
     fault = describe([other for other in errors if other["loc"][:1] == (name,)])
     if name not in Settings.model_fields:

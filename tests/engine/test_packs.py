@@ -145,9 +145,10 @@ def test_mapped_weights_are_shared_and_read_ahead(demo_pack: Path) -> None:
     memory = weight_memory.mapped_file(file, header.file_bytes)
     assert memory.data_ptr() % (2 << 20) == 0
     assert memory.numpy().tobytes() == file.read_bytes()
+    ended: list[bool] = []
     reader = weight_memory.BackgroundReader([memory])
-    reader.start()
-    assert reader.done.wait(60)
+    reader.start(lambda: ended.append(True))
+    assert reader.done.wait(60) and ended == [True]
     with open("/proc/self/maps", encoding="ascii") as maps:
         rights = [line.split()[1] for line in maps if line.rstrip().endswith(str(file.resolve()))]
     assert rights and set(rights) == {"r--s"}

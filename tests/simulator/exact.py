@@ -206,6 +206,9 @@ class ExactRunner:
     def zero_blocks(self, block_ids: Iterable[int]) -> None:
         self.fill(block_ids, 0)
 
+    def zero_drafts(self, plan: StepPlan) -> None:
+        """Do nothing: no draft gives NaN here."""
+
     def fill(self, block_ids: Iterable[int], value: int) -> None:
         size = self.block_size
         for block in block_ids:

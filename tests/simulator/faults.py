@@ -149,6 +149,9 @@ class FaultyRunner:
     def zero_blocks(self, block_ids: tuple[int, ...]) -> None:
         self.inner.zero_blocks(block_ids)
 
+    def zero_drafts(self, plan: StepPlan) -> None:
+        self.inner.zero_drafts(plan)
+
     def finish(self, step: Any) -> StepResult:
         self.cancel()
         if self.faults.fails("raise at the end"):

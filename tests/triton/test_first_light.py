@@ -19,11 +19,17 @@ from tests.gpu.first_light.shapes import setting_of
 TINY = Options("cpu", tiny=True)
 
 
-@pytest.mark.parametrize("stage", ["env", "steps", "sweep"])
+@pytest.mark.parametrize("stage", ["env", "steps", "sweep", "ranks"])
 def test_a_stage_runs_under_the_interpreter(stage: str) -> None:
     result = run_stage(stage, TINY)
     assert (result.outcome, result.detail) == ("ok", "")
     assert result.rows and all("case" in row for row in result.rows)
+
+
+def test_ranks_need_a_second_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    result = run_stage("ranks", Options("cuda"))
+    assert (result.outcome, result.detail) == ("missing", "a second GPU")
 
 
 def test_a_wrong_op_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,9 +37,10 @@ def run_step(ops: TritonOps, num_rows: int, num_sequences: int, kv_dtype: KvDtyp
 
 
 def run_separate_moe(ops: TritonOps, num_rows: int) -> None:
-    """Run the experts with a gate of their own, as `smoe bench kernels` does."""
+    """Run the experts with a gate of their own, as `smoe bench kernels` does, and sum their outputs, as ranks do."""
     k, ids = empty(num_rows, dtype=torch.int32), empty(num_rows, 2, dtype=torch.int32)
-    ops.moe(empty(num_rows, CONFIG.dim, dtype=ops.dtype), meta_experts(ops), RoutingRequest(k, None, ids))
+    x = empty(num_rows, CONFIG.dim, dtype=ops.dtype)
+    ops.summed(ops.moe(x, meta_experts(ops), RoutingRequest(k, None, ids)))
 
 
 def meta_model(ops: TritonOps, num_layers: int) -> Mixtral:
@@ -108,7 +109,7 @@ def served_variants(arch: int) -> dict[str, KernelVariant]:
         found += record(arch, wide, "plain", "float32", sizes=chunks)
         separate = LaunchRecorder(arch)
         run_separate_moe(TritonOps(half, launch=separate), 1)
-        found += [launched for launched in separate.variants.values() if launched.name == "gate_kernel"]
+        found += [launched for launched in separate.variants.values() if launched.name in ("gate_kernel", "sum_kernel")]
     return {
         f"{launched} {[getattr(value, 'dtype', 0) for value in launched.arguments]}": launched for launched in found
     }

@@ -11,8 +11,10 @@ import triton
 
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
-from engine.startup.kernel_compilation import compile_kernels
+from engine.startup.kernel_compilation import compile_for_rank, compile_kernels
+from model.cut import Cut
 from model.dummy_weights import random_model
+from model.group import Unconnected
 from model.ops.triton.kernel_variants import (
     Address,
     KernelCompilationError,
@@ -30,6 +32,7 @@ from tests.triton_compiled.recording import FakeDriver, empty
 ARCH = 90
 LIMIT_S = 60.0
 CONFIG = replace(Heads(4, 2, 16).config, num_layers=3, num_experts=4, experts_per_token=2)
+RANK_CONFIG = replace(CONFIG, num_heads=2, num_kv_heads=1)  # with the query heads of one of two ranks
 OF_A_STEP = {
     "align_kernel", "linear_kernel", "add_norm_kernel", "chunk_kernel", "decode_kernel", "down_kernel", "draw_kernel",
     "gate_up_kernel", "logprobs_kernel", "merge_kernel", "rms_norm_kernel", "rotate_kernel",
@@ -105,6 +108,18 @@ def test_the_load_compiles_the_kernels_of_all_steps(
     assert {variant.name for variant in compiled} == OF_A_STEP
     assert all(variant.options[name] == value for variant in compiled for name, value in options.items())
     assert progress == [(done, len(compiled)) for done in range(len(compiled) + 1)]
+
+
+def test_the_load_of_a_rank_compiles_its_part_and_the_sums_that_it_gathers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No gather takes place: the network has no numbers."""
+    compiled = list[KernelVariant]()
+    monkeypatch.setattr(KernelVariant, "compile", lambda variant: compiled.append(variant))
+    ops = TritonOps(torch.bfloat16, "fp8")
+    model = random_model(RANK_CONFIG, torch.bfloat16, torch.device("cpu"), ops, seed=0)
+    model.config, model.group = CONFIG, Unconnected(Cut(1, 2))
+    compile_for_rank(EngineConfig(model="", max_num_seqs=8, threads=2), model, "triton", lambda: None)
+    assert {variant.name for variant in compiled} == OF_A_STEP | {"sum_kernel"}
+    compile_for_rank(EngineConfig(model=""), model, "reference", lambda: pytest.fail("it has no kernels"))
 
 
 def test_a_kernel_that_does_not_compile_ends_the_load_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

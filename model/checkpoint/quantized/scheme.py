@@ -61,7 +61,8 @@ def _of_side_file(directory: Path) -> PackedEncoding | None:
         if path.is_file():
             values = read_json_object(path, MAX_SIDE_FILE_BYTES)
             renamed = {OLD_KEYS.get(key, key): value for key, value in values.items()}
-            return METHODS[method](JsonFields(path, renamed))
+            if "bits" in renamed:  # other programs write files of these names
+                return METHODS[method](JsonFields(path, renamed))
     return None
 
 

@@ -141,6 +141,9 @@ class NativeOps:
     def linear(self, x: Tensor, weight: NativeLinear, terms: RowTerms | None = None) -> Tensor:
         return self._multiply(x, weight, x.dtype, terms)  # [T, O]
 
+    def summed(self, pending: Tensor) -> Tensor:
+        return pending
+
     def rope_and_store_kv(self, qkv: Tensor, k_cache: Tensor, v_cache: Tensor, metadata: NativeMetadata) -> Tensor:
         q = torch.empty(len(qkv), metadata.num_heads, metadata.head_dim, dtype=qkv.dtype)
         tensors = qkv, q, k_cache, v_cache, metadata.cos, metadata.sin, metadata.batch.slot_mapping

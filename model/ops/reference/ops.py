@@ -101,6 +101,9 @@ class ReferenceOps:
     def linear(self, x: Tensor, weight: Matrix, terms: RowTerms | None = None) -> Tensor:
         return with_terms(product(x, weight), x, terms).to(x.dtype)  # [T, O]
 
+    def summed(self, pending: Tensor) -> Tensor:
+        return pending
+
     def rope_and_store_kv(self, qkv: Tensor, k_cache: Tensor, v_cache: Tensor, metadata: ReferenceMetadata) -> Tensor:
         heads = qkv.view(len(qkv), -1, metadata.head_dim)  # [T, H + 2G, K]
         num_rotated = heads.shape[1] - metadata.num_kv_heads

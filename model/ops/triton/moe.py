@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from model.cut import PANEL
+from model.group import ALONE, Group
 from model.ops.triton.gemm_tiles import TALLEST_ROWS, Tiling, choose_splits, multiply_tile
 from model.ops.triton.launch import Launch, blocks, wait_for_inputs
 from model.ops.triton.packed_weights import TritonMatrix
@@ -25,7 +27,7 @@ WIDEST_DOWN = 128  # outputs of a tile of the down product: 256 spill, because i
 
 @dataclass(frozen=True)
 class TritonExperts:
-    """E SwiGLU FFNs; a dense layer has a single one."""
+    """E SwiGLU FFNs; a dense layer has a single one. A rank of several has some outputs of each matrix."""
 
     w13: TritonMatrix  # [E, 2F, D]: rows of w1 and w3 in turn, so that one product gives both
     w2: TritonMatrix  # [E, D, F]
@@ -136,26 +138,33 @@ def experts(
     routing: RoutedTiles,
     tiling: Tiling,
     deterministic: bool = False,
+    group: Group = ALONE,
 ) -> Parts:
-    """Compute the routed experts: [T, D] -> parts of [T, D]. `tiling` has the routing's tile rows."""
+    """Compute the routed experts: [T, D] -> parts of [T, D]. `tiling` has the routing's tile rows.
+
+    A rank of a group has some outputs of w1 and w3, and of w2: it gathers the hidden rows, and returns parts of its
+    columns. Hidden rows of absent experts are gathered without being computed, and never read.
+    """
     (num_rows, dim), hidden_dim = x.shape, weights.w2.num_inputs
+    own_hidden_dim, own_dim = weights.w13.values.shape[1] // 2, weights.w2.values.shape[1]
     max_k = routing.expert_ids.shape[1]
     num_pairs, num_tiles = num_rows * max_k, len(routing.tile_expert)
-    hidden = x.new_empty(num_pairs, hidden_dim)
+    hidden = x.new_empty(num_pairs, own_hidden_dim)
     down = replace(tiling, outputs=min(WIDEST_DOWN, tiling.outputs))
-    num_splits = choose_splits(num_tiles * blocks(dim, down.outputs), deterministic)
-    by_pair = x.new_empty(num_splits, num_pairs, dim, dtype=torch.float32)
+    num_splits = choose_splits(num_tiles * blocks(own_dim, down.outputs), deterministic)
+    by_pair = x.new_empty(num_splits, num_pairs, own_dim, dtype=torch.float32)
     tiles = routing.tile_pairs, routing.tile_expert, num_tiles, num_pairs
     launch(
         gate_up_kernel,
-        (num_tiles * blocks(2 * hidden_dim, tiling.outputs),),
-        *(x, weights.w13.values, weights.w13.scale, hidden, *tiles, max_k, hidden_dim, dim),
+        (num_tiles * blocks(2 * own_hidden_dim, tiling.outputs),),
+        *(x, weights.w13.values, weights.w13.scale, hidden, *tiles, max_k, own_hidden_dim, dim),
         **_constants(tiling, weights.w13),
     )
+    hidden = group.gather(hidden, hidden_dim, PANEL)
     launch(
         down_kernel,
-        (num_tiles * blocks(dim, down.outputs), num_splits),
-        *(hidden, weights.w2.values, weights.w2.scale, by_pair, *tiles, dim, hidden_dim, num_splits),
+        (num_tiles * blocks(own_dim, down.outputs), num_splits),
+        *(hidden, weights.w2.values, weights.w2.scale, by_pair, *tiles, own_dim, hidden_dim, num_splits),
         **_constants(down, weights.w2),
         GROUP=grouped_blocks(tiling),
     )

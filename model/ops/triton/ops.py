@@ -24,7 +24,7 @@ from model.ops.triton.launch import HOPPER, Launch, launch_on_device, options_of
 from model.ops.triton.linear import linear, num_tiles
 from model.ops.triton.moe import TritonExperts, experts
 from model.ops.triton.packed_weights import TritonMatrix, WeightFormat, empty_matrix, pack, store
-from model.ops.triton.pending_sum import Parts, Pending
+from model.ops.triton.pending_sum import Parts, Pending, summed
 from model.ops.triton.rms_norm import add_norm_gate, add_rms_norm, rms_norm
 from model.ops.triton.rotary import rope_and_store_kv, rotary_angles
 from model.ops.triton.sampling import sample
@@ -116,6 +116,9 @@ class TritonOps:
         num_splits = choose_splits(num_tiles(x, weight, tiling), self.deterministic or weight.format == "plain")
         return Parts(linear(self._launch, x, weight, tiling, num_splits), None, None)  # [T, O]
 
+    def summed(self, pending: Pending) -> Tensor:
+        return summed(self._launch, pending, self.dtype)  # [T, O]
+
     def rope_and_store_kv(self, qkv: Pending, k_cache: Tensor, v_cache: Tensor, metadata: TritonMetadata) -> Tensor:
         slots = metadata.attention.batch.slot_mapping
         return rope_and_store_kv(self._launch, qkv, metadata.angles, slots, k_cache, v_cache, self.dtype)  # [T, H, K]
@@ -127,10 +130,11 @@ class TritonOps:
         return attention(self._launch, q, k_cache, v_cache, metadata.attention)  # [T, H * K]
 
     def ffn(self, x: Tensor, weights: TritonExperts, group: Group = ALONE, terms: RowTerms | None = None) -> Pending:
-        assert group is ALONE, "a GPU computes a whole network"
         assert terms is None, NO_TERMS
         tiling = self._tiling(len(x), weights.w2)
-        return experts(self._launch, x, weights, one_expert(len(x), tiling.rows, x.device), tiling, self.deterministic)
+        return experts(
+            self._launch, x, weights, one_expert(len(x), tiling.rows, x.device), tiling, self.deterministic, group
+        )
 
     def moe(
         self,
@@ -140,11 +144,10 @@ class TritonOps:
         group: Group = ALONE,
         terms: RowTerms | None = None,
     ) -> Pending:
-        assert group is ALONE, "a GPU computes a whole network"
         assert terms is None, NO_TERMS
         tiling = self._expert_tiling(weights, request)
         routing = route(self._launch, x, weights.gate, request, tiling.rows)
-        return experts(self._launch, x, weights.experts, routing, tiling, self.deterministic)  # [T, D]
+        return experts(self._launch, x, weights.experts, routing, tiling, self.deterministic, group)  # [T, D]
 
     def add_norm_moe(
         self,
@@ -157,12 +160,11 @@ class TritonOps:
         group: Group = ALONE,
         terms: RowTerms | None = None,
     ) -> tuple[Tensor, Pending]:
-        assert group is ALONE, "a GPU computes a whole network"
         assert terms is None, NO_TERMS
         tiling = self._expert_tiling(weights, request)
         total, normed, shares = add_norm_gate(self._launch, x, pending, norm, eps, weights.gate, request)
         routing = gather_tiles(self._launch, request.expert_ids, shares, len(weights.gate), tiling.rows)
-        return total, experts(self._launch, normed, weights.experts, routing, tiling, self.deterministic)
+        return total, experts(self._launch, normed, weights.experts, routing, tiling, self.deterministic, group)
 
     def gate_logits(self, x: Tensor, weights: TritonMoe) -> Tensor:
         return F.linear(x.float(), weights.gate)  # [T, E]
@@ -187,13 +189,13 @@ class TritonOps:
         packed: TritonExperts | None = None
         for expert, ffn in enumerate(weights):
             w1, w3, w2 = (as_tensor(weight) for weight in (ffn.w1, ffn.w3, ffn.w2))
-            hidden_dim, dim = w1.shape
+            hidden_dim, dim = w1.shape  # of a rank: its outputs, and all inputs
             if packed is None:
                 w13 = empty_matrix((num_experts, 2 * hidden_dim, dim), w1, self.weight_format)
-                packed = TritonExperts(w13, empty_matrix((num_experts, dim, hidden_dim), w2, self.weight_format))
+                packed = TritonExperts(w13, empty_matrix((num_experts, *w2.shape), w2, self.weight_format))
             store(w1, packed.w13, slice(0, 2 * hidden_dim, 2), expert)
             store(w3, packed.w13, slice(1, 2 * hidden_dim, 2), expert)
-            store(w2, packed.w2, slice(0, dim), expert)
+            store(w2, packed.w2, slice(0, len(w2)), expert)
             del ffn, w1, w3, w2
         assert packed is not None
         return packed

@@ -8,9 +8,12 @@ model/ops/interface.py; Kmax the largest number of experts of any row.
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from model.ops.triton.launch import Launch, blocks, wait_for_inputs
 
 # mypy: disable-error-code="untyped-decorator"
 
@@ -73,6 +76,54 @@ def load_pending(
             output = load_splits(pending, pair, columns, read, num_rows * max_k, num_columns, num_splits)
             total += tl.where(taken, tl.load(shares + pair) * output, 0.0)
     return total.to(dtype)
+
+
+SUM_COLUMNS = 1024  # of a program
+
+
+@triton.jit(do_not_specialize=["num_rows", "max_k", "num_splits"], do_not_specialize_on_alignment=["expert_ids"])
+def sum_kernel(
+    pending: tl.tensor,
+    shares: tl.tensor,
+    expert_ids: tl.tensor,
+    total: tl.tensor,
+    num_rows: tl.tensor,
+    num_columns: tl.tensor,
+    max_k: tl.tensor,
+    num_splits: tl.tensor,
+    KIND: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EARLY: tl.constexpr = False,
+) -> None:
+    """Compute BLOCK columns of a row of a pending sum."""
+    wait_for_inputs(EARLY)
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < num_columns
+    value = load_pending(
+        pending, shares, expert_ids, row, columns, inside, num_rows, num_columns, max_k, num_splits, KIND,
+        total.dtype.element_ty,
+    )  # fmt: skip
+    tl.store(total + row * num_columns + columns, value, mask=inside)
+
+
+def summed(launch: Launch, pending: Pending, dtype: torch.dtype) -> Tensor:
+    """Add up the parts of an output: [T, O] in `dtype`."""
+    if isinstance(pending, Tensor):
+        return pending
+    num_pairs, num_columns = pending.values.shape[1:]
+    total = pending.values.new_empty(num_pairs // pending.max_k, num_columns, dtype=dtype)
+    values, shares, expert_ids, max_k, num_splits, kind = pending_arguments(pending)
+    launch(
+        sum_kernel,
+        (len(total), blocks(num_columns, SUM_COLUMNS)),
+        *(values, shares, expert_ids, total, len(total), num_columns, max_k, num_splits),
+        KIND=kind,
+        BLOCK=SUM_COLUMNS,
+        num_warps=4,
+        num_stages=1,
+    )
+    return total
 
 
 @triton.jit

@@ -132,6 +132,9 @@ def _step_times(plan: MemoryPlan, load: Load) -> StepTimes:
     hardware = _hardware(load)
     if load.steps is None:
         assert hardware is not None
+        if hardware.is_gpu and plan.config.tensor_parallel_size > 1:
+            raise CapacityError(f"--hardware {load.hardware}: steps of several GPUs are not predicted: no gathers "
+                                "between them were measured; drop --tensor-parallel-size")  # fmt: skip
         predictor = StepPredictor(plan, hardware, load.network_gbit * 1e9 / 8)
         return StepTimeModel(predictor.steps(), plan.model.window)
     if hardware is not None:

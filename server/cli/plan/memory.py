@@ -15,6 +15,7 @@ from engine.capacity.expert_speed import NUM_CLIENTS, REFERENCE_DISK, Rates, tok
 from engine.capacity.host_resources import available_bytes, format_bytes
 from engine.capacity.memory_plan import WEIGHT_KINDS, MemoryPlan, plan_memory
 from engine.capacity.packs import kind_of
+from engine.capacity.rank_limits import num_memories
 from engine.capacity.sizing import BLOCKS
 from engine.capacity.smaller_plans import smaller_plans, weight_flags
 from engine.config import EngineConfig
@@ -68,7 +69,9 @@ class PlanReport:
         if self.plan.needed_bytes <= self.plan.memory_bytes or not self.fits_if_given_memory:
             return ""
         of_smallest = f", or {_round_up(self.smallest.needed_bytes)} in {self.smallest.weight_kind}"
-        where = " on each host" * (self.plan.config.nnodes > 1)
+        config = self.plan.config
+        memory = "GPU" if config.device == "cuda" else "host"
+        where = f" on each {memory}" * (num_memories(config, config.device) > 1)
         return f"; it needs {_round_up(self.plan.needed_bytes)} of memory{where}" + of_smallest * (
             self.smallest != self.plan
         )
@@ -272,11 +275,12 @@ def _memory_lines(plan: MemoryPlan) -> Iterator[str]:
     if plan.limits is None:
         return
     tokens = plan.limits.num_blocks * plan.config.block_size
-    hosts, ranks = plan.config.nnodes, plan.config.tensor_parallel_size
-    cache_bytes = plan.kv_cache_bytes // hosts
+    ranks, parts = plan.config.tensor_parallel_size, num_memories(plan.config, plan.config.device)
+    kind = "GPUs" if plan.config.device == "cuda" else "hosts"
+    cache_bytes = plan.kv_cache_bytes // parts
     left = plan.memory_bytes - plan.host_weight_bytes - plan.adapter_bytes - cache_bytes
     adapters = f"adapters {format_bytes(plan.adapter_bytes)} + " if plan.adapters else ""
-    memory = "memory" if hosts == 1 else f"memory of each of {hosts} hosts"
+    memory = "memory" if parts == 1 else f"memory of each of {parts} {kind}"
     yield (
         f"{memory} {format_bytes(plan.memory_bytes)} = weights {format_bytes(plan.host_weight_bytes)} + "
         f"{adapters}KV cache {format_bytes(cache_bytes)} ({tokens:,} tokens) + {format_bytes(left)} for everything else"

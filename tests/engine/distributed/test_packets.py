@@ -35,6 +35,7 @@ CASES = {
     "masks": replace(_batch(), routing=_routing(18, masked=True)),
     "hidden": replace(_batch(), hidden=HiddenRows(torch.tensor([3, 17]), torch.empty(2, CONFIG.dim))),
     "no hidden row": replace(_batch(), hidden=HiddenRows(torch.empty(0, dtype=torch.int64), torch.empty(0, 32))),
+    "finite": replace(_batch(), finite=torch.ones(18, dtype=torch.bool)),
     "gates": replace(_batch(), gates=GateRows(torch.tensor([3, 17]), torch.empty(3, 2, 5))),
 }
 

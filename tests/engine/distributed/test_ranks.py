@@ -140,7 +140,6 @@ def test_a_fault_in_the_part_of_another_rank_is_told_in_one_line_and_leaves_no_p
     ("settings", "message"),
     [
         ({"tensor_parallel_size": 3}, r"--tensor-parallel-size 3: the model has 2 KV heads, .*; 1, 2 can$"),
-        ({"backend": "reference"}, r"--tensor-parallel-size 2: several ranks need the native backend, not reference$"),
     ],
 )
 def test_settings_that_ranks_cannot_work_with_are_one_line(settings: dict[str, object], message: str) -> None:

@@ -20,6 +20,10 @@ class RecordingRunner:
     def zero_blocks(self, block_ids: tuple[int, ...]) -> None:
         self.calls.append(f"zero {block_ids}")
 
+    def zero_drafts(self, plan: StepPlan) -> None:
+        if plan.num_drafted:
+            self.calls.append(f"zero drafts of {ids(plan)}")
+
     def launch(self, plan: StepPlan) -> StepPlan:
         self.calls.append(f"launch {ids(plan)}")
         if self.bad_ids & set(ids(plan)):
@@ -80,3 +84,13 @@ def test_a_launch_that_fails_ends_the_request_at_fault_and_zeroes_blocks_once(is
     [(_, result)] = results
     assert {i: type(outcome) for i, outcome in result.sampled.items()} == {1: Sampled, 2: RowFailed, 3: Sampled}
     assert [call for call in runner.calls if call.startswith("zero")] == ["zero (7,)"]
+
+
+def test_a_step_that_fails_leaves_no_numbers_of_its_drafts() -> None:
+    steps, runner = pipeline(is_asynchronous=False)
+    runner.bad_ids = {2}
+    drafted = plan(1, 2)
+    drafted = StepPlan(tuple(chunk._replace(length=3, draft=(7, 8)) for chunk in drafted.chunks))
+    [(_, result)] = steps.advance(drafted)
+    assert result.sampled[1] == Sampled(1) and isinstance(result.sampled[2], RowFailed)
+    assert runner.calls[:3] == ["launch [1, 2]", "zero drafts of [1, 2]", "launch [1]"]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from engine import engine as engine_module
 from engine.config import EngineConfig
@@ -18,7 +19,7 @@ from engine.startup.description import ready_message
 from engine.startup.device_memory import HostMemory
 from model.checkpoint.errors import CheckpointError
 from model.kv_pool import KvPool
-from model.mixtral_cuda_graphs import GraphedMixtral
+from model.mixtral_cuda_graphs import EagerRecorder, GraphedMixtral, GraphRecorder
 from model.ops.reference.ops import ReferenceOps
 from smoe import LocalEngine
 from tests.support.attention_cases import Heads
@@ -85,7 +86,12 @@ def test_graphs_are_captured_before_the_kv_pool_is_sized_and_not_at_all_if_eager
     for module in (loading, assembly):
         monkeypatch.setattr(module, "memory_of", lambda device: memory)
     monkeypatch.setattr(assembly, "compile_kernels", lambda *arguments: memory.events.append("kernels"))
-    monkeypatch.setattr(assembly, "CudaRecorder", Recorder)
+
+    def recorder_for(device: torch.device, *, is_eager: bool, in_group: bool) -> GraphRecorder:
+        assert not in_group
+        return EagerRecorder() if is_eager else Recorder()
+
+    monkeypatch.setattr(assembly, "recorder_for", recorder_for)
     shape = replace(Heads(4, 2, 16).config, num_layers=2)
     config = EngineConfig(
         model="", device="cpu", max_num_seqs=4, max_num_batched_tokens=32, enforce_eager=enforce_eager

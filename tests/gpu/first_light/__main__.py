@@ -1,4 +1,4 @@
-"""`python -m tests.gpu.first_light run1|run2|run3|STAGE ...`: the first minutes of the Triton backend on a GPU.
+"""`python -m tests.gpu.first_light run1|run2|run3|run4|STAGE ...`: the first minutes of the Triton backend on a GPU.
 
 Each stage is a process with its own limit, so that a crash or a hang costs only that stage. It needs torch, triton,
 numpy and safetensors; a stage that needs more says what is missing. Prints a table and writes first_light.json.
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.gpu.first_light.result import Options, Result, failures, table
+from tests.gpu.first_light.result import MissingPartError, Options, Result, failures, table
 
 MARK = "first-light-result "  # a stage's last line of output: this, then JSON
 
@@ -44,11 +44,13 @@ STAGES = {
     "steps": StageSpec(FOLDER + "steps:time_graphed_steps", 150),
     "sweep": StageSpec(FOLDER + "sweep:time_tiles", 240),
     "final": StageSpec(FOLDER + "steps:time_all_steps", 300),
+    "ranks": StageSpec(FOLDER + "ranks:compare_ranks", 300),
 }
 RUNS = {  # each at most 10 minutes, and each starts from nothing
     "run1": ("env", "compile", "ops", "graphs"),
     "run2": ("env", "parity", "sanitizer", "eager", "steps"),
     "run3": ("env", "sweep", "final"),
+    "run4": ("env", "ranks"),
 }
 
 
@@ -63,6 +65,8 @@ def run_stage(name: str, options: Options) -> Result:
             result.outcome, result.detail = "failed", f"{len(failed)}: {', '.join(failed)}"
     except ModuleNotFoundError as error:
         result.outcome, result.detail = "missing", f"package {error.name}"
+    except MissingPartError as error:
+        result.outcome, result.detail = "missing", str(error)
     except Exception as error:  # noqa: BLE001 (the result reports it)
         traceback.print_exc()
         result.outcome, result.detail = "error", f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
@@ -107,7 +111,7 @@ def _write(text: str) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Run the stages of the command line; return 0 if all are ok or lack only packages."""
     parser = argparse.ArgumentParser(prog="python -m tests.gpu.first_light", description=__doc__)
-    parser.add_argument("names", nargs="+", choices=[*RUNS, *STAGES], metavar="run1|run2|run3|STAGE")
+    parser.add_argument("names", nargs="+", choices=[*RUNS, *STAGES], metavar="run1|run2|run3|run4|STAGE")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: Triton's interpreter")
     parser.add_argument("--tiny", action="store_true", help="small shapes")
     parser.add_argument("--no-programmatic-launch", action="store_true", help="start no kernel early")

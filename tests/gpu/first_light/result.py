@@ -33,6 +33,10 @@ class Options:
     early: bool = True
 
 
+class MissingPartError(Exception):
+    """The machine lacks what a stage needs. Its name."""
+
+
 Stage = Callable[[Options], list[Row]]
 
 

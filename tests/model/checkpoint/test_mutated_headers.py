@@ -103,6 +103,7 @@ def test_a_cut_gguf_file_is_refused_at_every_length(tmp_path: Path, scale: int) 
 
 
 LAYOUTS = ["AWQ", "GPTQ", "compressed-tensors, zeros", "FP8", "nf4, nested", "MLX", "Mistral", "Hugging Face"]
+LAYOUTS += ["MLX mixed", "compressed-tensors, zeros as bytes"]
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

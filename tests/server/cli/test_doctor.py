@@ -120,6 +120,15 @@ def test_a_missing_gpu_fails_if_the_settings_need_one(monkeypatch: pytest.Monkey
     assert "H100" in run_check("torch", device="cuda").detail
 
 
+def test_fewer_gpus_than_ranks_fail_unless_the_cpu_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_probe(monkeypatch, gpus=["H100", "H100"])
+    check = run_check("torch", tensor_parallel_size=4)
+    assert (check.verdict, check.detail) == ("fail", "H100, H100: --tensor-parallel-size needs GPUs 0 to 3")
+    assert run_check("torch", tensor_parallel_size=4, device="cpu").verdict == "ok"
+    assert run_check("torch", tensor_parallel_size=2).verdict == "ok"
+    assert run_check("torch", tensor_parallel_size=4, nnodes=2, master_addr="10.0.0.1").verdict == "ok"
+
+
 def test_a_torch_that_does_not_load_fails_with_the_last_line_of_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "PROBE", (sys.executable, "-c", "import no_such_torch"))
     check = run_check("torch")

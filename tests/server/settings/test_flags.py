@@ -28,7 +28,7 @@ def test_every_setting_has_a_flag_a_group_and_a_description() -> None:
         ("sliding_window", "model|none|N", "model"),
         ("threads", "N", "one per core"),
         ("verify", "", ""),
-        ("async_scheduling", "", "on for a GPU, off for a CPU"),
+        ("async_scheduling", "", "on for a single GPU, else off"),
     ],
 )
 def test_placeholder_and_default_follow_from_the_type(name: str, metavar: str, default: str) -> None:

@@ -178,6 +178,15 @@ def test_torchrun_gives_each_process_its_place(monkeypatch: pytest.MonkeyPatch) 
     assert load_settings({"tensor_parallel_size": "8"}).tensor_parallel_size == 8
 
 
+def test_a_launched_process_has_the_gpu_of_its_number_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    _set(monkeypatch, TORCHRUN | {"LOCAL_RANK": "1"})
+    assert (load_settings({}).first_gpu, origins({})["first_gpu"]) == (1, "LOCAL_RANK")
+    assert load_settings({"first_gpu": "2"}).first_gpu == 2
+    assert load_settings({"nnodes": "1"}).first_gpu == 0
+    _set(monkeypatch, {"LOCAL_RANK": "one"})
+    assert refusal({}) == "LOCAL_RANK: should be a whole number"
+
+
 def test_another_launcher_leaves_port_and_restarts_to_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     _set(monkeypatch, TORCHRUN)
     assert launcher_attempt(load_settings({})) is None

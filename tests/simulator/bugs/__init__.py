@@ -17,6 +17,7 @@ FOUND_LATE = {  # bugs that need more than 100 seeds: the first seed that finds 
     "a row is reused while a step uses it": 504,
     "embeddings of a step's first half are lost": 221,
     "a drafted chunk is split with its draft": 185,
+    "the NaN of a draft stays in its slots when its step fails": 1264,
 }
 
 MUTATIONS = [*SCHEDULING_BUGS, *EXECUTION_BUGS, *DRAFT_BUGS]

@@ -112,8 +112,14 @@ DRAFT_BUGS = [
     bug(
         "the NaN of a draft stays in its slots",
         "execution.model_runner:ModelRunner._run_without_drafts",
-        "self.kv_pool.zero_slots",
+        "self.zero_drafts",
         "id",
+    ),
+    bug(
+        "the NaN of a draft stays in its slots when its step fails",
+        "execution.step_pipeline:StepPipeline._isolate_faults",
+        "self._runner.zero_drafts(plan)",
+        "pass",
     ),
     # Under a grammar
     bug(

@@ -116,6 +116,9 @@ class HostRunner:
     def zero_blocks(self, block_ids: tuple[int, ...]) -> None:
         self._inner.zero_blocks(block_ids)
 
+    def zero_drafts(self, plan: StepPlan) -> None:
+        self._inner.zero_drafts(plan)
+
 
 class HostGrammarQueue(FakeGrammarQueue):
     """Queue of grammars, one after the other: a compilation that has begun goes on after its cancel."""

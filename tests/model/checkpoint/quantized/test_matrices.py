@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.checkpoint.checkpoint import read_config, read_stored_weights
+from model.checkpoint.config_file import read_encoding
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.quantized.decoders import FP8_VALUES
 from model.stored_weights import read_weight
@@ -71,6 +72,8 @@ def test_files_of_2023_that_name_the_format_in_a_file_of_its_own_are_read(
     (tmp_path / "a" / file).write_text(json.dumps(values | {"bits": 3, "w_bit": 3}))
     with pytest.raises(CheckpointError, match=rf"{file}: bits is 3, which is not supported; use"):
         read_config(tmp_path / "a")
+    (tmp_path / "a" / file).write_text('{"calibration": "of another program"}')
+    assert read_encoding(tmp_path / "a") is None
 
 
 def _change(part: str, change: Callable[[Tensor], Tensor]) -> Callable[[dict[str, Tensor]], object]:

@@ -19,6 +19,8 @@ NATIVE_TESTS = (
     "reference/test_kv_int8.py",
     "test_quantization.py",
     "native/test_sampling.py",
+    "native/test_group.py",
+    "native/test_socket_group.py",
     "../test_mixtral_native.py::test_one_call_gives_the_bits_of_separate_ops_over_int8_caches",
 )
 

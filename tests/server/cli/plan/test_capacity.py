@@ -148,7 +148,10 @@ def test_the_help_and_the_page_name_all_hardware_with_its_figures() -> None:
             ["--rate", "1", "--steps", "STEPS", "--tensor-parallel-size", "2", "--nnodes", "2"],
             "--steps are those of one host: with --nnodes give --hardware",
         ),
-        (["--rate", "1", "--hardware", "h100", "--tensor-parallel-size", "2"], "several ranks run on CPUs only"),
+        (
+            ["--rate", "1", "--hardware", "h100", "--tensor-parallel-size", "2"],
+            "steps of several GPUs are not predicted",
+        ),
         (["--steps", "STEPS"], "--rate and --steps need each other"),
         (["--rate", "0", "--steps", "STEPS"], "should be more than 0"),
         (["--rate", "nan", "--steps", "STEPS"], "should be more than 0"),

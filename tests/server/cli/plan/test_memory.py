@@ -169,6 +169,17 @@ def test_hosts_share_the_weights_and_the_cache_and_the_fullest_one_limits_it(mix
     assert "needs 48 GiB of memory on each host, or " in plan(mixtral, "--memory", "10GiB", *ranks).stdout
 
 
+def test_gpus_share_the_weights_and_the_cache_as_hosts_do(mixtral: Path) -> None:
+    hosts = as_json(mixtral, "--memory", "80GiB", "--tensor-parallel-size", "2", "--nnodes", "2")
+    flags = ("--memory", "80GiB", "--tensor-parallel-size", "2", "--device", "cuda")
+    gpus = as_json(mixtral, *flags)
+    names = ("weight_bytes", "host_weight_bytes", "num_kv_blocks")
+    assert [gpus[name] for name in names] == [hosts[name] for name in names]
+    assert "memory of each of 2 GPUs 80.0 GiB = weights 43.6 GiB + " in plan(mixtral, *flags).stdout
+    refused = plan(mixtral, "--memory", "10GiB", *flags[2:]).stdout
+    assert "needs 48 GiB of memory on each GPU, or " in refused
+
+
 def test_the_address_of_a_planned_host_may_be_missing_and_is_kept_if_it_is_given(mixtral: Path) -> None:
     flags = ("--memory", "80GiB", "--tensor-parallel-size", "2")
     command = as_json(mixtral, *flags, "--nnodes", "2")["command"]
