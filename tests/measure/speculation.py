@@ -13,7 +13,8 @@ server whose clients come again do not. --replies N has N texts for the places, 
 
 "json" replies follow a schema of fields with names of their own; their values are those of the prompt.
 
---llama-server PATH times llama.cpp's lookup beside it (speculation_servers.py): a minute or two more.
+--llama-server PATH and --vllm PATH time llama.cpp's and vLLM's lookup beside it (speculation_servers.py): some minutes
+more. --kinds without a kind times only these.
 
 --cpu-time counts, and lets the engine learn, the CPU time of this process with one thread: for a busy machine. Such
 figures are indications only.
@@ -285,12 +286,13 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="checkpoint instead of the preset")
     parser.add_argument("--requests", type=int, nargs="+", default=[1, 16], help="at a time (default: 1 16)")
     parser.add_argument("--replies", type=int, help="in all (default: as many as requests)")
-    parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
+    parser.add_argument("--kinds", nargs="*", default=KINDS, choices=KINDS)
     parser.add_argument("--rounds", type=int, default=NUM_ROUNDS, help="default: %(default)s")
     parser.add_argument("--threads", type=int, help="default: one for each core")
     parser.add_argument("--steps", action="store_true", help="print what the steps did (speculation_steps.py)")
     parser.add_argument("--cpu-time", action="store_true")
     parser.add_argument("--llama-server", type=Path, metavar="PATH", help="program of llama.cpp to time beside it")
+    parser.add_argument("--vllm", type=Path, metavar="PATH", help="program of vLLM to time beside it")
     options = parser.parse_args()
     torch.set_num_threads(1)
     clock = time.process_time if options.cpu_time else time.perf_counter
@@ -306,8 +308,8 @@ def main() -> None:
     for count in options.requests:
         for kind in options.kinds:
             compare(loaded, config, kind, count, clock, options)
-    if options.llama_server:
-        compare_servers(options.llama_server, options.threads)
+    if options.llama_server or options.vllm:
+        compare_servers(options.llama_server, options.vllm, options.threads)
 
 
 if __name__ == "__main__":

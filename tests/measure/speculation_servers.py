@@ -1,52 +1,67 @@
-"""Lookup of this server and of llama.cpp's on the bundled model: a text that repeats its prompt, and one that does not.
+"""Lookup of this server, of llama.cpp's and of vLLM's on the bundled model: a text that repeats its prompt, and one
+that does not.
 
-Called by `python -m tests.measure.speculation --llama-server PATH`. Both programs generate greedily, with lookup and
-without, in turns. A figure is the median of its rounds. Read each program's ratio, not the tokens per second beside
-each other: the model is tiny, so that this measures what drafting costs.
+Called by `python -m tests.measure.speculation --llama-server PATH --vllm PATH`. The programs generate greedily, with
+lookup and without, in turns. A figure is the median of its rounds. Read each program's ratio, not the tokens per second
+beside each other: the model is tiny, so that this measures what drafting costs.
 """
 
+import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
 
 from tests.measure.demo_gguf import write_demo
+from tests.support.paths import DEMO
 from tests.support.ports import free_port
 from tests.support.running import MODEL, start_server
 
-NUM_ROUNDS, MAX_TOKENS, START_S = 5, 200, 60.0
+NUM_ROUNDS, MAX_TOKENS, START_S = 5, 200, 300.0
 REPEATED = "One two three four five six seven eight nine ten. "
 TEXTS = {"repeated": REPEATED * 8, "free": "It is a truth universally acknowledged, that"}
 LOOKUP = ["--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", "4", "--spec-ngram-simple-size-m", "16"]
+NGRAM = {"method": "ngram", "num_speculative_tokens": 16, "prompt_lookup_max": 4, "prompt_lookup_min": 2}
 
 
-def compare_servers(llama_server: Path, threads: int | None) -> None:
+def compare_servers(llama_server: Path | None, vllm: Path | None, threads: int | None) -> None:
     """Print a line for each text and program: tokens per second without and with lookup, and their ratio."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        write_demo(folder / "demo.gguf")
         count = ["--threads", str(threads)] if threads else []
         urls = {}
-        for mode, flags in (("off", []), ("auto", LOOKUP)):
-            ours = stack.enter_context(start_server("--dtype", "float32", "--speculation", mode, *count))
-            theirs = stack.enter_context(_llama(llama_server, folder / "demo.gguf", [*flags, *count]))
-            urls |= {("smoe", mode): ours.url, ("llama-server", mode): theirs}
+        for mode in ("off", "auto"):
+            ours = start_server("--dtype", "float32", "--speculation", mode, *count)
+            urls["smoe", mode] = stack.enter_context(ours).url
+        if llama_server:
+            write_demo(folder / "demo.gguf")
+            for mode, flags in (("off", []), ("auto", LOOKUP)):
+                command = [llama_server, "-m", folder / "demo.gguf", "--parallel", "1", "-c", "2048", *flags, *count]
+                urls["llama-server", mode] = stack.enter_context(_started(command))
+        if vllm:
+            for mode, flags in (("off", []), ("auto", ["--speculative-config", json.dumps(NGRAM)])):
+                command = [vllm, "serve", DEMO, "--served-model-name", MODEL, "--dtype", "bfloat16", *flags]
+                urls["vllm", mode] = stack.enter_context(_started(command, {"VLLM_CPU_KVCACHE_SPACE": "1"}))
         for name, prompt in TEXTS.items():
-            rates: dict[tuple[str, str], list[float]] = {key: [] for key in urls}
-            for _ in range(NUM_ROUNDS + 1):
-                for key, url in urls.items():
-                    rates[key].append(_tokens_per_s(url, prompt))
-            for program in ("smoe", "llama-server"):
-                off, auto = (statistics.median(rates[program, mode][1:]) for mode in ("off", "auto"))
-                sys.stdout.write(
-                    f"{name:8s} {program:12s}: {off:7.1f} tok/s off, {auto:7.1f} lookup, {auto / off:5.2f} x\n"
-                )
+            _compare_text(name, prompt, urls)
+
+
+def _compare_text(name: str, prompt: str, urls: Mapping[tuple[str, str], str]) -> None:
+    rates: dict[tuple[str, str], list[float]] = {key: [] for key in urls}
+    for _ in range(NUM_ROUNDS + 1):
+        for key, url in urls.items():
+            rates[key].append(_tokens_per_s(url, prompt))
+    for program in dict.fromkeys(program for program, _ in urls):
+        off, auto = (statistics.median(rates[program, mode][1:]) for mode in ("off", "auto"))
+        sys.stdout.write(f"{name:8s} {program:12s}: {off:7.1f} tok/s off, {auto:7.1f} lookup, {auto / off:5.2f} x\n")
+    sys.stdout.flush()
 
 
 def _tokens_per_s(url: str, prompt: str) -> float:
@@ -57,18 +72,19 @@ def _tokens_per_s(url: str, prompt: str) -> float:
 
 
 @contextmanager
-def _llama(program: Path, file: Path, flags: list[str]) -> Iterator[str]:
-    """Run llama-server on a free port. Raises SystemExit if it does not start."""
+def _started(command: list[str | Path], variables: Mapping[str, str] | None = None) -> Iterator[str]:
+    """Run a server on a free port. Raises SystemExit if it does not start."""
     port = free_port()
-    command = [str(program), "-m", str(file), "--port", str(port), "--parallel", "1", "-c", "2048", *flags]
-    with tempfile.TemporaryFile() as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+    words = [str(word) for word in (*command, "--host", "127.0.0.1", "--port", port)]
+    environment = {**os.environ, **(variables or {})}
+    with tempfile.TemporaryFile() as log, subprocess.Popen(words, stdout=log, stderr=log, env=environment) as process:
         try:
             url = f"http://127.0.0.1:{port}"
             deadline_s = time.monotonic() + START_S
             while not _is_ready(url):
                 if process.poll() is not None or time.monotonic() > deadline_s:
                     log.seek(0)
-                    raise SystemExit(f"{program} does not start:\n{log.read()[-1000:].decode(errors='replace')}")
+                    raise SystemExit(f"{words[0]} does not start:\n{log.read()[-1000:].decode(errors='replace')}")
                 time.sleep(0.1)
             yield url
         finally:
