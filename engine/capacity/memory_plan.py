@@ -1,9 +1,10 @@
 """Memory plan of a checkpoint: weights, KV cache and limits, from its config and headers alone. No torch."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from engine.capacity.adapters import adapter_bytes, check_adapters_fit, why_no_adapters
 from engine.capacity.expert_memory import ExpertMemory, bytes_beside_weights, mapped_bytes_of, plan_expert_memory
 from engine.capacity.packs import are_weights_evictable, settings_of_pack
 from engine.capacity.rank_limits import check_ranks, num_memories
@@ -70,16 +71,30 @@ class MemoryPlan:
     kept_formats: str  # of the weights that stay as they are stored, "Q4_K+Q6_K"; empty if all are decoded
     memory_bytes: int  # of each host, or GPU, for weights, KV cache and activations
     dtype: str  # served: float32 or bfloat16
-    needed_bytes: int  # of each host, enough for one request of the longest context
+    needed_bytes: int  # of each host, enough for the adapters and one request of the longest context
     limits: EngineLimits | None  # None if it does not fit
     unfit_reason: str  # empty if it fits
     warnings: tuple[str, ...]
     experts: ExpertMemory | None = None  # of a pack whose experts are read when they are needed
+    adapters: dict[str, int] = field(default_factory=dict)  # bytes of each LoRA adapter, by name
 
     @property
     def held_weight_bytes(self) -> int:
-        """Bytes of each host's weights that the system may not drop."""
-        return self.host_weight_bytes - mapped_bytes_of(self.config, self.host_weight_bytes, self.experts)
+        """Bytes of each host's weights and adapters that the system may not drop."""
+        mapped = mapped_bytes_of(self.config, self.host_weight_bytes, self.experts)
+        return self.host_weight_bytes - mapped + self.adapter_bytes
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Bytes of all adapters."""
+        return sum(self.adapters.values())
+
+    @property
+    def max_adapters(self) -> int:
+        """Number of adapters that fit beside the weights and one request of the longest context, if all are as large
+        as the largest of these."""
+        room = self.memory_bytes - (self.needed_bytes - self.adapter_bytes)
+        return max(0, room // max(self.adapters.values()))
 
     @property
     def total_parameters(self) -> int:
@@ -145,6 +160,7 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
             Path(config.model), config.sliding_window, config.experts_per_token, config.rope_theta
         )
         check_ranks(config, model)
+        adapters = _adapters(config, model)
         stored = read_stored_weights(Path(config.model), model)
     except CheckpointError as error:
         raise EngineConfigError(str(error)) from None
@@ -161,10 +177,11 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
     of_ranks = [sum(weight_bytes(stored, *element_format, cut, num_kv_heads).values()) for cut in all_cuts(size)]
     host_bytes = _largest_memory(of_ranks, size // num_memories(config, config.device))
     limits, experts, unfit_reason = None, None, ""
+    beside_bytes = sum(adapters.values())
     try:
-        experts = plan_expert_memory(config, model, memory_bytes)
+        experts = plan_expert_memory(config, model, memory_bytes - beside_bytes)
         host_bytes = host_bytes if experts is None else experts.dense_bytes + experts.num_bytes
-        limits = _limits(config, model, host_bytes, own_kind, memory_bytes, experts)
+        limits = _limits(config, model, host_bytes, own_kind, memory_bytes, beside_bytes, experts)
     except (CheckpointError, EngineConfigError) as error:
         unfit_reason = str(error)
     return MemoryPlan(
@@ -179,7 +196,7 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
         kept_formats=name_of_blocks(stored, kept),
         memory_bytes=memory_bytes,
         dtype=dtype,
-        needed_bytes=host_bytes + -(-_kv_need(config, model) // num_memories(config, config.device)),
+        needed_bytes=host_bytes + beside_bytes + -(-_kv_need(config, model) // num_memories(config, config.device)),
         limits=limits,
         unfit_reason=unfit_reason,
         warnings=(
@@ -188,7 +205,16 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
             *(limits.warnings if limits else ()),
         ),
         experts=experts,
+        adapters=adapters,
     )
+
+
+def _adapters(config: EngineConfig, model: ModelConfig) -> dict[str, int]:
+    """Return the bytes of each adapter. Raises CheckpointError, and EngineConfigError if the engine computes none."""
+    backend = "triton" if config.device == "cuda" else config.backend
+    if config.lora and (reason := why_no_adapters(config, backend)):
+        raise EngineConfigError(f"--lora: {reason}")
+    return adapter_bytes(config, model)
 
 
 def _largest_memory(of_ranks: Sequence[int], ranks_of_each: int) -> int:
@@ -227,15 +253,18 @@ def _limits(
     host_bytes: int,
     kind: str,
     memory_bytes: int,
+    adapter_bytes: int,
     experts: ExpertMemory | None,
 ) -> EngineLimits:
     """Return the limits; of several hosts or GPUs, which share the KV cache equally, as the fullest one allows."""
     if experts is not None or are_weights_evictable(config):
+        check_adapters_fit(adapter_bytes, memory_bytes)
         mapped_bytes = host_bytes if experts is None else experts.dense_bytes
-        free_bytes = bytes_beside_weights(memory_bytes, mapped_bytes, experts)
+        free_bytes = bytes_beside_weights(memory_bytes - adapter_bytes, mapped_bytes, experts)
     else:
         check_weights_fit(host_bytes, memory_bytes, kind)
-        free_bytes = memory_bytes - host_bytes
+        check_adapters_fit(adapter_bytes, memory_bytes - host_bytes)
+        free_bytes = memory_bytes - host_bytes - adapter_bytes
     return size_engine(config, model, num_memories(config, config.device) * free_bytes, MAX_CPU_BUDGET)
 
 

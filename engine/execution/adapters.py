@@ -26,6 +26,10 @@ class AdapterStore:
     def __contains__(self, digest: str) -> bool:
         return digest in self._adapters
 
+    @property
+    def num_bytes(self) -> int:
+        return sum(adapter.num_bytes for adapter in self._adapters.values())
+
     def add(self, name: str, adapter: Adapter) -> None:
         """Add an adapter under a new name."""
         self.digests[name] = adapter.digest

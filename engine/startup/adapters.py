@@ -3,6 +3,7 @@
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from engine.capacity.adapters import why_no_adapters
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from engine.execution.adapters import AdapterStore
@@ -20,17 +21,8 @@ def load_adapters(config: EngineConfig, model: ModelConfig, backend: str) -> Ada
     computes none."""
     if config.lora and (reason := why_no_adapters(config, backend)):
         raise EngineConfigError(f"--lora: {reason}")
-    max_bytes = HostMemory().free_bytes()
-    return AdapterStore({name: load_adapter(Path(path), model, max_bytes) for name, path in config.lora.items()})
-
-
-def why_no_adapters(config: EngineConfig, backend: str) -> str:
-    """Return why this engine computes no adapters; empty if it does."""
-    if backend == "triton":
-        return "adapters are not computed on a GPU; with --device cpu they are"
-    if config.tensor_parallel_size > 1:
-        return "adapters are not divided among ranks; drop --tensor-parallel-size"
-    return ""
+    free_bytes = HostMemory().free_bytes
+    return AdapterStore({name: load_adapter(Path(path), model, free_bytes()) for name, path in config.lora.items()})
 
 
 class AdapterLoading:

@@ -175,7 +175,7 @@ class Assembly:
             free_bytes,
             self._default_budget,
             self._memory.pool_share,
-            weight_bytes - self.mapped_bytes if self._on_cpu else None,
+            weight_bytes - self.mapped_bytes + self._adapters.num_bytes if self._on_cpu else None,
             memory_limit_bytes(),
         )
         return limits, warnings

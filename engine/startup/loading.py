@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from engine.capacity.adapters import adapter_bytes
 from engine.capacity.expert_memory import ExpertMemory, plan_cached_experts, plan_expert_memory
 from engine.capacity.host_resources import num_cores
 from engine.capacity.packs import pack_advice, settings_of_pack
@@ -72,7 +73,7 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
     backend = choose_backend(config, device, dtype, heartbeat)
     numerics = backend.numerics
     weight_bytes, backend = plan_weights(config, model_config, stored, backend, device, dtype)
-    free_bytes = memory_of(device).free_bytes()
+    free_bytes = memory_of(device).free_bytes() - sum(adapter_bytes(config, model_config).values())
     experts = plan_expert_memory(config, model_config, free_bytes)
     if experts is None:
         experts = plan_cached_experts(config, model_config, free_bytes)

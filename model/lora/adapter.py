@@ -7,6 +7,7 @@ Letters: T rows, L layers, E experts, r rank.
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -18,10 +19,17 @@ NUM_EXPERT_TERMS = 3
 
 @dataclass(frozen=True)
 class LowRank:
-    """The term of one matrix."""
+    """The term of one matrix, laid out as the kernels read it; zeros past the ends of r, K and O.
 
-    a: Tensor  # [r, K]
-    b: Tensor  # [ceil(O / PANEL), r, PANEL]: B by panels of outputs, zeros past the last output
+    In float32 a holds four neighbouring inputs of every rank one below the other, then the next four. In bfloat16 it
+    holds them in pairs, input k beside k + 4, and b holds pairs of neighbouring ranks: a register of pairs becomes two
+    of float32 by a shift and a mask. P numbers are a pair: 1 in float32, 2 in bfloat16.
+    """
+
+    a: Tensor  # [ceil(K / 4P), r rounded up to a multiple of 4, 4, P]
+    b: Tensor  # [ceil(O / PANEL), ceil(r / P), PANEL, P]
+    rank: int
+    num_inputs: int  # K
     num_outputs: int  # O
     scale: float
     first_output: int = 0  # among the outputs of a product of several matrices, one below the other
@@ -29,13 +37,19 @@ class LowRank:
     @classmethod
     def packed(cls, a: Tensor, b: Tensor, scale: float, first_output: int = 0) -> "LowRank":
         """Return the term of A [r, K] and B [O, r], which have one dtype."""
-        padded = F.pad(b, (0, 0, 0, -len(b) % PANEL))
-        panels = padded.view(-1, PANEL, b.shape[1]).transpose(1, 2).contiguous()
-        return cls(a.contiguous(), panels, len(b), scale, first_output)
+        (rank, num_inputs), pair = a.shape, 2 if a.dtype == torch.bfloat16 else 1
+        of_inputs = F.pad(a, (0, -num_inputs % (4 * pair), 0, -rank % 4))
+        of_inputs = of_inputs.view(len(of_inputs), -1, pair, 4).permute(1, 0, 3, 2).contiguous()
+        panels = F.pad(b, (0, -rank % pair, 0, -len(b) % PANEL))
+        panels = panels.view(-1, PANEL, -(-rank // pair), pair).transpose(1, 2).contiguous()
+        return cls(of_inputs, panels, rank, num_inputs, len(b), scale, first_output)
 
     @property
-    def rank(self) -> int:
-        return len(self.a)
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """A [r, K] and B [O, r]."""
+        a = self.a.permute(1, 0, 3, 2).flatten(1)[: self.rank, : self.num_inputs]
+        b = self.b.transpose(1, 2).flatten(2).flatten(0, 1)[: self.num_outputs, : self.rank]
+        return a, b
 
     @property
     def num_bytes(self) -> int:
@@ -43,8 +57,8 @@ class LowRank:
 
     def product(self, x: Tensor) -> Tensor:
         """Return scale * B (A x): [T, K] -> [T, O] float32."""
-        b = self.b.transpose(1, 2).flatten(0, 1)[: self.num_outputs]  # [O, r]
-        return F.linear(self.scale * F.linear(x.float(), self.a.float()), b.float())
+        a, b = self.matrices
+        return F.linear(self.scale * F.linear(x.float(), a.float()), b.float())
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,6 @@
 """Load a LoRA adapter that PEFT has saved."""
 
 import hashlib
-import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from model.lora.adapter import NUM_ATTENTION_TERMS, NUM_EXPERT_TERMS, Adapter, L
 
 CHUNK_BYTES = 1 << 20
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # by their names in files
-BYTES = {"BF16": 2, "F16": 4, "F32": 4}  # of a number in memory, by its type in the file
 
 
 def load_adapter(directory: Path, config: ModelConfig, max_bytes: int | None = None) -> Adapter:
@@ -31,7 +29,7 @@ def load_adapter(directory: Path, config: ModelConfig, max_bytes: int | None = N
     described = read_adapter_config(directory)
     stored = read_adapter_tensors(directory, described, config)
     tensors = [tensor for term in stored for tensor in (term.a, term.b)]
-    needed = sum(math.prod(tensor.shape) * BYTES[tensor.dtype] for tensor in tensors)
+    needed = sum(term.memory_bytes for term in stored)
     if max_bytes is not None and needed > max_bytes:
         raise CheckpointError(f"{directory}: the adapter needs {needed:,} bytes, of which {max_bytes:,} are free")
     before = identify(tensors)

@@ -22,7 +22,7 @@
 #define SMOE_API
 #endif
 
-#define SMOE_ABI_VERSION 19
+#define SMOE_ABI_VERSION 20
 
 #ifdef __cplusplus
 extern "C" {
@@ -129,8 +129,10 @@ typedef struct {
 } smoe_expert;
 
 /* A low-rank term of one matrix, for a LoRA adapter: y[first_output + n] += scale * sum_j b[j, n] * sum_k a[j, k] x[k],
- * computed in float32 and added before y is rounded. a [rank, K]; b in panels of 32 outputs, [ceil(outputs / 32), rank,
- * 32], with zeros past the last output; both in dtype. rank 0: no term. */
+ * computed in float32 and added before y is rounded. a is [ceil(K / 4), R, 4], with four neighbouring k of each of R =
+ * rank rounded up to a multiple of 4; b is in panels of 32 outputs, [ceil(outputs / 32), rank, 32]. In bfloat16, a is
+ * [ceil(K / 8), R, 4] pairs of k and k + 4, and b [ceil(outputs / 32), ceil(rank / 2), 32] pairs of neighbouring ranks.
+ * Zeros beyond K, rank and outputs. rank 0: no term. */
 typedef struct {
     const void *a, *b;
     int64_t rank, dtype, first_output, outputs;

@@ -174,6 +174,8 @@ def check_model(settings: Settings) -> Iterator[Check]:
     verdict: Verdict = "ok" if plan.limits else "fail"
     kind = f"{kind}, " if (kind := kind_of(directory)) else ""
     weights = f"{plan.total_parameters:,} parameters, {size} in {plan.kept_formats or plan.weight_kind}"
+    if plan.adapters:
+        weights += f", and {format_bytes(plan.adapter_bytes)} of adapters"
     detail = f"{name}: {kind}{weights}; {report.verdict}" + "".join(f"; {warning}" for warning in plan.warnings)
     would_fit = report.fitting and report.fitting is not plan
     yield Check("model", verdict, detail, shlex.join(report.command) if would_fit else None)

@@ -93,6 +93,7 @@ def serve_command(
         "dtype",
         "quantization",
         "expert_memory",
+        "lora",
         "device",
         "tensor_parallel_size",
         "nnodes",

@@ -1,11 +1,14 @@
 """python -m tests.measure.fleet_cost [--model MODEL] [--rounds N] [--clients N] [--requests N] [--threads N]
+       [--output-tokens N,M]
 
 Measure what Envoy costs: the same load on one server, directly and through Envoy with deploy/envoy/envoy.yaml, in
 turns. Print tokens per second and the median time to the first token of each run, then the median of the ratios; and,
 from Envoy's access log, how long a request and the first byte of its response were inside Envoy. What first tokens lose
 beyond these two is not Envoy's work but waiting: for a core, or for the engine's next step. `--threads 1` leaves a core
-of two to all but the engine. The bundled model is so small that server, Envoy and clients compete for the cores. For a
-machine without other load; about two minutes.
+of two to all but the engine. Answers of one length end in the same step, so that all clients ask again at once, and
+which of them the next step finds decides its size and all first tokens: `--output-tokens 32,96` keeps them apart. The
+bundled model is so small that server, Envoy and clients compete for the cores. For a machine without other load;
+about two minutes.
 """
 
 import argparse
@@ -36,10 +39,11 @@ def with_log(config: Config, path: Path) -> Config:
     return config
 
 
-def load(url: str, num_clients: int, num_requests: int) -> dict[str, Any]:
+def load(url: str, options: argparse.Namespace) -> dict[str, Any]:
     """Return the figures of a closed loop on `url`."""
-    options = ("--clients", str(num_clients), "--requests", str(num_requests), "--output-tokens", "64", "--json")
-    command = [sys.executable, "-m", "server", "bench", "serve", url, *options]
+    loop = ("--clients", str(options.clients), "--requests", str(options.requests))
+    command = [sys.executable, "-m", "server", "bench", "serve", url, *loop]
+    command += ["--output-tokens", options.output_tokens, "--json"]
     result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
     [run] = json.loads(result.stdout)["runs"]
     assert not run["errors"], run["error_messages"]
@@ -70,7 +74,7 @@ def measure(url: str, proxy_url: str, options: argparse.Namespace) -> None:
     urls = {"direct": url, "through Envoy": proxy_url}
     for number in range(options.rounds):
         names = list(urls) if number % 2 else list(urls)[::-1]
-        runs = {name: load(urls[name], options.clients, options.requests) for name in names}
+        runs = {name: load(urls[name], options) for name in names}
         for name, run in runs.items():
             speed, ttft_ms = run["output_tokens_per_s"], 1e3 * run["ttft_s"]["p50"]
             say(f"{name:<14}{speed:9.0f} tokens/s, first token {ttft_ms:7.1f} ms")
@@ -88,6 +92,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--requests", type=int, default=128)
+    parser.add_argument("--output-tokens", default="64", help="of each answer, or a range")
     parser.add_argument("--threads", type=int, help="of the server (default: all cores)")
     options = parser.parse_args()
     flags = [] if options.threads is None else ["--threads", str(options.threads)]

@@ -11,6 +11,7 @@ from model.checkpoint.json_files import printable
 from model.checkpoint.stored_tensor import StoredTensor
 from model.checkpoint.tensor_names import READ_DTYPES
 from model.config import ModelConfig
+from model.cut import PANEL
 
 FILE_NAME = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -39,6 +40,18 @@ class StoredTerm:
     target: TargetMatrix
     a: StoredTensor  # [r, inputs]
     b: StoredTensor  # [outputs, r]
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes in memory, in bfloat16 if the file has both matrices so and else in float32.
+
+        Ranks and inputs are padded as model/lora/adapter.py lays them out: rank 5 of 40 inputs and 33 outputs takes
+        8 * 40 + 64 * 6 numbers in bfloat16, and 8 * 40 + 64 * 5 in float32.
+        """
+        pair = 2 if self.a.dtype == self.b.dtype == "BF16" else 1
+        (rank, num_inputs), (num_outputs, _) = self.a.shape, self.b.shape
+        of_inputs = _padded(rank, 4) * _padded(num_inputs, 4 * pair)
+        return (of_inputs + _padded(num_outputs, PANEL) * _padded(rank, pair)) * 4 // pair
 
 
 def read_adapter_tensors(directory: Path, adapter: AdapterConfig, model: ModelConfig) -> list[StoredTerm]:
@@ -104,6 +117,10 @@ def _place(
         has = f"{model.num_layers} layers" + (f" with {model.num_experts} experts" if model.num_experts else "")
         raise CheckpointError(f"{where}: this model has {has}; the adapter belongs to {adapter.base_model}")
     return layer, module, match[3]
+
+
+def _padded(count: int, unit: int) -> int:
+    return -(-count // unit) * unit
 
 
 def _module_name(tensor: StoredTensor) -> str:

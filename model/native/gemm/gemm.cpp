@@ -59,22 +59,24 @@ struct Columns {
     int64_t first, stride;
 };
 
-// Multiply x [T, K] by one matrix, and add the low-rank terms of its outputs.
+// Multiply x [T, K] by one matrix, and add the low-rank terms of its outputs. The tasks beside compute A x of the
+// terms.
 template <class Number>
 void multiply_matrix(Pool& pool, int dtype, const void* x, const Matrix& matrix, Number* y, int64_t T, int64_t K,
-                     const Columns& place, const LowRankProduct& low_rank) {
+                     const Columns& place, const LowRankProduct& low_rank, const SideTasks& beside) {
     const int format = matrix.format;
     const std::vector<int32_t> row_ids = in_order(T);
     std::vector<Tile> tiles;
     append_tiles(tiles, 0, T, 0, max_tile_rows(format));
     const int64_t words = row_words(format, K);
     auto* rows = reinterpret_cast<uint32_t*>(pool.scratch(T * packing_words(dtype, format, K) * 4));
-    pack_rows(pool, dtype, format, x, row_ids, tiles, K, {matrix.order}, rows);
+    pack_rows(pool, dtype, format, x, row_ids, tiles, K, {matrix.order}, rows, beside);
     const auto multiply = [&](Microkernel& by, const Tile& tile, int64_t panel) {
         alignas(64) float sums[MAX_TILE_ROWS * PANEL];
+        const int64_t first = place.first + panel * PANEL;
+        if (!low_rank.is_empty()) low_rank.prefetch(tile, first);
         by.multiply(format, tile.rows, rows + tile.first_row * words, matrix.panel(panel), K, sums);
         const int64_t columns = std::min<int64_t>(PANEL, matrix.outputs - panel * PANEL);
-        const int64_t first = place.first + panel * PANEL;
         if (!low_rank.is_empty()) low_rank.add(tile, first, sums);
         store_tile(y + tile.first_row * place.stride + first, sums, tile.rows, columns, place.stride);
     };
@@ -99,15 +101,16 @@ void linear(Pool& pool, int dtype, const void* x, const Matrix* matrices, int64_
     int64_t all_outputs = 0, first_output = 0;
     for (int64_t i = 0; i < num_matrices; ++i) all_outputs += matrices[i].outputs;
     LowRankProduct low_rank(terms_of_rows(terms, T), terms.count);
-    if (!low_rank.is_empty()) low_rank.project(pool, dtype, x, in_order(T), K);
+    const std::vector<int32_t> row_ids = in_order(T);
+    SideTasks projection = low_rank.projection(dtype, x, row_ids, K);
     const bool is_wide = wide_output || dtype == FLOAT32;
     for (int64_t i = 0; i < num_matrices; ++i) {
+        const Columns place{first_output, all_outputs};
         if (is_wide)
-            multiply_matrix(pool, dtype, x, matrices[i], static_cast<float*>(y), T, K, {first_output, all_outputs},
-                            low_rank);
+            multiply_matrix(pool, dtype, x, matrices[i], static_cast<float*>(y), T, K, place, low_rank, projection);
         else
-            multiply_matrix(pool, dtype, x, matrices[i], static_cast<uint16_t*>(y), T, K, {first_output, all_outputs},
-                            low_rank);
+            multiply_matrix(pool, dtype, x, matrices[i], static_cast<uint16_t*>(y), T, K, place, low_rank, projection);
+        projection.count = 0;  // done
         first_output += matrices[i].outputs;
     }
 }

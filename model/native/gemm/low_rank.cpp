@@ -1,83 +1,97 @@
 #include "gemm/low_rank.h"
 
 #include <algorithm>
+#include <functional>
+#include <type_traits>
 #include <utility>
 
-#include "simd/vec_tail.h"
+#include "gemm/low_rank_kernels.h"
 
 namespace smoe {
 namespace SMOE_ISA {
 namespace {
 
-// Compute products[i] = scale * (row i of a) x for NUM rows of a [.., K].
-template <int NUM, class X, class Weight>
-void multiply_rows(const X* x, const Weight* a, int64_t K, float scale, float* products) {
-    Vec sums[NUM] = {};
-    int64_t k = 0;
-    for (; k + LANES <= K; k += LANES) {
-        const Vec numbers = load(x + k);
-#pragma GCC unroll 4
-        for (int i = 0; i < NUM; ++i) sums[i] = fma(numbers, load(a + i * K + k), sums[i]);
-    }
-    if (k < K) {
-        const Vec numbers = load_first(x + k, K - k);
-#pragma GCC unroll 4
-        for (int i = 0; i < NUM; ++i) sums[i] = fma(numbers, load_first(a + i * K + k, K - k), sums[i]);
-    }
-    for (int i = 0; i < NUM; ++i) products[i] = scale * sum(sums[i]);
-}
-
-template <class X, class Weight>
-void project_row(const X* x, const Weight* a, const smoe_low_rank& term, int64_t K, float* projected) {
-    int64_t j = 0;
-    for (; j + 4 <= term.rank; j += 4) multiply_rows<4>(x, a + j * K, K, term.scale, projected + j);
-    for (; j < term.rank; ++j) multiply_rows<1>(x, a + j * K, K, term.scale, projected + j);
-}
-
-template <class X>
-void project_term(const X* x, const smoe_low_rank& term, int64_t K, float* projected) {
+// Call use(a, b) with the term's matrices.
+template <class Use>
+void with_matrices(const smoe_low_rank& term, Use&& use) {
     if (term.dtype == BFLOAT16)
-        project_row(x, static_cast<const uint16_t*>(term.a), term, K, projected);
+        use(static_cast<const uint32_t*>(term.a), static_cast<const uint32_t*>(term.b));
     else
-        project_row(x, static_cast<const float*>(term.a), term, K, projected);
+        use(static_cast<const float*>(term.a), static_cast<const float*>(term.b));
 }
 
-// Compute out [PANEL] = projected [rank] times a panel of b, [rank][PANEL].
-template <class Weight>
-void multiply_panel(const float* projected, const Weight* panel, int64_t rank, float* out) {
-    Vec sums[PANEL / LANES] = {};
-    for (int64_t j = 0; j < rank; ++j, panel += PANEL) {
-        const Vec factor = broadcast(projected[j]);
-#pragma GCC unroll 8
-        for (int part = 0; part < PANEL / LANES; ++part)
-            sums[part] = fma(factor, load(panel + part * LANES), sums[part]);
+// Call use(number of rows as a constant).
+template <int COUNT = ROWS_AT_ONCE, class Use>
+void with_count(int64_t count, Use&& use) {
+    if constexpr (COUNT > 1)
+        if (count < COUNT) return with_count<COUNT - 1>(count, use);
+    use(std::integral_constant<int, COUNT>());
+}
+
+// Numbers of a row and term in projected_: the sums of all ranks, of which in the end the first are A x.
+int64_t projected_size(const smoe_low_rank& term) { return padded_rank(term.rank) * SUMS; }
+
+// Outputs that a term has among first_output .. first_output + PANEL - 1, numbered within the term.
+struct OwnOutputs {
+    int64_t first, end;
+};
+
+OwnOutputs own_outputs(const smoe_low_rank& term, int64_t first_output) {
+    if (!term.rank) return {0, 0};
+    const int64_t first = first_output - term.first_output;
+    return {std::max<int64_t>(first, 0), std::min(first + PANEL, term.outputs)};
+}
+
+// Add one term to a few rows' sums, outputs first_output .. first_output + PANEL - 1. Panels of b begin at the term's
+// first output, so that two of them may lie in the rows' panel.
+template <int ROWS, class Unit>
+void add_to_rows(const smoe_low_rank& term, const Unit* b, const float* const* projected, int64_t first_output,
+                 float* const* sums) {
+    const OwnOutputs own = own_outputs(term, first_output);
+    for (int64_t output = own.first, count; output < own.end; output += count) {
+        const int64_t lane = output % PANEL, column = term.first_output + output - first_output;
+        count = std::min(PANEL - lane, own.end - output);
+        alignas(64) float products[ROWS][PANEL];
+        multiply_panel<ROWS>(projected, b + output / PANEL * panel_units<Unit>(term.rank), term.rank, products);
+        for (int m = 0; m < ROWS; ++m) add_numbers(products[m] + lane, count, sums[m] + column);
     }
-#pragma GCC unroll 8
-    for (int part = 0; part < PANEL / LANES; ++part) store(out + part * LANES, sums[part]);
 }
 
-void multiply_panel_of(const smoe_low_rank& term, const float* projected, int64_t panel, float* out) {
-    const int64_t first = panel * term.rank * PANEL;
-    if (term.dtype == BFLOAT16)
-        multiply_panel(projected, static_cast<const uint16_t*>(term.b) + first, term.rank, out);
-    else
-        multiply_panel(projected, static_cast<const float*>(term.b) + first, term.rank, out);
+void prefetch_panel_of(const smoe_low_rank& term, int64_t first_output) {
+    const OwnOutputs own = own_outputs(term, first_output);
+    if (own.first >= own.end) return;
+    with_matrices(term, [&](auto*, auto* b) {
+        const int64_t units = panel_units<std::remove_cv_t<std::remove_pointer_t<decltype(b)>>>(term.rank);
+        prefetch_units(b + own.first / PANEL * units, units);
+    });
 }
 
-// Add one term to one row's sums, outputs first_output .. first_output + PANEL - 1: those that the term has. Panels of
-// b begin at the term's first output, so that two of them may lie in the row's panel.
-void add_to_row(const smoe_low_rank& term, const float* projected, int64_t first_output, float* sums) {
-    const int64_t end = std::min(first_output + PANEL, term.first_output + term.outputs);
-    int64_t output = std::max(first_output, term.first_output);
-    while (output < end) {
-        const int64_t own = output - term.first_output, lane = own % PANEL;
-        const int64_t count = std::min(PANEL - lane, end - output);
-        alignas(64) float products[PANEL];
-        multiply_panel_of(term, projected, own / PANEL, products);
-        for (int64_t n = 0; n < count; ++n) sums[output - first_output + n] += products[lane + n];
-        output += count;
+// A few rows of a tile that have the same terms.
+struct TileRows {
+    const float* projected[ROWS_AT_ONCE];
+    float* sums[ROWS_AT_ONCE];
+    int count = 0;
+
+    void push(const float* row, float* row_sums) {
+        projected[count] = row;
+        sums[count++] = row_sums;
     }
-}
+
+    void add(const smoe_low_rank* terms, int64_t first_term, int64_t end_term, int64_t first_output) {
+        for (int64_t i = 0; i < end_term; ++i) {
+            if (i >= first_term && terms[i].rank) add_term(terms[i], first_output);
+            for (int m = 0; m < count; ++m) projected[m] += projected_size(terms[i]);
+        }
+        count = 0;
+    }
+
+  private:
+    void add_term(const smoe_low_rank& term, int64_t first_output) const {
+        with_matrices(term, [&](auto*, auto* b) {
+            with_count(count, [&](auto rows) { add_to_rows<rows()>(term, b, projected, first_output, sums); });
+        });
+    }
+};
 
 }  // namespace
 
@@ -94,35 +108,79 @@ LowRankProduct::LowRankProduct(RowTerms rows, int64_t num_terms)
     int64_t total = 0;
     for (size_t p = 0; p < rows_.size(); ++p) {
         first_[p] = total;
-        for (int64_t i = 0; rows_[p] && i < num_terms; ++i) total += rows_[p][i].rank;
+        for (int64_t i = 0; rows_[p] && i < num_terms; ++i) total += projected_size(rows_[p][i]);
+        if (total == first_[p]) rows_[p] = nullptr;
     }
     if (!total) rows_.clear();
     projected_.resize(total);
+    make_blocks();
 }
 
-void LowRankProduct::project(Pool& pool, int dtype, const void* x, const std::vector<int32_t>& row_ids, int64_t K) {
-    pool.parallel_for(static_cast<int64_t>(rows_.size()), [&](int64_t p) {
-        if (!rows_[p]) return;
-        float* projected = projected_.data() + first_[p];
-        for (int64_t i = 0; i < num_terms_; ++i) {
-            const smoe_low_rank& term = rows_[p][i];
-            if (dtype == BFLOAT16)
-                project_term(static_cast<const uint16_t*>(x) + row_ids[p] * K, term, K, projected);
-            else
-                project_term(static_cast<const float*>(x) + row_ids[p] * K, term, K, projected);
-            projected += term.rank;
+void LowRankProduct::make_blocks() {
+    const auto num_rows = static_cast<int64_t>(rows_.size());
+    for (int64_t p = 0; p < num_rows; ++p)
+        if (rows_[p]) order_.push_back(p);
+    std::stable_sort(order_.begin(), order_.end(),
+                     [&](int64_t p, int64_t q) { return std::less<const smoe_low_rank*>()(rows_[p], rows_[q]); });
+    previous_.assign(num_rows, -1);
+    next_.assign(num_rows, num_rows);
+    for (size_t i = 0; i < order_.size(); ++i) {
+        const bool is_same = i && rows_[order_[i]] == rows_[order_[i - 1]];
+        if (is_same) {
+            previous_[order_[i]] = order_[i - 1];
+            next_[order_[i - 1]] = order_[i];
         }
+        if (!is_same || blocks_.back().count == ROWS_AT_ONCE) blocks_.push_back({static_cast<int64_t>(i), 0});
+        ++blocks_.back().count;
+    }
+}
+
+SideTasks LowRankProduct::projection(int dtype, const void* x, const std::vector<int32_t>& row_ids, int64_t K) {
+    return {static_cast<int64_t>(blocks_.size()) * num_terms_, [this, dtype, x, &row_ids, K](int64_t task) {
+                const Block& block = blocks_[task / num_terms_];
+                if (dtype == BFLOAT16)
+                    project(block, task % num_terms_, static_cast<const uint16_t*>(x), row_ids, K);
+                else
+                    project(block, task % num_terms_, static_cast<const float*>(x), row_ids, K);
+            }};
+}
+
+template <class X>
+void LowRankProduct::project(const Block& block, int64_t index, const X* x, const std::vector<int32_t>& row_ids,
+                             int64_t K) {
+    const int64_t* rows = order_.data() + block.first;
+    const smoe_low_rank* terms = rows_[rows[0]];
+    const smoe_low_rank& term = terms[index];
+    int64_t before = 0;
+    for (int64_t i = 0; i < index; ++i) before += projected_size(terms[i]);
+    const X* from[ROWS_AT_ONCE];
+    float* sums[ROWS_AT_ONCE];
+    for (int64_t m = 0; m < block.count; ++m) {
+        from[m] = x + row_ids[rows[m]] * K;
+        sums[m] = projected_.data() + first_[rows[m]] + before;
+    }
+    with_matrices(term, [&](auto* a, auto*) {
+        with_count(block.count, [&](auto count) { multiply_rows<count()>(from, a, K, padded_rank(term.rank), sums); });
     });
+    for (int64_t m = 0; m < block.count; ++m) reduce(sums[m], term.rank, term.scale);
+}
+
+void LowRankProduct::prefetch(const Tile& tile, int64_t first_output) const {
+    for (int64_t p = tile.first_row; p < tile.first_row + tile.rows; ++p)
+        if (is_first_in(tile, p))
+            for (int64_t i = 0; i < num_terms_; ++i) prefetch_panel_of(rows_[p][i], first_output);
 }
 
 void LowRankProduct::add(const Tile& tile, int64_t first_term, int64_t end_term, int64_t first_output,
                          float* sums) const {
-    for (int m = 0; m < tile.rows; ++m) {
-        const smoe_low_rank* terms = rows_[tile.first_row + m];
-        if (!terms) continue;
-        const float* projected = projected_.data() + first_[tile.first_row + m];
-        for (int64_t i = 0; i < end_term; projected += terms[i++].rank)
-            if (i >= first_term && terms[i].rank) add_to_row(terms[i], projected, first_output, sums + m * PANEL);
+    const int64_t end = tile.first_row + tile.rows;
+    TileRows rows;
+    for (int64_t p = tile.first_row; p < end; ++p) {
+        if (!is_first_in(tile, p)) continue;
+        for (int64_t row = p; row < end; row = next_[row]) {
+            rows.push(projected_.data() + first_[row], sums + (row - tile.first_row) * PANEL);
+            if (rows.count == ROWS_AT_ONCE || next_[row] >= end) rows.add(rows_[p], first_term, end_term, first_output);
+        }
     }
 }
 

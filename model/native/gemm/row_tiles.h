@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "gemm/gemm.h"
@@ -31,13 +32,20 @@ void append_tiles(std::vector<Tile>& tiles, int64_t first, int64_t count, int ex
 // several times, and few enough panels per task to stay in the second-level cache while the tiles pass.
 std::vector<Task> make_tasks(const std::vector<Tile>& tiles, int64_t num_panels, int64_t words_per_panel, int threads);
 
-// Call pack(tile) for every tile; `words` is the total size.
+// Tasks that threads run beside those of other work, so as not to wait for both: run(0) .. run(count - 1).
+struct SideTasks {
+    int64_t count = 0;
+    std::function<void(int64_t)> run;
+};
+
+// Call pack(tile) for every tile, and run the tasks beside; `words` is the tiles' total size.
 template <class Pack>
-void for_each_tile(Pool& pool, const std::vector<Tile>& tiles, int64_t words, Pack&& pack) {
+void for_each_tile(Pool& pool, const std::vector<Tile>& tiles, int64_t words, const SideTasks& beside, Pack&& pack) {
     constexpr int64_t FEW_WORDS = 1 << 14;  // below this one thread packs all: waking another costs more
     const auto num_tiles = static_cast<int64_t>(tiles.size());
     const int64_t num_tasks = words < FEW_WORDS ? 1 : num_tiles;
-    pool.parallel_for(num_tasks, [&](int64_t task) {
+    pool.parallel_for(num_tasks + beside.count, [&](int64_t task) {
+        if (task >= num_tasks) return beside.run(task - num_tasks);
         for (int64_t i = task; i < num_tiles; i += num_tasks) pack(tiles[i]);
     });
 }

@@ -70,6 +70,7 @@ void gate_up_gemm(Pool& pool, const PackedRows& x, const Experts& weights, const
         pool, tiles, ceil_div(weights.num_hidden(), PANEL), pair_words, [&](auto& by, const Tile& tile, int64_t panel) {
             alignas(64) float a[MAX_TILE_ROWS * PANEL], b[MAX_TILE_ROWS * PANEL];
             const Expert& expert = weights[tile.expert];
+            if (!x.low_rank.is_empty()) x.low_rank.prefetch(tile, panel * PANEL);
             by.multiply(format1, tile.rows, x.for_w1 + tile.first_row * words1, expert.w1.panel(panel), D, a);
             by.multiply(format3, tile.rows, x.for_w3 + tile.first_row * words3, expert.w3.panel(panel), D, b);
             if (!x.low_rank.is_empty()) {
@@ -90,6 +91,7 @@ void down_gemm(Pool& pool, const uint32_t* hidden, const Experts& weights, const
                                   [&](auto& by, const Tile& tile, int64_t panel) {
                                       alignas(64) float sums[MAX_TILE_ROWS * PANEL];
                                       const uint32_t* w2 = weights[tile.expert].w2.panel(panel);
+                                      if (!low_rank.is_empty()) low_rank.prefetch(tile, panel * PANEL);
                                       by.multiply(format, tile.rows, hidden + tile.first_row * words, w2, weights.F,
                                                   sums);
                                       if (!low_rank.is_empty()) low_rank.add(tile, panel * PANEL, sums);
@@ -122,9 +124,9 @@ bool shares_rows(const Experts& weights) {
            orders_of(weights, &Expert::w3) == orders_of(weights, &Expert::w1);
 }
 
-// True if hidden rows are collected before they are packed; the bits are the same.
-bool packs_whole_rows(const Experts& weights) {
-    return is_quantized(weights[0].w2.format) || weights.group || weights.low_rank.adapters;
+// True if hidden rows are collected before they are packed; the bits are the same. has_terms: some row has one of w2.
+bool packs_whole_rows(const Experts& weights, bool has_terms) {
+    return is_quantized(weights[0].w2.format) || weights.group || has_terms;
 }
 
 // Terms of the sorted pairs in these tiles, from term `first` of their experts on; empty if no row has an adapter.
@@ -169,8 +171,8 @@ void pack_whole_hidden(Pool& pool, const PackedRows& x, const Experts& weights, 
     std::vector<int32_t> in_order(pairs.rows.size());
     std::iota(in_order.begin(), in_order.end(), 0);
     const Orders orders = orders_of(weights, &Expert::w2);
-    pack_rows(pool, row_dtype, format, memory.whole, in_order, tiles, weights.F, orders, memory.hidden);
-    if (!low_rank.is_empty()) low_rank.project(pool, row_dtype, memory.whole, in_order, weights.F);
+    pack_rows(pool, row_dtype, format, memory.whole, in_order, tiles, weights.F, orders, memory.hidden,
+              low_rank.projection(row_dtype, memory.whole, in_order, weights.F));
 }
 
 }  // namespace
@@ -182,7 +184,7 @@ ProductMemory reserve_products(Pool& pool, int dtype, const Experts& weights, in
     const int64_t x1_words = P * packing_words(dtype, format1, weights.D);
     const int64_t x3_words = is_shared ? 0 : P * packing_words(dtype, format3, weights.D);
     const int64_t hidden_words = P * packing_words(hidden_dtype(format2), format2, weights.F);
-    const int64_t whole_floats = packs_whole_rows(weights) ? P * weights.F : 0;
+    const int64_t whole_floats = packs_whole_rows(weights, weights.low_rank.adapters) ? P * weights.F : 0;
     const int64_t part_floats = weights.group ? P * weights.num_hidden() : 0;
     const int64_t output_floats = P * weights.num_outputs();
     const int64_t floats = in_parts ? whole_floats + output_floats : std::max(whole_floats, output_floats);
@@ -202,13 +204,13 @@ void multiply_experts(Pool& pool, int dtype, const void* x, const Experts& weigh
                       const std::vector<Tile>& tiles, const ProductMemory& memory) {
     const int format1 = weights[0].w1.format, format3 = weights[0].w3.format;
     uint32_t *x1 = memory.x1, *x3 = memory.x3;
-    pack_rows(pool, dtype, format1, x, pairs.rows, tiles, weights.D, orders_of(weights, &Expert::w1), x1);
-    if (x3) pack_rows(pool, dtype, format3, x, pairs.rows, tiles, weights.D, orders_of(weights, &Expert::w3), x3);
     LowRankProduct low_rank13(terms_of_pairs(weights.low_rank, pairs, tiles, 0), 2);
     LowRankProduct low_rank2(terms_of_pairs(weights.low_rank, pairs, tiles, 2), 1);
-    if (!low_rank13.is_empty()) low_rank13.project(pool, dtype, x, pairs.rows, weights.D);
+    pack_rows(pool, dtype, format1, x, pairs.rows, tiles, weights.D, orders_of(weights, &Expert::w1), x1,
+              low_rank13.projection(dtype, x, pairs.rows, weights.D));
+    if (x3) pack_rows(pool, dtype, format3, x, pairs.rows, tiles, weights.D, orders_of(weights, &Expert::w3), x3, {});
     const PackedRows rows{x1, x3 ? x3 : x1, low_rank13};
-    if (packs_whole_rows(weights))
+    if (packs_whole_rows(weights, !low_rank2.is_empty()))
         pack_whole_hidden(pool, rows, weights, pairs, tiles, memory, low_rank2);
     else
         pack_hidden(pool, rows, weights, tiles, memory.hidden);

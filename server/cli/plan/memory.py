@@ -90,7 +90,9 @@ class PlanReport:
         weights = weight_flags(plan)
         theta = [] if plan.config.rope_theta is None else ["--rope-theta", f"{plan.config.rope_theta:.17g}"]
         experts = [] if plan.experts is None else ["--expert-memory", str(plan.experts.num_bytes)]
-        return ["smoe", "serve", *named, *theta, *weights, *experts, *rank_flags(plan.config), *length, *size]
+        adapters = [part for name, path in plan.config.lora.items() for part in ("--lora", f"{name}={path}")]
+        ranks = rank_flags(plan.config)
+        return ["smoe", "serve", *named, *theta, *weights, *experts, *adapters, *ranks, *length, *size]
 
 
 def run(flags: Mapping[str, Any], memory: str | None, *, as_json: bool, write_manifest: bool) -> int:
@@ -187,6 +189,8 @@ def to_json(report: PlanReport) -> str:
         "max_model_len": limits.max_model_len if limits else None,
         "room": [asdict(room) for room in plan.capacities()],
         "expert_memory": None if plan.experts is None else asdict(plan.experts) | {"tokens_per_s": expert_speeds(plan)},
+        "adapter_bytes": plan.adapters,
+        "max_adapters": plan.max_adapters if plan.adapters else None,
         "warnings": plan.warnings,
         "verdict": report.verdict,
         "command": report.command,
@@ -274,11 +278,12 @@ def _memory_lines(plan: MemoryPlan) -> Iterator[str]:
     ranks, parts = plan.config.tensor_parallel_size, num_memories(plan.config, plan.config.device)
     kind = "GPUs" if plan.config.device == "cuda" else "hosts"
     cache_bytes = plan.kv_cache_bytes // parts
-    left = plan.memory_bytes - plan.host_weight_bytes - cache_bytes
+    left = plan.memory_bytes - plan.host_weight_bytes - plan.adapter_bytes - cache_bytes
+    adapters = f"adapters {format_bytes(plan.adapter_bytes)} + " if plan.adapters else ""
     memory = "memory" if parts == 1 else f"memory of each of {parts} {kind}"
     yield (
         f"{memory} {format_bytes(plan.memory_bytes)} = weights {format_bytes(plan.host_weight_bytes)} + "
-        f"KV cache {format_bytes(cache_bytes)} ({tokens:,} tokens) + {format_bytes(left)} for everything else"
+        f"{adapters}KV cache {format_bytes(cache_bytes)} ({tokens:,} tokens) + {format_bytes(left)} for everything else"
     )
     if ranks > 1:
         yield (
@@ -286,9 +291,18 @@ def _memory_lines(plan: MemoryPlan) -> Iterator[str]:
             f"{format_bytes(plan.kv_cache_bytes // ranks)} of the KV cache"
         )
     yield from _expert_lines(plan)
+    yield from _adapter_lines(plan)
     for room in plan.capacities():
         each = format_bytes(room.bytes_per_request)
         yield f"room for {room.num_requests:,} requests of {room.num_tokens:,} tokens, at most {each} each"
+
+
+def _adapter_lines(plan: MemoryPlan) -> Iterator[str]:
+    """Yield the memory of each adapter, and how many such adapters fit."""
+    if plan.adapters:
+        yield ", ".join(f"adapter {name} {format_bytes(size)}" for name, size in plan.adapters.items())
+        size = format_bytes(max(plan.adapters.values()))
+        yield f"room for {plan.max_adapters:,} adapters of {size} beside one request of the full context"
 
 
 def _expert_lines(plan: MemoryPlan) -> Iterator[str]:

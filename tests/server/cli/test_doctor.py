@@ -1,6 +1,7 @@
 """`smoe doctor` reports everything that keeps the server from starting."""
 
 import json
+import re
 import shutil
 import socket
 import sys
@@ -8,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from model.checkpoint.config_file import load_config
 from server.cli import doctor
 from server.cli.colours import Colours
 from server.cli.doctor import Check, as_table, run_checks
 from server.fairness import budgets
 from server.settings.sources import load_settings
 from tests.server.cli.test_main import smoe
+from tests.support.adapters import random_tensors, save_adapter
 from tests.support.paths import DEMO
 
 REPORT = {
@@ -74,6 +77,16 @@ def test_a_damaged_checkpoint_fails_by_the_name_of_its_file(monkeypatch: pytest.
     (damaged / "tokenizer.model").unlink()
     assert run_check("model", model=str(damaged)).verdict == "ok"
     assert run_check("tokenizer", model=str(damaged)).verdict == "fail"
+
+
+def test_adapters_are_counted_with_the_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    set_probe(monkeypatch)
+    adapter = save_adapter(tmp_path, random_tensors(load_config(DEMO)[0], rank=8))
+    check = run_check("model", model=str(DEMO), lora=[f"sql={adapter}"])
+    assert check.verdict == "ok" and re.search(r", and [\d.]+ [KM]iB of adapters; fits", check.detail), check.detail
+    (adapter / "adapter_config.json").unlink()
+    check = run_check("model", model=str(DEMO), lora=[f"sql={adapter}"])
+    assert check.verdict == "fail" and "adapter_config.json is missing" in check.detail
 
 
 def test_missing_assertions_fail(monkeypatch: pytest.MonkeyPatch) -> None:

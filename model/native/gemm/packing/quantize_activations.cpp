@@ -157,9 +157,10 @@ void round_tile(const void* x, const int32_t* row_ids, int rows, int64_t K, uint
 }  // namespace
 
 void pack_rows(Pool& pool, int dtype, int format, const void* x, const std::vector<int32_t>& row_ids,
-               const std::vector<Tile>& tiles, int64_t K, const Orders& orders, uint32_t* packed) {
+               const std::vector<Tile>& tiles, int64_t K, const Orders& orders, uint32_t* packed,
+               const SideTasks& beside) {
     const int64_t words = row_words(format, K), all_words = static_cast<int64_t>(row_ids.size()) * words;
-    for_each_tile(pool, tiles, all_words, [&](const Tile& tile) {
+    for_each_tile(pool, tiles, all_words, beside, [&](const Tile& tile) {
         uint32_t* to = packed + tile.first_row * words;
         const int32_t* ids = row_ids.data() + tile.first_row;
         if (is_quantized(format))

@@ -12,14 +12,17 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from engine.capacity.host_resources import format_bytes
 from engine.capacity.memory_plan import plan_memory
 from engine.config import EngineConfig
+from model.checkpoint.config_file import load_config
 from server.cli.main import app
 from server.settings.engine_config import engine_config
 from server.settings.sources import load_settings
+from tests.support.adapters import random_tensors, save_adapter
 from tests.support.gguf_files import GgufShape, write_gguf
 from tests.support.header_only import MIXTRAL_8X7B, MIXTRAL_8X22B, save_headers
-from tests.support.paths import ROOT
+from tests.support.paths import DEMO, ROOT
 
 GIB = 1 << 30
 
@@ -109,6 +112,22 @@ def served_with(command: list[str]) -> EngineConfig:
     assert (program, verb) == ("smoe", "serve")
     names = [name.removeprefix("--").replace("-", "_") for name in flags[::2]]
     return engine_config(load_settings(dict(zip(names, flags[1::2], strict=True))), Path(directory))
+
+
+def test_adapters_are_counted_and_kept_in_the_command(tmp_path: Path) -> None:
+    adapter = save_adapter(tmp_path, random_tensors(load_config(DEMO)[0], rank=8))
+    fields = as_json(DEMO, "--memory", "1GiB", "--lora", f"sql={adapter}")
+    size = fields["adapter_bytes"]["sql"]
+    assert size == sum(tensor.nbytes for tensor in random_tensors(load_config(DEMO)[0], rank=8).values())
+    assert fields["max_adapters"] == (GIB - (fields["needed_bytes"] - size)) // size
+    command = fields["command"]
+    assert command[command.index("--lora") + 1] == f"sql={adapter}"
+    lines = plan(DEMO, "--memory", "1GiB", "--lora", f"sql={adapter}").stdout
+    shown = format_bytes(size)
+    assert f" + adapters {shown} + KV cache " in lines and f"\nadapter sql {shown}\n" in lines
+    assert f"room for {fields['max_adapters']:,} adapters of {shown} beside one request of the full context" in lines
+    refused = plan(DEMO, "--lora", f"sql={tmp_path / 'nowhere'}")
+    assert (refused.exit_code, refused.stdout) == (2, "") and "adapter_config.json is missing" in refused.stderr
 
 
 def test_if_float32_is_too_large_bfloat16_is_suggested_unless_float32_was_given(in_float32: Path) -> None:

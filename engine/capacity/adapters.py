@@ -1,0 +1,38 @@
+"""Memory of the LoRA adapters of a configuration, from their headers alone. No torch."""
+
+from pathlib import Path
+
+from engine.capacity.host_resources import format_bytes
+from engine.config import EngineConfig
+from engine.errors import EngineConfigError
+from model.checkpoint.adapter.config import read_adapter_config
+from model.checkpoint.adapter.tensors import read_adapter_tensors
+from model.config import ModelConfig
+
+
+def adapter_bytes(config: EngineConfig, model: ModelConfig) -> dict[str, int]:
+    """Return the bytes that each adapter takes in memory, by name.
+
+    Raises CheckpointError for one that cannot be served, as far as its config and header show.
+    """
+    return {name: _bytes_of(Path(path), model) for name, path in config.lora.items()}
+
+
+def _bytes_of(directory: Path, model: ModelConfig) -> int:
+    return sum(term.memory_bytes for term in read_adapter_tensors(directory, read_adapter_config(directory), model))
+
+
+def check_adapters_fit(num_bytes: int, free_bytes: int) -> None:
+    """Raise EngineConfigError if the adapters are too large. `free_bytes`: what the weights leave free."""
+    if num_bytes > free_bytes:
+        needed, free = format_bytes(num_bytes), format_bytes(max(0, free_bytes))
+        raise EngineConfigError(f"the LoRA adapters take {needed}, and {free} are free after the weights")
+
+
+def why_no_adapters(config: EngineConfig, backend: str) -> str:
+    """Return why an engine with this backend computes no adapters; empty if it does."""
+    if backend == "triton":
+        return "adapters are not computed on a GPU; with --device cpu they are"
+    if config.tensor_parallel_size > 1:
+        return "adapters are not divided among ranks; drop --tensor-parallel-size"
+    return ""
