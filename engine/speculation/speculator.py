@@ -170,7 +170,7 @@ class Speculator:
         plain_s = self._quiet_times.predict(num_rows)
         longest = max(map(len, chances))
         extra_s = [self._draft_s(num_rows + length) - plain_s for length in range(1, longest + 1)]
-        extra_s = list(accumulate(extra_s, max))
+        extra_s = list(accumulate(reversed(extra_s), min))[::-1]  # one slow step of few rows says nothing of many
         token_s = plain_s / num_rows
         return [c and c[: bisect_right(extra_s, token_s * c[0] / (1 - c[0]))] for c in chances]
 
