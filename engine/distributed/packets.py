@@ -108,6 +108,10 @@ def _bytes_of(arrays: Sequence[Tensor]) -> bytes:
     """Return the arrays' bytes, one behind the other. From a GPU they are one copy, which waits for launched steps."""
     if arrays[0].device.type == "cpu":
         return b"".join(array.numpy().tobytes() for array in arrays)
+    return _joined_bytes(arrays)
+
+
+def _joined_bytes(arrays: Sequence[Tensor]) -> bytes:
     joined = torch.cat([array.contiguous().view(-1).view(torch.uint8) for array in arrays])
     return joined.cpu().numpy().tobytes()
 

@@ -1,13 +1,14 @@
 """Packets arrive as they were sent, in pieces too, and a step is the same step on the other side."""
 
 import socket
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from threading import Thread
 
 import pytest
 import torch
 from torch import Tensor
 
+from engine.distributed import packets
 from engine.distributed.packets import PacketKind, decode_step, encode_step, receive_packet, send_packet
 from model.forward_batch import ForwardBatch, GateRows, HiddenRows, Routing
 from tests.support.attention_cases import Heads
@@ -44,6 +45,30 @@ CASES = {
 def test_a_step_is_the_same_on_the_other_side(batch: ForwardBatch) -> None:
     arrived = decode_step(bytearray(encode_step(batch)), CONFIG)
     _assert_same(arrived, batch)
+
+
+def test_one_copy_from_a_gpu_has_the_bytes_of_many() -> None:
+    """Also of arrays that are views, as tables of a decode step are."""
+    wide = torch.arange(40, dtype=torch.int32).view(4, 10)
+    arrays = [torch.arange(5), wide[:, :3], torch.tensor([True, False]), torch.empty(0, dtype=torch.int64)]
+    assert packets._joined_bytes(arrays) == packets._bytes_of(arrays)
+
+
+def test_a_moved_step_keeps_its_parts() -> None:
+    batch = replace(
+        _batch(), routing=_routing(18, masked=True), hidden=HiddenRows(torch.tensor([3]), torch.empty(1, 4))
+    )
+    moved = packets.on_device(batch, torch.device("meta"))
+    shapes = [(one.shape, one.dtype) for one in _tensors(batch)]
+    assert [(one.shape, one.dtype) for one in _tensors(moved)] == shapes
+    assert {one.device.type for one in _tensors(moved)} == {"meta"}
+    assert packets.on_device(batch, torch.device("cpu")) is batch
+
+
+def _tensors(part: object) -> list[Tensor]:
+    values = [getattr(part, field.name) for field in fields(part)]  # type: ignore[arg-type]
+    nested = [one for value in values if is_dataclass(value) for one in _tensors(value)]
+    return [value for value in values if isinstance(value, Tensor)] + nested
 
 
 def _assert_same(ours: object, theirs: object) -> None:
