@@ -30,7 +30,7 @@ FOREIGN_FLAGS = {
     *("--key",),  # llm
     *("--auth-type",),  # qwen
     *("--scale", "--part", "--seed", "--seeds", "--minutes"),  # pytest tests, python -m tests.simulator, tests.soak
-    *("--count", "--seconds"),  # python -m tests.measure.noninterference, tests.measure.attacks
+    *("--count", "--seconds"),  # python -m tests.measure.reliability.noninterference, tests.measure.reliability.attacks
     *("--output", "--tiny"),  # python -m tests.gpu.first_light
     *("--param",),  # gcc
     *("--no-cache-prompt", "--cache-ram"),  # llama-server
@@ -38,7 +38,7 @@ FOREIGN_FLAGS = {
     *("--cpus", "--replicas"),  # deploy/ray/fleet.py
     *("--force",),  # ray stop
     *("--max-restarts",),  # torchrun
-    *("--hosts", "--kills"),  # tests.measure.rank_kills
+    *("--hosts", "--kills"),  # tests.measure.reliability.rank_kills
 }
 FOREIGN_VARIABLES = {"SMOE_CONFIG", "SMOE_URL"}  # no fields of Settings: the file itself, and a variable of tests
 

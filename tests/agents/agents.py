@@ -14,7 +14,7 @@ import pytest
 
 from tests.agents.programs import AGENTS, CONTEXT, MODEL, Agent
 from tests.support.paths import ROOT
-from tests.support.running import RunningServer, start_server
+from tests.support.servers.running import RunningServer, start_server
 
 PROGRAMS = Path(__file__).parent / "node" / "node_modules" / ".bin"
 FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.model", "tokenizer_config.json")

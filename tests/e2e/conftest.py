@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.running import BLOCKAGES, RunningServer, start_server
+from tests.support.servers.running import BLOCKAGES, RunningServer, start_server
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import httpx
 from tests.e2e.bad_inputs import ROWS
 from tests.e2e.bad_inputs.rows import GENERATING, bodies
 from tests.support.conditions import until
-from tests.support.running import MODEL, RunningServer, start_server
+from tests.support.servers.running import MODEL, RunningServer, start_server
 
 NUMERICS = ("--dtype", "float32", "--threads", "1")
 Answers = list[dict[str, Any]]

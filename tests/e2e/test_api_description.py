@@ -17,7 +17,7 @@ from schemathesis.specs.openapi.checks import content_type_conformance, response
 from server.api.app import ROUTES
 from server.api.openapi import Facts, document
 from server.api.openapi.document import REQUEST_MODELS
-from tests.support.running import RunningServer
+from tests.support.servers.running import RunningServer
 
 MAX_MODEL_LEN, VOCAB = 2048, 3072
 MAX_CHOICES_QUEUED = 256

@@ -28,7 +28,7 @@ from tests.e2e.bad_inputs.rows import (
     Endpoint,
     bodies,
 )
-from tests.support.running import MODEL, RunningServer
+from tests.support.servers.running import MODEL, RunningServer
 
 JSON = {"content-type": "application/json"}
 # Strings that no error may contain: parts of the request, and names from the server's source.

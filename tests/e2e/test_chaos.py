@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from server.generation.state import ServerState
-from tests.support.raw_http import LEAVINGS, RawClient
-from tests.support.running import MODEL
-from tests.support.serving import outcomes
-from tests.support.watched import WatchedEngine, watched_server
+from tests.support.servers.raw_http import LEAVINGS, RawClient
+from tests.support.servers.running import MODEL
+from tests.support.servers.serving import outcomes
+from tests.support.servers.watched import WatchedEngine, watched_server
 
 ENGINE = {"dtype": "float32", "max_num_seqs": 24, "max_num_batched_tokens": 64, "num_kv_blocks": 100}
 SHARE_OF_LEAVERS = 0.3

@@ -17,11 +17,11 @@ import httpx
 import pytest
 
 from tests.support.conditions import until
-from tests.support.endings import CLOSED, NO_CONNECTION, ending_of
-from tests.support.fake_engine_process import QUEUES
 from tests.support.paths import DEMO
-from tests.support.server_process import Server, running
-from tests.support.serving import TLS_FILES
+from tests.support.servers.endings import CLOSED, NO_CONNECTION, ending_of
+from tests.support.servers.fake_engine_process import QUEUES
+from tests.support.servers.server_process import Server, running
+from tests.support.servers.serving import TLS_FILES
 
 KILL, STOP, FULL_DESCRIPTORS, FULL_QUEUE = "engine killed", "engine stopped", "descriptors used up", "queue full"
 DRAIN, TLS, OTHER_CHECKPOINT = "drain meanwhile", "TLS", "other checkpoint"

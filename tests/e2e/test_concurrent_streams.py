@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.support.conditions import POLL_S
-from tests.support.running import MODEL, RunningServer, Samples
+from tests.support.servers.running import MODEL, RunningServer, Samples
 
 Body = dict[str, object]
 

@@ -3,8 +3,8 @@
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
-from tests.support.browser import PHONE, chromium, visiting
-from tests.support.running import RunningServer
+from tests.support.playground.browser import PHONE, chromium, visiting
+from tests.support.servers.running import RunningServer
 
 pytestmark = pytest.mark.browser
 

@@ -19,10 +19,10 @@ import pytest
 from engine.types import Request
 from server.chat.template import ChatTemplate
 from server.schemas import ChatCompletionRequest, CompletionRequest
-from tests.support.fake_engine import FakeEngine
-from tests.support.running import MODEL, RunningServer
-from tests.support.serving import MODEL as FAKE_MODEL
-from tests.support.serving import client_of, saying, state_around, tokenizer
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.running import MODEL, RunningServer
+from tests.support.servers.serving import MODEL as FAKE_MODEL
+from tests.support.servers.serving import client_of, saying, state_around, tokenizer
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 EOS = "2"

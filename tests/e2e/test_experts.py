@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.running import RunningServer
+from tests.support.servers.running import RunningServer
 
 AUSTEN = [
     "She was then obliged to assure her mother that it was not in her power to",

@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import MixtralForCausalLM
 
+from tests.support.kernels.routed_oracle import forward, gate_logits
 from tests.support.paths import DEMO, ROOT
-from tests.support.routed_oracle import forward, gate_logits
-from tests.support.running import RunningServer
+from tests.support.servers.running import RunningServer
 
 TEXT = "It was not in her power to"
 TOLERANCE = 1e-3  # of logits of about 1 to 10, in float32

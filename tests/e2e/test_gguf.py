@@ -7,9 +7,9 @@ import pytest
 
 from tests.e2e.bad_checkpoints.test_command import serve
 from tests.server.cli.plan.test_memory import as_json, plan
-from tests.support.gguf_files import GgufShape, vocabulary_fields, write_gguf
+from tests.support.checkpoints.gguf import GgufShape, vocabulary_fields, write_gguf
 from tests.support.paths import DEMO
-from tests.support.running import start_server
+from tests.support.servers.running import start_server
 
 TEMPLATE = "{{ bos_token }}{% for message in messages %}<{{ message.content }}>{% endfor %}"
 

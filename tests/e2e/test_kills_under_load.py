@@ -1,6 +1,6 @@
-"""The engine is killed under many connections, a full queue and TLS. More of it: python -m tests.measure.kills"""
+"""The engine is killed under many connections, a full queue and TLS. More: python -m tests.measure.reliability.kills"""
 
-from tests.measure.kills import kills
+from tests.measure.reliability.kills import kills
 
 
 def test_no_request_is_lost_or_ends_in_silence(scale: int) -> None:

@@ -8,9 +8,9 @@ import httpx
 import pytest
 
 from model.checkpoint.config_file import load_config
-from tests.support.adapters import random_tensors, save_adapter
+from tests.support.checkpoints.adapters import random_tensors, save_adapter
 from tests.support.paths import DEMO
-from tests.support.running import MODEL, RunningServer, start_server
+from tests.support.servers.running import MODEL, RunningServer, start_server
 
 COMPLETION = {"prompt": "It is a truth universally acknowledged, that a single man", "max_tokens": 20, "temperature": 0}
 

@@ -15,11 +15,11 @@ import httpx
 import pytest
 
 from model.checkpoint.pack.header import PAGE_BYTES, WEIGHTS_NAME, read_header
+from tests.support.checkpoints.packs import make_pack
 from tests.support.conditions import wait_until
-from tests.support.packs import make_pack
 from tests.support.paths import DEMO
 from tests.support.ports import free_port
-from tests.support.running import RunningServer, wait_until_ready
+from tests.support.servers.running import RunningServer, wait_until_ready
 
 BODY = {"prompt": "It was not", "max_tokens": 2000, "ignore_eos": True, "stream": True, "temperature": 0}
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import httpx
 import pytest
 
-from tests.support.running import MODEL, RunningServer, start_server
+from tests.support.servers.running import MODEL, RunningServer, start_server
 
 ONE, OTHER = "key-one", "key-other"
 PROMPT = [random.Random(7).randrange(300, 3000) for _ in range(70)]

@@ -14,7 +14,7 @@ import yaml
 
 from tests.support.paths import ROOT
 from tests.support.ports import free_port
-from tests.support.running import RunningServer
+from tests.support.servers.running import RunningServer
 
 pytestmark = pytest.mark.prometheus
 DEPLOY = ROOT / "deploy"

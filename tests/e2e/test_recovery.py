@@ -21,7 +21,7 @@ import httpx
 import pytest
 
 from tests.support.conditions import POLL_S
-from tests.support.running import MODEL, RunningServer, samples, start_server
+from tests.support.servers.running import MODEL, RunningServer, samples, start_server
 
 NUM_STREAMS, NUM_SEQS = 24, 6  # most of the streams are queued at any time
 NUM_DRAINED = 200

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from tests.support.conditions import until
-from tests.support.running import MODEL, RunningServer
+from tests.support.servers.running import MODEL, RunningServer
 
 NUM_LINES, NUM_KILLS = 300, 3
 WHOLE_S = 300

@@ -15,9 +15,9 @@ import pytest
 
 from tests.e2e.test_recovery import Answer, Progress, ask, body_of, client_of, health
 from tests.support.conditions import until
-from tests.support.hosts import two_hosts
+from tests.support.hosts.two_hosts import two_hosts
 from tests.support.ports import free_port
-from tests.support.running import STOP_TIMEOUT_S, RunningServer, start_server, wait_until_ready
+from tests.support.servers.running import STOP_TIMEOUT_S, RunningServer, start_server, wait_until_ready
 
 NUM_STREAMS = 8
 FLAGS = ("--dtype", "float32", "--threads", "1", "--max-num-seqs", "4")

@@ -4,7 +4,7 @@ from typing import Any
 
 import httpx
 
-from tests.support.running import MODEL, RunningServer, start_server
+from tests.support.servers.running import MODEL, RunningServer, start_server
 
 REPEATED = "One two three four five six seven. " * 6
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": REPEATED}], "max_tokens": 60, "return_token_ids": True}

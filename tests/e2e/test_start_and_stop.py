@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.paths import DEMO
 from tests.support.ports import free_port
-from tests.support.running import MODEL, STOP_TIMEOUT_S, start_server
+from tests.support.servers.running import MODEL, STOP_TIMEOUT_S, start_server
 
 CHECKPOINT_FILES = (
     "config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.model", "model.safetensors"

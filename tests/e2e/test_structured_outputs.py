@@ -13,8 +13,8 @@ import openai
 import pydantic
 import pytest
 
-from tests.support.random_schemas import random_schema
-from tests.support.running import MODEL, RunningServer
+from tests.support.generated.random_schemas import random_schema
+from tests.support.servers.running import MODEL, RunningServer
 
 NUM_SAMPLES = 5
 NUM_AT_ONCE = 6

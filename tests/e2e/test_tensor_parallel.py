@@ -10,7 +10,7 @@ import psutil
 
 from tests.e2e.test_recovery import answers_of, body_of, kill_under_load
 from tests.support.conditions import until
-from tests.support.running import RunningServer, start_server
+from tests.support.servers.running import RunningServer, start_server
 
 NUM_STREAMS = 12
 FLAGS = ("--dtype", "float32", "--threads", "1", "--max-num-seqs", "6", "--tensor-parallel-size", "2")

@@ -17,7 +17,7 @@ from signal import SIG_DFL, SIGINT, signal
 import psutil
 
 from tests.support.ports import free_port
-from tests.support.running import MODEL, RunningServer, start_server
+from tests.support.servers.running import MODEL, RunningServer, start_server
 
 COUNT = "Count from 3 to 7."
 TIMEOUT_S = 60.0

@@ -9,8 +9,8 @@ import jsonschema
 import openai
 import pytest
 
-from tests.support.random_schemas import random_parameters
-from tests.support.running import MODEL, RunningServer, start_server
+from tests.support.generated.random_schemas import random_parameters
+from tests.support.servers.running import MODEL, RunningServer, start_server
 
 NUM_SAMPLES = 5
 QUESTION: list[Any] = [{"role": "user", "content": "Use a tool, please."}]

@@ -6,7 +6,7 @@ import anthropic
 import openai
 import pytest
 
-from tests.support.running import MODEL, RunningServer, start_server
+from tests.support.servers.running import MODEL, RunningServer, start_server
 
 ASK = "Count from 3 to 7."
 GREEDY = {"temperature": 0}

@@ -20,8 +20,8 @@ from engine.types import SamplingParams as TokenSamplingParams
 from model.checkpoint.config_file import load_config
 from model.checkpoint.errors import CheckpointError
 from smoe import Completion, LocalEngine, SamplingParams
-from tests.support.adapters import merge, random_tensors, save_adapter
-from tests.support.checkpoints import Shape, random_model, save_in_layout
+from tests.support.checkpoints.adapters import merge, random_tensors, save_adapter
+from tests.support.checkpoints.mixtral import Shape, random_model, save_in_layout
 from tests.support.conditions import wait_until
 
 PARAMS = SamplingParams(max_tokens=20, temperature=0, ignore_eos=True, num_logprobs=0)

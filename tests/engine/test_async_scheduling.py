@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from smoe import Completion, LocalEngine, SamplingParams
-from tests.support.checkpoints import Shape, save_random_checkpoint
+from tests.support.checkpoints.mixtral import Shape, save_random_checkpoint
 
 Work = tuple[list[int], SamplingParams]
 

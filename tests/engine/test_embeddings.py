@@ -15,8 +15,8 @@ from engine.types import Request, RequestOutput
 from engine.types import SamplingParams as EngineParams
 from model.ops.native.library import NativeLibrary
 from smoe import LocalEngine, SamplingParams
-from tests.support.checkpoints import Shape, random_model, save_embedding_checkpoint, save_random_checkpoint
-from tests.support.gguf_files import GgufShape, all_of, write_gguf
+from tests.support.checkpoints.gguf import GgufShape, all_of, write_gguf
+from tests.support.checkpoints.mixtral import Shape, random_model, save_embedding_checkpoint, save_random_checkpoint
 
 TOLERANCE = 2e-6
 DENSE = Shape(num_experts=0, seed=5)

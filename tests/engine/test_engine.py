@@ -10,7 +10,7 @@ import pytest
 from engine.errors import FatalEngineError
 from engine.types import Request
 from smoe import SamplingParams
-from tests.support.checkpoints import Shape, save_random_checkpoint
+from tests.support.checkpoints.mixtral import Shape, save_random_checkpoint
 from tests.support.isolated import VOCAB, load, random_work, same_bits, solo
 
 

@@ -17,8 +17,8 @@ from model.checkpoint.config_file import load_config
 from model.checkpoint.pack.experts import expert_tensors
 from model.checkpoint.pack.header import WEIGHTS_NAME, read_header
 from smoe import LocalEngine, SamplingParams
-from tests.support.adapters import random_tensors, save_adapter
-from tests.support.packs import make_pack
+from tests.support.checkpoints.adapters import random_tensors, save_adapter
+from tests.support.checkpoints.packs import make_pack
 from tests.support.paths import DEMO
 
 SMALL: dict[str, Any] = {"threads": 1, "num_kv_blocks": 64, "max_num_batched_tokens": 32}

@@ -13,9 +13,9 @@ from transformers import MixtralForCausalLM
 from engine.errors import EngineError
 from model.checkpoint.errors import CheckpointError
 from smoe import Completion, LocalEngine, SamplingParams
-from tests.support.checkpoints import Shape, save_random_checkpoint
+from tests.support.checkpoints.mixtral import Shape, save_random_checkpoint
+from tests.support.kernels.routed_oracle import Mask, forward
 from tests.support.paths import DEMO
-from tests.support.routed_oracle import Mask, forward
 
 TEXTS = [
     "It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want",

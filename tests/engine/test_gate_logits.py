@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from smoe import Completion, LocalEngine, SamplingParams
-from tests.support.checkpoints import Shape, save_random_checkpoint
-from tests.support.routed_oracle import Mask, forward, gate_logits
+from tests.support.checkpoints.mixtral import Shape, save_random_checkpoint
+from tests.support.kernels.routed_oracle import Mask, forward, gate_logits
 
 SHAPE = Shape(num_layers=3, seed=7)
 E, L = SHAPE.num_experts, SHAPE.num_layers

@@ -15,11 +15,11 @@ from model.checkpoint.pack.header import WEIGHTS_NAME, read_header
 from model.pack import weight_memory
 from smoe import LocalEngine, SamplingParams
 from tests.model.checkpoint.test_mistral_layout import save_as_mistral
-from tests.support.checkpoints import Shape, random_model, save_in_layout, save_random_checkpoint
-from tests.support.gguf_files import GgufShape, vocabulary_fields, write_gguf
-from tests.support.packs import flip_byte, make_pack
+from tests.support.checkpoints.gguf import GgufShape, vocabulary_fields, write_gguf
+from tests.support.checkpoints.mixtral import Shape, random_model, save_in_layout, save_random_checkpoint
+from tests.support.checkpoints.packs import flip_byte, make_pack
+from tests.support.checkpoints.quantized import save_quantized
 from tests.support.paths import DEMO
-from tests.support.quantized_checkpoints import save_quantized
 
 SMALL: dict[str, Any] = {"threads": 1, "num_kv_blocks": 16, "max_num_batched_tokens": 32}
 PROMPTS = [[1, 5, 9, 33, 70], [1, 100], list(range(40))]

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from smoe import Completion, LocalEngine, SamplingParams
-from tests.support.checkpoints import Shape, save_random_checkpoint
+from tests.support.checkpoints.mixtral import Shape, save_random_checkpoint
 
 NEW_TOKENS = 64
 LOGIT_TIE, GATE_TIE, TOLERANCE = 1e-4, 1e-5, 1e-4

@@ -39,7 +39,7 @@ from engine.messages import (
 from engine.process import Channel, EngineProcess
 from engine.types import Request, RequestOutput, SamplingParams
 from smoe import LocalEngine
-from tests.support.checkpoints import Shape, save_random_checkpoint
+from tests.support.checkpoints.mixtral import Shape, save_random_checkpoint
 from tests.support.paths import DEMO
 
 TIMEOUT_S = 60.0

@@ -14,7 +14,7 @@ import torch
 from engine.types import StepStats
 from model.ops.native.library import NativeLibrary
 from smoe import Completion, LocalEngine, SamplingParams
-from tests.support.checkpoints import Shape, save_random_checkpoint
+from tests.support.checkpoints.mixtral import Shape, save_random_checkpoint
 
 ISAS = NativeLibrary().isas()
 

@@ -1,6 +1,6 @@
 """Drafts change no bit: tokens, logprobs, experts and ends equal those of the request alone without drafts.
 
-The same for every dtype and quantization, with more requests: python -m tests.measure.speculation_bits
+The same for every dtype and quantization, with more requests: python -m tests.measure.speculation.bits
 """
 
 import random
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.checkpoints import Shape, save_random_checkpoint
-from tests.support.drafted_runs import compare, random_loads, random_work, serve_alone
+from tests.support.checkpoints.mixtral import Shape, save_random_checkpoint
+from tests.support.speculation.drafted_runs import compare, random_loads, random_work, serve_alone
 
 
 @pytest.mark.parametrize(

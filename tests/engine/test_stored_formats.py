@@ -12,9 +12,9 @@ from safetensors.torch import save_file as save_torch_file
 
 from smoe import LocalEngine, SamplingParams
 from tests.model.checkpoint.test_mistral_layout import save_as_mistral
-from tests.support.checkpoints import Shape, random_model, save_in_layout
-from tests.support.gguf_files import GgufShape, Type, q4_k_m, write_gguf
-from tests.support.quantized_checkpoints import save_quantized
+from tests.support.checkpoints.gguf import GgufShape, Type, q4_k_m, write_gguf
+from tests.support.checkpoints.mixtral import Shape, random_model, save_in_layout
+from tests.support.checkpoints.quantized import save_quantized
 
 SMALL: dict[str, Any] = {"dtype": "float32", "threads": 1, "num_kv_blocks": 16, "max_num_batched_tokens": 32}
 PROMPTS = [[1, 5, 9, 33, 70], [1, 100], list(range(40))]

@@ -29,8 +29,8 @@ from server.structured_output.grammar_check_job import make_compiler
 from server.tokenizer.config_files import TokenizerError
 from server.tokenizer.tokenizer import load_tokenizer
 from tests.fuzz.heads import check_heads
-from tests.support.native_cases import ISAS, native
-from tests.support.sampling_cases import assert_same, random_logits, random_rows, sampled_by
+from tests.support.kernels.native_cases import ISAS, native
+from tests.support.kernels.sampling_cases import assert_same, random_logits, random_rows, sampled_by
 
 MAX_STEPS = 20_000  # of a template
 BODY = {"model": "m", "prompt": "a"}

@@ -20,7 +20,7 @@ from engine.types import SamplingParams
 from model.mixtral import Mixtral
 from model.mixtral_cuda_graphs import EagerRecorder, GraphedMixtral
 from model.profile_step import run_profile_steps
-from tests.support.launched_steps import PARAMS, chunk, chunks, launched_network, launched_pool, launched_runner
+from tests.support.kernels.launched_steps import PARAMS, chunk, chunks, launched_network, launched_pool, launched_runner
 
 CUDA = torch.device("cuda", 0)
 

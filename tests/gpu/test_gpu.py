@@ -21,9 +21,9 @@ from model.ops.triton.launch import launcher_for
 from model.ops.triton.ops import TritonOps
 from model.ops.triton.packed_weights import WeightFormat
 from smoe import LocalEngine, SamplingParams
-from tests.support.attention_cases import Heads
-from tests.support.checkpoints import Shape, save_random_checkpoint
-from tests.support.paged import Running, make_batch
+from tests.support.checkpoints.mixtral import Shape, save_random_checkpoint
+from tests.support.kernels.attention_cases import Heads
+from tests.support.kernels.paged import Running, make_batch
 
 GPU = torch.device("cuda")
 CONFIG = replace(Heads(8, 2, 64, 300).config, dim=256, hidden_dim=512, num_layers=2, num_experts=8, experts_per_token=2)

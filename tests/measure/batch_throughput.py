@@ -24,7 +24,7 @@ from server.batch.lines import BatchLine, read_lines
 from server.batch.runner import Progress, Runner
 from server.bench.http_client import Endpoint, request
 from server.cli.run_batch import sender
-from tests.support.running import MODEL, RunningServer, start_server
+from tests.support.servers.running import MODEL, RunningServer, start_server
 
 
 def write_batch(path: Path, num_lines: int, max_tokens: int) -> None:

@@ -34,9 +34,9 @@ from server.sandbox.pool import SandboxPool
 from server.schemas import CompletionRequest, validate
 from server.structured_output.grammar_checker import GrammarChecker
 from server.tokenizer.tokenizer import Tokenizer, TokenizerError
-from tests.support.hostile_schemas import hostile_constraint
-from tests.support.hostile_templates import hostile_template
-from tests.support.serving import tokenizer
+from tests.support.generated.hostile_schemas import hostile_constraint
+from tests.support.generated.hostile_templates import hostile_template
+from tests.support.servers.serving import tokenizer
 
 MAX_CPU_S, MAX_BYTES, MAX_LAG_S = 1.0, 256 << 20, 0.05
 PROBE_S = 0.005

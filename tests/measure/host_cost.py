@@ -28,7 +28,7 @@ from engine.scheduling.step_plan import StepPlan, StepResult
 from engine.types import Request, RequestOutput, SamplingParams, StepOutput, StepStats
 from model.config import ModelConfig
 from model.sampling_batch import SampledRows, SamplingRows
-from tests.support.attention_cases import Heads
+from tests.support.kernels.attention_cases import Heads
 
 BLOCK_SIZE, MAX_LEN, NUM_STEPS, VOCAB = 16, 1024, 200, 32_000
 

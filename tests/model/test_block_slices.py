@@ -15,10 +15,10 @@ from model.loader import load_model
 from model.ops.interface import packed_bytes
 from model.ops.weights import BlockMatrix, BlockStream
 from model.stored_weights import read_block_matrix
-from tests.support.block_matrices import random_blocks
-from tests.support.gguf_files import GgufShape, write_gguf
-from tests.support.native_cases import ISAS, native
-from tests.support.paged import CPU
+from tests.support.checkpoints.block_matrices import random_blocks
+from tests.support.checkpoints.gguf import GgufShape, write_gguf
+from tests.support.kernels.native_cases import ISAS, native
+from tests.support.kernels.paged import CPU
 
 
 def _stored(matrix: BlockMatrix, path: Path) -> StoredTensor:

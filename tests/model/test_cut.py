@@ -6,7 +6,7 @@ import pytest
 
 from model.config import ModelConfig
 from model.cut import MIN_BUFFER_BYTES, Cut, all_cuts, gather_buffer_bytes, why_not_divisible
-from tests.support.attention_cases import Heads
+from tests.support.kernels.attention_cases import Heads
 
 CONFIG: ModelConfig = replace(Heads(8, 4, 16).config, dim=128, hidden_dim=160, vocab_size=101)
 

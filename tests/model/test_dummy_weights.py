@@ -8,8 +8,8 @@ import torch
 from model.dummy_weights import random_model
 from model.ops.interface import packed_bytes
 from model.ops.reference.ops import ReferenceOps
-from tests.support.attention_cases import Heads
-from tests.support.paged import CPU, teacher_forced
+from tests.support.kernels.attention_cases import Heads
+from tests.support.kernels.paged import CPU, teacher_forced
 
 CONFIG = replace(Heads(4, 2, 16).config, dim=64, hidden_dim=96, num_layers=2)
 SPARSE = replace(CONFIG, num_experts=4, experts_per_token=2)

@@ -1,6 +1,6 @@
 """The example in ForwardBatch's docstring."""
 
-from tests.support.paged import Running, make_batch
+from tests.support.kernels.paged import Running, make_batch
 
 
 def test_the_example_of_the_batch_is_what_the_builder_makes() -> None:

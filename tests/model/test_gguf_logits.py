@@ -19,10 +19,10 @@ from model.mixtral import Mixtral
 from model.mixtral_native import NativeMixtral
 from model.ops.interface import Ops, packed_bytes
 from model.ops.reference.ops import ReferenceOps
-from tests.support.block_matrices import with_sums_in
-from tests.support.gguf_files import GgufShape, all_of, q4_k_m, write_gguf
-from tests.support.native_cases import ISAS, native
-from tests.support.paged import CPU, Running, make_batch
+from tests.support.checkpoints.block_matrices import with_sums_in
+from tests.support.checkpoints.gguf import GgufShape, all_of, q4_k_m, write_gguf
+from tests.support.kernels.native_cases import ISAS, native
+from tests.support.kernels.paged import CPU, Running, make_batch
 
 # All experts count, so that no rounding changes a choice among them.
 SHAPE = GgufShape(num_layers=2, hidden_dim=512, fields={"llama.expert_used_count": 4})

@@ -8,9 +8,9 @@ import torch
 
 from model.kv_format import KvDtype
 from model.kv_pool import KvPool
-from tests.support.attention_cases import Heads
-from tests.support.kv_tiles import in_rows
-from tests.support.paged import CPU
+from tests.support.kernels.attention_cases import Heads
+from tests.support.kernels.kv_tiles import in_rows
+from tests.support.kernels.paged import CPU
 
 CONFIG = replace(Heads(32, 8, 128).config, num_layers=32)
 

@@ -19,7 +19,7 @@ from model.loader import load_model
 from model.mixtral import Mixtral
 from model.ops.reference.ops import ReferenceOps
 from model.stored_weights import read_weight
-from tests.support.checkpoints import (
+from tests.support.checkpoints.mixtral import (
     Shape,
     edit_config,
     edit_tensors,
@@ -27,7 +27,7 @@ from tests.support.checkpoints import (
     save_in_layout,
     write_index,
 )
-from tests.support.paged import CPU, teacher_forced
+from tests.support.kernels.paged import CPU, teacher_forced
 
 FILE = "model.safetensors"
 HEAD = "lm_head.weight"

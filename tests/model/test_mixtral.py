@@ -13,9 +13,9 @@ from model.loader import load_model
 from model.mixtral import Mixtral
 from model.ops.interface import Ops
 from model.ops.reference.ops import ReferenceOps
-from tests.support.checkpoints import Shape, random_model, save_in_layout
-from tests.support.native_cases import ISAS, native
-from tests.support.paged import CPU, Running, make_batch, teacher_forced
+from tests.support.checkpoints.mixtral import Shape, random_model, save_in_layout
+from tests.support.kernels.native_cases import ISAS, native
+from tests.support.kernels.paged import CPU, Running, make_batch, teacher_forced
 
 PROMPT_LENGTHS, NUM_NEW = (1, 2, 5, 17, 64, 131, 300), 64
 

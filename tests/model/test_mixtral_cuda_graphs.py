@@ -21,8 +21,8 @@ from model.mixtral_cuda_graphs import (
     buckets_for,
 )
 from model.ops.reference.ops import ReferenceOps
-from tests.support.attention_cases import Heads
-from tests.support.paged import CPU, Running, make_batch
+from tests.support.kernels.attention_cases import Heads
+from tests.support.kernels.paged import CPU, Running, make_batch
 
 BLOCK_SIZE, NUM_BLOCKS, TABLE_WIDTH = 4, 120, 20
 CONFIG = replace(Heads(4, 2, 16).config, num_layers=2, num_experts=4, experts_per_token=2)

@@ -14,10 +14,10 @@ from model.kv_pool import KvPool
 from model.mixtral import Mixtral
 from model.mixtral_native import NativeMixtral
 from model.ops.quantization import Quantization
-from tests.support.attention_cases import Heads
-from tests.support.block_matrices import random_block_model, with_sums_in
-from tests.support.native_cases import DTYPES, ISAS, name_of, native
-from tests.support.paged import CPU, Running, make_batch
+from tests.support.checkpoints.block_matrices import random_block_model, with_sums_in
+from tests.support.kernels.attention_cases import Heads
+from tests.support.kernels.native_cases import DTYPES, ISAS, name_of, native
+from tests.support.kernels.paged import CPU, Running, make_batch
 
 BLOCK_SIZE = 4
 SPARSE = replace(Heads(4, 2, 16, 40).config, num_layers=3, num_experts=5, experts_per_token=2, hidden_dim=72, dim=48)

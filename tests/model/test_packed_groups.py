@@ -15,11 +15,11 @@ from model.checkpoint.weight_sizes import PACKED_BLOCKS, kept_in_blocks, weight_
 from model.loader import load_model
 from model.ops.interface import packed_bytes
 from model.packed_groups import read_group_matrix
-from tests.support.block_matrices import decoded
-from tests.support.checkpoints import Shape, edit_config, edit_tensors, random_model, save_in_layout
-from tests.support.native_cases import ISAS, native
-from tests.support.paged import CPU
-from tests.support.quantized_checkpoints import FORMATS, gptq, save_quantized
+from tests.support.checkpoints.block_matrices import decoded
+from tests.support.checkpoints.mixtral import Shape, edit_config, edit_tensors, random_model, save_in_layout
+from tests.support.checkpoints.quantized import FORMATS, gptq, save_quantized
+from tests.support.kernels.native_cases import ISAS, native
+from tests.support.kernels.paged import CPU
 
 SHAPE = Shape(dim=64, hidden_dim=64, num_experts=4, vocab_size=96)
 DECODED = ("FP8", "FP8, inverse scale", "FP8 in blocks", "nf4", "nf4, nested")

@@ -12,8 +12,8 @@ from model.ops.interface import RoutingRequest
 from model.ops.reference.ops import Matrix, ReferenceMoe, ReferenceOps
 from model.profile_step import run_profile_steps
 from model.sampling_batch import SampledRows, SamplingRows
-from tests.support.attention_cases import Heads
-from tests.support.paged import CPU
+from tests.support.kernels.attention_cases import Heads
+from tests.support.kernels.paged import CPU
 
 
 class WatchedOps(ReferenceOps):

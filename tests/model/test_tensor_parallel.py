@@ -21,11 +21,11 @@ from model.ops.interface import Ops
 from model.ops.native.ops import NativeOps
 from model.ops.quantization import Quantization
 from model.ops.reference.ops import ReferenceOps
-from tests.support.checkpoints import Shape, random_model, save_in_layout
-from tests.support.gguf_files import GgufShape, Type, q4_k_m, write_gguf
-from tests.support.native_cases import DTYPES, ISAS, LIBRARY, name_of
-from tests.support.paged import CPU, Running, make_batch
-from tests.support.ranks import on_each_rank, shared_groups, socket_groups
+from tests.support.checkpoints.gguf import GgufShape, Type, q4_k_m, write_gguf
+from tests.support.checkpoints.mixtral import Shape, random_model, save_in_layout
+from tests.support.hosts.ranks import on_each_rank, shared_groups, socket_groups
+from tests.support.kernels.native_cases import DTYPES, ISAS, LIBRARY, name_of
+from tests.support.kernels.paged import CPU, Running, make_batch
 
 BLOCK_SIZE = 4
 # 5 panels of hidden outputs and 4 of the vocabulary, the last ones not whole: ranks have uneven parts.

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from tests.e2e.bad_inputs import ROWS
 from tests.e2e.bad_inputs.raw import RAW
 from tests.e2e.bad_inputs.rows import EVERYWHERE, bodies
-from tests.support.running import MODEL
+from tests.support.servers.running import MODEL
 
 Body = dict[str, Any]
 Ending = Literal["read", "leave", "leave while it answers", "stop in the middle"]

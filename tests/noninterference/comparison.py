@@ -17,9 +17,9 @@ from tests.noninterference.calls import Attack, Call, Prompts, attack_of_a, call
 from tests.noninterference.engine import InProcessEngine
 from tests.noninterference.replies import Comparable, comparable
 from tests.noninterference.server import KEYS, serving, state_around
-from tests.support.inline_sandbox import InlineSandbox
 from tests.support.paths import ROOT
-from tests.support.raw_http import RawClient
+from tests.support.servers.inline_sandbox import InlineSandbox
+from tests.support.servers.raw_http import RawClient
 
 MODEL_DIR = ROOT / "model" / "demo"
 KEY_OF_A, KEY_OF_B = KEYS

@@ -22,7 +22,7 @@ from server.http.tenant_of_head import tenant_finder
 from server.http.uvicorn_server import HttpServer, RequestTracker
 from server.observability.metrics import Metrics
 from server.settings.settings import Settings
-from tests.support.running import MODEL
+from tests.support.servers.running import MODEL
 
 KEYS = ("key-of-a", "key-of-b")
 MEMORY_BYTES = 64 << 20  # for bodies, and for parts of replies

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from server.tokenizer.tokenizer import Tokenizer
-from tests.support.mistral_tokenizers import v1_tokenizer, v3_tokenizer
+from tests.support.checkpoints.mistral_tokenizers import v1_tokenizer, v3_tokenizer
 
 
 @pytest.fixture

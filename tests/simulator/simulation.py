@@ -13,7 +13,7 @@ from tests.simulator.exact import NAN, POISON, ExactRunner
 from tests.simulator.faults import Clock, FakeGrammarQueue, Faults, FaultyPool, FaultyRunner, Point
 from tests.simulator.record import ENDS, Record, unended_tokens
 from tests.simulator.setup import VOCAB, Setup, build_engine, exact_runner
-from tests.support.guessing_drafter import GuessingDrafter
+from tests.support.speculation.guessing_drafter import GuessingDrafter
 
 
 class Simulation:

@@ -19,8 +19,8 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.soak.clients import Clients
-from tests.support.child_processes import engine_pid_of
-from tests.support.running import MODEL, RunningServer, start_server
+from tests.support.servers.child_processes import engine_pid_of
+from tests.support.servers.running import MODEL, RunningServer, start_server
 
 KEYS = ["soak-one", "soak-two", "soak-three"]
 FLAGS = ("--dtype", "float32", "--threads", "1", "--num-kv-blocks", "150", "--max-num-seqs", "32")

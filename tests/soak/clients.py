@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.support.raw_http import LEAVINGS, Answer, RawClient
+from tests.support.servers.raw_http import LEAVINGS, Answer, RawClient
 
 MODEL = "smoe-demo"
 NETWORK_ERRORS = (ConnectionError, asyncio.IncompleteReadError, TimeoutError, OSError)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import httpx
 import msgspec
 
-from tests.support.fake_engine import READY, FakeEngine, embedding_of
-from tests.support.serving import MODEL, client_of, saying, state_around, tokenizer
+from tests.support.servers.fake_engine import READY, FakeEngine, embedding_of
+from tests.support.servers.serving import MODEL, client_of, saying, state_around, tokenizer
 
 EMBEDDING_MODEL = msgspec.structs.replace(READY, embeds=True, generates=False)
 TEXT = "It is a truth"

@@ -18,10 +18,10 @@ from server.chat.template import ChatTemplate
 from server.generation.sampling_params import GenerationDefaults
 from server.generation.state import ServerState, TextFrontend
 from server.tokenizer.tokenizer import Tokenizer
-from tests.support.fake_engine import EOS, READY, FakeEngine
-from tests.support.inline_sandbox import InlineSandbox
-from tests.support.mistral_tokenizers import v3_tokenizer
-from tests.support.serving import MODEL, client_of, events, state_around, tokenizer
+from tests.support.checkpoints.mistral_tokenizers import v3_tokenizer
+from tests.support.servers.fake_engine import EOS, READY, FakeEngine
+from tests.support.servers.inline_sandbox import InlineSandbox
+from tests.support.servers.serving import MODEL, client_of, events, state_around, tokenizer
 
 URL = "/v1/chat/completions"
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}

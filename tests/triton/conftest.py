@@ -12,7 +12,7 @@ import torch
 import triton
 from triton.runtime.interpreter import InterpreterBuilder
 
-from tests.support.fenced_memory import FencedMemory
+from tests.support.kernels.fenced_memory import FencedMemory
 
 
 @pytest.fixture(autouse=True)

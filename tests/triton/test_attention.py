@@ -7,8 +7,8 @@ from model.ops.reference.kv_int8 import as_cached, as_numbers
 from model.ops.triton.attention import attention as planning
 from model.ops.triton.attention.attention import query_tiles
 from model.ops.triton.ops import TritonOps
-from tests.support import float64_oracle as oracle
-from tests.support.attention_cases import Heads, Part, attend, random_positions
+from tests.support.kernels import float64_oracle as oracle
+from tests.support.kernels.attention_cases import Heads, Part, attend, random_positions
 from tests.triton.cases import DTYPES, assert_close, both_tilings, in_blocks, integers, row_by_row
 
 RATIOS = [(1, 1), (4, 1), (4, 2), (6, 2), (8, 8), (32, 8)]
@@ -25,7 +25,7 @@ def _random_parts(length: int, heads: Heads, dtype: torch.dtype, count: int, see
 
 
 def _check(ops: TritonOps, heads: Heads, parts: list[Part], dtype: torch.dtype, block_size: int, int8: bool) -> None:
-    """Slots that no row may read are NaN (tests/support/native_cases.py), so that wrong reads show."""
+    """Slots that no row may read are NaN (tests/support/kernels/native_cases.py), so that wrong reads show."""
     cached = torch.int8 if int8 else dtype
     outputs = attend(ops, heads, parts, block_size, seed=1, kv_dtype=cached, in_blocks=in_blocks)
     for part, ours in zip(parts, outputs, strict=True):

@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tests.support.fenced_memory import FencedMemory
+from tests.support.kernels.fenced_memory import FencedMemory
 
 
 @triton.jit

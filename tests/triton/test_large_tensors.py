@@ -17,8 +17,8 @@ from model.ops.triton.moe import TritonExperts, experts
 from model.ops.triton.ops import TritonOps
 from model.ops.triton.packed_weights import TritonMatrix, WeightFormat, empty_matrix, store
 from model.ops.triton.topk_routing import RoutedTiles
-from tests.support.attention_cases import Heads
-from tests.support.paged import Running, make_batch
+from tests.support.kernels.attention_cases import Heads
+from tests.support.kernels.paged import Running, make_batch
 from tests.triton.cases import DTYPES, summed
 
 HALF = DTYPES[1]

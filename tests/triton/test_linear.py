@@ -10,7 +10,7 @@ from model.ops.triton.launch import launch_on_device
 from model.ops.triton.linear import linear
 from model.ops.triton.ops import TritonOps
 from model.ops.triton.packed_weights import WeightFormat, dequantize, pack
-from tests.support import float64_oracle as oracle
+from tests.support.kernels import float64_oracle as oracle
 from tests.triton.cases import DTYPES, assert_close, summed
 
 FORMATS: list[WeightFormat] = ["plain", "int8", "fp8"]

@@ -8,8 +8,8 @@ from model.ops.triton import moe, topk_routing
 from model.ops.triton.gemm_tiles import choose_tiling
 from model.ops.triton.ops import TritonMoe, TritonOps
 from model.ops.triton.packed_weights import TritonMatrix, WeightFormat, dequantize
-from tests.support import float64_oracle as oracle
-from tests.support.random_weights import random_ffn
+from tests.support.checkpoints.random_weights import random_ffn
+from tests.support.kernels import float64_oracle as oracle
 from tests.support.routing_requests import naive_top_k, random_request, uniform_request
 from tests.triton.cases import DTYPES, assert_close, both_tilings, integers, summed
 

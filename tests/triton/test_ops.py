@@ -10,8 +10,8 @@ from model.mixtral import Mixtral
 from model.ops.interface import Ops
 from model.ops.reference.ops import ReferenceOps
 from model.ops.triton.ops import TritonOps
-from tests.support.attention_cases import Heads
-from tests.support.paged import teacher_forced
+from tests.support.kernels.attention_cases import Heads
+from tests.support.kernels.paged import teacher_forced
 from tests.triton.cases import row_by_row
 
 SEQUENCES = [[3, 7, 1, 9, 12, 5, 8, 8, 2, 30, 11], [4, 4, 1], [17, 2, 9, 26, 13, 6, 7]]

@@ -21,9 +21,9 @@ from model.ops.interface import FfnWeights
 from model.ops.triton.ops import TritonMoe, TritonOps
 from model.ops.triton.packed_weights import WeightFormat
 from model.ops.triton.pending_sum import Parts
-from tests.support.checkpoints import Shape, random_model, save_in_layout
-from tests.support.paged import Running, make_batch
-from tests.support.random_weights import random_ffn
+from tests.support.checkpoints.mixtral import Shape, random_model, save_in_layout
+from tests.support.checkpoints.random_weights import random_ffn
+from tests.support.kernels.paged import Running, make_batch
 from tests.support.routing_requests import random_request
 from tests.triton.cases import DTYPES, assert_close, row_by_row, summed
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from model.ops.triton.ops import TritonOps
 from model.ops.triton.pending_sum import Parts
-from tests.support import float64_oracle as oracle
+from tests.support.kernels import float64_oracle as oracle
 from tests.triton.cases import DTYPES, assert_close
 
 pytestmark = pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -7,9 +7,9 @@ from model.ops.reference.kv_int8 import as_cached, as_numbers
 from model.ops.reference.ops import ReferenceOps
 from model.ops.triton.ops import TritonOps
 from model.ops.triton.pending_sum import Parts
-from tests.support import float64_oracle as oracle
-from tests.support.attention_cases import Heads
-from tests.support.paged import Running, make_batch
+from tests.support.kernels import float64_oracle as oracle
+from tests.support.kernels.attention_cases import Heads
+from tests.support.kernels.paged import Running, make_batch
 from tests.triton.cases import DTYPES, ROUNDING, assert_close, in_rows
 
 pytestmark = pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -12,7 +12,7 @@ from model.ops.triton import sampling
 from model.ops.triton.launch import launch_on_device
 from model.ops.triton.ops import TritonOps
 from model.sampling_batch import FloatParam, IntParam, SamplingRows, Status
-from tests.support.sampling_cases import assert_same, random_logits, random_rows, sampled_by
+from tests.support.kernels.sampling_cases import assert_same, random_logits, random_rows, sampled_by
 
 
 @pytest.mark.parametrize("vocab_size", [1, 50, 300])

@@ -15,7 +15,7 @@ from model.ops.triton.kernel_variants import KernelVariant
 from model.ops.triton.ops import TritonOps
 from model.ops.triton.packed_weights import WeightFormat
 from model.sampling_batch import FloatParam, IntParam, SamplingRows
-from tests.support.attention_cases import Heads
+from tests.support.kernels.attention_cases import Heads
 from tests.triton_compiled.recording import LaunchRecorder, empty
 
 CONFIG = replace(

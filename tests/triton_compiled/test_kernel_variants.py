@@ -26,7 +26,7 @@ from model.ops.triton.launch import EARLY_OPTIONS, PLAIN_OPTIONS, launch_early, 
 from model.ops.triton.ops import TritonOps
 from model.ops.triton.packed_weights import WeightFormat
 from model.ops.triton.rms_norm import rms_norm, rms_norm_kernel
-from tests.support.attention_cases import Heads
+from tests.support.kernels.attention_cases import Heads
 from tests.triton_compiled.recording import FakeDriver, empty
 
 ARCH = 90

@@ -9,8 +9,8 @@ import envoy
 import pytest
 
 from server.settings.settings import Settings
-from tests.support.endpoint_picker import DESTINATION
-from tests.support.envoy import FOLDER, cluster_of, load, manager_of
+from tests.support.hosts.endpoint_picker import DESTINATION
+from tests.support.hosts.envoy import FOLDER, cluster_of, load, manager_of
 
 CONFIGURATIONS = sorted(path.name for path in FOLDER.glob("envoy*.yaml"))
 

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping
 import httpx
 import pytest
 
+from tests.support.checkpoints.tokenizer_only import write_tokenizer
 from tests.support.conditions import wait_until
-from tests.support.endpoint_picker import DESTINATION, EndpointPicker, running_picker
-from tests.support.envoy import REPLICA_HEADER, Config, configuration, running_envoy
+from tests.support.hosts.endpoint_picker import DESTINATION, EndpointPicker, running_picker
+from tests.support.hosts.envoy import REPLICA_HEADER, Config, configuration, running_envoy
 from tests.support.ports import free_port
-from tests.support.server_process import LONG, Server, events, running
-from tests.support.tokenizer_only import write_tokenizer
+from tests.support.servers.server_process import LONG, Server, events, running
 
 SHORT = {"prompt": "a", "max_tokens": 1}
 

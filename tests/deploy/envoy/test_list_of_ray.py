@@ -9,7 +9,7 @@ import pytest
 
 from tests.deploy.ray.fake_ray import FakeRay
 from tests.support.conditions import wait_until
-from tests.support.envoy import configuration, running_envoy
+from tests.support.hosts.envoy import configuration, running_envoy
 from tests.support.paths import ROOT
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.support.checkpoints.tokenizer_only import write_tokenizer
 from tests.support.conditions import wait_until
-from tests.support.envoy import (
+from tests.support.hosts.envoy import (
     REPLICA_HEADER,
     Envoy,
     configuration,
@@ -19,8 +20,7 @@ from tests.support.envoy import (
     without_health_checks,
     write_replicas,
 )
-from tests.support.server_process import LONG, Server, events, running
-from tests.support.tokenizer_only import write_tokenizer
+from tests.support.servers.server_process import LONG, Server, events, running
 
 NUM_REQUESTS = 30
 MAX_STREAMS = 64  # until each replica has one: fails by chance once in 2^63 runs

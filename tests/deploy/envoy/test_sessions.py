@@ -7,8 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.envoy import REPLICA_HEADER, Envoy, configuration, running_envoy
-from tests.support.running import RunningServer, start_server
+from tests.support.hosts.envoy import REPLICA_HEADER, Envoy, configuration, running_envoy
+from tests.support.servers.running import RunningServer, start_server
 
 TURN = [{"role": "user", "content": "Count from 3 to 7."}]
 APIS: dict[str, dict[str, Any]] = {

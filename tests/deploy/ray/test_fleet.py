@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.deploy.ray.fake_ray import FakeRay, RayError
-from tests.support.envoy import load
+from tests.support.hosts.envoy import load
 from tests.support.paths import ROOT
 
 FOLDER = ROOT / "deploy" / "ray"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.bad_checkpoints.start import GENERATION, TOKENIZER, TOKENIZER_CONFIG
-from tests.support.checkpoints import Shape, random_model, save_in_layout
+from tests.support.checkpoints.mixtral import Shape, random_model, save_in_layout
 from tests.support.paths import DEMO
 
 

@@ -16,7 +16,7 @@ from server.lifecycle.text_frontend import StartError, load_texts
 from server.settings.engine_config import engine_config
 from server.settings.sources import SettingsError, load_settings
 from server.tokenizer.config_files import TokenizerError
-from tests.support.inline_sandbox import InlineSandbox
+from tests.support.servers.inline_sandbox import InlineSandbox
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 TOKENIZER, TOKENIZER_CONFIG, GENERATION = "tokenizer.model", "tokenizer_config.json", "generation_config.json"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.bad_checkpoints.start import CONFIG, refusal, rewrite, start
-from tests.support.checkpoints import edit_config
+from tests.support.checkpoints.mixtral import edit_config
 
 NOT_CONFIGS: dict[str, bytes | None] = {
     "missing": None,

@@ -10,9 +10,9 @@ import pytest
 from server.lifecycle.text_frontend import load_texts
 from server.settings.sources import load_settings
 from tests.e2e.bad_checkpoints.start import GENERATION, TOKENIZER, TOKENIZER_CONFIG, refusal
-from tests.support.checkpoints import Shape, random_model, save_in_layout
-from tests.support.inline_sandbox import InlineSandbox
+from tests.support.checkpoints.mixtral import Shape, random_model, save_in_layout
 from tests.support.paths import DEMO
+from tests.support.servers.inline_sandbox import InlineSandbox
 
 TEXT_FILES: dict[str, tuple[str, bytes | None, str]] = {
     "no tokenizer": (TOKENIZER, None, "no tokenizer"),

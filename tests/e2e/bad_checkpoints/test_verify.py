@@ -25,7 +25,7 @@ from tests.e2e.bad_checkpoints.start import (
     rewrite,
     start,
 )
-from tests.support.checkpoints import Shape, random_model, save_in_layout
+from tests.support.checkpoints.mixtral import Shape, random_model, save_in_layout
 
 
 def test_with_checksums_one_flipped_bit_names_its_file(checkpoint: Path) -> None:

@@ -30,7 +30,7 @@ from tests.e2e.bad_inputs.rows import (
     integers,
     numbers,
 )
-from tests.support.running import MODEL
+from tests.support.servers.running import MODEL
 
 PARAMETER_ROWS: dict[str, Row] = {
     "n": Row(OPENAI, integers("n", 1, 128)),

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tests.support.running import MODEL
+from tests.support.servers.running import MODEL
 
 Body = dict[str, Any]
 HI = {"role": "user", "content": "Hi"}

@@ -14,10 +14,10 @@ from mistralai.client import Mistral
 from pydantic import SecretStr
 
 from tests.model.checkpoint.test_sentence_embedding import write_modules
-from tests.support.checkpoints import Shape, save_embedding_checkpoint
-from tests.support.mistral_tokenizers import checkpoint
+from tests.support.checkpoints.mistral_tokenizers import checkpoint
+from tests.support.checkpoints.mixtral import Shape, save_embedding_checkpoint
 from tests.support.paths import DEMO
-from tests.support.running import RunningServer, start_server
+from tests.support.servers.running import RunningServer, start_server
 
 NAME, DIM = "e5-tiny", 32
 TEXTS = ["Who comes to dinner?", "dinner", "It is a truth universally acknowledged. " * 20]

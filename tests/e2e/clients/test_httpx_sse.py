@@ -5,7 +5,7 @@ import json
 import httpx
 from httpx_sse import connect_sse
 
-from tests.support.running import MODEL, RunningServer
+from tests.support.servers.running import MODEL, RunningServer
 
 
 def test_events_are_read_to_the_end(server: RunningServer) -> None:

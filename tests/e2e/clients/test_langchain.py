@@ -9,7 +9,7 @@ from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAI
 from pydantic import BaseModel, SecretStr
 
-from tests.support.running import MODEL, RunningServer
+from tests.support.servers.running import MODEL, RunningServer
 
 COUNT = [SystemMessage("Be brief."), HumanMessage("Count from 3 to 7.")]
 

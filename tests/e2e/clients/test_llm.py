@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.running import MODEL, RunningServer
+from tests.support.servers.running import MODEL, RunningServer
 
 MODELS = """\
 - model_id: local

@@ -12,7 +12,7 @@ import sentencepiece
 import torch
 
 from tests.support.paths import DEMO
-from tests.support.running import MODEL, RunningServer
+from tests.support.servers.running import MODEL, RunningServer
 
 QUESTIONS = [
     ("It was a truth universally", ["acknowledged", "green", "printf", "and the"], 0),

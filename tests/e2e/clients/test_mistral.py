@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from mistralai.client import Mistral
 
-from tests.support.running import MODEL, RunningServer
+from tests.support.servers.running import MODEL, RunningServer
 
 USER = {"role": "user", "content": "Count from 3 to 7."}
 PARAMETERS = {"type": "object", "properties": {"a": {"type": "integer", "maximum": 9}}, "required": ["a"]}

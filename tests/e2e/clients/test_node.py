@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.running import RunningServer
+from tests.support.servers.running import RunningServer
 
 FOLDER = Path(__file__).parent / "node"
 

@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 
-from tests.support.running import MODEL, RunningServer, start_server
+from tests.support.servers.running import MODEL, RunningServer, start_server
 
 KEY = "a-key"
 LONG: dict[str, Any] = {"model": MODEL, "prompt": "And", "max_tokens": 1500, "extra_body": {"ignore_eos": True}}

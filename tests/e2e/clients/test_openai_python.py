@@ -6,7 +6,7 @@ import httpx
 import openai
 import pytest
 
-from tests.support.running import MODEL, RunningServer
+from tests.support.servers.running import MODEL, RunningServer
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser
 
-from tests.support.browser import Visit, chromium, visiting
-from tests.support.running import RunningServer
+from tests.support.playground.browser import Visit, chromium, visiting
+from tests.support.servers.running import RunningServer
 
 
 @pytest.fixture(scope="module")

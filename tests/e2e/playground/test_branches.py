@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Locator, expect
 
-from tests.support.browser import Visit, visiting
-from tests.support.playground_states import say
-from tests.support.stub_playground import StubServer, stub_server
+from tests.support.playground.browser import Visit, visiting
+from tests.support.playground.states import say
+from tests.support.playground.stub_server import StubServer, stub_server
 
 pytestmark = pytest.mark.browser
 

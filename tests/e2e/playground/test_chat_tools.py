@@ -6,10 +6,10 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from tests.e2e.playground.test_history import until_stored
-from tests.support.browser import Visit, visiting
-from tests.support.playground_states import say
-from tests.support.running import RunningServer
-from tests.support.stub_playground import StubServer, stub_server
+from tests.support.playground.browser import Visit, visiting
+from tests.support.playground.states import say
+from tests.support.playground.stub_server import StubServer, stub_server
+from tests.support.servers.running import RunningServer
 
 pytestmark = pytest.mark.browser
 FUNCTIONS = [{"name": "weather", "parameters": {"type": "object"}}, {"name": "clock"}]

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.support.browser import Visit, visiting
-from tests.support.stub_playground import CONTEXT, stub_server
+from tests.support.playground.browser import Visit, visiting
+from tests.support.playground.stub_server import CONTEXT, stub_server
 
 pytestmark = pytest.mark.browser
 NUMBER = ".slider:has(#{name}) input[type=number]"

@@ -3,8 +3,8 @@
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.support.browser import visiting
-from tests.support.stub_playground import POINTS, stub_server
+from tests.support.playground.browser import visiting
+from tests.support.playground.stub_server import POINTS, stub_server
 
 pytestmark = pytest.mark.browser
 

@@ -8,8 +8,8 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.e2e.playground.test_page import violations
-from tests.support.browser import Visit
-from tests.support.running import RunningServer
+from tests.support.playground.browser import Visit
+from tests.support.servers.running import RunningServer
 
 pytestmark = pytest.mark.browser
 PROMPT = "It was not in her power to"

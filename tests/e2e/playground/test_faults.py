@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Route, expect
 
-from tests.support.browser import Visit, abort, visiting
-from tests.support.running import RunningServer
+from tests.support.playground.browser import Visit, abort, visiting
+from tests.support.servers.running import RunningServer
 
 pytestmark = pytest.mark.browser
 CHAT, COMPLETIONS = "**/v1/chat/completions", "**/v1/completions"

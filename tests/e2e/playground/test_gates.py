@@ -7,8 +7,8 @@ import pytest
 from playwright.sync_api import Browser, Locator, expect
 
 from tests.e2e.playground.test_page import violations
-from tests.support.browser import PHONE, Visit, visiting
-from tests.support.running import RunningServer
+from tests.support.playground.browser import PHONE, Visit, visiting
+from tests.support.servers.running import RunningServer
 
 pytestmark = pytest.mark.browser
 PROMPT = "It was not in her power to"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Route, expect
 
-from tests.support.browser import Visit
+from tests.support.playground.browser import Visit
 
 pytestmark = pytest.mark.browser
 COLUMNS: dict[str, list[float | None]] = {

@@ -3,7 +3,7 @@
 import pytest
 from playwright.sync_api import expect
 
-from tests.support.browser import Visit
+from tests.support.playground.browser import Visit
 
 pytestmark = pytest.mark.browser
 RENDER = """async (text) => {

@@ -15,10 +15,10 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, expect
 
-from tests.support.browser import PHONE, Visit, abort, visiting
 from tests.support.paths import FAKE_ENGINE_SERVER
+from tests.support.playground.browser import PHONE, Visit, abort, visiting
 from tests.support.ports import free_port
-from tests.support.running import MODEL, RunningServer, start_server, wait_until_ready
+from tests.support.servers.running import MODEL, RunningServer, start_server, wait_until_ready
 
 pytestmark = pytest.mark.browser
 PROMPT = "It was not in her power to"

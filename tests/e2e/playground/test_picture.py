@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Locator, expect
 
-from tests.support.browser import Visit, visiting
-from tests.support.playground_states import PROSE, words
-from tests.support.stub_playground import stub_server
+from tests.support.playground.browser import Visit, visiting
+from tests.support.playground.states import PROSE, words
+from tests.support.playground.stub_server import stub_server
 
 pytestmark = pytest.mark.browser
 SCALE, MARGIN = 2, 24

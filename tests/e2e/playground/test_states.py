@@ -7,9 +7,9 @@ import pytest
 from playwright.sync_api import Browser
 
 from tests.e2e.playground.test_page import violations
-from tests.support.browser import visiting
-from tests.support.playground_states import EXPECTED_STATUSES, STATES
-from tests.support.stub_playground import stub_server
+from tests.support.playground.browser import visiting
+from tests.support.playground.states import EXPECTED_STATUSES, STATES
+from tests.support.playground.stub_server import stub_server
 
 pytestmark = pytest.mark.browser
 FITS = "document.documentElement.scrollWidth <= innerWidth && document.documentElement.scrollHeight <= innerHeight"

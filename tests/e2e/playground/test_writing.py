@@ -3,9 +3,9 @@
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.support.browser import PHONE, Visit, visiting
-from tests.support.playground_states import say
-from tests.support.stub_playground import StubServer, stub_server
+from tests.support.playground.browser import PHONE, Visit, visiting
+from tests.support.playground.states import say
+from tests.support.playground.stub_server import StubServer, stub_server
 
 pytestmark = pytest.mark.browser
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}}

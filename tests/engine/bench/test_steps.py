@@ -15,8 +15,8 @@ from engine.engine import Engine
 from engine.startup.loading import load_random
 from model.bench.roofline import Roofline, RooflineProbe
 from model.bench.shapes import PRESETS
+from tests.support.kernels.tiny_roofline import shrink_measurements
 from tests.support.paths import ROOT
-from tests.support.tiny_roofline import shrink_measurements
 
 TINY = PRESETS["tiny"]
 ROOFLINE = Roofline(100.0, {"float32": 10.0, "bfloat16": 20.0})

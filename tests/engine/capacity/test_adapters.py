@@ -12,9 +12,9 @@ from engine.engine import Engine
 from engine.errors import EngineConfigError
 from model.checkpoint.config_file import load_config
 from model.lora.load import load_adapter
-from tests.support.adapters import module_shapes, random_tensors, save_adapter
-from tests.support.checkpoints import Shape, save_random_checkpoint
-from tests.support.header_only import MIXTRAL_8X7B, save_headers
+from tests.support.checkpoints.adapters import module_shapes, random_tensors, save_adapter
+from tests.support.checkpoints.header_only import MIXTRAL_8X7B, save_headers
+from tests.support.checkpoints.mixtral import Shape, save_random_checkpoint
 
 MIB, GIB = 1 << 20, 1 << 30
 

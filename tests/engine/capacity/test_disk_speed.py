@@ -9,7 +9,7 @@ from engine.capacity.disk_speed import NUM_READERS, PIECE_BYTES, disk_rate
 from engine.errors import EngineConfigError
 from model.checkpoint.pack.experts import expert_tensors
 from model.checkpoint.pack.header import WEIGHTS_NAME, read_header
-from tests.support.packs import make_pack
+from tests.support.checkpoints.packs import make_pack
 from tests.support.paths import DEMO
 
 

@@ -13,11 +13,11 @@ from engine.engine import Engine
 from engine.errors import EngineConfigError
 from engine.startup import device_memory, loading
 from engine.startup.description import ready_message
-from tests.support.checkpoints import Shape, random_model, save_in_layout, save_random_checkpoint
-from tests.support.gguf_files import GgufShape, write_gguf
-from tests.support.header_only import MIXTRAL_8X7B, MIXTRAL_8X22B, save_headers
+from tests.support.checkpoints.gguf import GgufShape, write_gguf
+from tests.support.checkpoints.header_only import MIXTRAL_8X7B, MIXTRAL_8X22B, save_headers
+from tests.support.checkpoints.mixtral import Shape, random_model, save_in_layout, save_random_checkpoint
+from tests.support.checkpoints.quantized import save_quantized
 from tests.support.paths import DEMO
-from tests.support.quantized_checkpoints import save_quantized
 
 GIB = 1 << 30
 

@@ -13,7 +13,7 @@ from engine.capacity.sizing import bytes_beside_evictable, eviction_warnings
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from model.checkpoint.pack.header import WEIGHTS_NAME
-from tests.support.packs import make_pack
+from tests.support.checkpoints.packs import make_pack
 from tests.support.paths import DEMO
 
 GIB = 1 << 30

@@ -9,7 +9,7 @@ from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from model.checkpoint.config_file import load_config
 from model.config import ModelConfig
-from tests.support.checkpoints import Shape
+from tests.support.checkpoints.mixtral import Shape
 
 
 @pytest.fixture

@@ -37,10 +37,10 @@ from model.loader import load_model
 from model.mixtral import Mixtral
 from model.mixtral_cuda_graphs import EagerRecorder, GraphedMixtral
 from model.ops.reference.ops import ReferenceOps
-from tests.support.checkpoints import Shape, random_model, save_in_layout, save_random_checkpoint
+from tests.support.checkpoints.mixtral import Shape, random_model, save_in_layout, save_random_checkpoint
 from tests.support.conditions import LIMIT_S, wait_until
-from tests.support.paged import CPU, Running, make_batch
-from tests.support.ranks import on_each_rank
+from tests.support.hosts.ranks import on_each_rank
+from tests.support.kernels.paged import CPU, Running, make_batch
 
 SHAPE = Shape(dim=128, hidden_dim=144, num_heads=8, num_kv_heads=4, head_dim=16, num_experts=4, vocab_size=101)
 BLOCK_SIZE, NUM_BLOCKS, TABLE_WIDTH = 4, 40, 8

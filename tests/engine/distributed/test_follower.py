@@ -13,8 +13,8 @@ from engine.distributed.packets import PacketKind, encode_step
 from model.dummy_weights import random_model
 from model.kv_pool import KvPool
 from model.ops.reference.ops import ReferenceOps
-from tests.support.attention_cases import Heads
-from tests.support.paged import CPU, Running, make_batch
+from tests.support.kernels.attention_cases import Heads
+from tests.support.kernels.paged import CPU, Running, make_batch
 
 CONFIG = replace(Heads(4, 2, 16).config, num_layers=2)
 INDICES = torch.tensor([1, 2]).numpy().tobytes()

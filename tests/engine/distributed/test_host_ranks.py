@@ -16,9 +16,9 @@ from engine.engine import Engine
 from engine.errors import EngineConfigError, FatalEngineError
 from engine.messages import Failed, Ready, StepPart
 from engine.types import Request, SamplingParams
-from tests.support.checkpoints import Shape, save_random_checkpoint
+from tests.support.checkpoints.mixtral import Shape, save_random_checkpoint
 from tests.support.conditions import LIMIT_S, wait_until
-from tests.support.host_ranks import HostRankProcess, host_rank
+from tests.support.hosts.host_ranks import HostRankProcess, host_rank
 from tests.support.paths import DEMO
 from tests.support.ports import free_port
 

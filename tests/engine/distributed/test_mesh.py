@@ -15,7 +15,7 @@ from model.cut import Cut
 from model.group import GroupEndedError
 from model.ops.native.group import SocketGroup
 from tests.support.conditions import LIMIT_S
-from tests.support.ranks import on_each_rank, socket_groups
+from tests.support.hosts.ranks import on_each_rank, socket_groups
 
 WIDTH, UNIT = 200, 32
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from engine.distributed import packets
 from engine.distributed.packets import PacketKind, decode_step, encode_step, receive_packet, send_packet
 from model.forward_batch import ForwardBatch, GateRows, HiddenRows, Routing
-from tests.support.attention_cases import Heads
-from tests.support.paged import Running, make_batch
+from tests.support.kernels.attention_cases import Heads
+from tests.support.kernels.paged import Running, make_batch
 
 CONFIG = replace(Heads(4, 2, 16).config, num_layers=3, num_experts=5, experts_per_token=2)
 

@@ -21,7 +21,7 @@ from engine.engine import Engine
 from engine.errors import EngineConfigError, FatalEngineError
 from engine.types import Request, RequestOutput, SamplingParams
 from model.checkpoint.errors import CheckpointError
-from tests.support.checkpoints import Shape, save_random_checkpoint
+from tests.support.checkpoints.mixtral import Shape, save_random_checkpoint
 from tests.support.conditions import LIMIT_S
 from tests.support.paths import DEMO
 

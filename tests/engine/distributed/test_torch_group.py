@@ -22,10 +22,10 @@ from model.loader import load_model
 from model.mixtral import Mixtral, uniform_routing
 from model.mixtral_cuda_graphs import CaptureError, EagerRecorder, GraphedMixtral
 from model.ops.reference.ops import ReferenceOps
-from tests.support.checkpoints import Shape, random_model, save_in_layout
+from tests.support.checkpoints.mixtral import Shape, random_model, save_in_layout
 from tests.support.conditions import LIMIT_S
-from tests.support.paged import CPU, Running, make_batch
-from tests.support.ranks import on_each_rank
+from tests.support.hosts.ranks import on_each_rank
+from tests.support.kernels.paged import CPU, Running, make_batch
 
 WIDTH, UNIT, BLOCK_SIZE, NUM_BLOCKS = 200, 32, 4, 40
 # 5 panels of hidden outputs and 4 of the vocabulary, the last ones not whole: ranks have uneven parts.

@@ -13,7 +13,7 @@ import torch
 from engine.errors import FatalEngineError
 from engine.scheduling.step_plan import StepPlan
 from smoe import Completion, LocalEngine, SamplingParams
-from tests.support.checkpoints import Shape, save_random_checkpoint
+from tests.support.checkpoints.mixtral import Shape, save_random_checkpoint
 from tests.support.isolated import Work, load, random_work, same_bits, serve, solo
 
 

@@ -11,7 +11,7 @@ import pytest
 from engine.scheduling.step_plan import Chunk, StepPlan
 from model.mixtral import Mixtral
 from smoe import LocalEngine, SamplingParams
-from tests.support.checkpoints import Shape, save_random_checkpoint
+from tests.support.checkpoints.mixtral import Shape, save_random_checkpoint
 from tests.support.isolated import Work, load, random_work, same_bits, serve, solo
 
 

@@ -17,7 +17,7 @@ from engine.scheduling.step_plan import Sampled, StepPlan, StepResult
 from engine.types import Request, SamplingParams
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
-from tests.support.attention_cases import Heads
+from tests.support.kernels.attention_cases import Heads
 
 CONFIG: ModelConfig = Heads().config
 BLOCK_SIZE, MAX_LEN, NUM_REQUESTS = 4, 60, 6

@@ -15,7 +15,7 @@ from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.step_plan import RowFailed
 from engine.types import Request, SamplingParams
 from model.ops.reference.ops import ReferenceOps
-from tests.support.attention_cases import Heads
+from tests.support.kernels.attention_cases import Heads
 
 VOCAB = 10
 

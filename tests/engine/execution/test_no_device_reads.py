@@ -10,7 +10,7 @@ import torch
 from engine.execution.model_runner import ModelRunner
 from engine.scheduling.step_plan import StepPlan
 from engine.types import SamplingParams
-from tests.support.launched_steps import PARAMS, chunk, chunks, launched_network, launched_pool, launched_runner
+from tests.support.kernels.launched_steps import PARAMS, chunk, chunks, launched_network, launched_pool, launched_runner
 
 META = torch.device("meta")
 

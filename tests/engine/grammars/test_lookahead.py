@@ -12,7 +12,7 @@ from engine.errors import GrammarError
 from engine.grammars import matcher as matcher_module
 from engine.grammars.lookahead import Lookahead
 from engine.grammars.matcher import GrammarCompiler, GrammarMatcher
-from tests.support.drafted_grammars import END, VOCAB, VOCABULARY, random_grammar, serialized, text_of
+from tests.support.speculation.drafted_grammars import END, VOCAB, VOCABULARY, random_grammar, serialized, text_of
 
 COMPILER = GrammarCompiler(VOCABULARY, VOCAB, (END,))
 

@@ -12,7 +12,7 @@ from engine.config import EngineConfig
 from engine.planning.hardware import HARDWARE, Hardware
 from engine.planning.predicted_steps import GATHER_S, SHARE_OF_BANDWIDTH, SHARE_OF_PEAK, STEP_S, StepPredictor
 from engine.planning.step_time_model import MeasuredStep
-from tests.support.header_only import MIXTRAL_8X7B, save_headers
+from tests.support.checkpoints.header_only import MIXTRAL_8X7B, save_headers
 
 GIB = 1 << 30
 NETWORK = 25e9 / 8

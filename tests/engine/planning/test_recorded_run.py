@@ -1,7 +1,7 @@
 """A real server's run in virtual time: with the times of its steps the scheduler gives its clients' times.
 
-recorded/ has the step log of such a run as tests/measure/capacity_plan.py makes (--keep): bench-400m, 20 requests, 0.6
-a second, on a busy machine; and what its clients measured. Nothing is measured here.
+recorded/ has the step log of such a run as tests/measure/scale/capacity_plan.py makes (--keep): bench-400m, 20
+requests, 0.6 a second, on a busy machine; and what its clients measured. Nothing is measured here.
 """
 
 import json

@@ -18,7 +18,7 @@ from engine.speculation.speculator import (
     _lengths_of,
 )
 from engine.types import Request, SamplingParams
-from tests.support.guessing_drafter import EagerDrafter
+from tests.support.speculation.guessing_drafter import EagerDrafter
 
 SHAPE = time_shape(8, 2)
 

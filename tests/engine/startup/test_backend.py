@@ -14,7 +14,7 @@ from engine.startup.backend import choose_backend
 from model.ops.native.library import ISAS, NativeLibrary, NativeUnavailableError
 from model.ops.triton.ops import TritonOps
 from smoe import LocalEngine
-from tests.support.checkpoints import Shape, save_random_checkpoint
+from tests.support.checkpoints.mixtral import Shape, save_random_checkpoint
 
 CPU = torch.device("cpu")
 

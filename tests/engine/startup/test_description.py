@@ -15,7 +15,7 @@ from model.checkpoint.manifest import write_manifest
 from model.ops.native.library import NativeLibrary
 from model.ops.native.ops import NUMERICS
 from smoe import LocalEngine
-from tests.support.checkpoints import Shape, save_random_checkpoint
+from tests.support.checkpoints.mixtral import Shape, save_random_checkpoint
 from tests.support.paths import DEMO
 
 OTHER_NUMERICS = {"dtype": "float32", "kv_cache_dtype": "int8", "sliding_window": "none", "experts_per_token": 3}

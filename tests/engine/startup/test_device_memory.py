@@ -11,7 +11,7 @@ from engine.errors import EngineConfigError
 from engine.startup.device_memory import CudaMemory, HostMemory, explain_out_of_memory
 from model.config import ModelConfig
 from model.ops.huge_pages import zeros
-from tests.support.attention_cases import Heads
+from tests.support.kernels.attention_cases import Heads
 
 CUDA = torch.device("cuda")
 CONFIG = EngineConfig(model="", max_num_seqs=4)

@@ -22,8 +22,8 @@ from model.kv_pool import KvPool
 from model.mixtral_cuda_graphs import EagerRecorder, GraphedMixtral, GraphRecorder
 from model.ops.reference.ops import ReferenceOps
 from smoe import LocalEngine
-from tests.support.attention_cases import Heads
-from tests.support.checkpoints import Shape, save_random_checkpoint
+from tests.support.checkpoints.mixtral import Shape, save_random_checkpoint
+from tests.support.kernels.attention_cases import Heads
 from tests.support.paths import DEMO
 
 

@@ -22,8 +22,8 @@ from model.checkpoint.config_file import load_config
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.pack.header import MAGIC, WEIGHTS_NAME, read_header
 from model.pack.writer import TensorWriter
-from tests.support.checkpoints import Shape, save_embedding_checkpoint, save_random_checkpoint
-from tests.support.packs import make_pack
+from tests.support.checkpoints.mixtral import Shape, save_embedding_checkpoint, save_random_checkpoint
+from tests.support.checkpoints.packs import make_pack
 from tests.support.paths import DEMO, ROOT
 
 

@@ -13,7 +13,7 @@ from engine.startup import token_budget
 from engine.startup.token_budget import measure_token_budget
 from model.config import ModelConfig
 from smoe import LocalEngine, SamplingParams
-from tests.support.attention_cases import Heads
+from tests.support.kernels.attention_cases import Heads
 from tests.support.paths import DEMO
 
 MODEL: ModelConfig = Heads().config

@@ -21,7 +21,7 @@ from model.mixtral_cuda_graphs import (
 from model.ops.triton.launch import launch_on_device
 from tests.gpu.first_light.result import Options, Row
 from tests.gpu.first_light.shapes import setting_of
-from tests.support.paged import Running, make_batch
+from tests.support.kernels.paged import Running, make_batch
 
 BLOCK_SIZE, TABLE_WIDTH = 16, 8
 

@@ -16,9 +16,9 @@ from model.ops.reference.ops import ReferenceOps
 from model.ops.triton.packed_weights import WeightFormat, dequantize
 from tests.gpu.first_light.result import Options, Row
 from tests.gpu.first_light.shapes import Setting, setting_of
-from tests.support import float64_oracle as oracle
-from tests.support.attention_cases import Heads, Part, attend, random_positions
-from tests.support.sampling_cases import random_logits, random_rows, sampled_by
+from tests.support.kernels import float64_oracle as oracle
+from tests.support.kernels.attention_cases import Heads, Part, attend, random_positions
+from tests.support.kernels.sampling_cases import random_logits, random_rows, sampled_by
 from tests.triton.cases import in_blocks, summed
 
 FORMATS: tuple[WeightFormat, ...] = ("plain", "int8", "fp8")

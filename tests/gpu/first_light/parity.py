@@ -11,7 +11,7 @@ from model.loader import load_model
 from model.ops.triton.ops import TritonOps
 from tests.gpu.first_light.graphs import on_device
 from tests.gpu.first_light.result import Options, Row
-from tests.support.paged import Running, make_batch
+from tests.support.kernels.paged import Running, make_batch
 
 NUM_TOKENS, BLOCK_SIZE = 90, 16
 
@@ -20,7 +20,7 @@ def compare_with_transformers(options: Options) -> list[Row]:
     """Compare one prompt's logits of a Mixtral and of a Mistral with random weights."""
     import transformers
 
-    from tests.support.checkpoints import Shape, save_random_checkpoint
+    from tests.support.checkpoints.mixtral import Shape, save_random_checkpoint
 
     rows: list[Row] = []
     device = torch.device(options.device)

@@ -12,7 +12,7 @@ from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.types import Request, SamplingParams
 from tests.gpu.first_light.result import MissingPartError, Options, Row
-from tests.support.checkpoints import Shape, save_random_checkpoint
+from tests.support.checkpoints.mixtral import Shape, save_random_checkpoint
 
 SHAPE = Shape(dim=512, num_layers=4, num_heads=8, num_kv_heads=4, head_dim=64, hidden_dim=1024, vocab_size=2000)
 TINY = Shape(dim=128, hidden_dim=144, num_heads=8, num_kv_heads=4, head_dim=16, num_experts=4, vocab_size=101)

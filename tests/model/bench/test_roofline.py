@@ -11,7 +11,7 @@ from model.mixtral_cuda_graphs import CaptureError, EagerRecorder
 from model.ops.native.library import ISAS, NativeLibrary
 from model.ops.native.ops import NativeOps
 from model.ops.reference.ops import ReferenceOps
-from tests.support.tiny_roofline import shrink_measurements
+from tests.support.kernels.tiny_roofline import shrink_measurements
 
 ROOFLINE = Roofline(100.0, {"float32": 10.0, "bfloat16": 20.0})
 

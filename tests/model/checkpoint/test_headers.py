@@ -11,7 +11,7 @@ from torch import Tensor
 
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.headers import read_headers
-from tests.support.checkpoints import write_index
+from tests.support.checkpoints.mixtral import write_index
 
 FILE = "model.safetensors"
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(5, dtype=torch.bfloat16), "c": torch.zeros(1)}

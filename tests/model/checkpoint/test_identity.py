@@ -12,8 +12,8 @@ from model.checkpoint.gguf.file import read_file
 from model.checkpoint.headers import read_headers
 from model.checkpoint.identity import CheckpointIdentity, contents_digest, identify
 from model.checkpoint.manifest import MANIFEST_NAME, write_manifest
-from tests.support.checkpoints import Shape, save_random_checkpoint
-from tests.support.gguf_files import GgufShape, write_gguf
+from tests.support.checkpoints.gguf import GgufShape, write_gguf
+from tests.support.checkpoints.mixtral import Shape, save_random_checkpoint
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 

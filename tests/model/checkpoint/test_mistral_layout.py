@@ -13,7 +13,7 @@ from model.checkpoint.checkpoint import read_config, read_stored_weights
 from model.checkpoint.errors import CheckpointError
 from model.config import MISTRAL, MIXTRAL
 from model.stored_weights import read_weight
-from tests.support.checkpoints import Shape, random_model, save_in_layout, write_index
+from tests.support.checkpoints.mixtral import Shape, random_model, save_in_layout, write_index
 
 SHAPE = Shape(num_layers=2, num_experts=4)
 DENSE = Shape(num_layers=1, num_experts=0)

@@ -10,9 +10,9 @@ from model.checkpoint.checkpoint import read_config, read_stored_weights
 from model.checkpoint.errors import CheckpointError
 from server.tokenizer.tokenizer import TokenizerError, load_tokenizer
 from tests.model.checkpoint.test_mistral_layout import save_as_mistral
-from tests.support.checkpoints import Shape, random_model, save_in_layout
-from tests.support.gguf_files import GgufShape, all_of, write_gguf
-from tests.support.quantized_checkpoints import save_quantized
+from tests.support.checkpoints.gguf import GgufShape, all_of, write_gguf
+from tests.support.checkpoints.mixtral import Shape, random_model, save_in_layout
+from tests.support.checkpoints.quantized import save_quantized
 
 NUM_MUTATIONS = 500
 EXTREMES = [0, 1, 2**7, 2**8 - 1, 2**15, 2**16, 2**31, 2**32 - 1, 2**62, 2**63, 2**64 - 1]

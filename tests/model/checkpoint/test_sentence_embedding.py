@@ -10,7 +10,7 @@ from model.checkpoint.checkpoint import read_config, read_stored_weights
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.sentence_embedding import embeds
 from model.config import MISTRAL, MISTRAL_EMBEDDING
-from tests.support.checkpoints import Shape, edit_config, save_embedding_checkpoint, save_random_checkpoint
+from tests.support.checkpoints.mixtral import Shape, edit_config, save_embedding_checkpoint, save_random_checkpoint
 
 SHAPE = Shape(num_experts=0)
 KINDS = ("Transformer", "Pooling", "Normalize")

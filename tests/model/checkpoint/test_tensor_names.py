@@ -12,7 +12,7 @@ from model.checkpoint.config_file import load_config
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.headers import read_headers
 from model.checkpoint.tensor_names import checked_tensors, expected_shapes, parameters_by_part, part_of
-from tests.support.checkpoints import Shape, edit_tensors, random_model, save_in_layout
+from tests.support.checkpoints.mixtral import Shape, edit_tensors, random_model, save_in_layout
 
 Q_PROJ, HEAD = "model.layers.1.self_attn.q_proj.weight", "lm_head.weight"
 W1 = "model.layers.0.block_sparse_moe.experts.3.w1.weight"

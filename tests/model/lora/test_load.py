@@ -15,8 +15,8 @@ from model.checkpoint.errors import CheckpointError
 from model.config import ModelConfig
 from model.lora import load
 from model.lora.load import load_adapter
-from tests.support.adapters import PREFIX, random_tensors, save_adapter
-from tests.support.checkpoints import Shape, save_random_checkpoint
+from tests.support.checkpoints.adapters import PREFIX, random_tensors, save_adapter
+from tests.support.checkpoints.mixtral import Shape, save_random_checkpoint
 
 Tensors = dict[str, Tensor]
 Q = f"{PREFIX}model.layers.1.self_attn.q_proj.lora_"

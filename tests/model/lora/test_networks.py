@@ -22,12 +22,12 @@ from model.mixtral_native import NativeMixtral
 from model.ops.quantization import Quantization
 from model.ops.reference.ops import ReferenceOps
 from model.pack.load import load_pack, load_pack_in_part
-from tests.support.adapters import merge, random_tensors, save_adapter
-from tests.support.attention_cases import Heads
-from tests.support.checkpoints import Shape, random_model, save_in_layout
-from tests.support.native_cases import DTYPES, ISAS, name_of, native
-from tests.support.packs import write_pack
-from tests.support.paged import CPU, Running, make_batch
+from tests.support.checkpoints.adapters import merge, random_tensors, save_adapter
+from tests.support.checkpoints.mixtral import Shape, random_model, save_in_layout
+from tests.support.checkpoints.packs import write_pack
+from tests.support.kernels.attention_cases import Heads
+from tests.support.kernels.native_cases import DTYPES, ISAS, name_of, native
+from tests.support.kernels.paged import CPU, Running, make_batch
 
 BLOCK_SIZE = 4
 MOE = Shape(num_experts=4, num_layers=2, dim=40, hidden_dim=72, num_heads=5, num_kv_heads=1, head_dim=12)

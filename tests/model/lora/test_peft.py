@@ -17,9 +17,9 @@ from model.lora.rows import AdapterRows
 from model.mixtral import Mixtral
 from model.mixtral_native import NativeMixtral
 from model.ops.reference.ops import ReferenceOps
-from tests.support.checkpoints import Shape, random_model, save_in_layout
-from tests.support.native_cases import ISAS, native
-from tests.support.paged import CPU, Running, make_batch
+from tests.support.checkpoints.mixtral import Shape, random_model, save_in_layout
+from tests.support.kernels.native_cases import ISAS, native
+from tests.support.kernels.paged import CPU, Running, make_batch
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 CASES: dict[str, tuple[Shape, list[str], dict[str, Any]]] = {

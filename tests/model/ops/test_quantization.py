@@ -11,9 +11,9 @@ from torch import Tensor
 
 from model.ops.quantization import GROUP, Quantization, QuantizedMatrix, quantize, quantize_rows
 from model.ops.reference.ops import ReferenceOps
-from tests.support import float64_oracle as oracle
-from tests.support.native_cases import DTYPES, ISAS, native
-from tests.support.random_weights import random_ffn
+from tests.support.checkpoints.random_weights import random_ffn
+from tests.support.kernels import float64_oracle as oracle
+from tests.support.kernels.native_cases import DTYPES, ISAS, native
 from tests.support.routing_requests import random_request, uniform_request
 
 KINDS: list[Quantization] = ["int8", "int4"]

@@ -14,7 +14,7 @@ from model.checkpoint.pack.header import LAYOUT
 from model.ops.interface import FfnWeights
 from model.ops.quantization import Quantization
 from model.ops.weights import BLOCK_SIZES, BlockMatrix
-from tests.support.native_cases import ISAS, native
+from tests.support.kernels.native_cases import ISAS, native
 
 OUTPUTS, INPUTS = 40, 256  # the second panel is not full
 SUMS = {

@@ -15,7 +15,7 @@ from model.mixtral import LayerWeights, MixtralWeights
 from model.ops.interface import FfnWeights
 from model.ops.weights import BlockMatrix, groups_with_zeros
 from model.pack.network import NetworkTensors, StoredNetwork
-from tests.support.native_cases import ISAS, native
+from tests.support.kernels.native_cases import ISAS, native
 
 DIM, HIDDEN, EXPERTS, VOCAB = 64, 96, 3, 70
 CONFIG = ModelConfig(

@@ -16,8 +16,8 @@ from model.loader import load_model
 from model.mixtral import MixtralWeights
 from model.ops.native.packed_weights import NativeExperts, NativeLinear
 from model.pack.rank_part import part_of_rank
-from tests.support.checkpoints import Shape, save_random_checkpoint
-from tests.support.native_cases import ISAS, native
+from tests.support.checkpoints.mixtral import Shape, save_random_checkpoint
+from tests.support.kernels.native_cases import ISAS, native
 
 CPU = torch.device("cpu")
 # 4 KV heads of 32; 5 panels of the hidden dim, 4 of outputs, 4 of a vocabulary whose last panel is not full.

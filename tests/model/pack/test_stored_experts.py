@@ -24,12 +24,12 @@ from model.ops.native.ops import NativeOps
 from model.ops.quantization import Quantization
 from model.pack.load import load_pack, load_pack_in_part
 from model.pack.weight_memory import WeightMemory
-from tests.support.attention_cases import Heads
-from tests.support.block_matrices import random_block_model
+from tests.support.checkpoints.block_matrices import random_block_model
+from tests.support.checkpoints.packs import write_pack
 from tests.support.conditions import wait_until
-from tests.support.native_cases import ISAS, LIBRARY, native
-from tests.support.packs import write_pack
-from tests.support.paged import CPU, Running, make_batch
+from tests.support.kernels.attention_cases import Heads
+from tests.support.kernels.native_cases import ISAS, LIBRARY, native
+from tests.support.kernels.paged import CPU, Running, make_batch
 
 BLOCK_SIZE = 4
 CONFIG = replace(

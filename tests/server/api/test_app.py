@@ -7,8 +7,8 @@ import httpx
 import pytest
 
 from server.engine_client.status import Phase
-from tests.support.fake_engine import FakeEngine
-from tests.support.serving import (
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.serving import (
     MODEL,
     check_error,
     client_of,

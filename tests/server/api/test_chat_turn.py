@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from server.chat.template import ChatTemplate
-from tests.support.fake_engine import FakeEngine
-from tests.support.serving import MODEL, client_of, saying, state_around, tokenizer
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.serving import MODEL, client_of, saying, state_around, tokenizer
 
 pytestmark = pytest.mark.anyio
 

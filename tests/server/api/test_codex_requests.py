@@ -9,8 +9,8 @@ import openai
 import pytest
 
 from engine.types import Request
-from tests.support.fake_engine import READY, FakeEngine
-from tests.support.serving import MODEL, client_of, saying, state_around, tokenizer
+from tests.support.servers.fake_engine import READY, FakeEngine
+from tests.support.servers.serving import MODEL, client_of, saying, state_around, tokenizer
 from tests.support.tool_calling import allows
 
 pytestmark = pytest.mark.anyio

@@ -12,9 +12,9 @@ from server.generation.sampling_params import GenerationDefaults
 from server.generation.state import ServerState, TextFrontend
 from server.schemas import ChatCompletionRequest, CompletionRequest, MessagesRequest, ResponsesRequest
 from server.schemas.validation import RequestModel, unknown_fields, validate
-from tests.support.fake_engine import FakeEngine
-from tests.support.inline_sandbox import InlineSandbox
-from tests.support.serving import MODEL, client_of, saying, state_around, tokenizer
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.inline_sandbox import InlineSandbox
+from tests.support.servers.serving import MODEL, client_of, saying, state_around, tokenizer
 
 pytestmark = pytest.mark.anyio
 

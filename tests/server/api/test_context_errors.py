@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.fake_engine import FakeEngine
-from tests.support.serving import MODEL, client_of, saying, state_around
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.serving import MODEL, client_of, saying, state_around
 
 pytestmark = pytest.mark.anyio
 

@@ -15,8 +15,8 @@ from engine.types import Request
 from server.chat.template import ChatTemplate
 from server.schemas import CountTokensRequest, DetokenizeRequest, MessagesRequest, ResponsesRequest, TokenizeRequest
 from server.schemas.validation import RequestModel
-from tests.support.fake_engine import FakeEngine
-from tests.support.serving import MODEL, client_of, saying, state_around, tokenizer
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.serving import MODEL, client_of, saying, state_around, tokenizer
 
 RESPONSES, MESSAGES, COUNT = "/v1/responses", "/v1/messages", "/v1/messages/count_tokens"
 TOKENIZE, DETOKENIZE = "/tokenize", "/detokenize"

@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from engine.types import Request
-from tests.support.fake_engine import FakeEngine
-from tests.support.serving import MODEL, client_of, events, saying, state_around, tokenizer
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.serving import MODEL, client_of, events, saying, state_around, tokenizer
 
 pytestmark = pytest.mark.anyio
 

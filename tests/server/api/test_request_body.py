@@ -18,8 +18,8 @@ from server.schemas import (
 )
 from server.schemas.validation import MAX_UNKNOWN_FIELDS, RequestModel
 from server.strict_json import JsonValue, parse_object
-from tests.support.fake_engine import MAX_MODEL_LEN, FakeEngine
-from tests.support.serving import MODEL, client_of, saying, state_around
+from tests.support.servers.fake_engine import MAX_MODEL_LEN, FakeEngine
+from tests.support.servers.serving import MODEL, client_of, saying, state_around
 
 pytestmark = pytest.mark.anyio
 

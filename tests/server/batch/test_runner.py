@@ -16,9 +16,9 @@ from server.batch.runner import GIVE_UP_S, Progress, Runner
 from server.bench.http_client import Endpoint
 from server.cli.run_batch import sender
 from tests.support.conditions import until
-from tests.support.fake_engine import FakeEngine
-from tests.support.running import free_port
-from tests.support.serving import MODEL, listening, saying, state_around
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.running import free_port
+from tests.support.servers.serving import MODEL, listening, saying, state_around
 
 pytestmark = pytest.mark.anyio
 

@@ -13,8 +13,8 @@ from server.bench.http_client import HttpError
 from server.bench.serve import measure, parse_options
 from server.bench.workload import WorkloadError
 from server.cli.main import app
-from tests.support.fake_engine import FakeEngine
-from tests.support.serving import listening, state_around
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.serving import listening, state_around
 
 DEFAULTS: dict[str, Any] = {
     "url": "http://127.0.0.1:1",

@@ -17,8 +17,8 @@ from server.bench.http_client import Endpoint, HttpError
 from server.bench.step_calibration import Calibration, measure, table
 from server.bench.workload import Range
 from server.cli.main import app
-from tests.support.fake_engine import FakeEngine
-from tests.support.serving import listening, state_around
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.serving import listening, state_around
 
 REQUEST = LoggedRequest(0.0, 5, 3)
 FIRST, NEXT = StepShape(5, 1, 0, 15), StepShape(1, 1, 6, 0)

@@ -8,7 +8,7 @@ import pytest
 from server.chat.template import ChatTemplate
 from server.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from tests.server.chat.test_template import conversation
-from tests.support.gguf_files import vocabulary_fields, write_fields
+from tests.support.checkpoints.gguf import vocabulary_fields, write_fields
 from tests.support.paths import DEMO
 
 PLAIN, CONTROL = 4, 3

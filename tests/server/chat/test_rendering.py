@@ -9,8 +9,8 @@ from server.chat.turns import Turn
 from server.errors import ApiError
 from server.sandbox.errors import Crashed, Killed, RanOutOfMemory, SandboxError, SandboxFull, TookTooLong
 from server.tokenizer.tokenizer import TokenizerError
-from tests.support.inline_sandbox import InlineSandbox
-from tests.support.serving import tokenizer
+from tests.support.servers.inline_sandbox import InlineSandbox
+from tests.support.servers.serving import tokenizer
 
 pytestmark = pytest.mark.anyio
 

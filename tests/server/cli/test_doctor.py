@@ -16,7 +16,7 @@ from server.cli.doctor import Check, as_table, run_checks
 from server.fairness import budgets
 from server.settings.sources import load_settings
 from tests.server.cli.test_main import smoe
-from tests.support.adapters import random_tensors, save_adapter
+from tests.support.checkpoints.adapters import random_tensors, save_adapter
 from tests.support.paths import DEMO
 
 REPORT = {

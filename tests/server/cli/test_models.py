@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from server.cli.main import app
-from tests.support.gguf_files import GgufShape, all_of, write_fields, write_gguf
-from tests.support.header_only import MIXTRAL_8X7B, save_headers
+from tests.support.checkpoints.gguf import GgufShape, all_of, write_fields, write_gguf
+from tests.support.checkpoints.header_only import MIXTRAL_8X7B, save_headers
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from server.cli import pack as command
 from server.cli.doctor import check_model
 from server.cli.main import app
 from server.settings.sources import load_settings
-from tests.support.packs import flip_byte
+from tests.support.checkpoints.packs import flip_byte
 from tests.support.paths import DEMO
 
 

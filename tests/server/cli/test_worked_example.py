@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from server.cli.main import app
-from tests.support.header_only import MIXTRAL_8X7B, MIXTRAL_8X22B, save_headers
+from tests.support.checkpoints.header_only import MIXTRAL_8X7B, MIXTRAL_8X22B, save_headers
 from tests.support.paths import ROOT
 
 EXAMPLES = re.findall(r"```\n\$ smoe (plan .*?)\n```", (ROOT / "docs" / "capacity.md").read_text(), re.DOTALL)

@@ -10,7 +10,7 @@ from engine.messages import Add, PromptScores, StepDone, StepPart, ToEngine
 from engine.types import Request, RequestOutput, SamplingParams, StepOutput, StepStats, TokenLogprobs
 from server.engine_client.client import MAX_ADDED, EngineClient
 from server.engine_client.output_collector import EngineDied
-from tests.support.watched_engine import collect, run, started
+from tests.support.servers.watched_engine import collect, run, started
 
 
 def test_loading_is_reported_before_ready() -> None:

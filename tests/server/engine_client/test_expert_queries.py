@@ -10,7 +10,7 @@ from engine.messages import ExpertsQuery, ExpertsReply
 from engine.types import ExpertReport
 from server.engine_client.expert_queries import KEEP_S, SHARE, ExpertQueries
 from server.engine_client.output_collector import EngineDied
-from tests.support.watched_engine import run, started
+from tests.support.servers.watched_engine import run, started
 
 
 def test_equal_queries_share_one_message_and_later_ones_send_another() -> None:

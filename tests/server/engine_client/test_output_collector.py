@@ -6,7 +6,7 @@ import pytest
 
 from engine.types import RequestOutput, TokenLogprobs
 from server.engine_client.output_collector import MAX_OUTPUTS, EngineDied, OutputCollector
-from tests.support.watched_engine import run
+from tests.support.servers.watched_engine import run
 
 
 def test_a_reader_that_lags_gets_everything_as_one_output() -> None:

@@ -21,7 +21,7 @@ from server.engine_client.process import (
     _EngineProtocol,
     package_root,
 )
-from tests.support.watched_engine import run
+from tests.support.servers.watched_engine import run
 
 START = Start(EngineConfig(model="/nowhere"))
 

@@ -15,8 +15,8 @@ from server.engine_client.output_collector import EngineDied
 from server.engine_client.restart_policy import MAX_FAILED_STARTS
 from server.engine_client.supervisor import _with_limits
 from server.engine_client.watchdog import WatchdogTimeouts
-from tests.support.fake_engine_process import KILLS, KILLS_LATER, QUEUES, READY, STOPS
-from tests.support.watched_engine import Watched, collect, run, started
+from tests.support.servers.fake_engine_process import KILLS, KILLS_LATER, QUEUES, READY, STOPS
+from tests.support.servers.watched_engine import Watched, collect, run, started
 
 HASTY = WatchdogTimeouts(
     observe_interval_s=0.02, stuck_after_s=1.0, kill_after_s=2.0

@@ -4,8 +4,8 @@ import pytest
 
 from server.generation.account import RequestAccount
 from server.observability.access_log import RequestRecord
-from tests.support.fake_engine import FakeEngine
-from tests.support.serving import outcomes, saying, state_around
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.serving import outcomes, saying, state_around
 
 pytestmark = pytest.mark.anyio
 

@@ -7,8 +7,8 @@ from engine.types import Request, SamplingParams
 from server.engine_client.status import EngineStatus, Phase
 from server.errors import ApiError
 from server.generation.admission import TOKENS_PER_CHOICE, UNMEASURED_S, WINDOW_S, Admission, RetryEstimator
-from tests.support.fake_engine import FakeEngine
-from tests.support.serving import saying
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.serving import saying
 
 
 def test_the_estimated_wait_follows_the_measured_pace() -> None:

@@ -11,8 +11,8 @@ from server.engine_client.output_collector import merge_outputs
 from server.generation.choice import Choice, Delta, StopConditions, merge_deltas
 from server.tokenizer.detokenizer import Detokenizer
 from server.tokenizer.stop_strings import StopStringMatcher
-from tests.support.fake_engine import EOS, outputs_for
-from tests.support.serving import tokenizer
+from tests.support.servers.fake_engine import EOS, outputs_for
+from tests.support.servers.serving import tokenizer
 
 TEXT = "Gr\u00fc\u00dfe \U0001f600 and so on, and so forth."
 

@@ -16,8 +16,8 @@ from server.generation.prompt import Prompt
 from server.generation.state import ServerState
 from server.observability.access_log import RequestRecord
 from server.schemas import CompletionRequest
-from tests.support.fake_engine import FakeEngine
-from tests.support.serving import MODEL, outcomes, saying, state_around, tokenizer
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.serving import MODEL, outcomes, saying, state_around, tokenizer
 
 pytestmark = pytest.mark.anyio
 

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from server.generation import jobs
-from tests.support.fake_engine import EOS, READY, FakeEngine
-from tests.support.serving import MODEL, client_of, state_around
+from tests.support.servers.fake_engine import EOS, READY, FakeEngine
+from tests.support.servers.serving import MODEL, client_of, state_around
 
 pytestmark = pytest.mark.anyio
 

@@ -10,8 +10,8 @@ from engine.types import Request, SamplingParams
 from server.errors import ApiError
 from server.generation.admission import Admission
 from server.generation.part_queue import PartQueue
-from tests.support.fake_engine import FakeEngine
-from tests.support.serving import saying
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.serving import saying
 
 pytestmark = pytest.mark.anyio
 

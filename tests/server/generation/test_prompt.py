@@ -7,8 +7,8 @@ from server.errors import ApiError
 from server.generation.prompt import completion_limit, truncated
 from server.schemas import ChatCompletionRequest, CompletionRequest
 from server.schemas.generation import GenerationRequest
-from tests.support.fake_engine import READY
 from tests.support.requests import CHAT, PROMPT
+from tests.support.servers.fake_engine import READY
 
 SMALL = msgspec.structs.replace(READY, max_model_len=20, max_prompt_tokens=18)
 

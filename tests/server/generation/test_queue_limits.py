@@ -10,8 +10,8 @@ import pytest
 
 from server.fairness.refusal_pace import FREE_PER_S, RefusalPace
 from server.tokenizer.detokenizer import Detokenizer
-from tests.support.fake_engine import FakeEngine
-from tests.support.serving import MODEL, app_around, client_of, outcomes, saying, state_around
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.serving import MODEL, app_around, client_of, outcomes, saying, state_around
 
 pytestmark = pytest.mark.anyio
 

@@ -10,7 +10,7 @@ from server.generation.reply_size import MAX_REPLY_VALUES, limit_reply
 from server.schemas import ChatCompletionRequest, CompletionRequest
 from server.schemas.generation import GenerationRequest
 from server.schemas.validation import validate
-from tests.support.fake_engine import READY
+from tests.support.servers.fake_engine import READY
 
 LAYERS = msgspec.structs.replace(READY, num_layers=32)  # 64 expert ids per position
 

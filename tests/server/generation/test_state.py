@@ -5,8 +5,8 @@ import pytest
 
 from server.errors import ApiError
 from server.generation.state import LoraOptions, seed_source
-from tests.support.fake_engine import READY, FakeEngine
-from tests.support.serving import MODEL, outcomes, saying, state_around
+from tests.support.servers.fake_engine import READY, FakeEngine
+from tests.support.servers.serving import MODEL, outcomes, saying, state_around
 
 
 def test_seeds_have_63_bits_and_a_fixed_seed_repeats_the_sequence() -> None:

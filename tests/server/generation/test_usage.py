@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.fake_engine import EOS, FakeEngine, experts_of, gates_of, prompt_experts
-from tests.support.serving import MODEL, client_of, events, state_around
+from tests.support.servers.fake_engine import EOS, FakeEngine, experts_of, gates_of, prompt_experts
+from tests.support.servers.serving import MODEL, client_of, events, state_around
 
 pytestmark = pytest.mark.anyio
 PROMPTS = [[1, 500, 9], [1, 600]]
@@ -47,7 +47,7 @@ async def test_usage_counts_the_tokens_of_each_expert_on_request(url: str, strea
 @pytest.mark.parametrize("stream", [False, True])
 async def test_prompts_add_up_and_a_stop_string_ends_the_count(stream: bool) -> None:
     """The text of token 502 is the stop string: it was sampled, but never computed as input."""
-    from tests.support.serving import tokenizer
+    from tests.support.servers.serving import tokenizer
 
     stop = tokenizer().token_text(502).replace("\u2581", " ")
     response = await post(an_engine(), prompt=PROMPTS, stream=stream, expert_usage=True, stop=stop)

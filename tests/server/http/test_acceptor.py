@@ -15,9 +15,9 @@ import pytest
 from server.http.acceptor import UNSENT_BYTES, Acceptor
 from server.http.connections import Connections
 from server.http.limits.read_limiter import ReadLimiter
-from tests.support.fake_engine import FakeEngine
-from tests.support.raw_http import RawClient
-from tests.support.serving import MODEL, listening, saying, state_around
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.raw_http import RawClient
+from tests.support.servers.serving import MODEL, listening, saying, state_around
 from tests.support.tls import TlsClient, client_context, client_hello, split_into_records
 
 pytestmark = pytest.mark.anyio

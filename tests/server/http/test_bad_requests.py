@@ -9,8 +9,8 @@ import pytest
 from server.http.protocol import MAX_HEAD_BYTES
 from server.observability.log_rate_limit import MAX_LINES, LogRateLimit
 from tests.server.http.test_protocol import opened
-from tests.support.fake_engine import FakeEngine
-from tests.support.serving import MODEL, http_counts, listening, outcomes, saying, state_around
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.serving import MODEL, http_counts, listening, outcomes, saying, state_around
 
 pytestmark = pytest.mark.anyio
 

@@ -11,7 +11,7 @@ from server.errors import request_memory_full
 from server.fairness.request_memory import Lease, RequestMemory
 from server.http.limits import body_limit
 from server.http.limits.body_limit import BodyLimit
-from tests.support.asgi_client import Reply
+from tests.support.servers.asgi_client import Reply
 
 LIMIT = 1000
 

@@ -13,9 +13,9 @@ from server.http.connections import Connections
 from server.http.limits.read_limiter import ReadLimiter
 from server.http.protocol import Connection
 from tests.server.http.test_protocol import BODY, CHUNKED, POST, exchange
-from tests.support.fake_engine import FakeEngine
-from tests.support.raw_http import LEAVINGS, Leaving, RawClient
-from tests.support.serving import listening, saying, state_around
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.raw_http import LEAVINGS, Leaving, RawClient
+from tests.support.servers.serving import listening, saying, state_around
 
 pytestmark = pytest.mark.anyio
 

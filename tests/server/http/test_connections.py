@@ -16,11 +16,11 @@ import pytest
 from server.http.connections import MAX_OPEN, OTHER_FILES, RESERVE, Connections, max_connections
 from server.http.limits.read_limiter import ReadLimiter
 from server.http.protocol import Connection
-from tests.support.fake_engine import FakeEngine
 from tests.support.paths import FAKE_ENGINE_SERVER, ROOT
 from tests.support.ports import free_port
-from tests.support.raw_http import LEAVINGS, Leaving, RawClient, post_bytes, socket_to
-from tests.support.serving import MODEL, listening, outcomes, saying, state_around
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.raw_http import LEAVINGS, Leaving, RawClient, post_bytes, socket_to
+from tests.support.servers.serving import MODEL, listening, outcomes, saying, state_around
 
 pytestmark = pytest.mark.anyio
 

@@ -8,7 +8,7 @@ from starlette.types import ASGIApp
 
 from server.http.cross_site import LOOPBACK_HOSTS, accepted_hosts, split_authority
 from server.http.middleware import with_middleware
-from tests.support.asgi_client import Client, Reply
+from tests.support.servers.asgi_client import Client, Reply
 
 HEALTH = ("/health", "/health/live", "/health/ready", "/ping")
 OWN = [(b"host", b"localhost:8000")]

@@ -11,8 +11,8 @@ from openai.types.chat import ChatCompletionMessageParam
 from starlette.types import Message
 
 from server.http.disconnect import ClientDisconnected, unless_disconnected
-from tests.support.fake_engine import FakeEngine
-from tests.support.serving import MODEL, listening, outcomes, saying, state_around
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.serving import MODEL, listening, outcomes, saying, state_around
 
 pytestmark = pytest.mark.anyio
 

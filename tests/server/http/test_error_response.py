@@ -4,7 +4,7 @@ import pytest
 
 from server.errors import ApiError, invalid_api_key
 from server.http.error_response import send_error
-from tests.support.asgi_client import Client
+from tests.support.servers.asgi_client import Client
 
 
 @pytest.mark.parametrize("error", [ApiError("no", code="some_code"), invalid_api_key()])

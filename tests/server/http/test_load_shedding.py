@@ -4,8 +4,8 @@ import httpx
 import pytest
 
 from server.observability.memory_pressure import MemoryMonitor
-from tests.support.fake_engine import FakeEngine
-from tests.support.serving import MODEL, client_of, outcomes, saying, state_around
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.serving import MODEL, client_of, outcomes, saying, state_around
 
 pytestmark = pytest.mark.anyio
 

@@ -7,7 +7,7 @@ import pytest
 from fastapi import FastAPI, Request
 
 from server.http.middleware import with_middleware
-from tests.support.asgi_client import Client, Reply
+from tests.support.servers.asgi_client import Client, Reply
 
 LIMIT = 1000
 

@@ -15,9 +15,9 @@ from uvicorn.server import ServerState
 from server.http.bounded_reads import READ_BYTES
 from server.http.limits.header_lines import MAX_HEADER_LINES
 from server.http.protocol import MAX_HEAD_BYTES, Connection
-from tests.support.fake_engine import FakeEngine
-from tests.support.raw_http import socket_to
-from tests.support.serving import MODEL, http_counts, listening, outcomes, saying, state_around
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.raw_http import socket_to
+from tests.support.servers.serving import MODEL, http_counts, listening, outcomes, saying, state_around
 
 pytestmark = pytest.mark.anyio
 

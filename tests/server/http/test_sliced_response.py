@@ -6,7 +6,7 @@ import pytest
 
 from server.http import sliced_response
 from server.http.sliced_response import SlicedResponse
-from tests.support.asgi_client import Client
+from tests.support.servers.asgi_client import Client
 
 
 def test_the_body_is_the_pieces_in_slices_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import ports
-from tests.support.tokenizer_only import write_tokenizer
+from tests.support.checkpoints.tokenizer_only import write_tokenizer
 
 
 @pytest.fixture(scope="module")

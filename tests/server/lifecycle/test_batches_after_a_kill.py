@@ -9,7 +9,7 @@ from typing import Any
 import openai
 
 from tests.support.conditions import until
-from tests.support.server_process import Server, running
+from tests.support.servers.server_process import Server, running
 
 ANSWERED, HELD = [f"answered-{i}" for i in range(8)], [f"held-{i}" for i in range(4)]
 

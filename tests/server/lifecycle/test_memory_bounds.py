@@ -11,8 +11,8 @@ from server.generation.reply_size import MAX_REPLY_VALUES, SCORE_BYTES
 from server.generation.state import MAX_TOTAL_PROMPT_IDS, ServerState
 from server.lifecycle.memory_bounds import apply_memory_share, with_server_memory
 from server.settings.settings import Settings
-from tests.support.fake_engine import FakeEngine
-from tests.support.serving import client_of, saying, state_around
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.serving import client_of, saying, state_around
 
 pytestmark = pytest.mark.anyio
 

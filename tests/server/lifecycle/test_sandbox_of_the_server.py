@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from tests.support.child_processes import sandbox_pids_of
-from tests.support.server_process import Server, running
+from tests.support.servers.child_processes import sandbox_pids_of
+from tests.support.servers.server_process import Server, running
 
 NUM_HELD = 40
 LIMIT_S = 60

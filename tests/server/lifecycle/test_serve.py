@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.server_process import LONG, events, running
+from tests.support.servers.server_process import LONG, events, running
 
 
 def test_the_start_is_at_most_15_lines_and_the_last_one_works(checkpoint: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 
 from tests.support.conditions import wait_until
-from tests.support.server_process import LONG, events, running
+from tests.support.servers.server_process import LONG, events, running
 
 
 def test_sigterm_rejects_new_work_lets_streams_end_and_exits_0(checkpoint: Path) -> None:

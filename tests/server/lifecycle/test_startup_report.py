@@ -11,7 +11,7 @@ from server.fairness.budgets import budgets, total_bytes
 from server.lifecycle import startup_report
 from server.lifecycle.startup_report import StartupReport, lines_when_ready, ready_lines, size
 from server.settings.settings import Settings
-from tests.support.fake_engine_process import READY
+from tests.support.servers.fake_engine_process import READY
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 from server.generation.sampling_params import GenerationDefaults
 from server.lifecycle.text_frontend import StartError, load_texts
 from server.settings.sources import load_settings
-from tests.support.inline_sandbox import InlineSandbox
 from tests.support.paths import DEMO
+from tests.support.servers.inline_sandbox import InlineSandbox
 
 
 def test_the_template_of_the_flag_replaces_the_checkpoints(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from server.lifecycle.text_frontend import StartError
 from server.lifecycle.trace_export import start_tracing
-from tests.support.server_process import LONG, running
+from tests.support.servers.server_process import LONG, running
 from tests.test_layering import import_graph, top_level
 
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"

@@ -8,9 +8,9 @@ import pytest
 from engine.types import Timing
 from server.observability.access_log import AccessLog, RequestRecord
 from server.observability.log_stream import logging_to
-from tests.support.fake_engine import FakeEngine
 from tests.support.pipes import written
-from tests.support.serving import client_of, saying, state_around
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.serving import client_of, saying, state_around
 
 
 def a_record(outcome: str = "stop", finished_s: float | None = 12.0) -> RequestRecord:

@@ -6,9 +6,9 @@ import pytest
 from prometheus_client.metrics_core import Metric
 
 from server.observability.exposition import Exposition
-from tests.support.fake_engine import FakeEngine
 from tests.support.metric_samples import Clock, fresh
-from tests.support.serving import client_of, saying, state_around
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.serving import client_of, saying, state_around
 
 
 @pytest.mark.anyio

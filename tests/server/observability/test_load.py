@@ -5,8 +5,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from engine.types import StepStats
 from server.observability.load import Load, render_load
-from tests.support.fake_engine import READY
 from tests.support.metric_samples import fresh, samples
+from tests.support.servers.fake_engine import READY
 
 LARGEST = Load(10**9, 10**9, 1 / 3, 10**6, 10**12)
 

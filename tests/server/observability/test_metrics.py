@@ -9,9 +9,9 @@ from engine.messages import Ready
 from engine.types import ExpertReads, StepStats, Timing
 from server.engine_client.status import EngineStatus
 from server.observability.metric_families import OUTCOMES
-from tests.support.fake_engine import FakeEngine
 from tests.support.metric_samples import Clock, fresh, samples
-from tests.support.serving import client_of, http_counts, saying, state_around
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.serving import client_of, http_counts, saying, state_around
 
 READY = Ready(
     max_model_len=2048, max_prompt_tokens=2047, vocab_size=100, eos_token_ids=[2], num_parameters=1, weight_bytes=1,

@@ -15,8 +15,8 @@ from server.http.middleware import with_middleware
 from server.observability.access_log import AccessLog, RequestRecord
 from server.observability.metric_families import Outcome
 from server.observability.tracing import MAX_CHOICES, Tracing
-from tests.support.fake_engine import FakeEngine
-from tests.support.serving import MODEL, saying, state_around
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.serving import MODEL, saying, state_around
 
 TRACE_ID, PARENT_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SAMPLED, NOT_SAMPLED = f"00-{TRACE_ID}-{PARENT_ID}-01", f"00-{TRACE_ID}-{PARENT_ID}-00"

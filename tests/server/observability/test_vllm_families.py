@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from engine.types import StepStats, Timing
-from tests.support.fake_engine import FakeEngine
 from tests.support.metric_samples import fresh, samples
-from tests.support.serving import MODEL, client_of, saying, state_around
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.serving import MODEL, client_of, saying, state_around
 
 
 def test_a_choice_is_counted_with_its_times_and_limits() -> None:

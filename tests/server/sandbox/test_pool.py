@@ -22,8 +22,8 @@ from server.sandbox.errors import (
 )
 from server.sandbox.job import Job, JobUse, Limits
 from server.sandbox.pool import SandboxPool
-from tests.support import sandbox_jobs as jobs
 from tests.support.conditions import until
+from tests.support.servers import sandbox_jobs as jobs
 
 pytestmark = pytest.mark.anyio
 

@@ -11,8 +11,8 @@ from engine.errors import GrammarError
 from engine.grammars.matcher import GrammarCompiler
 from engine.token_constraints import token_constraints
 from engine.types import Request
-from tests.support.fake_engine import EOS, FakeEngine
-from tests.support.serving import MODEL, client_of, saying, state_around, tokenizer
+from tests.support.servers.fake_engine import EOS, FakeEngine
+from tests.support.servers.serving import MODEL, client_of, saying, state_around, tokenizer
 
 pytestmark = pytest.mark.anyio
 

@@ -16,7 +16,7 @@ from server.sandbox.pool import SandboxPool
 from server.schemas import CompletionRequest, validate
 from server.structured_output.constraints import JSON_OPTIONS, Constraint
 from server.structured_output.grammar_checker import GrammarChecker
-from tests.support.serving import MODEL, tokenizer
+from tests.support.servers.serving import MODEL, tokenizer
 
 pytestmark = pytest.mark.anyio
 

@@ -18,8 +18,8 @@ from server.structured_output.constraints import JSON_OPTIONS, Constraint
 from server.structured_output.grammar_check_job import Verdict
 from server.structured_output.grammar_checker import MAX_PENDING, GrammarChecker
 from server.structured_output.refusals import ONE_OF_FAULT, REASONS, SCHEMA_KEYWORDS, UNSUPPORTED_KEYS_FAULT
-from tests.support.inline_sandbox import InlineSandbox
-from tests.support.serving import MODEL, tokenizer
+from tests.support.servers.inline_sandbox import InlineSandbox
+from tests.support.servers.serving import MODEL, tokenizer
 
 pytestmark = pytest.mark.anyio
 

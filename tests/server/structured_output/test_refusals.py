@@ -8,8 +8,8 @@ from server.errors import ApiError
 from server.schemas import CompletionRequest, validate
 from server.structured_output.constraints import constraint_of
 from server.structured_output.grammar_checker import GrammarChecker
-from tests.support.inline_sandbox import InlineSandbox
-from tests.support.serving import MODEL, tokenizer
+from tests.support.servers.inline_sandbox import InlineSandbox
+from tests.support.servers.serving import MODEL, tokenizer
 
 pytestmark = pytest.mark.anyio
 SECRET = {"type": "string", "description": "SECRET"}

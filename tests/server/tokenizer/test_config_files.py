@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from server.tokenizer.config_files import AddedToken, TokenizerError, TokenizerSettings, read_settings
-from tests.support.mistral_tokenizers import write_json_files
+from tests.support.checkpoints.mistral_tokenizers import write_json_files
 
 
 def read(path: Path, **json_files: object) -> TokenizerSettings:

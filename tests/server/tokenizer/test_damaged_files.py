@@ -16,8 +16,8 @@ from server.settings.settings import Settings
 from server.tokenizer.config_files import MAX_ADDED_CHARS, MAX_FILE_BYTES, TokenizerError
 from server.tokenizer.tokenizer import load_tokenizer
 from tests.server.cli.test_main import smoe
-from tests.support.inline_sandbox import InlineSandbox
 from tests.support.paths import ROOT
+from tests.support.servers.inline_sandbox import InlineSandbox
 
 MODEL = (ROOT / "model" / "demo" / "tokenizer.model").read_bytes()
 BYTES = {f"<0x{byte:02X}>": 3 + byte for byte in range(256)}

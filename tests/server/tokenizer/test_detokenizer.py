@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from server.tokenizer.detokenizer import Detokenizer
 from server.tokenizer.tokenizer import Tokenizer
-from tests.support.mistral_tokenizers import v1_tokenizer
+from tests.support.checkpoints.mistral_tokenizers import v1_tokenizer
 
 # Half of the ids are byte pieces and control tokens, which are rare in ordinary text.
 IDS = st.lists(st.integers(0, 258) | st.integers(0, 32_005), max_size=24)

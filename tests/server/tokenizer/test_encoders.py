@@ -14,7 +14,7 @@ from transformers import LlamaTokenizer
 from server.tokenizer.config_files import TokenizerError
 from server.tokenizer.encoders import HfTokenizerEncoder, SentencePieceEncoder
 from server.tokenizer.tokenizer import load_tokenizer
-from tests.support.mistral_tokenizers import V1, checkpoint
+from tests.support.checkpoints.mistral_tokenizers import V1, checkpoint
 
 CONTROL_TOKENS = re.compile("<(?:unk|s|/s)>")  # the package recognizes them in plain text
 # SentencePiece writes a space as U+2581, so this one character is not preserved.

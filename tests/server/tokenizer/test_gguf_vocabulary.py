@@ -10,8 +10,8 @@ import sentencepiece
 from server.tokenizer.config_files import TokenizerError
 from server.tokenizer.gguf_vocabulary import scores_of_merges
 from server.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from tests.support.gguf_files import vocabulary_fields, write_fields
-from tests.support.mistral_tokenizers import V1, V3
+from tests.support.checkpoints.gguf import vocabulary_fields, write_fields
+from tests.support.checkpoints.mistral_tokenizers import V1, V3
 from tests.support.paths import DEMO, ROOT
 
 TEXTS = [

@@ -8,8 +8,8 @@ from server.sandbox.errors import Crashed, RanOutOfMemory, SandboxError, TookToo
 from server.tokenizer import sandboxed_loading
 from server.tokenizer.sandboxed_loading import load_proven_tokenizer
 from server.tokenizer.tokenizer import TokenizerError
-from tests.support.inline_sandbox import InlineSandbox
 from tests.support.paths import DEMO
+from tests.support.servers.inline_sandbox import InlineSandbox
 
 pytestmark = pytest.mark.anyio
 

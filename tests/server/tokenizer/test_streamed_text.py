@@ -13,7 +13,7 @@ from server.generation.choice import Choice, StopConditions
 from server.tokenizer.detokenizer import Detokenizer
 from server.tokenizer.stop_strings import StopStringMatcher
 from server.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from tests.support.mistral_tokenizers import v1_tokenizer, v3_tokenizer
+from tests.support.checkpoints.mistral_tokenizers import v1_tokenizer, v3_tokenizer
 from tests.support.paths import DEMO
 
 TEXTS = 3_000  # at scale 1, over all tokenizers; 34 times as many at full scale: 102,000

@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from server.tokenizer.tokenizer import load_tokenizer
-from tests.support.mistral_tokenizers import v1_tokenizer, write_json_files
+from tests.support.checkpoints.mistral_tokenizers import v1_tokenizer, write_json_files
 
 TEXT = "It is a truth"
 

@@ -10,7 +10,7 @@ from mistral_common.tokens.tokenizers.sentencepiece import SentencePieceTokenize
 from transformers import LlamaTokenizer
 
 from server.tokenizer.tokenizer import Tokenizer, TokenizerError, load_tokenizer
-from tests.support.mistral_tokenizers import V1, V3, checkpoint, v1_tokenizer, v3_tokenizer
+from tests.support.checkpoints.mistral_tokenizers import V1, V3, checkpoint, v1_tokenizer, v3_tokenizer
 
 # SentencePiece writes a space as U+2581, so this one character is not preserved.
 TEXTS = st.text(max_size=40).filter(lambda text: "\u2581" not in text)

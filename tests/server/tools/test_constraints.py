@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from server.schemas.validation import MAX_UNKNOWN_FIELDS
-from tests.support.fake_engine import FakeEngine
-from tests.support.serving import MODEL, client_of, saying, state_around, tokenizer
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.serving import MODEL, client_of, saying, state_around, tokenizer
 from tests.support.tool_calling import (
     ASK,
     CLOCK,

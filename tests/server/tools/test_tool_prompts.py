@@ -19,8 +19,8 @@ from server.schemas import ChatCompletionRequest, validate
 from server.tokenizer.tokenizer import Tokenizer
 from server.tools.constraints import auto_tool_use
 from server.tools.prompt_emulation import with_prompted_tools
-from tests.support.fake_engine import FakeEngine
-from tests.support.serving import MODEL, client_of
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.serving import MODEL, client_of
 from tests.support.tool_calling import ASK, ONE, URL, calling, v3_state
 
 WORDS = [

@@ -10,7 +10,7 @@ from engine.scheduling.expert_usage import ExpertUsage
 from engine.scheduling.sequence import Sequence
 from engine.scheduling.step_plan import Chunk
 from engine.types import Request, SamplingParams
-from tests.support.attention_cases import Heads
+from tests.support.kernels.attention_cases import Heads
 
 CPU = torch.device("cpu")
 E = 4

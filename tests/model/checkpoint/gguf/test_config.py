@@ -8,7 +8,7 @@ import pytest
 from model.checkpoint.checkpoint import read_config
 from model.checkpoint.errors import CheckpointError
 from model.config import MISTRAL, MISTRAL_EMBEDDING, MIXTRAL, ModelConfig
-from tests.support.gguf_files import GgufShape, all_of, write_gguf
+from tests.support.checkpoints.gguf import GgufShape, all_of, write_gguf
 
 SMALL: dict[str, Any] = {"dim": 64, "num_heads": 4, "num_kv_heads": 2, "hidden_dim": 96}
 V01 = {"llama.rope.freq_base": None, "llama.context_length": 32768}

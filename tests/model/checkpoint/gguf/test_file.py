@@ -10,7 +10,7 @@ import pytest
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.gguf.file import read_file
 from model.checkpoint.gguf.split_files import files_of, read_model
-from tests.support.gguf_files import GgufShape, all_of, write_fields, write_gguf
+from tests.support.checkpoints.gguf import GgufShape, all_of, write_fields, write_gguf
 
 FIELDS = {"a.text": "naïve \u2581", "a.flag": True, "a.int": 7, "a.float": 0.5, "a.texts": ["x", ""], "a.ints": [1, -2]}
 

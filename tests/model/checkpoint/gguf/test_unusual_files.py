@@ -11,7 +11,7 @@ import torch
 
 from model.checkpoint.checkpoint import read_config, read_stored_weights
 from model.stored_weights import read_weight
-from tests.support.gguf_files import GgufShape, Type, all_of, q4_k_m, write_gguf
+from tests.support.checkpoints.gguf import GgufShape, Type, all_of, q4_k_m, write_gguf
 
 SHAPE = GgufShape(num_layers=3, num_experts=2)
 TypeOf = Callable[[str], Type]

@@ -27,8 +27,8 @@ from model.checkpoint.pack.header import (
     read_header,
     write_header,
 )
-from tests.support.checkpoints import edit_config
-from tests.support.packs import flip_byte
+from tests.support.checkpoints.mixtral import edit_config
+from tests.support.checkpoints.packs import flip_byte
 from tests.support.paths import DEMO
 
 CONTENT = bytes(range(256)) * 32  # two pages

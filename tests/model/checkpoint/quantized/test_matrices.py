@@ -15,8 +15,8 @@ from model.checkpoint.config_file import read_encoding
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.quantized.decoders import FP8_VALUES
 from model.stored_weights import read_weight
-from tests.support.checkpoints import Shape, edit_config, edit_tensors, random_model, save_in_layout
-from tests.support.quantized_checkpoints import FORMATS, save_quantized
+from tests.support.checkpoints.mixtral import Shape, edit_config, edit_tensors, random_model, save_in_layout
+from tests.support.checkpoints.quantized import FORMATS, save_quantized
 
 SHAPE = Shape(dim=64, num_heads=2, num_kv_heads=1, num_layers=1, hidden_dim=64, num_experts=2, vocab_size=96)
 BASE = "model.layers.0.self_attn.q_proj."

@@ -10,7 +10,7 @@ from model.demo.training.checkpoint import save_checkpoint
 from model.demo.training.network import Network, NetworkConfig
 from model.loader import load_model
 from model.ops.reference.ops import ReferenceOps
-from tests.support.paged import CPU, teacher_forced
+from tests.support.kernels.paged import CPU, teacher_forced
 from tests.support.paths import DEMO
 
 CONFIG = NetworkConfig(

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from model.ops.interface import FfnWeights
 from model.ops.native.ops import inverse_frequencies
-from tests.support.attention_cases import Heads, Part, Positions, attend
-from tests.support.native_cases import ISAS, native
-from tests.support.paged import Running, make_batch
+from tests.support.kernels.attention_cases import Heads, Part, Positions, attend
+from tests.support.kernels.native_cases import ISAS, native
+from tests.support.kernels.paged import Running, make_batch
 
 ULP = 2.0**-23
 

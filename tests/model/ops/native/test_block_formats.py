@@ -14,8 +14,7 @@ from torch import Tensor
 from model.ops.interface import FfnWeights
 from model.ops.native.packed_weights import BLOCK_FORMATS, NativeLinear
 from model.ops.weights import BLOCK_SIZES, BlockMatrix, Weight, groups_with_minima, groups_with_zeros
-from tests.support import float64_oracle as oracle
-from tests.support.block_matrices import (
+from tests.support.checkpoints.block_matrices import (
     GGUF_FORMATS,
     GROUP_FORMATS,
     MIN_AT,
@@ -26,7 +25,8 @@ from tests.support.block_matrices import (
     random_blocks,
     set_halves,
 )
-from tests.support.native_cases import DTYPES, ISAS, native
+from tests.support.kernels import float64_oracle as oracle
+from tests.support.kernels.native_cases import DTYPES, ISAS, native
 from tests.support.paths import ROOT
 from tests.support.routing_requests import uniform_request
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from model.group import GroupEndedError
 from model.ops.native.group import SharedGroup
 from tests.support.conditions import until
-from tests.support.ranks import on_each_rank, shared_groups
+from tests.support.hosts.ranks import on_each_rank, shared_groups
 
 
 @pytest.mark.parametrize("size", [2, 3])

@@ -8,7 +8,7 @@ import pytest
 from model.ops.native import library
 from model.ops.native.library import ISAS, NativeLibrary, NativeOutdatedError, NativeUnavailableError
 from model.ops.native.ops import NativeOps
-from tests.support.native_cases import LIBRARY
+from tests.support.kernels.native_cases import LIBRARY
 from tests.support.paths import ROOT
 
 

@@ -10,7 +10,7 @@ from model.lora.adapter import NUM_EXPERT_TERMS, Adapter, LowRank
 from model.lora.rows import AdapterRows, LayerTerms, terms_of_layer
 from model.ops.interface import FfnWeights
 from model.ops.quantization import Quantization
-from tests.support.native_cases import DTYPES, ISAS, native
+from tests.support.kernels.native_cases import DTYPES, ISAS, native
 from tests.support.routing_requests import uniform_request
 
 GROUPS = (1, 2, 3, 17, 4, 5)  # rows of each adapter; the rest has none

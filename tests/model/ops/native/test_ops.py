@@ -12,11 +12,11 @@ from torch import Tensor
 from model.kv_pool import KvPool
 from model.ops.interface import Ops
 from model.ops.reference.ops import ReferenceOps
-from tests.support import float64_oracle as oracle
-from tests.support.attention_cases import Heads, Part, Positions, attend, random_positions
-from tests.support.native_cases import DTYPES, ISAS, name_of, native
-from tests.support.paged import CPU, Running, make_batch
-from tests.support.random_weights import random_ffn
+from tests.support.checkpoints.random_weights import random_ffn
+from tests.support.kernels import float64_oracle as oracle
+from tests.support.kernels.attention_cases import Heads, Part, Positions, attend, random_positions
+from tests.support.kernels.native_cases import DTYPES, ISAS, name_of, native
+from tests.support.kernels.paged import CPU, Running, make_batch
 from tests.support.routing_requests import naive_top_k, random_request, uniform_request
 
 EPS = 1e-5

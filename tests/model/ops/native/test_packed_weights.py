@@ -11,8 +11,8 @@ from model.ops.interface import FfnWeights
 from model.ops.native.packed_weights import NativeExperts
 from model.ops.quantization import Quantization
 from model.ops.weights import BLOCK_SIZES
-from tests.support.block_matrices import random_blocks
-from tests.support.native_cases import ISAS, native
+from tests.support.checkpoints.block_matrices import random_blocks
+from tests.support.kernels.native_cases import ISAS, native
 
 KINDS: list[Quantization] = ["none", "int8", "int4"]
 DIM, HIDDEN = 64, 96

@@ -15,10 +15,10 @@ from model.mixtral import Mixtral
 from model.ops.interface import FfnWeights
 from model.ops.native.ops import NativeOps
 from model.ops.quantization import Quantization
-from tests.support.attention_cases import Heads, Part, attend, random_positions
-from tests.support.checkpoints import Shape, random_model, save_in_layout
-from tests.support.native_cases import DTYPES, ISAS, name_of, native
-from tests.support.paged import CPU, Running, make_batch
+from tests.support.checkpoints.mixtral import Shape, random_model, save_in_layout
+from tests.support.kernels.attention_cases import Heads, Part, attend, random_positions
+from tests.support.kernels.native_cases import DTYPES, ISAS, name_of, native
+from tests.support.kernels.paged import CPU, Running, make_batch
 from tests.support.routing_requests import random_request, routing_request, uniform_request
 
 MAX_ROWS = 70

@@ -7,8 +7,8 @@ import torch
 
 from model.ops.reference.ops import ReferenceOps
 from model.sampling_batch import Status
-from tests.support.native_cases import ISAS, native
-from tests.support.sampling_cases import assert_same, random_logits, random_rows, sampled_by
+from tests.support.kernels.native_cases import ISAS, native
+from tests.support.kernels.sampling_cases import assert_same, random_logits, random_rows, sampled_by
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from model.ops.native.library import LIBRARY
-from tests.support.native_cases import ISAS
+from tests.support.kernels.native_cases import ISAS
 from tests.support.parallel_pytest import run_parts
 from tests.support.paths import ROOT
 
@@ -43,7 +43,7 @@ def test_the_native_tests_pass_with_every_access_and_operation_checked(sanitized
         "SANITIZED_LIBRARY": str(sanitized_library),
     }
     tests = [f"tests/model/ops/{name}" for name in NATIVE_TESTS]
-    run_parts(["-p", "tests.support.sanitized_library", *tests], environment)
+    run_parts(["-p", "tests.support.kernels.sanitized_library", *tests], environment)
 
 
 def _runtime(name: str) -> str:

@@ -14,8 +14,8 @@ from model.cut import all_cuts
 from model.group import GroupEndedError
 from model.ops.native.group import SocketGroup
 from tests.support.conditions import LIMIT_S, wait_until
-from tests.support.native_cases import LIBRARY
-from tests.support.ranks import on_each_rank
+from tests.support.hosts.ranks import on_each_rank
+from tests.support.kernels.native_cases import LIBRARY
 
 WIDTH, UNIT = 200, 32  # uneven parts
 SEND_BUFFER_BYTES = 4096  # of a socket; a gather of many rows is much larger

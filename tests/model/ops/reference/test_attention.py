@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from model.ops.reference.attention import attend, plan_attention
-from tests.support.paged import Running, make_batch
+from tests.support.kernels.paged import Running, make_batch
 
 
 @pytest.fixture(autouse=True)

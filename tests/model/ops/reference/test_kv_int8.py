@@ -9,11 +9,11 @@ from torch import Tensor
 from model.kv_pool import KvPool
 from model.ops.reference.kv_int8 import dequantize, quantize
 from model.ops.reference.ops import ReferenceOps
-from tests.support import float64_oracle as oracle
-from tests.support.attention_cases import Heads, Part, attend, random_positions
-from tests.support.kv_tiles import in_rows
-from tests.support.native_cases import DTYPES, ISAS, name_of, native
-from tests.support.paged import CPU, Running, make_batch
+from tests.support.kernels import float64_oracle as oracle
+from tests.support.kernels.attention_cases import Heads, Part, attend, random_positions
+from tests.support.kernels.kv_tiles import in_rows
+from tests.support.kernels.native_cases import DTYPES, ISAS, name_of, native
+from tests.support.kernels.paged import CPU, Running, make_batch
 
 HEADS = [Heads(4, 2, 16), Heads(1, 1, 4), Heads(6, 3, 128), Heads(8, 1, 24, window=257), Heads(4, 4, 80, window=7)]
 

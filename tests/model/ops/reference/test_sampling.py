@@ -9,7 +9,7 @@ import torch
 from model.ops.reference.philox import uniforms
 from model.ops.reference.sampling import sample, shape_logits
 from model.sampling_batch import FloatParam, IntParam, SamplingRows, Status
-from tests.support.sampling_cases import NUM_ROWS, random_logits, random_rows
+from tests.support.kernels.sampling_cases import NUM_ROWS, random_logits, random_rows
 
 
 @pytest.fixture(autouse=True)

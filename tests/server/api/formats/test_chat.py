@@ -8,7 +8,7 @@ from server.generation.choice import Delta
 from server.generation.prompt import Prompt
 from server.schemas import ChatCompletionRequest
 from tests.support.requests import CHAT
-from tests.support.serving import tokenizer
+from tests.support.servers.serving import tokenizer
 
 
 def a_format(**fields: object) -> ChatFormat:

@@ -5,7 +5,7 @@ from server.generation.choice import Delta
 from server.generation.prompt import Prompt
 from server.schemas import CompletionRequest
 from tests.support.requests import PROMPT
-from tests.support.serving import tokenizer
+from tests.support.servers.serving import tokenizer
 
 PROMPTS = [Prompt([1], is_continued=True), Prompt([2], is_continued=True)]
 

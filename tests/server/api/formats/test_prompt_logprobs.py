@@ -9,8 +9,8 @@ import pytest
 from engine.types import TokenLogprobs
 from server.api.formats.prompt_logprobs import prompt_logprobs
 from server.api.formats.sliced_logprobs import VALUES_PER_TURN
-from tests.support.fake_engine import FakeEngine
-from tests.support.serving import MODEL, client_of, saying, state_around
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.serving import MODEL, client_of, saying, state_around
 
 pytestmark = pytest.mark.anyio
 

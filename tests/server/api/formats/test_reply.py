@@ -14,8 +14,8 @@ from server.api.formats.sliced_logprobs import VALUES_PER_TURN
 from server.generation.choice import Delta, Position
 from server.generation.prompt import Prompt
 from server.schemas import ChatCompletionRequest, CompletionRequest
-from tests.support.fake_engine import FakeEngine, entry
-from tests.support.serving import MODEL, client_of, saying, state_around, tokenizer
+from tests.support.servers.fake_engine import FakeEngine, entry
+from tests.support.servers.serving import MODEL, client_of, saying, state_around, tokenizer
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "a"}]}
 COMPLETION = {"model": MODEL, "prompt": "a"}

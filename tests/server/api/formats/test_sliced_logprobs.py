@@ -10,8 +10,8 @@ from server.api.formats.sliced_logprobs import VALUES_PER_TURN, sliced_logprobs
 from server.generation.choice import Delta, Position
 from server.generation.prompt import Prompt
 from server.schemas import ChatCompletionRequest, CompletionRequest
-from tests.support.fake_engine import entry
-from tests.support.serving import MODEL, tokenizer
+from tests.support.servers.fake_engine import entry
+from tests.support.servers.serving import MODEL, tokenizer
 
 pytestmark = pytest.mark.anyio
 

@@ -12,7 +12,7 @@ from server.api.app import ROUTERS, ROUTES
 from server.api.openapi import Facts, document, page
 from server.api.openapi.descriptions import NOT_SUPPORTED
 from server.errors import ANTHROPIC_PATH
-from tests.support.serving import MODEL
+from tests.support.servers.serving import MODEL
 
 FACTS = Facts((MODEL,), vocab_size=100, max_model_len=50)
 PATHS = document(ROUTES, FACTS, "1")["paths"]

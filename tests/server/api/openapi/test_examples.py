@@ -15,8 +15,8 @@ from server.generation.state import LoraOptions
 from server.schemas import CreateBatchRequest
 from server.schemas.validation import unknown_fields, validate
 from tests.support.embedding_requests import embedding_engine
-from tests.support.fake_engine import FakeEngine
-from tests.support.serving import MODEL, client_of, listening, saying, state_around
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.serving import MODEL, client_of, listening, saying, state_around
 
 pytestmark = pytest.mark.anyio
 

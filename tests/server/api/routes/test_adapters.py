@@ -6,8 +6,8 @@ import pytest
 
 from server.api.routes import adapters
 from server.generation.state import LoraOptions
-from tests.support.fake_engine import FakeEngine
-from tests.support.serving import MODEL, check_error, client_of, saying, state_around
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.serving import MODEL, check_error, client_of, saying, state_around
 
 pytestmark = pytest.mark.anyio
 

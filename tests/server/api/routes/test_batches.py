@@ -19,8 +19,8 @@ from server.batch.app_sender import PRIORITY, app_sender
 from server.fairness.request_memory import RequestMemory
 from server.http.middleware import for_batches
 from tests.support.conditions import until
-from tests.support.fake_engine import READY, FakeEngine
-from tests.support.serving import MODEL, app_around, check_error, client_of, saying, state_around
+from tests.support.servers.fake_engine import READY, FakeEngine
+from tests.support.servers.serving import MODEL, app_around, check_error, client_of, saying, state_around
 
 pytestmark = pytest.mark.anyio
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.fake_engine import EOS, FakeEngine
-from tests.support.serving import MODEL, client_of, events, outcomes, saying, state_around, tokenizer
+from tests.support.servers.fake_engine import EOS, FakeEngine
+from tests.support.servers.serving import MODEL, client_of, events, outcomes, saying, state_around, tokenizer
 
 pytestmark = pytest.mark.anyio
 HELLO: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}

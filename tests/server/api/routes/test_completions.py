@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from server.fairness.byte_budget import ByteBudget
-from tests.support.fake_engine import EOS, MAX_MODEL_LEN, FakeEngine
-from tests.support.serving import MODEL, check_error, client_of, events, saying, state_around, tokenizer
+from tests.support.servers.fake_engine import EOS, MAX_MODEL_LEN, FakeEngine
+from tests.support.servers.serving import MODEL, check_error, client_of, events, saying, state_around, tokenizer
 
 pytestmark = pytest.mark.anyio
 

@@ -4,8 +4,8 @@ import httpx
 import pytest
 
 from server.api.routes import docs
-from tests.support.fake_engine import FakeEngine
-from tests.support.serving import app_around, client_of, listening, saying, state_around
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.serving import app_around, client_of, listening, saying, state_around
 
 
 @pytest.mark.anyio

@@ -14,8 +14,8 @@ from server.engine_client.output_collector import OutputCollector
 from server.fairness.byte_budget import ByteBudget
 from server.generation.embedding import MAX_PART
 from tests.support.embedding_requests import EMBEDDING_MODEL, IDS, TEXT, embedding_engine, post, vector_of
-from tests.support.fake_engine import MAX_MODEL_LEN, READY, VOCAB_SIZE, FakeEngine
-from tests.support.serving import MODEL, check_error, client_of, outcomes, saying, state_around, tokenizer
+from tests.support.servers.fake_engine import MAX_MODEL_LEN, READY, VOCAB_SIZE, FakeEngine
+from tests.support.servers.serving import MODEL, check_error, client_of, outcomes, saying, state_around, tokenizer
 
 pytestmark = pytest.mark.anyio
 

@@ -6,8 +6,8 @@ import pytest
 from engine.types import ExpertReport
 from server.api.app import create_app
 from server.http.middleware import with_middleware
-from tests.support.fake_engine import EOS, FakeEngine
-from tests.support.serving import client_of, state_around
+from tests.support.servers.fake_engine import EOS, FakeEngine
+from tests.support.servers.serving import client_of, state_around
 
 pytestmark = pytest.mark.anyio
 

@@ -4,8 +4,8 @@ import pytest
 
 from engine.types import ExpertReads, StepStats
 from server.engine_client.status import Phase
-from tests.support.fake_engine import FakeEngine
-from tests.support.serving import check_error, client_of, saying, state_around
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.serving import check_error, client_of, saying, state_around
 
 pytestmark = pytest.mark.anyio
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from server.generation.sampling_params import GenerationDefaults
-from tests.support.fake_engine import FakeEngine
-from tests.support.serving import MODEL, check_error, client_of, saying, state_around
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.serving import MODEL, check_error, client_of, saying, state_around
 
 pytestmark = pytest.mark.anyio
 

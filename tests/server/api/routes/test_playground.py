@@ -9,8 +9,8 @@ import pytest
 from server.api.app import create_app
 from server.api.playground_files import FOLDER, open_paths
 from server.http.middleware import with_middleware
-from tests.support.fake_engine import FakeEngine
-from tests.support.serving import client_of, saying, state_around
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.serving import client_of, saying, state_around
 
 pytestmark = pytest.mark.anyio
 NAMES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*") if path.is_file())

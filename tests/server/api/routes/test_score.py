@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tests.support.embedding_requests import TEXT, embedding_engine, post, vector_of
-from tests.support.serving import check_error, tokenizer
+from tests.support.servers.serving import check_error, tokenizer
 
 pytestmark = pytest.mark.anyio
 

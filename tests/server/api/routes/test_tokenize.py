@@ -9,8 +9,8 @@ import pytest
 from server.api.routes import tokenize as route
 from server.api.routes.tokenize import IDS_PER_TURN
 from server.tokenizer.detokenizer import Detokenizer
-from tests.support.fake_engine import FakeEngine
-from tests.support.serving import check_error, client_of, saying, state_around, tokenizer
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.serving import check_error, client_of, saying, state_around, tokenizer
 
 pytestmark = pytest.mark.anyio
 

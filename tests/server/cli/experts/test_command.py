@@ -13,7 +13,7 @@ from server.cli.experts import measurement
 from server.cli.experts.report import shares
 from server.cli.main import app
 from smoe import LocalEngine, SamplingParams
-from tests.support.checkpoints import Shape, save_random_checkpoint
+from tests.support.checkpoints.mixtral import Shape, save_random_checkpoint
 from tests.support.paths import DEMO
 
 TEXTS = {

@@ -17,7 +17,7 @@ from server.cli.plan.memory import PlanReport, make_report
 from server.settings.engine_config import engine_config
 from server.settings.settings import Settings
 from server.settings.sources import load_settings
-from tests.support.header_only import save_headers
+from tests.support.checkpoints.header_only import save_headers
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 GIB, MIB = 1 << 30, 1 << 20

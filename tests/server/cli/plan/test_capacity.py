@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from engine.planning.hardware import HARDWARE, Hardware
 from server.cli.main import app
-from tests.support.header_only import MIXTRAL_8X7B, save_headers
+from tests.support.checkpoints.header_only import MIXTRAL_8X7B, save_headers
 from tests.support.paths import ROOT
 
 STEPS = [

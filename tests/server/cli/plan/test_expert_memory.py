@@ -14,7 +14,7 @@ from server.cli.doctor import check_model
 from server.cli.main import app
 from server.settings.engine_config import engine_config
 from server.settings.sources import load_settings
-from tests.support.packs import make_pack
+from tests.support.checkpoints.packs import make_pack
 from tests.support.paths import DEMO
 
 GIB = 1 << 30

@@ -19,9 +19,9 @@ from model.checkpoint.config_file import load_config
 from server.cli.main import app
 from server.settings.engine_config import engine_config
 from server.settings.sources import load_settings
-from tests.support.adapters import random_tensors, save_adapter
-from tests.support.gguf_files import GgufShape, write_gguf
-from tests.support.header_only import MIXTRAL_8X7B, MIXTRAL_8X22B, save_headers
+from tests.support.checkpoints.adapters import random_tensors, save_adapter
+from tests.support.checkpoints.gguf import GgufShape, write_gguf
+from tests.support.checkpoints.header_only import MIXTRAL_8X7B, MIXTRAL_8X22B, save_headers
 from tests.support.paths import DEMO, ROOT
 
 GIB = 1 << 30

@@ -17,8 +17,8 @@ from server.http.listener import listen
 from server.lifecycle.restart.successor import RUN
 from tests.support.conditions import wait_until
 from tests.support.paths import FAKE_ENGINE_SERVER, ROOT
-from tests.support.server_process import LONG, Server, events, running
-from tests.support.serving import TLS_FILES
+from tests.support.servers.server_process import LONG, Server, events, running
+from tests.support.servers.serving import TLS_FILES
 
 NUM_STREAMS = 30
 TAKEN_OVER = "SIGHUP: process .* has taken over"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from model.ops.native.library import ISAS, LIBRARY
-from tests.support.native_cases import ISAS as AVAILABLE
+from tests.support.kernels.native_cases import ISAS as AVAILABLE
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.arm

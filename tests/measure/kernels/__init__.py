@@ -1,0 +1,1 @@
+"""Time and roundings of single kernels, on every instruction set."""

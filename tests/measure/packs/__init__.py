@@ -1,0 +1,1 @@
+"""Packs, the expert store and adapters."""

@@ -1,0 +1,1 @@
+"""Attacks, kills, overload and small memory: what the server keeps while they last."""

@@ -1,0 +1,198 @@
+"""python -m tests.measure.scale.capacity_plan [--shape bench-400m|tiny] [--seconds N] [--quantization int8]
+    [--threads N]
+
+Compare what `smoe plan --rate` predicts with what a server does, at four rates: first tokens and gaps (p50 and p99)
+and tokens per second, with a verdict for each. Both get the same arrivals and lengths. Times of steps are those of
+`smoe bench steps` on the same checkpoint, which has random weights. "replayed" is the error of the scheduler in virtual
+time with the steps' own times, out of the run's step log: what is wrong there is wrong in the queue, and what is wrong
+in the prediction alone is wrong in the times of steps. For a machine without other load; about seven minutes. Exits
+with 1 if a bar is missed.
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine.capacity.host_resources import available_bytes
+from engine.capacity.memory_plan import plan_memory
+from engine.capacity.new_scheduler import make_scheduler
+from engine.config import EngineConfig
+from engine.planning.fitted_steps import FittedStepTimes, read_fitted
+from engine.planning.logged_steps import LoggedStep, read_step_log
+from engine.planning.replicas import percentile
+from engine.planning.virtual_engine import Arrival, Timeline, VirtualEngine
+from engine.scheduling.scheduler import Scheduler
+from server.bench.workload import poisson_arrivals
+from server.cli.run.own_server import own_server
+from tests.support.checkpoints.mistral_tokenizers import V1
+from tests.support.checkpoints.mixtral import Shape, save_random_checkpoint
+from tests.support.replayed_steps import behind_requests, replay
+
+VOCAB_SIZE = 32000
+SHAPES = {
+    "bench-400m": Shape(1024, 8, 16, 4, 64, 1792, vocab_size=VOCAB_SIZE),
+    "tiny": Shape(vocab_size=VOCAB_SIZE),
+}
+BUDGET = 128  # of tokens in a step
+PROMPT_TOKENS, OUTPUT_TOKENS = (32, 256), (16, 64)
+SHARES = (0.3, 0.5, 0.7, 0.85)  # of the load at which the steps' times leave no idle moment
+BARS = {"first token p50": 0.1, "first token p99": 0.2, "gap p50": 0.1, "gap p99": 0.2, "tokens/s": 0.1}
+NUM_WARM_UP = 2  # requests of `smoe bench serve` before the measured ones
+FLAGS = ["--max-num-batched-tokens", str(BUDGET), "--max-num-seqs", "32", "--max-model-len", "1024"]
+
+
+def smoe(*arguments: str) -> Any:
+    """Run a command of smoe that prints JSON."""
+    result = subprocess.run([sys.executable, "-m", "server", *arguments], stdout=subprocess.PIPE, check=True)
+    return json.loads(result.stdout)
+
+
+def arrivals_of(rate: float, seconds: float) -> list[Arrival]:
+    rng = random.Random(3)
+    times = poisson_arrivals(rate, random.Random(4))
+    return [
+        Arrival(next(times), rng.randint(*PROMPT_TOKENS), rng.randint(*OUTPUT_TOKENS))
+        for _ in range(max(20, round(rate * seconds)))
+    ]
+
+
+def calibrated(flags: Sequence[str], folder: Path, seconds: float) -> FittedStepTimes:
+    """Measure the steps as `smoe plan` wants them."""
+    lengths = ["--prompt-tokens", "{},{}".format(*PROMPT_TOKENS), "--output-tokens", "{},{}".format(*OUTPUT_TOKENS)]
+    loops = ["--clients", "1,2,4,8,16,32", "--seconds", f"{seconds:g}", "--vocab-size", str(VOCAB_SIZE)]
+    return read_fitted(smoe("bench", "steps", str(folder), *flags, *lengths, *loops, "--json"))
+
+
+def full_rate(times: FittedStepTimes) -> float:
+    """Return the requests per second of steps that are always full: 32 decoding rows beside chunks of prompts."""
+    rows_per_request = sum(PROMPT_TOKENS) / 2 + sum(OUTPUT_TOKENS) / 2
+    return BUDGET / times.rows_s(BUDGET) / rows_per_request
+
+
+def new_scheduler(config: EngineConfig) -> Scheduler:
+    plan = plan_memory(config, available_bytes())
+    assert plan.limits is not None
+    return make_scheduler(config, plan.model, replace(plan.limits, max_num_batched_tokens=BUDGET))
+
+
+def predicted(config: EngineConfig, times: FittedStepTimes, arrivals: Sequence[Arrival]) -> dict[str, float]:
+    engine = VirtualEngine(new_scheduler(config), times.step_s, times.request_s)
+    return figures(engine.run(arrivals, max_ttft_s=1e9))
+
+
+def replayed(config: EngineConfig, steps: Sequence[LoggedStep], request_s: float) -> dict[str, float]:
+    return figures(replay(new_scheduler(config), behind_requests(steps, NUM_WARM_UP), request_s)[0])
+
+
+def figures(timeline: Timeline) -> dict[str, float]:
+    ttft_s, gaps_s = sorted(timeline.ttft_s), sorted(timeline.gaps_s)
+    return {
+        "first token p50": percentile(ttft_s, 50),
+        "first token p99": percentile(ttft_s, 99),
+        "gap p50": percentile(gaps_s, 50),
+        "gap p99": percentile(gaps_s, 99),
+        "tokens/s": timeline.tokens_per_s,
+    }
+
+
+def measured(url: str, arrivals: Sequence[Arrival], folder: Path) -> dict[str, float]:
+    trace = folder / "trace.jsonl"
+    lines = (
+        {"arrival_s": a.due_s, "prompt_tokens": a.num_prompt_tokens, "output_tokens": a.num_output_tokens}
+        for a in arrivals
+    )
+    trace.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    [run] = smoe("bench", "serve", url, "--trace", str(trace), "--vocab-size", str(VOCAB_SIZE), "--json")["runs"]
+    assert not run["errors"], run["error_messages"]
+    ttft_s, gap_s = run["ttft_s"], run["gap_s"]
+    return {
+        "first token p50": ttft_s["p50"],
+        "first token p99": ttft_s["p99"],
+        "gap p50": gap_s["p50"],
+        "gap p99": gap_s["p99"],
+        "tokens/s": run["output_tokens_per_s"],
+    }
+
+
+def rows(rate: float, found: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    """Yield the lines of one rate."""
+    for name, value in found["measured"].items():
+        error, replay_error = (found[kind][name] / value - 1 for kind in ("predicted", "replayed"))
+        verdict = "holds" if abs(error) <= BARS[name] else "MISSED"
+        yield (
+            f"{rate:8.2f}/s  {name:<16}{found['predicted'][name]:12.4f}{value:12.4f}{error:+10.1%}"
+            f"{BARS[name]:8.0%}  {verdict:<8}{replay_error:+8.1%}"
+        )
+
+
+def keep(folder: Path, share: float, steps: Sequence[LoggedStep], result: Mapping[str, float]) -> None:
+    """Write a run's step log and figures, such as those in tests/engine/planning/recorded/."""
+    log = b"".join(msgspec.json.encode(step) + b"\n" for step in steps)
+    (folder / f"{share:.0%}.jsonl".replace("%", "")).write_bytes(log)
+    (folder / f"{share:.0%}.json".replace("%", "")).write_text(json.dumps(result, indent=2) + "\n")
+
+
+def run(folder: Path, flags: Sequence[str], config: EngineConfig, options: argparse.Namespace) -> bool:
+    """Calibrate, then measure each rate; return whether all bars hold."""
+    times = calibrated(flags, folder, options.calibration_seconds)
+    log, has_missed = folder / "steps.jsonl", False
+    print(f"a request takes {1e3 * times.request_s:.1f} ms beside its steps", flush=True)  # noqa: T201
+    measured_flags = [*flags, "--no-enable-prefix-caching", "--step-log", str(log)]  # all rates have the same prompts
+    with own_server([str(folder), *measured_flags], folder / "server.log") as server:
+        server.wait_ready(lambda words: None)
+        head = f"{'predicted':>12}{'measured':>12}{'error':>10}{'bar':>8}  {'verdict':<8}{'replayed':>8}"
+        print(f"{'rate':>10}  {'':<16}{head}")  # noqa: T201
+        num_seen = 0
+        for share in SHARES:
+            rate = share * full_rate(times)
+            arrivals = arrivals_of(rate, options.seconds)
+            found = {
+                "predicted": predicted(config, times, arrivals),
+                "measured": measured(server.url, arrivals, folder),
+            }
+            steps = read_step_log(log)
+            found["replayed"] = replayed(config, steps[num_seen:], times.request_s)
+            if options.keep is not None:
+                keep(options.keep, share, steps[num_seen:], {"request_s": times.request_s, **found["measured"]})
+            num_seen = len(steps)
+            for line in rows(rate, found):
+                print(line, flush=True)  # noqa: T201
+                has_missed = has_missed or "MISSED" in line
+    return not has_missed
+
+
+def main() -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", choices=SHAPES, default="bench-400m")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of each rate")
+    parser.add_argument("--calibration-seconds", type=float, default=10.0, help="of each loop of `smoe bench steps`")
+    parser.add_argument("--keep", type=Path, help="folder that gets the step log and the figures of each rate")
+    parser.add_argument("--quantization", default="none")
+    parser.add_argument("--threads", type=int, default=1, help="of the engine; the client needs a core, too")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "tokenizer.model").symlink_to(V1)
+        save_random_checkpoint(SHAPES[options.shape], folder)
+        chosen = ["--quantization", options.quantization, "--threads", str(options.threads)]
+        config = EngineConfig(
+            model=str(folder), max_num_seqs=32, max_model_len=1024, enable_prefix_caching=False,
+            quantization=options.quantization,
+        )  # fmt: skip
+        holds = run(folder, [*chosen, *FLAGS], config, options)
+    print("all bars hold" if holds else "a bar is missed")  # noqa: T201
+    return 0 if holds else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

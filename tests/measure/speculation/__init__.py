@@ -1,0 +1,1 @@
+"""Drafts: their speed here and elsewhere, and the bits of the answers."""

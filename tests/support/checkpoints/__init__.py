@@ -1,0 +1,1 @@
+"""Checkpoints, packs, adapters and tokenizers for tests, in every format."""

@@ -1,0 +1,1 @@
+"""Random inputs, harmless and hostile: schemas, grammars and chat templates."""

@@ -1,0 +1,1 @@
+"""Ranks, hosts and what stands in front of several servers."""

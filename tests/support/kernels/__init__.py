@@ -1,0 +1,1 @@
+"""Inputs, oracles and guards for tests of the network's ops on every backend."""
