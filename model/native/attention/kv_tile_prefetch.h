@@ -18,7 +18,7 @@ struct KvTiles {
 
 // Return the tiles that are read first in a span: keys of its first panel.
 inline KvTiles first_tiles(const KvPrefetchSpan& span) {
-    if (span.begin >= span.end) return {};
+    if (span.begin >= span.end || span.args->block_size < KV_TILE) return {};  // smaller blocks have no tiles
     const AttentionArgs& args = *span.args;
     const int64_t per_block = args.block_size / KV_TILE;
     const int64_t begin = span.begin / KV_TILE, last = (span.end - 1) / KV_TILE;
