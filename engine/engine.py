@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from engine.capacity.expert_options import ExpertLayout, resolve_experts
-from engine.capacity.host_resources import memory_limit_bytes
+from engine.capacity.machine.host_resources import memory_limit_bytes
 from engine.capacity.new_scheduler import make_scheduler
 from engine.config import EngineConfig
 from engine.errors import FatalEngineError, PeerClosedError, RequestRejectedError

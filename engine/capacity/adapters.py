@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from engine.capacity.host_resources import format_bytes
+from engine.capacity.machine.host_resources import format_bytes
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from model.checkpoint.adapter.config import read_adapter_config

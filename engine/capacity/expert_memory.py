@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.capacity.host_resources import format_bytes
+from engine.capacity.machine.host_resources import format_bytes
 from engine.capacity.sizing import MAX_CPU_BUDGET, bytes_beside_evictable, kv_block_bytes
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from engine.capacity.expert_memory import check_expert_memory
-from engine.capacity.page_cache import cached_bytes
+from engine.capacity.machine.page_cache import cached_bytes
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from model.checkpoint.errors import CheckpointError

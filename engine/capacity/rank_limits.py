@@ -2,7 +2,7 @@
 
 import msgspec
 
-from engine.capacity.host_resources import num_cores
+from engine.capacity.machine.host_resources import num_cores
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from model.config import ModelConfig

@@ -6,7 +6,7 @@ The engine and `smoe plan` both use it, so that the plan equals the engine's siz
 from dataclasses import dataclass
 from math import ceil
 
-from engine.capacity.host_resources import format_bytes
+from engine.capacity.machine.host_resources import format_bytes
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from engine.scheduling.blocks.geometry import BlockGeometry

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from engine.capacity.disk_speed import disk_rate
 from engine.capacity.expert_memory import ExpertMemory, bytes_beside_weights, mapped_bytes_of
 from engine.capacity.expert_speed import budget_beside_reads
-from engine.capacity.host_resources import memory_limit_bytes
+from engine.capacity.machine.disk_speed import disk_rate
+from engine.capacity.machine.host_resources import memory_limit_bytes
 from engine.capacity.memory_share import size_within_limit
 from engine.capacity.rank_limits import num_memories
 from engine.capacity.sizing import (

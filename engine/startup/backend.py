@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from engine.capacity.host_resources import num_cores
+from engine.capacity.machine.host_resources import num_cores
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from engine.heartbeat import Heartbeat

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-from engine.capacity.host_resources import available_bytes, format_bytes
+from engine.capacity.machine.host_resources import available_bytes, format_bytes
 from engine.capacity.sizing import SHARE_OF_FREE_MEMORY
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError

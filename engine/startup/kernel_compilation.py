@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from engine.capacity.host_resources import num_cores
+from engine.capacity.machine.host_resources import num_cores
 from engine.capacity.sizing import DEFAULT_GPU_BUDGET, served_kv_dtype
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError

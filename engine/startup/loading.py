@@ -12,7 +12,7 @@ import torch
 
 from engine.capacity.adapters import adapter_bytes
 from engine.capacity.expert_memory import ExpertMemory, plan_cached_experts, plan_expert_memory
-from engine.capacity.host_resources import num_cores
+from engine.capacity.machine.host_resources import num_cores
 from engine.capacity.packs import pack_advice, settings_of_pack
 from engine.capacity.rank_limits import check_gpus, check_ranks, num_memories, rank_warnings, with_rank_threads
 from engine.capacity.sizing import served_dtype

@@ -14,7 +14,7 @@ import msgspec
 import torch
 
 from engine.assertions import NO_ASSERTIONS, are_assertions_off
-from engine.capacity.host_resources import format_bytes, num_cores
+from engine.capacity.machine.host_resources import format_bytes, num_cores
 from engine.capacity.pack_messages import PackReport, PackRequest
 from engine.capacity.sizing import served_dtype
 from engine.config import EngineConfig

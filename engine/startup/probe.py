@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from engine.capacity.host_resources import num_cores
+from engine.capacity.machine.host_resources import num_cores
 from model.ops.native.library import NativeLibrary, NativeUnavailableError
 
 C_COMPILERS = ("gcc", "clang")

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engine.assertions import NO_ASSERTIONS, are_assertions_off
-from engine.capacity.disk_speed import disk_rate
-from engine.capacity.host_resources import available_bytes, format_bytes, memory_limit_bytes
+from engine.capacity.machine.disk_speed import disk_rate
+from engine.capacity.machine.host_resources import available_bytes, format_bytes, memory_limit_bytes
 from engine.capacity.memory_plan import MemoryPlan, plan_memory
 from engine.capacity.memory_share import NO_KV, fit, kv_demand
 from engine.capacity.packs import kind_of

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 import typer
 
-from engine.capacity.host_resources import available_bytes, format_bytes
+from engine.capacity.machine.host_resources import available_bytes, format_bytes
 from server.cli.errors import report_error
 from server.cli.plan.memory import PlanError, PlanReport, make_report
 from server.cli.terminal_text import escape_controls

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import typer
 
-from engine.capacity.host_resources import format_bytes
+from engine.capacity.machine.host_resources import format_bytes
 from engine.capacity.pack_messages import PackReport, PackRequest
 from engine.capacity.packs import check_pack
 from engine.errors import EngineConfigError

@@ -7,7 +7,7 @@ the limit is too small, the rows that no flag sets are smaller (engine/capacity/
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.capacity.host_resources import format_bytes, memory_limit_bytes
+from engine.capacity.machine.host_resources import format_bytes, memory_limit_bytes
 from engine.capacity.memory_share import AMPLE, ServerDemand, scaled
 from engine.grammars.parser_limits import PARSER_BYTES, max_parsers
 from server.sandbox.job import limits_within, num_workers_within

@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from engine.assertions import NO_ASSERTIONS, are_assertions_off
-from engine.capacity.host_resources import memory_limit_bytes
+from engine.capacity.machine.host_resources import memory_limit_bytes
 from engine.config import EngineConfig
 from engine.messages import Ready
 from server.api import playground_files

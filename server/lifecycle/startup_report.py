@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Literal, Protocol, cast
 
-from engine.capacity.host_resources import memory_limit_bytes
+from engine.capacity.machine.host_resources import memory_limit_bytes
 from engine.capacity.sizing import example_lengths, requests_that_fit
 from engine.messages import Ready
 from server.engine_client.status import EngineStatus

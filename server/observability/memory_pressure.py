@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
-from engine.capacity.host_resources import bytes_in_use
+from engine.capacity.machine.host_resources import bytes_in_use
 
 INTERVAL_S = 1.0
 HIGH, CRITICAL = 0.90, 0.95  # of the limit

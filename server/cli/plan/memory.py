@@ -12,7 +12,7 @@ import typer
 
 from engine.capacity import checkpoint_files
 from engine.capacity.expert_speed import NUM_CLIENTS, REFERENCE_DISK, Rates, tokens_per_s
-from engine.capacity.host_resources import available_bytes, format_bytes
+from engine.capacity.machine.host_resources import available_bytes, format_bytes
 from engine.capacity.memory_plan import WEIGHT_KINDS, MemoryPlan, plan_memory
 from engine.capacity.packs import kind_of
 from engine.capacity.rank_limits import num_memories

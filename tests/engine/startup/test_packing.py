@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.capacity import host_resources
+from engine.capacity.machine import host_resources
 from engine.capacity.pack_messages import PackReport, PackRequest
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import torch
 
-from engine.capacity.disk_speed import disk_rate
-from engine.capacity.host_resources import num_cores
+from engine.capacity.machine.disk_speed import disk_rate
+from engine.capacity.machine.host_resources import num_cores
 from engine.types import ExpertReads
 from model.checkpoint.pack.experts import expert_tensors
 from model.checkpoint.pack.header import WEIGHTS_NAME, read_header

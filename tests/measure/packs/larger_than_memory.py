@@ -27,7 +27,7 @@ from pathlib import Path
 
 import httpx
 
-from engine.capacity.disk_speed import disk_rate
+from engine.capacity.machine.disk_speed import disk_rate
 from model.checkpoint.pack.experts import expert_tensors
 from model.checkpoint.pack.header import WEIGHTS_NAME, read_header
 from tests.measure.gguf.load import drop

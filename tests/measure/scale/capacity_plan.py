@@ -22,7 +22,7 @@ from typing import Any
 
 import msgspec
 
-from engine.capacity.host_resources import available_bytes
+from engine.capacity.machine.host_resources import available_bytes
 from engine.capacity.memory_plan import plan_memory
 from engine.capacity.new_scheduler import make_scheduler
 from engine.config import EngineConfig

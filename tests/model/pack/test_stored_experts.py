@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.capacity.page_cache import cached_bytes
+from engine.capacity.machine.page_cache import cached_bytes
 from model.checkpoint.pack.header import WEIGHTS_NAME, read_header
 from model.config import ModelConfig
 from model.dummy_weights import random_model

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.capacity import host_resources
+from engine.capacity.machine import host_resources
 from server.observability.memory_pressure import MemoryMonitor
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from engine.capacity.host_resources import format_bytes
+from engine.capacity.machine.host_resources import format_bytes
 from engine.capacity.memory_plan import plan_memory
 from engine.config import EngineConfig
 from model.checkpoint.config_file import load_config

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.capacity import page_cache
-from engine.capacity.page_cache import cached_bytes
+from engine.capacity.machine import page_cache
+from engine.capacity.machine.page_cache import cached_bytes
 
 
 class FakeLibc:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from engine.capacity.host_resources import (
+from engine.capacity.machine.host_resources import (
     available_bytes,
     cgroup_headroom_bytes,
     format_bytes,

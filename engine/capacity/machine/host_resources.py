@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from engine.capacity.cgroups import ROOT, cpu_quotas, memory_limits
+from engine.capacity.machine.cgroups import ROOT, cpu_quotas, memory_limits
 
 PROC = Path("/proc")
 

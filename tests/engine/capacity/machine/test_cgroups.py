@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.capacity.cgroups import MemoryLimit, cpu_quotas, memory_limits
-from engine.capacity.host_resources import bytes_in_use, cgroup_headroom_bytes, memory_limit_bytes, num_cores
+from engine.capacity.machine.cgroups import MemoryLimit, cpu_quotas, memory_limits
+from engine.capacity.machine.host_resources import bytes_in_use, cgroup_headroom_bytes, memory_limit_bytes, num_cores
 
 V2 = "31 23 0:28 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate"
 V1_MEMORY = "35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory"

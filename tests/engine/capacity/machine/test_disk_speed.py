@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.capacity.disk_speed import NUM_READERS, PIECE_BYTES, disk_rate
+from engine.capacity.machine.disk_speed import NUM_READERS, PIECE_BYTES, disk_rate
 from engine.errors import EngineConfigError
 from model.checkpoint.pack.experts import expert_tensors
 from model.checkpoint.pack.header import WEIGHTS_NAME, read_header
