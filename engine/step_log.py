@@ -3,6 +3,7 @@
 `smoe bench steps` reads it (engine/planning/logged_steps.py has the lines). No text and no token ids.
 """
 
+import errno
 import logging
 import time
 from collections.abc import Callable
@@ -53,8 +54,10 @@ class StepLog:
             return
         step = LoggedStep(self._begun_s, self._clock() - self._begun_s, self._shape, self._added)
         self._shape, self._added = None, []
+        line = msgspec.json.encode(step) + b"\n"
         try:
-            self._file.write(msgspec.json.encode(step) + b"\n")
+            if self._file.write(line) < len(line):
+                raise OSError(errno.EIO, "a line was written only in part")
         except OSError as error:
             log.warning("--step-log: no more steps are written: %s", error.strerror)
             self._file = None

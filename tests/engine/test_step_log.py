@@ -16,6 +16,7 @@ from engine.heartbeat import Heartbeat
 from engine.messages import Add, FrameReader, FromEngine, Start, StepDone, encode_frame
 from engine.planning.logged_steps import LoggedRequest, LoggedStep, read_step_log
 from engine.planning.step_shape import StepShape
+from engine.planning.step_time_model import MeasurementError
 from engine.process import Channel, EngineProcess
 from engine.scheduling.step_plan import StepPlan
 from engine.step_log import StepLog
@@ -93,3 +94,29 @@ def test_a_step_that_computed_nothing_is_no_line_and_its_requests_are_those_of_t
     assert msgspec.json.decode(path.read_bytes(), type=LoggedStep) == LoggedStep(
         2.0, 0.5, StepShape(2, 1, 0, 3), [LoggedRequest(0.75, 2, 4)]
     )
+
+
+def test_a_line_that_is_written_in_part_ends_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class AlmostFull:
+        def write(self, line: bytes) -> int:
+            return len(line) - 1
+
+    written = StepLog(str(tmp_path / "steps.jsonl"), None)
+    written._file = AlmostFull()  # type: ignore[assignment]
+    for _ in range(2):
+        written.begin()
+        written._shape = StepShape(1, 1, 1, 0)
+        written.end()
+    assert caplog.messages == ["--step-log: no more steps are written: a line was written only in part"]
+
+
+def test_a_last_line_without_an_end_is_not_read(tmp_path: Path) -> None:
+    path, step = tmp_path / "steps.jsonl", LoggedStep(1.0, 0.5, StepShape(1, 1, 1, 0))
+    line = msgspec.json.encode(step) + b"\n"
+    for cut in (1, 10, len(line)):
+        path.write_bytes(line + line[:-cut])
+        assert read_step_log(path) == [step]
+    for content in (line[:-10], line[:10] + b"\n" + line):
+        path.write_bytes(content)
+        with pytest.raises(MeasurementError, match=r"^is not a step log$"):
+            read_step_log(path)
