@@ -41,7 +41,8 @@ class StepLog:
     def added(self, request: Request) -> None:
         """Note a request that the engine has received."""
         arrived = LoggedRequest(request.arrival_s, len(request.prompt_token_ids), request.params.max_tokens)
-        self._added.append(arrived)
+        if self._file is not None:
+            self._added.append(arrived)
 
     def planned(self, plan: StepPlan) -> None:
         """Note what the step will compute."""

@@ -78,6 +78,8 @@ def test_a_full_disk_ends_the_log_and_not_the_engine(tmp_path: Path, caplog: pyt
             written._shape = StepShape(1, 1, 1, 0)
             written.end()
     assert caplog.messages == ["--step-log: no more steps are written: No space left on device"]
+    written.added(Request(1, [5, 6], SamplingParams(max_tokens=4), arrival_s=0.75))
+    assert written._added == []  # nothing is kept for lines that never come
 
 
 def test_a_step_that_computed_nothing_is_no_line_and_its_requests_are_those_of_the_next(tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def _measured(path: Path, window: int | None) -> StepTimes:
         return StepTimeModel(read_steps(figures), window)
     except OSError as error:
         raise CapacityError(f"--steps {path}: {error.strerror}") from None
-    except (ValueError, MeasurementError) as error:
+    except (ValueError, RecursionError, MeasurementError) as error:
         reason = str(error) if isinstance(error, MeasurementError) else "is not JSON"
         raise CapacityError(f"--steps {path}: {reason}") from None
 

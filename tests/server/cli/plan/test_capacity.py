@@ -159,6 +159,8 @@ def test_the_help_and_the_page_name_all_hardware_with_its_figures() -> None:
         (["--trace", "EMPTY", "--steps", "STEPS"], "the file has no requests"),
         (["--rate", "1", "--steps", "/nowhere.json"], "No such file"),
         (["--rate", "1", "--steps", "EMPTY"], "is not JSON"),
+        (["--rate", "1", "--steps", "NESTED"], "is not JSON"),
+        (["--rate", "1", "--steps", "NAN"], "has a step without rows or time"),
         (["--rate", "1", "--steps", "STEPS", "--prompt-tokens", "x"], "should be a number"),
         (["--rate", "1", "--steps", "STEPS", "--prompt-tokens", "1000000"], "--prompt-tokens"),
         (["--rate", "1", "--steps", "STEPS", "--memory", "1MiB"], "does not fit the memory"),
@@ -167,6 +169,11 @@ def test_the_help_and_the_page_name_all_hardware_with_its_figures() -> None:
 def test_bad_input_is_one_line(steps: Path, arguments: list[str], message: str) -> None:
     empty = steps.with_name("empty.json")
     empty.write_text("")
-    result = plan(*[{"STEPS": str(steps), "EMPTY": str(empty)}.get(item, item) for item in arguments])
+    nested = steps.with_name("nested.json")
+    nested.write_text("[" * 100_000)
+    nan = steps.with_name("nan.json")
+    nan.write_text(json.dumps({"kind": "engine", "steps": [*STEPS, STEPS[1] | {"seconds": float("nan")}]}))
+    files = {"STEPS": steps, "EMPTY": empty, "NESTED": nested, "NAN": nan}
+    result = plan(*[files.get(item, item) for item in arguments])
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert message in result.stderr
