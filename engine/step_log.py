@@ -4,6 +4,7 @@
 """
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from io import FileIO
@@ -19,15 +20,22 @@ from engine.types import Request
 log = logging.getLogger("smoe.engine")
 
 
+def open_step_log(path: str) -> FileIO:
+    """Open the file to append to it. Raises EngineConfigError, also for a pipe, whose open would wait for a reader."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise EngineConfigError(f"--step-log {path}: is not a regular file")
+    try:
+        return FileIO(path, "a")
+    except OSError as error:
+        raise EngineConfigError(f"--step-log {path}: {error.strerror}") from None
+
+
 class StepLog:
     """Writer of the log. Its calls follow the engine's loop: begin, added, planned, end."""
 
-    def __init__(self, path: str, window: int | None, clock: Callable[[], float] = time.monotonic) -> None:
-        """Open the file to append to it. `window`: of attention. Raises EngineConfigError."""
-        try:
-            self._file: FileIO | None = FileIO(path, "a")
-        except OSError as error:
-            raise EngineConfigError(f"--step-log {path}: {error.strerror}") from None
+    def __init__(self, file: FileIO, window: int | None, clock: Callable[[], float] = time.monotonic) -> None:
+        """Write to `file`, which is open. `window`: of attention."""
+        self._file: FileIO | None = file
         self._window = window
         self._clock = clock
         self._begun_s = 0.0
