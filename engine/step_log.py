@@ -5,6 +5,7 @@
 
 import errno
 import logging
+import os
 import time
 from collections.abc import Callable
 from io import FileIO
@@ -20,15 +21,22 @@ from engine.types import Request
 log = logging.getLogger("smoe.engine")
 
 
+def open_step_log(path: str) -> FileIO:
+    """Open the file to append to it. Raises EngineConfigError, also for a pipe, whose open would wait for a reader."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise EngineConfigError(f"--step-log {path}: is not a regular file")
+    try:
+        return FileIO(path, "a")
+    except OSError as error:
+        raise EngineConfigError(f"--step-log {path}: {error.strerror}") from None
+
+
 class StepLog:
     """Writer of the log. Its calls follow the engine's loop: begin, added, planned, end."""
 
-    def __init__(self, path: str, window: int | None, clock: Callable[[], float] = time.monotonic) -> None:
-        """Open the file to append to it. `window`: of attention. Raises EngineConfigError."""
-        try:
-            self._file: FileIO | None = FileIO(path, "a")
-        except OSError as error:
-            raise EngineConfigError(f"--step-log {path}: {error.strerror}") from None
+    def __init__(self, file: FileIO, window: int | None, clock: Callable[[], float] = time.monotonic) -> None:
+        """Write to `file`, which is open. `window`: of attention."""
+        self._file: FileIO | None = file
         self._window = window
         self._clock = clock
         self._begun_s = 0.0
@@ -42,7 +50,8 @@ class StepLog:
     def added(self, request: Request) -> None:
         """Note a request that the engine has received."""
         arrived = LoggedRequest(request.arrival_s, len(request.prompt_token_ids), request.params.max_tokens)
-        self._added.append(arrived)
+        if self._file is not None:
+            self._added.append(arrived)
 
     def planned(self, plan: StepPlan) -> None:
         """Note what the step will compute."""
