@@ -52,6 +52,7 @@ SLOW = (
     "tests/model/ops/native/test_sanitizers.py",
     "tests/model/ops/triton/test_interpreted.py",
     "tests/model/lora/test_networks.py",
+    "tests/model/pack/test_experts_in_page_cache.py",
     "tests/model/pack/test_stored_experts.py",
     "tests/model/test_gguf_logits.py",
     "tests/model/test_mixtral.py",

@@ -3,81 +3,46 @@
 import ctypes
 import os
 import random
-import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from engine.capacity.machine.page_cache import cached_bytes
 from model.checkpoint.pack.header import WEIGHTS_NAME, read_header
-from model.config import ModelConfig
-from model.dummy_weights import random_model
-from model.forward_batch import ForwardBatch, Routing
 from model.kv_pool import KvPool
 from model.mixtral_native import NativeMixtral
-from model.ops.native.expert_store import ExpertReadError, ExpertStore, Read, ReadFunction
+from model.ops.native.expert_store import ExpertReadError
 from model.ops.native.ops import NativeOps
 from model.ops.quantization import Quantization
-from model.pack.load import load_pack, load_pack_in_part
+from model.pack.load import load_pack_in_part
 from model.pack.weight_memory import WeightMemory
 from tests.support.checkpoints.block_matrices import random_block_model
 from tests.support.checkpoints.packs import write_pack
 from tests.support.conditions import wait_until
 from tests.support.kernels.attention_cases import Heads
 from tests.support.kernels.native_cases import ISAS, LIBRARY, native
-from tests.support.kernels.paged import CPU, Running, make_batch
-
-BLOCK_SIZE = 4
-CONFIG = replace(
-    Heads(4, 2, 16).config, num_layers=4, num_experts=8, experts_per_token=2, hidden_dim=72, dim=48, vocab_size=32
+from tests.support.kernels.paged import CPU
+from tests.support.kernels.stored_experts import (
+    BLOCK_SIZE,
+    CONFIG,
+    EIO,
+    EVERY_BATCH,
+    NUM_EXPERTS,
+    WIDE,
+    HeldReads,
+    Pack,
+    Source,
+    assert_equal,
+    batches,
+    in_thread,
+    logits_of,
+    new_pack,
+    nothing,
+    routed,
+    store_of,
 )
-NUM_EXPERTS = CONFIG.num_layers * CONFIG.num_experts
-WIDE = replace(CONFIG, num_layers=2, num_experts=3, dim=256, hidden_dim=1024)  # an expert of 3 MB: two pieces
-EIO = 5
-
-
-def nothing(done: int, total: int) -> None:
-    """Report no progress."""
-
-
-@dataclass(frozen=True)
-class Pack:
-    """A pack with its network, whose experts are all in memory."""
-
-    folder: Path
-    config: ModelConfig
-
-    @property
-    def file(self) -> Path:
-        return self.folder / WEIGHTS_NAME
-
-    def resident(self, isa: str = ISAS[-1]) -> NativeMixtral:
-        ops = native(isa, 2)
-        return NativeMixtral(load_pack(self.folder, self.config, ops, "map", nothing).network, ops)
-
-    def stored(
-        self,
-        num_slots: int,
-        isa: str = ISAS[-1],
-        memory: WeightMemory = "map",
-        read: Read | None = None,
-        *,
-        in_page_cache: bool = False,
-    ) -> NativeMixtral:
-        ops = native(isa, 2)
-        packed = load_pack_in_part(
-            self.folder, self.config, ops, memory, num_slots, nothing, read, in_page_cache=in_page_cache
-        )
-        return NativeMixtral(packed.network, ops)
-
-
-def new_pack(folder: Path, config: ModelConfig, dtype: torch.dtype, quantization: Quantization = "none") -> Pack:
-    weights = random_model(config, dtype, CPU, native(ISAS[-1], 2, quantization), seed=0).weights
-    return Pack(write_pack(weights, config, folder, quantization), config)
 
 
 @pytest.fixture(scope="module")
@@ -88,39 +53,6 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Pack:
     return new_pack(tmp_path_factory.mktemp("packs") / "wide", WIDE, torch.float32)
-
-
-def store_of(network: NativeMixtral) -> ExpertStore:
-    assert network.expert_store is not None
-    return network.expert_store
-
-
-def batches(config: ModelConfig, sizes: list[int], seed: int = 0) -> Iterator[ForwardBatch]:
-    """Yield steps of one new token for each of so many sequences, which go on from step to step."""
-    rng = random.Random(seed)
-    runs = [Running([rng.randrange(config.vocab_size) for _ in sizes], _table(index)) for index in range(max(sizes))]
-    for size in sizes:
-        running = sorted(rng.sample(range(len(runs)), size))
-        yield make_batch([(runs[index], 1) for index in running], BLOCK_SIZE)
-        for index in running:
-            runs[index].num_computed += 1
-
-
-def _table(index: int) -> list[int]:
-    return list(range(1 + 5 * index, 6 + 5 * index))
-
-
-def logits_of(network: NativeMixtral, sizes: list[int], seed: int = 0) -> list[Tensor]:
-    """Compute the steps; return the logits of each."""
-    pool = KvPool(network.config, 5 * max(sizes) + 1, BLOCK_SIZE, "float32", CPU)
-    return [network.forward(batch, pool) for batch in batches(network.config, sizes, seed)]
-
-
-def assert_equal(ours: list[Tensor], theirs: list[Tensor]) -> None:
-    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
-
-
-EVERY_BATCH = list(range(1, 17))
 
 
 @pytest.mark.parametrize("num_slots", range(2, 9))
@@ -165,15 +97,6 @@ def test_steps_op_by_op_use_the_store_too(pack: Pack) -> None:
     assert_equal(by_op, logits_of(pack.resident(), sizes))
 
 
-def routed(batch: ForwardBatch, experts: set[int], config: ModelConfig = CONFIG) -> ForwardBatch:
-    """Let all rows use exactly these experts, in all layers."""
-    num_rows, k = len(batch.positions), len(experts)
-    masks = torch.tensor([e in experts for e in range(config.num_experts)]).expand(1, config.num_layers, -1)
-    ids = torch.empty(config.num_layers, num_rows, k, dtype=torch.int32)
-    each = torch.full((num_rows,), k, dtype=torch.int32)
-    return replace(batch, routing=Routing(each, masks.contiguous(), torch.zeros(num_rows, dtype=torch.int64), ids))
-
-
 def hits_of_steps(network: NativeMixtral, experts: set[int], num_steps: int) -> list[int]:
     """Compute steps that need these experts in every layer; return the experts that were in memory, by step."""
     pool, store, hits = KvPool(CONFIG, 6, BLOCK_SIZE, "float32", CPU), store_of(network), []
@@ -206,59 +129,6 @@ def test_if_all_experts_fit_each_is_read_once(pack: Pack) -> None:
     network = pack.stored(NUM_EXPERTS)
     assert hits_of_steps(network, set(range(8)), 3) == [0, NUM_EXPERTS, NUM_EXPERTS]
     assert store_of(network).counts().misses == NUM_EXPERTS
-
-
-class Source:
-    """Reads of a file whose results a test decides."""
-
-    def __init__(self, file: Path, result: Callable[[int, int], int | None]) -> None:
-        """`result`: of the number of the call and the position: bytes to read, a negative error, or None for all."""
-        self._descriptor = os.open(file, os.O_RDONLY)
-        self._result = result
-        self._lock = threading.Lock()
-        self._num_calls = 0
-
-    def read(self, memory: int, num_bytes: int, position: int) -> int:
-        with self._lock:
-            number, self._num_calls = self._num_calls, self._num_calls + 1
-        result = self._result(number, position)
-        if result is not None and result <= 0:
-            return result
-        content = os.pread(self._descriptor, num_bytes if result is None else min(num_bytes, result), position)
-        ctypes.memmove(memory, content, len(content))
-        return len(content)
-
-
-class HeldReads:
-    """Reads of a file that wait until a test releases them."""
-
-    def __init__(self, file: Path) -> None:
-        self._held: dict[int, threading.Event] = {}  # by position, in the order in which they began
-        self._changed = threading.Condition()
-        self.read = Source(file, self._hold).read
-
-    def _hold(self, number: int, position: int) -> None:
-        event = threading.Event()
-        with self._changed:
-            self._held[position] = event
-            self._changed.notify_all()
-        assert event.wait(60)
-
-    def wait(self, count: int, timeout_s: float = 60) -> list[int]:
-        """Wait until so many reads are held; return their positions."""
-        with self._changed:
-            self._changed.wait_for(lambda: len(self._held) >= count, timeout_s)
-            return list(self._held)
-
-    def release(self, position: int) -> None:
-        with self._changed:
-            self._held.pop(position).set()
-
-
-def in_thread(compute: Callable[[], object]) -> threading.Thread:
-    thread = threading.Thread(target=compute)
-    thread.start()
-    return thread
 
 
 def test_experts_of_several_pieces_that_come_in_any_order_give_the_bits(wide: Pack) -> None:
@@ -338,79 +208,6 @@ def test_waiting_for_a_slow_disk_advances_the_heartbeat_with_each_piece(wide: Pa
     while step.is_alive():
         for position in held.wait(1, timeout_s=0.05):
             held.release(position)
-
-
-@pytest.mark.parametrize("num_slots", [2, 3, 10])
-def test_experts_in_the_page_cache_give_the_bits(num_slots: int, pack: Pack) -> None:
-    network = pack.stored(num_slots, in_page_cache=True)
-    assert_equal(logits_of(network, EVERY_BATCH), logits_of(pack.resident(), EVERY_BATCH))
-    assert store_of(network).counts().misses > 0
-
-
-def test_pages_of_an_expert_are_dropped_when_its_slot_takes_another_one(wide: Pack) -> None:
-    """Of six experts of 3 MB two stay in the page cache, and the other weights of 0.4 MB."""
-    network, size = wide.stored(2, memory="copy", in_page_cache=True), read_header(wide.folder).file_bytes
-    assert cached_bytes(wide.file) is not None
-    assert_equal(logits_of(network, [3, 1, 3]), logits_of(wide.resident(), [3, 1, 3]))
-    pool, [batch] = KvPool(WIDE, 6, BLOCK_SIZE, "float32", CPU), list(batches(WIDE, [1]))
-    wide.file.read_bytes()
-    assert (cached_bytes(wide.file) or 0) >= size, "else nothing needs to be dropped"
-    for _ in range(2):
-        network.forward(routed(batch, {0, 1, 2}, WIDE), pool)
-    wait_until(lambda: (cached_bytes(wide.file) or 0) < size * 5 // 6)
-
-
-class LongDrops:
-    """The functions of the page cache: dropping an expert lasts until it is read, which is wrong, or for a while."""
-
-    def __init__(self, call: ctypes.CDLL) -> None:
-        self._populate = call.smoe_populate
-        self._dropping: list[range] = []
-        self._changed = threading.Condition()
-        self.num_drops = self.num_read_while_dropped = 0
-        self.populate, self.unpopulate = ReadFunction(self._read), ReadFunction(self._drop)
-
-    def _read(self, context: int, memory: int, num_bytes: int, position: int) -> int:
-        with self._changed:
-            self.num_read_while_dropped += any(position in dropped for dropped in self._dropping)
-            self._changed.notify_all()
-        return int(self._populate(context, memory, num_bytes, position))
-
-    def _drop(self, context: int, memory: int, num_bytes: int, position: int) -> int:
-        with self._changed:
-            self.num_drops += 1
-            self._dropping.append(range(position, position + num_bytes))
-            self._changed.wait_for(lambda: self.num_read_while_dropped, 0.03)
-            self._dropping.remove(range(position, position + num_bytes))
-        return 0
-
-
-@pytest.fixture
-def long_drops(monkeypatch: pytest.MonkeyPatch) -> Iterator[LongDrops]:
-    drops = LongDrops(LIBRARY.call)
-    monkeypatch.setattr(LIBRARY.call, "smoe_populate", drops.populate)
-    monkeypatch.setattr(LIBRARY.call, "smoe_unpopulate", drops.unpopulate)
-    yield drops
-    wait_until(lambda: not drops._dropping)
-
-
-def test_an_expert_is_not_read_while_its_pages_are_dropped(wide: Pack, long_drops: LongDrops) -> None:
-    network = wide.stored(2, in_page_cache=True)
-    pool, [batch] = KvPool(WIDE, 6, BLOCK_SIZE, "float32", CPU), list(batches(WIDE, [1]))
-    for _ in range(4):
-        network.forward(routed(batch, {0, 1, 2}, WIDE), pool)
-    assert long_drops.num_drops and not long_drops.num_read_while_dropped
-
-
-def test_an_expert_that_a_cut_file_has_no_more_is_named_in_the_page_cache_too(wide: Pack, tmp_path: Path) -> None:
-    cut = tmp_path / "cut"
-    cut.mkdir()
-    (cut / WEIGHTS_NAME).write_bytes(wide.file.read_bytes())
-    network = Pack(cut, WIDE).stored(3, memory="copy", in_page_cache=True)
-    os.truncate(cut / WEIGHTS_NAME, read_header(wide.folder).tensors["layers.1.experts.1"].start)
-    pool, [batch] = KvPool(WIDE, 6, BLOCK_SIZE, "float32", CPU), list(batches(WIDE, [1]))
-    with pytest.raises(ExpertReadError, match=r"expert [12] of layer 1 cannot be read .* the file ends before it$"):
-        network.forward(routed(batch, {0, 1, 2}, WIDE), pool)
 
 
 def test_experts_of_the_next_layer_are_read_ahead_while_one_is_computed(wide: Pack) -> None:
