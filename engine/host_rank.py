@@ -1,4 +1,4 @@
-"""One rank of several hosts, but not the first: `python -m engine.host_rank FD HEARTBEAT_FD PARENT_PID`.
+"""One rank, but not the first, of several hosts or of GPUs: `python -m engine.host_rank FD HEARTBEAT_FD PARENT_PID`.
 
 The arguments are those of engine/process.py, and so is Start, the first message: to the process that started it, a rank
 is an engine that gets no requests. It joins rank 0 (engine/distributed/joining.py), loads its part of the weights,

@@ -47,7 +47,7 @@ from engine.messages import (
 )
 from engine.startup.description import ready_message
 from engine.step_frames import step_messages
-from engine.step_log import StepLog
+from engine.step_log import StepLog, open_step_log
 from engine.types import StepOutput
 from model.checkpoint.errors import CheckpointError
 
@@ -134,10 +134,11 @@ class EngineProcess:
             messages = self.channel.receive(IDLE_S)
         first, *early = messages
         assert isinstance(first, Start), "the first message must be Start"
+        log_file = None if first.config.step_log is None else open_step_log(first.config.step_log)  # before weights
         engine = Engine.load(first.config, self._send_progress, vocabulary=first.vocabulary, heartbeat=self.heartbeat)
         engine.on_prefill_start = lambda request_ids: self.channel.send(PrefillStarted(request_ids))
-        if first.config.step_log is not None:
-            self._step_log = StepLog(first.config.step_log, engine.loaded.config.window)
+        if log_file is not None:
+            self._step_log = StepLog(log_file, engine.loaded.config.window)
             engine.on_plan = self._step_log.planned
         gc.collect()
         gc.freeze()  # the model and its modules are never garbage: later collections skip them

@@ -3,7 +3,9 @@
 `smoe bench steps` reads it (engine/planning/logged_steps.py has the lines). No text and no token ids.
 """
 
+import errno
 import logging
+import os
 import time
 from collections.abc import Callable
 from io import FileIO
@@ -19,15 +21,22 @@ from engine.types import Request
 log = logging.getLogger("smoe.engine")
 
 
+def open_step_log(path: str) -> FileIO:
+    """Open the file to append to it. Raises EngineConfigError, also for a pipe, whose open would wait for a reader."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise EngineConfigError(f"--step-log {path}: is not a regular file")
+    try:
+        return FileIO(path, "a")
+    except OSError as error:
+        raise EngineConfigError(f"--step-log {path}: {error.strerror}") from None
+
+
 class StepLog:
     """Writer of the log. Its calls follow the engine's loop: begin, added, planned, end."""
 
-    def __init__(self, path: str, window: int | None, clock: Callable[[], float] = time.monotonic) -> None:
-        """Open the file to append to it. `window`: of attention. Raises EngineConfigError."""
-        try:
-            self._file: FileIO | None = FileIO(path, "a")
-        except OSError as error:
-            raise EngineConfigError(f"--step-log {path}: {error.strerror}") from None
+    def __init__(self, file: FileIO, window: int | None, clock: Callable[[], float] = time.monotonic) -> None:
+        """Write to `file`, which is open. `window`: of attention."""
+        self._file: FileIO | None = file
         self._window = window
         self._clock = clock
         self._begun_s = 0.0
@@ -41,7 +50,8 @@ class StepLog:
     def added(self, request: Request) -> None:
         """Note a request that the engine has received."""
         arrived = LoggedRequest(request.arrival_s, len(request.prompt_token_ids), request.params.max_tokens)
-        self._added.append(arrived)
+        if self._file is not None:
+            self._added.append(arrived)
 
     def planned(self, plan: StepPlan) -> None:
         """Note what the step will compute."""
@@ -53,8 +63,10 @@ class StepLog:
             return
         step = LoggedStep(self._begun_s, self._clock() - self._begun_s, self._shape, self._added)
         self._shape, self._added = None, []
+        line = msgspec.json.encode(step) + b"\n"
         try:
-            self._file.write(msgspec.json.encode(step) + b"\n")
+            if self._file.write(line) < len(line):
+                raise OSError(errno.EIO, "a line was written only in part")
         except OSError as error:
             log.warning("--step-log: no more steps are written: %s", error.strerror)
             self._file = None

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.capacity.adapters import check_adapters_fit
 from engine.capacity.machine.host_resources import format_bytes
 from engine.capacity.sizing import MAX_CPU_BUDGET, bytes_beside_evictable, kv_block_bytes
 from engine.config import EngineConfig
@@ -52,14 +53,18 @@ def check_expert_memory(config: EngineConfig, header: PackHeader | None) -> None
         raise EngineConfigError(f"{FLAG}: experts are read by one rank, not by --tensor-parallel-size {size}")
 
 
-def plan_expert_memory(config: EngineConfig, model: ModelConfig, free_bytes: int) -> ExpertMemory | None:
+def plan_expert_memory(
+    config: EngineConfig, model: ModelConfig, free_bytes: int, adapter_bytes: int = 0
+) -> ExpertMemory | None:
     """Return the memory of the experts, of `free_bytes` for everything; None without config.expert_memory.
 
-    auto: what _bytes_beside() and the other weights leave, up to all experts. Raises EngineConfigError if it is too
-    little, and CheckpointError for a damaged pack.
+    auto: what adapters, _bytes_beside() and the other weights leave, up to all experts. Raises EngineConfigError if it
+    is too little, and CheckpointError for a damaged pack.
     """
     if config.expert_memory is None:
         return None
+    check_adapters_fit(adapter_bytes, free_bytes)
+    free_bytes -= adapter_bytes
     num_experts, slot_bytes, dense_bytes = _sizes(config)
     least = max(MIN_SLOTS, model.experts_per_token)
     wanted = config.expert_memory
@@ -84,8 +89,8 @@ def plan_cached_experts(config: EngineConfig, model: ModelConfig, free_bytes: in
     """Return how many experts of a mapped pack that is larger than `free_bytes` stay in the page cache.
 
     More than with --expert-memory auto, since the system takes pages back where requests need them. None if all stay
-    there, or if the system decides: for several ranks, and where
-    not even the least number fits. By a config of settings_of_pack(). Raises CheckpointError.
+    there, or if the system decides: for several ranks, and where not even the least number fits. By a config of
+    settings_of_pack(). Raises CheckpointError.
     """
     is_mapped = config.weights_memory == "map" and config.expert_memory is None and config.tensor_parallel_size == 1
     if not is_mapped or not model.num_experts:

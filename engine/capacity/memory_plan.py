@@ -18,6 +18,7 @@ from engine.capacity.sizing import (
     eviction_warnings,
     example_lengths,
     kv_block_bytes,
+    least_beside_evictable,
     peak_blocks,
     requests_that_fit,
     served_dtype,
@@ -93,8 +94,10 @@ class MemoryPlan:
     def max_adapters(self) -> int:
         """Number of adapters that fit beside the weights and one request of the longest context, if all are as large
         as the largest of these."""
-        room = self.memory_bytes - (self.needed_bytes - self.adapter_bytes)
-        return max(0, room // max(self.adapters.values()))
+        needed = self.needed_bytes - self.adapter_bytes
+        if self.host_weight_bytes == mapped_bytes_of(self.config, self.host_weight_bytes, self.experts):
+            needed = least_beside_evictable(needed - self.host_weight_bytes, self.host_weight_bytes)
+        return max(0, (self.memory_bytes - needed) // max(self.adapters.values()))
 
     @property
     def total_parameters(self) -> int:
@@ -179,7 +182,7 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
     limits, experts, unfit_reason = None, None, ""
     beside_bytes = sum(adapters.values())
     try:
-        experts = plan_expert_memory(config, model, memory_bytes - beside_bytes)
+        experts = plan_expert_memory(config, model, memory_bytes, beside_bytes)
         host_bytes = host_bytes if experts is None else experts.dense_bytes + experts.num_bytes
         limits = _limits(config, model, host_bytes, own_kind, memory_bytes, beside_bytes, experts)
     except (CheckpointError, EngineConfigError) as error:

@@ -81,6 +81,11 @@ def bytes_beside_evictable(free_bytes: int, weight_bytes: int) -> int:
     return max(free_bytes - weight_bytes, free_bytes // SHARE_BESIDE_EVICTABLE)
 
 
+def least_beside_evictable(left_bytes: int, weight_bytes: int) -> int:
+    """Return the least free bytes of which bytes_beside_evictable() leaves `left_bytes`."""
+    return min(left_bytes + weight_bytes, left_bytes * SHARE_BESIDE_EVICTABLE)
+
+
 def eviction_warnings(free_bytes: int, weight_bytes: int) -> tuple[str, ...]:
     """Return a line if not all weights can stay in memory."""
     if weight_bytes <= free_bytes:

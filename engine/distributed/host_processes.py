@@ -1,4 +1,4 @@
-"""Processes of the other ranks on the same host, where a group spans several hosts."""
+"""Processes of the other ranks on the same host, where ranks share no memory: on several hosts, or with GPUs."""
 
 import os
 import socket
@@ -30,6 +30,15 @@ class HostProcesses:
     @property
     def pids(self) -> list[int]:
         return [process.pid for process in self._processes]
+
+    def find_ended(self) -> dict[int, str]:
+        """Return how processes have ended, in words, by rank on this host."""
+        codes = {rank: process.poll() for rank, process in enumerate(self._processes, 1)}
+        return {
+            rank: f"rank {rank} was killed by signal {-code}" if code < 0 else f"rank {rank} exited with {code}"
+            for rank, code in codes.items()
+            if code is not None
+        }
 
     def close(self) -> None:
         """End the processes and wait for that. Idempotent."""

@@ -66,7 +66,8 @@ class HostRanks(RankConnections):
                 config = msgspec.structs.replace(config, master_port=port)
             self._processes = HostProcesses(config)
             try:
-                self._guests = Reception(listener, config, own, version).wait(on_wait)
+                reception = Reception(listener, config, own, version)
+                self._guests = reception.wait(on_wait, find_ended=self._processes.find_ended)
                 self._connections = [guest.connection for guest in self._guests]
                 self._connect(config, address)
             except BaseException:

@@ -49,14 +49,19 @@ class Reception:
         self._last_fault = ""
         self._num_faults = 0
 
-    def wait(self, on_wait: Callable[[], None], timeout_s: float = JOIN_S) -> list[Guest]:
-        """Return ranks 1, 2, ... when all are there. Calls `on_wait` meanwhile. Raises EngineConfigError."""
+    def wait(
+        self, on_wait: Callable[[], None], timeout_s: float = JOIN_S, find_ended: Callable[[], dict[int, str]] = dict
+    ) -> list[Guest]:
+        """Return ranks 1, 2, ... when all are there. Calls `on_wait` meanwhile. `find_ended` returns ranks that will
+        not come any more, and how they ended. Raises EngineConfigError."""
         deadline_s = self._clock() + timeout_s
         while missing := self._missing():
             if self._clock() > deadline_s:
                 self.close()
                 raise EngineConfigError(self._explain(missing, timeout_s))
+            ended = find_ended()
             self._guests.look(self._hear)
+            self._refuse(ended)
             on_wait()
         for guest in [guest for guest in self._guests if not guest.is_present]:
             guest.connection.close()
@@ -65,6 +70,14 @@ class Reception:
     def close(self) -> None:
         """Close all connections."""
         self._guests.close()
+
+    def _refuse(self, ended: dict[int, str]) -> None:
+        """Raise EngineConfigError with the reason of a rank that has ended, once all that it said is heard."""
+        for rank, end in ended.items():
+            if all(guest.rank != rank for guest in self._guests):
+                self.close()
+                has_said_why = self._last_fault.startswith(f"rank {rank} on ")
+                raise EngineConfigError(self._last_fault if has_said_why else end)
 
     def _missing(self) -> list[int]:
         present = {guest.rank for guest in self._guests if guest.is_present}

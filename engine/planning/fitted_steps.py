@@ -10,7 +10,7 @@ import msgspec
 from engine.planning.least_squares import nonnegative_least_squares
 from engine.planning.logged_steps import LoggedStep
 from engine.planning.step_shape import StepShape, shape_of
-from engine.planning.step_time_model import MeasurementError
+from engine.planning.step_time_model import MAX_S, MeasurementError, is_duration
 from engine.scheduling.step_plan import StepPlan
 
 MIN_STEPS = 100
@@ -88,8 +88,12 @@ def read_fitted(figures: Mapping[str, Any], window: int | None = None) -> Fitted
         request_s = msgspec.convert(figures["request_s"], float)
     except (KeyError, TypeError, msgspec.ValidationError):
         raise MeasurementError("is not the output of `smoe bench steps --json`") from None
-    if any(step.seconds <= 0 or step.shape.num_rows < 1 for step in steps):
+    if not all(is_duration(step.seconds) and step.shape.num_rows >= 1 for step in steps):
         raise MeasurementError("has a step without rows or time")
+    if any(min(msgspec.structs.astuple(step.shape)) < 0 for step in steps):
+        raise MeasurementError("has a step with a count below 0")
+    if not 0 <= request_s <= MAX_S:
+        raise MeasurementError("has a request_s that is no time")
     return FittedStepTimes(steps, window, request_s)
 
 

@@ -27,9 +27,12 @@ class LoggedStep(msgspec.Struct, frozen=True):
 
 
 def read_step_log(path: Path) -> list[LoggedStep]:
-    """Return the steps of a log. Raises MeasurementError and OSError."""
+    """Return the steps of a log, but a last one that is written only in part. Raises MeasurementError and OSError."""
+    *lines, rest = path.read_bytes().split(b"\n")
+    if rest and not lines:
+        raise MeasurementError("is not a step log")
     try:
-        return [msgspec.json.decode(line, type=LoggedStep) for line in path.read_bytes().splitlines()]
+        return [msgspec.json.decode(line, type=LoggedStep) for line in lines]
     except msgspec.DecodeError:
         raise MeasurementError("is not a step log") from None
 

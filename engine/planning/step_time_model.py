@@ -10,6 +10,8 @@ import msgspec
 
 from engine.scheduling.step_plan import StepPlan
 
+MAX_S = 86_400.0  # of a step that a file may claim: a day
+
 
 class MeasurementError(Exception):
     """A file that has no measured steps. One line."""
@@ -87,13 +89,18 @@ class StepTimeModel:
         return seen * length if is_prefill else seen - self._context
 
 
+def is_duration(seconds: float) -> bool:
+    """Return whether a step can have taken so long: more than nothing, and no NaN or infinity."""
+    return 0 < seconds <= MAX_S
+
+
 def read_steps(figures: Mapping[str, Any]) -> list[MeasuredStep]:
     """Return the steps in the JSON of `smoe bench engine`. Raises MeasurementError."""
     try:
         steps = msgspec.convert(figures["steps"], list[MeasuredStep])
     except (KeyError, TypeError, msgspec.ValidationError):
         raise MeasurementError("is not the output of `smoe bench engine --json`") from None
-    if any(step.seconds <= 0 or step.batch < 1 or step.context < 0 for step in steps):
+    if not all(is_duration(step.seconds) and step.batch >= 1 and step.context >= 0 for step in steps):
         raise MeasurementError("has a step without rows or time")
     return steps
 

@@ -188,7 +188,7 @@ class Speculator:
             count = min(last_in_group(num_rows + count + 1) - num_rows, len(chances))
             seconds = self._draft_s(num_rows + count)
             if seconds > MAX_STRETCH * plain_s and not has_all:
-                break
+                continue  # one slow step of few rows says nothing of many
             if expected[count] > best_rate * seconds:
                 best_count, best_rate = count, expected[count] / seconds
         return best_count

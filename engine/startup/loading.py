@@ -73,10 +73,10 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
     backend = choose_backend(config, device, dtype, heartbeat)
     numerics = backend.numerics
     weight_bytes, backend = plan_weights(config, model_config, stored, backend, device, dtype)
-    free_bytes = memory_of(device).free_bytes() - sum(adapter_bytes(config, model_config).values())
-    experts = plan_expert_memory(config, model_config, free_bytes)
+    free_bytes, of_adapters = memory_of(device).free_bytes(), sum(adapter_bytes(config, model_config).values())
+    experts = plan_expert_memory(config, model_config, free_bytes, of_adapters)
     if experts is None:
-        experts = plan_cached_experts(config, model_config, free_bytes)
+        experts = plan_cached_experts(config, model_config, free_bytes - of_adapters)
     else:
         weight_bytes = experts.dense_bytes + experts.num_bytes
     if not is_pack(path):  # in which they are decoded

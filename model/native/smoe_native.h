@@ -101,7 +101,7 @@ typedef struct {
     int64_t hits, misses;   /* experts that a layer of a step needed: in memory, or to be read */
     int64_t read_bytes;     /* of those that were needed */
     int64_t waited_ns;      /* time without anything to compute */
-    int64_t foreseen;       /* of the misses: those whose reads had begun before their layer did */
+    int64_t foreseen;       /* of the misses: those that were read ahead, or were to be */
     int64_t unneeded_bytes; /* that were read for layers that did not need them */
 } smoe_store_counts;
 /* Functions for a file; context: its descriptor. smoe_populate reads into the page cache, and maps the pages where the

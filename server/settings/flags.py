@@ -84,6 +84,6 @@ def _default(field: FieldInfo) -> str:
     for mark in field.metadata:
         if isinstance(mark, DefaultText):
             return mark.text
-    if field.default in (None, False, (), ""):
+    if field.default is False or field.default in (None, (), ""):  # 0 == False, but it is a default
         return ""
     return f"{field.default:g}" if isinstance(field.default, float) else str(field.default)

@@ -157,3 +157,5 @@ def test_what_does_not_fit_is_refused_with_the_sizes(packed: Path) -> None:
     auto = EngineConfig(model=str(packed), expert_memory="auto")
     with pytest.raises(EngineConfigError, match=r"^--expert-memory auto: 0 B are left for experts: 2 experts of this"):
         plan_expert_memory(auto, model, 1 << 16)
+    with pytest.raises(EngineConfigError, match=r"^the LoRA adapters take 128\.0 KiB, and 64\.0 KiB are free"):
+        plan_expert_memory(auto, model, 1 << 16, adapter_bytes=1 << 17)

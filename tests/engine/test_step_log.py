@@ -3,6 +3,7 @@
 import errno
 import itertools
 import logging
+import os
 import socket
 from pathlib import Path
 from threading import Thread
@@ -13,12 +14,13 @@ import pytest
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from engine.heartbeat import Heartbeat
-from engine.messages import Add, FrameReader, FromEngine, Start, StepDone, encode_frame
+from engine.messages import Add, Failed, FrameReader, FromEngine, Start, StepDone, encode_frame
 from engine.planning.logged_steps import LoggedRequest, LoggedStep, read_step_log
 from engine.planning.step_shape import StepShape
+from engine.planning.step_time_model import MeasurementError
 from engine.process import Channel, EngineProcess
 from engine.scheduling.step_plan import StepPlan
-from engine.step_log import StepLog
+from engine.step_log import StepLog, open_step_log
 from engine.types import Request, SamplingParams
 from tests.support.conditions import LIMIT_S
 from tests.support.paths import DEMO
@@ -62,7 +64,20 @@ def test_the_engine_writes_its_steps_with_their_work_and_the_requests_before_the
 def test_a_file_that_cannot_be_written_is_refused_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "none" / "steps.jsonl"
     with pytest.raises(EngineConfigError, match=r"^--step-log .*/none/steps\.jsonl: No such file or directory$"):
-        StepLog(str(path), None)
+        open_step_log(str(path))
+
+
+def test_a_file_that_cannot_be_written_is_named_before_anything_is_loaded(tmp_path: Path) -> None:
+    """The model is missing too, but the engine does not come to it. A pipe without a reader would block the open."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    ours, theirs = socket.socketpair()
+    ours.settimeout(LIMIT_S)
+    with ours, theirs:
+        ours.sendall(encode_frame(Start(EngineConfig(model="/no/such/model", step_log=str(pipe)))))
+        assert EngineProcess(Channel(theirs), Heartbeat()).run() == 2
+        reader: FrameReader[FromEngine] = FrameReader(FromEngine)
+        assert reader.feed(ours.recv(1 << 16)) == [Failed(f"--step-log {pipe}: is not a regular file", 2)]
 
 
 def test_a_full_disk_ends_the_log_and_not_the_engine(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -70,7 +85,7 @@ def test_a_full_disk_ends_the_log_and_not_the_engine(tmp_path: Path, caplog: pyt
         def write(self, line: bytes) -> int:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    written = StepLog(str(tmp_path / "steps.jsonl"), None)
+    written = StepLog(open_step_log(str(tmp_path / "steps.jsonl")), None)
     written._file = FullDisk()  # type: ignore[assignment]
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
@@ -78,11 +93,13 @@ def test_a_full_disk_ends_the_log_and_not_the_engine(tmp_path: Path, caplog: pyt
             written._shape = StepShape(1, 1, 1, 0)
             written.end()
     assert caplog.messages == ["--step-log: no more steps are written: No space left on device"]
+    written.added(Request(1, [5, 6], SamplingParams(max_tokens=4), arrival_s=0.75))
+    assert written._added == []  # nothing is kept for lines that never come
 
 
 def test_a_step_that_computed_nothing_is_no_line_and_its_requests_are_those_of_the_next(tmp_path: Path) -> None:
     path, times = tmp_path / "steps.jsonl", iter((1.0, 2.0, 2.5))
-    written = StepLog(str(path), None, lambda: next(times))
+    written = StepLog(open_step_log(str(path)), None, lambda: next(times))
     written.begin()
     written.added(Request(1, [5, 6], SamplingParams(max_tokens=4), arrival_s=0.75))
     written.planned(StepPlan(()))
@@ -93,3 +110,29 @@ def test_a_step_that_computed_nothing_is_no_line_and_its_requests_are_those_of_t
     assert msgspec.json.decode(path.read_bytes(), type=LoggedStep) == LoggedStep(
         2.0, 0.5, StepShape(2, 1, 0, 3), [LoggedRequest(0.75, 2, 4)]
     )
+
+
+def test_a_line_that_is_written_in_part_ends_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class AlmostFull:
+        def write(self, line: bytes) -> int:
+            return len(line) - 1
+
+    written = StepLog(str(tmp_path / "steps.jsonl"), None)
+    written._file = AlmostFull()  # type: ignore[assignment]
+    for _ in range(2):
+        written.begin()
+        written._shape = StepShape(1, 1, 1, 0)
+        written.end()
+    assert caplog.messages == ["--step-log: no more steps are written: a line was written only in part"]
+
+
+def test_a_last_line_without_an_end_is_not_read(tmp_path: Path) -> None:
+    path, step = tmp_path / "steps.jsonl", LoggedStep(1.0, 0.5, StepShape(1, 1, 1, 0))
+    line = msgspec.json.encode(step) + b"\n"
+    for cut in (1, 10, len(line)):
+        path.write_bytes(line + line[:-cut])
+        assert read_step_log(path) == [step]
+    for content in (line[:-10], line[:10] + b"\n" + line):
+        path.write_bytes(content)
+        with pytest.raises(MeasurementError, match=r"^is not a step log$"):
+            read_step_log(path)

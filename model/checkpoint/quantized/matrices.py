@@ -97,6 +97,10 @@ def _weight_and_part(name: str, shapes: Mapping[str, Shape]) -> tuple[str, str]:
 def _weight(name: str, shape: Shape, parts: dict[str, StoredTensor], encoding: PackedEncoding) -> StoredWeight:
     """Return a plain tensor or a packed matrix, whose parts have the types and shapes of its encoding."""
     aliases = ALIASES.get(encoding.kind, {})
+    twice = [part for part, other in aliases.items() if part in parts and other in parts]
+    if twice:
+        tensor, same = parts[twice[0]], parts[aliases[twice[0]]]
+        raise CheckpointError(f"{tensor.file}: tensors {tensor.name} and {same.name} are the same part of a matrix")
     parts = {aliases.get(part, part): tensor for part, tensor in parts.items()}
     needed = needed_parts(encoding)
     plain = parts.get("weight")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from model.checkpoint.config_fields import JsonFields
 from model.checkpoint.errors import CheckpointError
+from model.checkpoint.headers import read_headers
 from model.checkpoint.json_files import read_json_object
 from model.checkpoint.stored_tensor import PackedEncoding
 
@@ -13,6 +14,7 @@ WAY_OUT = "use the model's bf16, AWQ, GPTQ or GGUF files instead"
 MLX_BITS = (2, 3, 4, 5, 6, 8)
 MAX_SIDE_FILE_BYTES = 1 << 20
 SIDE_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}  # of AutoGPTQ and AutoAWQ
+AWQ_KEYS = ("w_bit", "zero_point", "version")
 OLD_KEYS = {"w_bit": "bits", "q_group_size": "group_size"}  # AutoAWQ's
 # Formats whose tensors have a layout for one kernel of one program.
 REFUSED_METHODS = (
@@ -55,15 +57,28 @@ def _refused(fields: JsonFields, name: str, way_out: str = WAY_OUT) -> Checkpoin
 
 
 def _of_side_file(directory: Path) -> PackedEncoding | None:
-    """Return the encoding of files of 2023, whose config.json does not name it; None if there is none."""
+    """Return the encoding of files of 2023, whose config.json does not name it; None if there is none.
+
+    A file that lies beside plain weights says nothing about them.
+    """
     for name, method in SIDE_FILES.items():
         path = directory / name
-        if path.is_file():
+        if path.is_file() and _has_codes(directory):
             values = read_json_object(path, MAX_SIDE_FILE_BYTES)
             renamed = {OLD_KEYS.get(key, key): value for key, value in values.items()}
             if "bits" in renamed:  # other programs write files of these names
-                return METHODS[method](JsonFields(path, renamed))
+                of_keys = "awq" if any(key in values for key in AWQ_KEYS) else method
+                return METHODS[of_keys](JsonFields(path, renamed))
     return None
+
+
+def _has_codes(directory: Path) -> bool:
+    """Return whether a tensor holds codes, as matrices of GPTQ and AWQ do. False without safetensors, as in a pack;
+    whoever reads the weights reports files that are missing or damaged."""
+    try:
+        return any(name.endswith(".qweight") for name in read_headers(directory))
+    except CheckpointError:
+        return False
 
 
 def _group_size(fields: JsonFields) -> int:
@@ -116,9 +131,8 @@ def _compressed_tensors(fields: JsonFields) -> PackedEncoding:
         raise _refused(fields, "format")
     weights = _weights_of_groups(fields)
     strategy, kind = weights.get("strategy"), weights.get("type", "int")
-    if layout == "float-quantized" and strategy == "block":
-        return _blocks(weights, "block_structure")
-    if strategy not in ("tensor", "channel", "group"):
+    is_in_blocks = layout == "float-quantized" and strategy == "block"
+    if strategy not in ("tensor", "channel", "group") and not is_in_blocks:
         raise _refused(weights, "strategy")
     if kind not in (("int",) if layout == "pack-quantized" else ("int", "float")):
         raise _refused(weights, "type")
@@ -127,6 +141,10 @@ def _compressed_tensors(fields: JsonFields) -> PackedEncoding:
         has_zeros = not weights.flag("symmetric")
         return PackedEncoding("compressed-tensors", _bits(weights, (4, 8), "num_bits"), group, has_zeros)
     _bits(weights, (8,), "num_bits")
+    if is_in_blocks:
+        if kind != "float":
+            raise _refused(weights, "type")
+        return _blocks(weights, "block_structure")
     if strategy == "group":
         raise _refused(weights, "strategy")
     return PackedEncoding("fp8") if kind == "float" else PackedEncoding("int8", has_zeros=not weights.flag("symmetric"))

@@ -16,9 +16,9 @@ struct KvTiles {
     int64_t bytes;  // of each; 0: no tiles
 };
 
-// Return the tiles that are read first in a span: keys of its first panel.
+// Return the tiles that are read first in a span: keys of its first panel. None if the caches consist of rows.
 inline KvTiles first_tiles(const KvPrefetchSpan& span) {
-    if (span.begin >= span.end || span.args->block_size < KV_TILE) return {};  // smaller blocks have no tiles
+    if (span.begin >= span.end || !span.args->in_tiles()) return {};
     const AttentionArgs& args = *span.args;
     const int64_t per_block = args.block_size / KV_TILE;
     const int64_t begin = span.begin / KV_TILE, last = (span.end - 1) / KV_TILE;

@@ -32,6 +32,7 @@ ExpertStore::ExpertStore(const smoe_store_layout& layout)
     share_out_slots();
     ready_.reserve(num_experts_);  // readers must not allocate
     dropped_.reserve(positions_.size());
+    dropping_.reserve(layout.readers);
     const SignalsBlocked blocked;
     try {
         for (int64_t i = 0; i < layout.readers; ++i) readers_.emplace_back([this] { work(); });
@@ -138,8 +139,10 @@ void ExpertStore::ask_for_missing() {
     ask_for_expected();
 }
 
-// Give slots to expected experts, as far as there are any.
+// Give slots to expected experts, as far as there are any: none that has an expected expert already.
 void ExpertStore::ask_for_expected() {
+    for (const int64_t number : expected_)
+        if (slot_of_[number] != NONE) slots_[slot_of_[number]].is_expected = true;
     while (!expected_.empty()) {
         const int64_t number = expected_.front();
         int64_t slot = slot_of_[number];
@@ -189,8 +192,7 @@ void ExpertStore::give_up(int64_t slot) {
     counts_.unneeded_bytes += given_up.bytes_ahead;
     given_up.bytes_ahead = 0;
     if (!given_up.pieces_to_read) return;
-    const auto is_its = [slot](const Piece& piece) { return piece.slot == slot; };
-    later_.erase(std::remove_if(later_.begin(), later_.end(), is_its), later_.end());
+    forget_pieces(slot);
     slot_of_[given_up.expert] = NONE;
     given_up.is_given_up = true;
     if (!given_up.pieces_reading) empty(slot);
@@ -199,21 +201,35 @@ void ExpertStore::give_up(int64_t slot) {
 void ExpertStore::start_reading(int64_t number, int64_t slot, std::deque<Piece>& queue) {
     empty(slot);
     const int64_t bytes = whole_pages(expert_bytes_[number / num_experts_]);
-    for (int64_t offset = 0; offset < bytes; offset += PIECE_BYTES)
-        queue.push_back({slot, offset, std::min(PIECE_BYTES, bytes - offset)});
     Slot& taken = slots_[slot];
     taken.expert = number;
     taken.pieces_to_read = (bytes + PIECE_BYTES - 1) / PIECE_BYTES;
     slot_of_[number] = slot;
+    dropped_.erase(std::remove(dropped_.begin(), dropped_.end(), number), dropped_.end());
+    try {
+        for (int64_t offset = 0; offset < bytes; offset += PIECE_BYTES)
+            queue.push_back({slot, offset, std::min(PIECE_BYTES, bytes - offset)});
+    } catch (...) {
+        empty(slot);
+        throw;
+    }
     wake_readers_.notify_all();
+}
+
+void ExpertStore::forget_pieces(int64_t slot) {
+    const auto is_its = [slot](const Piece& piece) { return piece.slot == slot; };
+    for (auto* queue : {&queue_, &later_})
+        queue->erase(std::remove_if(queue->begin(), queue->end(), is_its), queue->end());
 }
 
 void ExpertStore::empty(int64_t slot) {
     Slot& emptied = slots_[slot];
     if (emptied.expert != NONE) {
+        forget_pieces(slot);
         if (slot_of_[emptied.expert] == slot) slot_of_[emptied.expert] = NONE;
         const bool is_dropped = !memory_ && slot_of_[emptied.expert] == NONE;
         if (is_dropped && dropped_.size() < dropped_.capacity()) dropped_.push_back(emptied.expert);
+        if (is_dropped) wake_readers_.notify_one();
     }
     emptied.expert = NONE;
     emptied.pieces_to_read = 0;
@@ -301,31 +317,46 @@ ReadFault ExpertStore::fault() const {
 // Read pieces and drop pages until the store ends.
 void ExpertStore::work() {
     std::unique_lock<std::mutex> lock(mutex_);
-    while (true) {
-        wake_readers_.wait(lock,
-                           [this] { return stopping_ || !queue_.empty() || !later_.empty() || !dropped_.empty(); });
-        if (stopping_) return;
-        if (dropped_.empty())
-            read_piece(lock);
-        else
+    while (!stopping_) {
+        if (!dropped_.empty())
             drop_pages(lock);
+        else if (const std::optional<Piece> piece = take_piece())
+            read_piece(*piece, lock);
+        else
+            wake_readers_.wait(lock);
     }
 }
 
-// Drop the pages of an expert whose slot took another one: before that is read, so that it finds memory.
+// Drop the pages of an expert whose slot took another one: before that is read, so that it finds memory. If the expert
+// itself is to be read again, that begins when its pages are dropped.
 void ExpertStore::drop_pages(std::unique_lock<std::mutex>& lock) {
     const int64_t number = dropped_.back();
     dropped_.pop_back();
+    dropping_.push_back(number);
     lock.unlock();
     drop_(context_, mapped_ + positions_[number], whole_pages(expert_bytes_[number / num_experts_]),
           positions_[number]);
     lock.lock();
+    dropping_.erase(std::find(dropping_.begin(), dropping_.end(), number));
+    wake_readers_.notify_all();
 }
 
-void ExpertStore::read_piece(std::unique_lock<std::mutex>& lock) {
-    std::deque<Piece>& queue = queue_.empty() ? later_ : queue_;
-    const Piece piece = queue.front();
-    queue.pop_front();
+// Remove and return the first piece of an expert whose pages are not being dropped.
+std::optional<ExpertStore::Piece> ExpertStore::take_piece() {
+    const auto may_be_read = [this](const Piece& piece) {
+        return std::count(dropping_.begin(), dropping_.end(), slots_[piece.slot].expert) == 0;
+    };
+    for (auto* queue : {&queue_, &later_}) {
+        const auto found = std::find_if(queue->begin(), queue->end(), may_be_read);
+        if (found == queue->end()) continue;
+        const Piece piece = *found;
+        queue->erase(found);
+        return piece;
+    }
+    return {};
+}
+
+void ExpertStore::read_piece(const Piece& piece, std::unique_lock<std::mutex>& lock) {
     Slot& slot = slots_[piece.slot];
     const int64_t position = positions_[slot.expert] + piece.offset;
     std::byte* to = address(slot) + piece.offset;

@@ -91,11 +91,13 @@ class ExpertStore {
     bool give_up_expected();
     void give_up(int64_t slot);
     void start_reading(int64_t number, int64_t slot, std::deque<Piece>& queue);
+    void forget_pieces(int64_t slot);
     void empty(int64_t slot);
     void consider_keeping(int64_t slot);
     void work();
     void drop_pages(std::unique_lock<std::mutex>& lock);
-    void read_piece(std::unique_lock<std::mutex>& lock);
+    std::optional<Piece> take_piece();
+    void read_piece(const Piece& piece, std::unique_lock<std::mutex>& lock);
     int64_t read_twice(std::byte* to, int64_t bytes, int64_t position) const;
     int64_t read(std::byte* to, int64_t bytes, int64_t position) const;
     void finish(const Piece& piece, int64_t position, int64_t error);
@@ -115,18 +117,19 @@ class ExpertStore {
     mutable std::mutex mutex_;  // guards all below
     std::condition_variable wake_readers_, wake_caller_;
     std::vector<Slot> slots_;
-    std::vector<int64_t> slot_of_;  // [layers * experts] or NONE
-    std::vector<float> scores_;     // [layers * experts]
-    int64_t layer_ = 0;             // current
-    std::vector<int32_t> ready_;    // needed, in memory, not yet returned
-    std::deque<int32_t> missing_;   // needed, without a slot
-    int64_t num_arriving_ = 0;      // needed, being read
-    std::deque<int64_t> expected_;  // numbers of the experts to read ahead, without a slot
-    std::deque<Piece> queue_;       // to read, in order
-    std::deque<Piece> later_;       // the same, of expected experts: read when nothing else is to be
-    std::vector<int64_t> dropped_;  // numbers of the experts whose pages are to be dropped
-    uint64_t num_pieces_ = 0;       // that were read or given up
-    uint64_t seen_pieces_ = 0;      // the same, when the caller last looked
+    std::vector<int64_t> slot_of_;   // [layers * experts] or NONE
+    std::vector<float> scores_;      // [layers * experts]
+    int64_t layer_ = 0;              // current
+    std::vector<int32_t> ready_;     // needed, in memory, not yet returned
+    std::deque<int32_t> missing_;    // needed, without a slot
+    int64_t num_arriving_ = 0;       // needed, being read
+    std::deque<int64_t> expected_;   // numbers of the experts to read ahead, without a slot
+    std::deque<Piece> queue_;        // to read, in order
+    std::deque<Piece> later_;        // the same, of expected experts: read when nothing else is to be
+    std::vector<int64_t> dropped_;   // numbers of the experts whose pages are to be dropped
+    std::vector<int64_t> dropping_;  // whose pages are being dropped; each reader drops those of one
+    uint64_t num_pieces_ = 0;        // that were read or given up
+    uint64_t seen_pieces_ = 0;       // the same, when the caller last looked
     bool stopping_ = false;
     std::optional<ReadFault> failed_;  // in the current layer
     ReadFault fault_{};

@@ -75,13 +75,27 @@ def _measure(settings: Mapping[str, Any], given: Mapping[str, Any], *, as_json: 
                 endpoint = Endpoint.parse(server.url, client_of(server.url, None).api_key)
                 measuring = step_calibration.measure(endpoint, folder / STEPS_NAME, calibration, sys.stderr)
                 figures = uvloop.run(measuring)
+        _check(figures)
         text = json.dumps(figures) if as_json else step_calibration.table(figures)
-    except (WorkloadError, ApiError, HttpError, MeasurementError, OSError) as error:
+    except MeasurementError as error:
+        return report_error(MeasurementError(f"the file of the server's --step-log {error}"))
+    except (WorkloadError, ApiError, HttpError, OSError) as error:
         return report_error(error)
     finally:
         signal.signal(signal.SIGTERM, before)
     typer.echo(text)
     return 0
+
+
+def _check(figures: Mapping[str, Any]) -> None:
+    """Raise MeasurementError if `smoe plan` would refuse the steps."""
+    from engine.planning.fitted_steps import read_fitted
+    from engine.planning.step_time_model import MeasurementError
+
+    try:
+        read_fitted(figures)
+    except MeasurementError as error:
+        raise MeasurementError(f"{error}: raise --seconds or --output-tokens") from None
 
 
 def _exit(signum: int, _frame: object) -> None:

@@ -26,7 +26,15 @@ from server.bench.planned_load import DrawnLoad, PlannedLoad, TracedLoad
 from server.bench.trace_file import TraceError, read_trace_file
 from server.bench.workload import Range, WorkloadError
 from server.cli.errors import report_error
-from server.cli.plan.memory import NOTHING_FITS, PlanError, make_report, planned_settings, rank_flags
+from server.cli.plan.memory import (
+    NOTHING_FITS,
+    PlanError,
+    adapter_flags,
+    device_flags,
+    make_report,
+    planned_settings,
+    rank_flags,
+)
 from server.settings.settings import Settings
 from server.settings.sources import SettingsError, parse_size_flag
 
@@ -113,10 +121,14 @@ def _hardware(load: Load) -> Hardware | None:
 
 
 def _settings(flags: Mapping[str, Any], load: Load) -> Settings:
-    """Return the settings, for the device that --hardware names. Raises SettingsError."""
+    """Return the settings, for the device that --hardware names. Raises SettingsError and CapacityError."""
     hardware = _hardware(load)
-    device = {} if hardware is None else {"device": "cuda" if hardware.is_gpu else "cpu"}
-    return planned_settings({**device, **flags})
+    if hardware is None:
+        return planned_settings(flags)
+    device, given = "cuda" if hardware.is_gpu else "cpu", flags.get("device", "auto")
+    if given not in ("auto", device):
+        raise CapacityError(f"--hardware {load.hardware} is --device {device}, not {given}: leave out --device")
+    return planned_settings({**flags, "device": device})
 
 
 def _memory(memory: str | None, load: Load) -> int | None:
@@ -152,7 +164,7 @@ def _measured(path: Path, window: int | None) -> StepTimes:
         return StepTimeModel(read_steps(figures), window)
     except OSError as error:
         raise CapacityError(f"--steps {path}: {error.strerror}") from None
-    except (ValueError, MeasurementError) as error:
+    except (ValueError, RecursionError, MeasurementError) as error:
         reason = str(error) if isinstance(error, MeasurementError) else "is not JSON"
         raise CapacityError(f"--steps {path}: {reason}") from None
 
@@ -198,7 +210,8 @@ def _lines(answer: Answer, load: Load, plan: MemoryPlan) -> Iterator[str]:
     hosts = plan.config.nnodes * answer.best.num_replicas
     yield f"verdict: {servers} enough" + f", on {hosts} hosts" * (plan.config.nnodes > 1)
     budget = ["--max-num-batched-tokens", str(answer.best.max_num_batched_tokens)]
-    yield shlex.join(["smoe", "serve", *budget, *weight_flags(plan), *rank_flags(plan.config)])
+    flags = [*budget, *adapter_flags(plan.config), *device_flags(plan.config), *weight_flags(plan)]
+    yield shlex.join(["smoe", "serve", *flags, *rank_flags(plan.config)])
 
 
 def _row(outcome: Outcome) -> str:

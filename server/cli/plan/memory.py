@@ -90,9 +90,9 @@ class PlanReport:
         weights = weight_flags(plan)
         theta = [] if plan.config.rope_theta is None else ["--rope-theta", f"{plan.config.rope_theta:.17g}"]
         experts = [] if plan.experts is None else ["--expert-memory", str(plan.experts.num_bytes)]
-        adapters = [part for name, path in plan.config.lora.items() for part in ("--lora", f"{name}={path}")]
-        ranks = rank_flags(plan.config)
-        return ["smoe", "serve", *named, *theta, *weights, *experts, *adapters, *ranks, *length, *size]
+        config = plan.config
+        others = [*adapter_flags(config), *device_flags(config), *rank_flags(config)]
+        return ["smoe", "serve", *named, *theta, *weights, *experts, *others, *length, *size]
 
 
 def run(flags: Mapping[str, Any], memory: str | None, *, as_json: bool, write_manifest: bool) -> int:
@@ -125,6 +125,16 @@ def make_report(settings: Settings, memory_bytes: int | None) -> PlanReport:
     fitting = next((candidate for candidate in candidates if candidate.limits), None)
     fits_if_given_memory = with_memory.limits is not None
     return PlanReport(settings.model, plan, fitting, tuple(candidates), fits_if_given_memory)
+
+
+def adapter_flags(config: EngineConfig) -> list[str]:
+    """Return the flags of the adapters."""
+    return [part for name, path in config.lora.items() for part in ("--lora", f"{name}={path}")]
+
+
+def device_flags(config: EngineConfig) -> list[str]:
+    """Return the flag of the device; none if the machine decides."""
+    return [] if config.device == "auto" else ["--device", config.device]
 
 
 def rank_flags(config: EngineConfig) -> list[str]:

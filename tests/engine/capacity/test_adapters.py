@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from engine.capacity.memory_plan import MemoryPlan, plan_memory
+from engine.capacity.sizing import SHARE_BESIDE_EVICTABLE
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import EngineConfigError
@@ -15,6 +16,7 @@ from model.lora.load import load_adapter
 from tests.support.checkpoints.adapters import module_shapes, random_tensors, save_adapter
 from tests.support.checkpoints.header_only import MIXTRAL_8X7B, save_headers
 from tests.support.checkpoints.mixtral import Shape, save_random_checkpoint
+from tests.support.checkpoints.packs import make_pack
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -84,6 +86,21 @@ def test_adapters_of_the_real_shape_are_counted_beside_weights_and_cache(of_atte
     assert _plan(model, for_three, lora).max_adapters == 3
     needed = [_plan(model, for_three, dict.fromkeys("abcd"[:count], adapter)).needed_bytes for count in (3, 4)]
     assert needed[0] <= for_three < needed[1]
+
+
+def test_so_many_adapters_fit_beside_a_mapped_pack_that_is_larger_than_memory(checkpoint: Path, tmp_path: Path) -> None:
+    pack = make_pack(checkpoint, tmp_path / "pack")
+    adapter = save_adapter(tmp_path / "adapter", random_tensors(load_config(checkpoint)[0], rank=1))
+
+    def plan(count: int, memory_bytes: int = GIB) -> MemoryPlan:
+        return _plan(pack, memory_bytes, dict.fromkeys("abc"[:count], adapter), num_kv_blocks=2, max_model_len=32)
+
+    size, kv_bytes = plan(1).adapter_bytes, plan(1).kv_cache_bytes
+    memory_bytes = SHARE_BESIDE_EVICTABLE * kv_bytes + 2 * size + size // 2
+    assert plan(1).weight_bytes > memory_bytes
+    plans = [plan(count, memory_bytes) for count in (1, 2, 3)]
+    assert [plan.limits is not None for plan in plans] == [True, True, False]
+    assert [plan.max_adapters for plan in plans] == [2, 2, 2]
 
 
 def test_adapters_that_do_not_fit_are_the_reason(of_attention: tuple[Path, Path]) -> None:

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.distributed import HashStore
 
 from engine.config import EngineConfig
+from engine.distributed import host_processes
 from engine.distributed.connections import RankConnections
 from engine.distributed.follower import Follower
 from engine.distributed.host_ranks import HostRanks
@@ -92,6 +94,13 @@ def test_a_start_makes_the_ranks_and_they_generate_what_one_does_until_one_is_ki
         engine.add(Request(99, [1, 2, 3], SamplingParams(max_tokens=9, ignore_eos=True)))
         with pytest.raises(FatalEngineError, match=r"^rank 1 on 127.0.0.1 is gone$"):
             engine.step()
+
+
+def test_a_rank_that_ends_before_it_joins_ends_the_start(alone: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import os, sys; os.read(int(sys.argv[1]), 1); sys.exit(3)"
+    monkeypatch.setattr(host_processes, "HOST_RANK_COMMAND", (sys.executable, "-c", code))
+    with pytest.raises(EngineConfigError, match=r"^rank 1 exited with 3$"), ranks_of(alone):
+        pass
 
 
 class FakeGpuMemory:

@@ -213,3 +213,19 @@ def test_a_fault_of_a_host_is_told_when_nobody_else_comes() -> None:
         assert len(_complete(group, waiting)) == 2 and all(rank.result(LIMIT_S) for rank in ranks)
         membership.connection.close()
     assert is_told == ["rank 1 did not come in 600 s; rank 1 on 127.0.0.1 ended: no weights"]
+
+
+def test_a_rank_of_this_host_that_ends_before_it_joins_ends_the_wait_with_its_reason() -> None:
+    with _group() as group:
+        ended: dict[int, str] = {}
+        waiting = group.threads.submit(group.reception.wait, lambda: None, LIMIT_S, lambda: ended)
+        with join(group.host(1), "1", lambda: None, LIMIT_S).connection as connection:
+            ended[1] = "rank 1 exited with 2"  # before its last words are heard
+            send_packet(connection, PacketKind.FAILED, b"no such file")
+        with pytest.raises(EngineConfigError, match=r"^rank 1 on 127\.0\.0\.1 ended: no such file$"):
+            waiting.result(LIMIT_S)
+
+
+def test_a_rank_of_this_host_that_ends_without_a_word_ends_the_wait() -> None:
+    with _group() as group, pytest.raises(EngineConfigError, match=r"^rank 1 was killed by signal 9$"):
+        group.reception.wait(lambda: None, LIMIT_S, lambda: {1: "rank 1 was killed by signal 9"})

@@ -102,6 +102,34 @@ def test_a_step_without_time_is_refused() -> None:
         read_fitted({"steps": steps, "request_s": 0.0})
 
 
+NAN, INFINITY, ONE = (
+    float("nan"),
+    float("inf"),
+    {"num_rows": 1, "num_logits": 1, "decode_positions": 1, "prompt_pairs": 0},
+)
+
+
+@pytest.mark.parametrize("request_s", [NAN, INFINITY, -5.0, 10**400])
+def test_a_request_takes_a_time(request_s: float) -> None:
+    steps = msgspec.to_builtins(measured(price))
+    with pytest.raises(MeasurementError, match=r"request_s that is no time|is not the output"):
+        read_fitted({"steps": steps, "request_s": request_s})
+
+
+@pytest.mark.parametrize("seconds", [NAN, INFINITY, -1.0, 1e300, 10**400])
+def test_a_step_takes_a_time(seconds: float) -> None:
+    steps = [*msgspec.to_builtins(measured(price)), {"begun_s": 0.0, "seconds": seconds, "shape": ONE}]
+    with pytest.raises(MeasurementError, match=r"without rows or time|is not the output"):
+        read_fitted({"steps": steps, "request_s": 0.0})
+
+
+@pytest.mark.parametrize("name", ["num_logits", "decode_positions", "prompt_pairs"])
+def test_counts_of_a_step_are_not_negative(name: str) -> None:
+    steps = [*msgspec.to_builtins(measured(price)), {"begun_s": 0.0, "seconds": 0.01, "shape": ONE | {name: -1}}]
+    with pytest.raises(MeasurementError, match="count below 0"):
+        read_fitted({"steps": steps, "request_s": 0.0})
+
+
 def test_the_steps_of_a_first_token_are_those_up_to_the_first_logits(tmp_path: Any) -> None:
     """A prompt of two chunks, two tokens, a pause, and a prompt of one chunk."""
     request, prompt = LoggedRequest(0.5, 90, 3), StepShape(64, 0, 0, 2080)

@@ -277,6 +277,14 @@ def test_a_request_without_a_draft_is_slowed_down_by_a_bounded_factor() -> None:
     assert 1 + 0.05 * sum(lengths) <= MAX_STRETCH < 1 + 0.05 * (sum(lengths) + 17)
 
 
+def test_a_step_of_few_rows_that_was_slow_once_does_not_keep_longer_drafts_waiting() -> None:
+    speculator = _measured(8)
+    for rows in range(9, 60):
+        speculator._draft_times.record(rows, 1.0 if rows > 10 else 2 * MAX_STRETCH)
+    candidates = [Candidate(_FixedSource([0.9] * 6), [1], 100) for _ in range(7)]
+    assert all(len(draft) == 6 for draft in speculator.choose(candidates, 8, 1000))
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_draft_has_only_tokens_of_its_own_request(seed: int) -> None:
     """Five requests share all of their tokens but one each, which they have between the same fragments: text of another

@@ -1,4 +1,4 @@
-"""Write the bundled model as a GGUF file in float32, with widths that K-quants can hold: demo_gguf.py FILE
+"""Write the bundled model as a GGUF file in float32, with widths that K-quants can hold.
 
     python -m tests.measure.gguf.demo_file FILE
 

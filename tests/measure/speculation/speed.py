@@ -13,7 +13,7 @@ server whose clients come again do not. --replies N has N texts for the places, 
 
 "json" replies follow a schema of fields with names of their own; their values are those of the prompt.
 
---llama-server PATH and --vllm PATH time llama.cpp's and vLLM's lookup beside it (speculation_servers.py): some minutes
+--llama-server PATH and --vllm PATH time llama.cpp's and vLLM's lookup beside it (servers.py): some minutes
 more. --kinds without a kind times only these.
 
 --cpu-time counts, and lets the engine learn, the CPU time of this process with one thread: for a busy machine. Such
@@ -289,7 +289,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="*", default=KINDS, choices=KINDS)
     parser.add_argument("--rounds", type=int, default=NUM_ROUNDS, help="default: %(default)s")
     parser.add_argument("--threads", type=int, help="default: one for each core")
-    parser.add_argument("--steps", action="store_true", help="print what the steps did (speculation_steps.py)")
+    parser.add_argument("--steps", action="store_true", help="print what the steps did (steps.py)")
     parser.add_argument("--cpu-time", action="store_true")
     parser.add_argument("--llama-server", type=Path, metavar="PATH", help="program of llama.cpp to time beside it")
     parser.add_argument("--vllm", type=Path, metavar="PATH", help="program of vLLM to time beside it")

@@ -1,9 +1,12 @@
 """`smoe bench steps`: what it keeps of a server's step log, and the command with a real server."""
 
 import asyncio
+import contextlib
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -13,10 +16,12 @@ from typer.testing import CliRunner
 from engine.planning.fitted_steps import read_fitted
 from engine.planning.logged_steps import LoggedRequest, LoggedStep
 from engine.planning.step_shape import StepShape
+from server.bench import step_calibration
 from server.bench.http_client import Endpoint, HttpError
 from server.bench.step_calibration import Calibration, measure, table
 from server.bench.workload import Range
 from server.cli.main import app
+from server.cli.run import own_server
 from tests.support.servers.fake_engine import FakeEngine
 from tests.support.servers.serving import listening, state_around
 
@@ -97,6 +102,26 @@ def test_the_command_measures_a_server_and_plan_reads_it(tmp_path: Path) -> None
     planned = CliRunner().invoke(app, ["plan", "smoe-demo", "--rate", "1", "--steps", str(path), *lengths])
     assert planned.exit_code == 0, planned.output
     assert "verdict: 1 server is enough" in planned.stdout
+
+
+@pytest.mark.usefixtures("clean_environment")
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_a_measurement_that_plan_would_refuse_is_not_printed(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextlib.contextmanager
+    def no_server(flags: list[str], log: Path) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(url="http://127.0.0.1:1", wait_ready=lambda show: None)
+
+    async def too_few(*arguments: object) -> dict[str, Any]:
+        return {"kind": "steps", "request_s": 0.0, "steps": msgspec.to_builtins([LoggedStep(0.0, 0.1, NEXT)] * 5)}
+
+    monkeypatch.setattr(own_server, "own_server", no_server)
+    monkeypatch.setattr(step_calibration, "measure", too_few)
+    result = CliRunner().invoke(app, ["bench", "steps", "smoe-demo", *flags])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == (
+        "smoe: the file of the server's --step-log has 5 steps, where 100 are needed: raise --seconds or "
+        "--output-tokens\n"
+    )
 
 
 @pytest.mark.usefixtures("clean_environment")

@@ -13,6 +13,11 @@ def test_the_committed_page_is_up_to_date() -> None:
     assert COMMAND in committed
 
 
+def test_a_default_of_0_is_shown() -> None:
+    rows = [line for line in configuration_page().splitlines() if line.startswith(("| `--first-gpu", "| `--node-rank"))]
+    assert [row.split(" | ")[1] for row in rows] == ["0", "0"]
+
+
 def test_the_page_has_every_flag_with_a_sentence() -> None:
     page = configuration_page()
     for flag in setting_flags():

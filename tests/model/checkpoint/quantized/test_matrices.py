@@ -76,6 +76,27 @@ def test_files_of_2023_that_name_the_format_in_a_file_of_its_own_are_read(
     assert read_encoding(tmp_path / "a") is None
 
 
+def test_the_keys_of_a_file_of_2023_say_which_of_two_formats_it_is(plain: Path, tmp_path: Path) -> None:
+    expected = save_quantized(plain, tmp_path / "a", "AWQ")
+    edit_config(tmp_path / "a", quantization_config=...)
+    (tmp_path / "a" / "quantize_config.json").write_text(json.dumps(OLD_FILES["AWQ"][1]))
+    found = _read(tmp_path / "a")
+    assert [each for each, weight in expected.items() if not torch.equal(found[each], weight.float())] == []
+
+
+@pytest.mark.parametrize("text", ['{"bits": 3, "group_size": 32}', " " * (1 << 20) + "{}"], ids=["3 bits", "large"])
+def test_a_file_of_2023_beside_weights_that_are_not_quantized_is_ignored(
+    text: str, plain: Path, tmp_path: Path
+) -> None:
+    for file in plain.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "quantize_config.json").write_text(text)
+    assert read_encoding(tmp_path) is None
+    assert set(_read(tmp_path)) == set(_read(plain))
+    (tmp_path / "model.safetensors").unlink()  # a pack has copies of such files, and its weights elsewhere
+    assert read_config(tmp_path) == read_config(plain)
+
+
 def _change(part: str, change: Callable[[Tensor], Tensor]) -> Callable[[dict[str, Tensor]], object]:
     return lambda tensors: tensors.update({BASE + part: change(tensors[BASE + part]).contiguous()})
 
@@ -120,6 +141,16 @@ DEFECTS: dict[str, tuple[str, Callable[[dict[str, Tensor]], object], str]] = {
         _change("weight.quant_state.bitsandbytes__nf4", lambda t: t[:-3]),
         "not valid JSON",
     ),
+    "two scales": (
+        "FP8",
+        lambda t: t.update({BASE + "weight_scale_inv": t[BASE + "weight_scale"].clone()}),
+        r"q_proj\.weight_scale_inv and .*q_proj\.weight_scale are the same part",
+    ),
+    "two scales of blocks": (
+        "FP8 in blocks",
+        lambda t: t.update({BASE + "weight_scale": t[BASE + "weight_scale_inv"].clone()}),
+        r"q_proj\.weight_scale and .*q_proj\.weight_scale_inv are the same part",
+    ),
     "MLX experts": (
         "MLX",
         lambda t: t.update({k: v[:1].contiguous() for k, v in t.items() if "switch_mlp" in k}),
@@ -146,6 +177,7 @@ GPTQ: dict[str, Any] = {"quant_method": "gptq", "bits": 4, "group_size": 128}
 CT: dict[str, Any] = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
 EIGHT: dict[str, Any] = {"num_bits": 8, "strategy": "group", "group_size": 32, "symmetric": True}
 WEIGHTS: dict[str, Any] = {"num_bits": 4, "strategy": "group", "group_size": 32, "symmetric": True}
+BLOCKS: dict[str, Any] = {"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [32, 32]}
 REFUSED: dict[str, dict[str, Any]] = {
     "exl2 checkpoints are not supported; use": {"quant_method": "exl2"},
     "hqq checkpoints are not supported; use": {"quant_method": "hqq"},
@@ -166,7 +198,13 @@ REFUSED: dict[str, dict[str, Any]] = {
     "has not one kind": CT | {"config_groups": {"a": {"weights": WEIGHTS}, "b": {"weights": EIGHT}}},
     "weights.type is 'float'": CT | {"config_groups": {"a": {"weights": WEIGHTS | {"type": "float"}}}},
     "block_structure is None": CT | {
-        "format": "float-quantized", "config_groups": {"a": {"weights": EIGHT | {"strategy": "block"}}}
+        "format": "float-quantized", "config_groups": {"a": {"weights": BLOCKS | {"block_structure": None}}}
+    },
+    "weights.num_bits is 4": CT | {
+        "format": "float-quantized", "config_groups": {"a": {"weights": BLOCKS | {"num_bits": 4}}}
+    },
+    "weights.type is 'int'": CT | {
+        "format": "float-quantized", "config_groups": {"a": {"weights": BLOCKS | {"type": "int"}}}
     },
     "strategy is 'block'": CT | {"config_groups": {"a": {"weights": WEIGHTS | {"strategy": "block"}}}},
     "num_bits is 2": CT | {"config_groups": {"a": {"weights": WEIGHTS | {"num_bits": 2}}}},

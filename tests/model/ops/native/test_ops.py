@@ -215,6 +215,8 @@ def test_rotation_turns_q_and_k_and_writes_k_and_v_to_their_slots(isa: str, dtyp
         (Heads(1, 1, 4, window=1), 1),
         (Heads(6, 3, 128, window=256), 32),
         (Heads(7, 1, 80), 512),
+        (Heads(4, 2, 64), 24),  # blocks of rows that are larger than a tile
+        (Heads(4, 2, 64), 40),
     ],
     ids=str,
 )

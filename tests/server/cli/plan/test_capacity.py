@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from engine.planning.hardware import HARDWARE, Hardware
+from model.checkpoint.config_file import load_config
 from server.cli.main import app
+from tests.support.checkpoints.adapters import random_tensors, save_adapter
 from tests.support.checkpoints.header_only import MIXTRAL_8X7B, save_headers
-from tests.support.paths import ROOT
+from tests.support.paths import DEMO, ROOT
 
 STEPS = [
     {"kind": "prefill", "batch": 1, "context": 128, "seconds": 0.05},
@@ -58,6 +61,15 @@ def test_the_table_ends_with_a_verdict_and_the_flag_that_it_assumes(steps: Path)
     assert (result.exit_code, lines[-2]) == (0, "verdict: 1 server is enough")
     assert lines[-1].startswith("smoe serve --max-num-batched-tokens ")
     assert max(map(len, lines)) <= 130
+
+
+def test_the_printed_command_has_the_device_and_the_adapters(steps: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(tmp_path / "sql", random_tensors(load_config(DEMO)[0], rank=8))
+    given = ("--device", "cpu", "--lora", f"sql={adapter}")
+    printed = shlex.split(plan("--rate", 5, "--steps", steps, *FLAGS, *given).stdout.splitlines()[-1])
+    assert printed[printed.index("--device") + 1] == "cpu"
+    assert printed[printed.index("--lora") + 1] == f"sql={adapter}"
+    assert "--device" not in plan("--rate", 5, "--steps", steps, *FLAGS).stdout
 
 
 def test_a_trace_needs_more_servers_when_it_is_sped_up(steps: Path) -> None:
@@ -143,6 +155,14 @@ def test_the_help_and_the_page_name_all_hardware_with_its_figures() -> None:
         (["--hardware", "h100"], "--rate and --steps need each other, or --trace and --hardware"),
         (["--rate", "1", "--hardware", "abacus"], "--hardware abacus: should be one of a100, h100, h200, epyc-9654, "),
         (["--rate", "1", "--steps", "STEPS", "--hardware", "epyc-9654"], "--steps and --hardware exclude each other"),
+        (
+            ["--rate", "1", "--hardware", "h100", "--device", "cpu"],
+            "--hardware h100 is --device cuda, not cpu: leave out",
+        ),
+        (
+            ["--rate", "1", "--hardware", "epyc-9654", "--device", "cuda"],
+            "--hardware epyc-9654 is --device cpu, not cuda",
+        ),
         (["--rate", "1", "--hardware", "epyc-9654", "--network-gbit", "0"], "--network-gbit should be more than 0"),
         (
             ["--rate", "1", "--steps", "STEPS", "--tensor-parallel-size", "2", "--nnodes", "2"],
@@ -159,6 +179,8 @@ def test_the_help_and_the_page_name_all_hardware_with_its_figures() -> None:
         (["--trace", "EMPTY", "--steps", "STEPS"], "the file has no requests"),
         (["--rate", "1", "--steps", "/nowhere.json"], "No such file"),
         (["--rate", "1", "--steps", "EMPTY"], "is not JSON"),
+        (["--rate", "1", "--steps", "NESTED"], "is not JSON"),
+        (["--rate", "1", "--steps", "NAN"], "has a step without rows or time"),
         (["--rate", "1", "--steps", "STEPS", "--prompt-tokens", "x"], "should be a number"),
         (["--rate", "1", "--steps", "STEPS", "--prompt-tokens", "1000000"], "--prompt-tokens"),
         (["--rate", "1", "--steps", "STEPS", "--memory", "1MiB"], "does not fit the memory"),
@@ -167,6 +189,11 @@ def test_the_help_and_the_page_name_all_hardware_with_its_figures() -> None:
 def test_bad_input_is_one_line(steps: Path, arguments: list[str], message: str) -> None:
     empty = steps.with_name("empty.json")
     empty.write_text("")
-    result = plan(*[{"STEPS": str(steps), "EMPTY": str(empty)}.get(item, item) for item in arguments])
+    nested = steps.with_name("nested.json")
+    nested.write_text("[" * 100_000)
+    nan = steps.with_name("nan.json")
+    nan.write_text(json.dumps({"kind": "engine", "steps": [*STEPS, STEPS[1] | {"seconds": float("nan")}]}))
+    files = {"STEPS": steps, "EMPTY": empty, "NESTED": nested, "NAN": nan}
+    result = plan(*[files.get(item, item) for item in arguments])
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert message in result.stderr

@@ -87,6 +87,7 @@ def test_the_defaults_are_the_bundled_model_and_the_memory_of_this_machine() -> 
         ((), {}),
         (("--memory", "88GiB"), {}),
         (("--max-model-len", "1000"), {}),
+        (("--device", "cpu"), {}),
         ((), {"SMOE_BLOCK_SIZE": "32", "SMOE_MAX_NUM_SEQS": "3"}),
         ((), {"SMOE_NUM_KV_BLOCKS": "777"}),
         ((), {"SMOE_KV_CACHE_MEMORY_BYTES": "3GiB"}),
@@ -100,6 +101,7 @@ def test_the_flags_it_prints_give_the_engine_it_planned(
         monkeypatch.setenv(name, value)
     served = plan_memory(served_with(fields["command"]), fields["memory_bytes"])
     assert served.limits is not None
+    assert served.config.device == ("cpu" if "--device" in arguments else "auto")
     assert served.limits.num_blocks == fields["num_kv_blocks"]
     assert served.limits.max_model_len == fields["max_model_len"]
     assert served.kv_cache_bytes == fields["kv_cache_bytes"]
