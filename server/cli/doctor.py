@@ -18,6 +18,7 @@ from engine.capacity.machine.host_resources import available_bytes, format_bytes
 from engine.capacity.memory_plan import MemoryPlan, plan_memory
 from engine.capacity.memory_share import NO_KV, fit, kv_demand
 from engine.capacity.packs import kind_of
+from engine.capacity.rank_limits import check_gpus
 from engine.errors import EngineConfigError
 from server.cli.colours import WITHOUT_COLOURS, Colours
 from server.cli.plan.memory import PlanError, expert_speeds, make_report
@@ -115,10 +116,11 @@ def _torch(settings: Settings, report: dict[str, Any]) -> Check:
     gpus = ", ".join(report["gpus"]) or "no GPU"
     if settings.device == "cuda" and not report["gpus"]:
         return Check("torch", "fail", f"{report['torch_version']}; no GPU, but --device cuda needs one")
-    ranks, first = settings.tensor_parallel_size // settings.nnodes, settings.first_gpu
-    if report["gpus"] and settings.device != "cpu" and first + ranks > len(report["gpus"]):
-        needs = f"--tensor-parallel-size needs GPUs {first} to {first + ranks - 1}"
-        return Check("torch", "fail", f"{gpus}: {needs}", "--device cpu runs the ranks on CPUs")
+    if report["gpus"] and settings.device != "cpu":
+        try:
+            check_gpus(engine_config(settings, Path()), len(report["gpus"]))
+        except EngineConfigError as error:
+            return Check("torch", "fail", f"{gpus}: {error}")
     if report["launcher_error"] and settings.device != "cpu" and settings.backend in ("auto", "triton"):
         remedy = "Debian: apt-get install gcc libc6-dev python3-dev"
         return Check("torch", "fail", f"{gpus}: the kernels cannot be built: {report['launcher_error']}", remedy)

@@ -8,6 +8,7 @@ export function element(selector, ...children) {
   if (classes.length) node.className = classes.join(" ");
   const properties = children[0]?.constructor === Object ? children.shift() : {};
   for (const [name, value] of Object.entries(properties)) {
+    if (/HTML|srcdoc/.test(name)) throw new TypeError(`${name} would be parsed.`);
     if (name.startsWith("--")) node.style.setProperty(name, value);
     else if (name in node) node[name] = value;
     else node.setAttribute(name, value);
@@ -24,7 +25,11 @@ export function drawn(tag, attributes, ...children) {
 }
 
 /** Lets the browser save a blob as a file. */
-export const save = (blob, download) => element("a", { href: URL.createObjectURL(blob), download }).click();
+export function save(blob, download) {
+  const href = URL.createObjectURL(blob);
+  element("a", { href, download }).click();
+  setTimeout(() => URL.revokeObjectURL(href), 10_000); // when the browser has read it
+}
 
 export const byId = (id) => document.getElementById(id);
 
@@ -58,6 +63,25 @@ export const radios = (name, labels, chosen = Object.keys(labels)[0]) => Object.
 
 export const labelled = (input, label) => element("label.field", element("span", label), input);
 
+/** Copies text, also on pages without TLS, where browsers only have the old command. */
+export async function copy(text) {
+  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  const area = element("textarea", { value: text });
+  document.body.append(area);
+  area.select();
+  document.execCommand("copy");
+  area.remove();
+}
+
+export function copyButton(read) {
+  const made = button("Copy", async () => {
+    await copy(read());
+    made.textContent = "Copied";
+    setTimeout(() => (made.textContent = "Copy"), 1600);
+  });
+  return made;
+}
+
 /** Creates a button that deletes at the second click. */
 export function deleteButton(remove) {
   const say = (text, isAsking) => {
@@ -67,6 +91,14 @@ export function deleteButton(remove) {
   const made = button("Delete", () => (made.textContent === "Sure?" ? remove() : say("Sure?", true)));
   on(made, "blur", () => say("Delete", false));
   return made;
+}
+
+/** Fills a box with "‹ 2/3 ›", whose arrows call `onStep` with -1 or 1. It is hidden if there is nothing to step to. */
+export function branchArrows(box, place, count, noun, onStep) {
+  box.hidden = count === 0 || (count === 1 && place === 0);
+  const arrow = (text, by, name) => button(text, () => onStep(by), { name, disabled: place + by < 0 || place + by >= count });
+  const words = place < count ? `${place + 1}/${count}` : `new/${count}`;
+  box.replaceChildren(...(box.hidden ? [] : [arrow("‹", -1, `Previous ${noun}`), element("span", words), arrow("›", 1, `Next ${noun}`)]));
 }
 
 export const closeButton = (onClick) => button("×", onClick, { className: "quiet close", name: "Close" });

@@ -1,24 +1,34 @@
 import { byId, element, save } from "./dom.js";
 
-const SCALE = 2; // pixels of the picture per pixel of the page
+const SCALE = 2; // pixels of the picture per pixel of the page; fewer if a side would be too long
+const MAX_SIDE = 16_000; // pixels that a canvas has in every browser
 const MARGIN = 24;
 
-/** Saves a part of the page as a PNG: boxes and text without the controls, and lines of text below them. */
-export function savePicture(root, captions) {
+/** Saves a part of the page as a PNG: boxes and text without the controls, and lines of text below them. Calls `onFailure` if it cannot. */
+export function savePicture(root, captions, onFailure) {
   const lines = captions.map((text) => element("p.caption", text));
   root.append(...lines);
   root.classList.add("drawn");
+  try {
+    paint(root).toBlob((blob) => (blob ? save(blob, "smoe.png") : onFailure()));
+  } finally {
+    root.classList.remove("drawn");
+    for (const line of lines) line.remove();
+  }
+}
+
+function paint(root) {
   const { left, top, width, height } = root.getBoundingClientRect();
-  const canvas = element("canvas", { width: SCALE * (width + 2 * MARGIN), height: SCALE * (height + 2 * MARGIN) });
+  const sides = [width, height].map((side) => side + 2 * MARGIN);
+  const scale = Math.min(SCALE, MAX_SIDE / Math.max(...sides));
+  const canvas = element("canvas", { width: scale * sides[0], height: scale * sides[1] });
   const pen = canvas.getContext("2d");
-  pen.scale(SCALE, SCALE);
+  pen.scale(scale, scale);
   pen.fillStyle = getComputedStyle(byId("write")).backgroundColor;
   pen.fillRect(0, 0, canvas.width, canvas.height);
   pen.translate(MARGIN - left, MARGIN - top);
   draw(pen, root);
-  root.classList.remove("drawn");
-  for (const line of lines) line.remove();
-  canvas.toBlob((blob) => save(blob, "smoe.png"));
+  return canvas;
 }
 
 function draw(pen, node) {

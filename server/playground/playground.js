@@ -1,10 +1,9 @@
 import * as api from "./api.js";
 import * as chat from "./text/chat.js";
-import { copy } from "./clipboard.js";
 import * as compare from "./compare/panel.js";
 import * as completion from "./text/completion.js";
 import { display } from "./text/display.js";
-import { button, byId, element, on, radios } from "./dom.js";
+import { button, byId, copy, element, on, radios } from "./dom.js";
 import * as sampling from "./controls/sampling.js";
 import * as legend from "./text/expert_legend.js";
 import * as texts from "./history/history.js";
@@ -242,8 +241,10 @@ async function openLink() {
 
 function shareComparison() {
   const figures = [...summary.childNodes].map(({ textContent }) => textContent);
-  savePicture(byId("columns"), [byId("compare-prompt").value, [modelId, ...figures].join(" · ")]);
+  share("columns", [byId("compare-prompt").value, [modelId, ...figures].join(" · ")]);
 }
+
+const share = (id, captions) => savePicture(byId(id), captions, () => showToast("This is too large for a picture"));
 
 function showToast(text) {
   byId("toast").textContent = text;
@@ -305,7 +306,7 @@ for (const [text, make, name = text] of [["curl", () => snippet(asCurl)], ["Pyth
   byId("copies").append(button(text, () => copyAs(name, make), { id: `copy-${text.toLowerCase()}` }));
 }
 on("picture", "click", shareComparison);
-on("experts-picture", "click", () => savePicture(byId("experts"), [modelId]));
+on("experts-picture", "click", () => share("experts", [modelId]));
 on(window, "hashchange", openLink);
 on("tint", "change", repaint);
 on("layer", "input", repaint);

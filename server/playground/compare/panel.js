@@ -1,7 +1,7 @@
 import { byId, on } from "../dom.js";
 import { display } from "../text/display.js";
 import { completionRequest } from "../text/request.js";
-import { Column } from "./column.js";
+import { newColumn } from "./column.js";
 
 const MAX_COLUMNS = 4;
 const MIN_COLUMNS = 2;
@@ -79,7 +79,7 @@ export function focus() {
 }
 
 function addColumn(settings) {
-  const column = new Column(settings, remove);
+  const column = newColumn(settings, remove);
   columns.push(column);
   box.append(column.element);
   end();

@@ -1,5 +1,5 @@
 import { save } from "../dom.js";
-import { Conversation } from "../text/conversation.js";
+import { Conversation, areTexts } from "../text/conversation.js";
 
 const FORMAT = "smoe-history";
 
@@ -27,7 +27,7 @@ function isEntry(entry) {
     const { id, kind, name, title = "", system = "", updated, tree, versions } = entry;
     if (kind === "chat") Conversation.fromTree(tree);
     const texts = [id, name, title, system, ...(kind === "chat" ? [] : versions.flatMap(({ prompt, text, note = "" }) => [prompt, text, note]))];
-    return ["chat", "completion"].includes(kind) && Number.isFinite(updated) && texts.every((text) => typeof text === "string");
+    return ["chat", "completion"].includes(kind) && Number.isFinite(updated) && areTexts(texts);
   } catch {
     return false;
   }

@@ -6,6 +6,7 @@ import * as store from "./store.js";
 
 const OPEN = "smoe-open"; // in the tab's storage: what a reload opens again
 const SAVE_MS = 500;
+const SEARCHED = ["title", "name", "system", "prompt", "text"];
 
 // The texts of this browser: a list to search, rename, delete, export and import.
 let panels;
@@ -74,11 +75,15 @@ async function show(kind, id) {
   playground.show(kind);
 }
 
+/** Returns whether a text of an entry, at any depth, contains `wanted`. */
+const has = (part, wanted) => Object.entries(part).some(([name, value]) =>
+  typeof value === "object" ? has(value, wanted) : SEARCHED.includes(name) && value?.toLowerCase().includes(wanted));
+
 function draw() {
   say("");
   return guard(async () => {
     const wanted = byId("history-search").value.toLowerCase();
-    const entries = (await store.list()).filter((entry) => JSON.stringify(entry).toLowerCase().includes(wanted));
+    const entries = (await store.list()).filter((entry) => has(entry, wanted));
     const items = entries.map((entry) => historyItem(entry, opened[entry.kind].id === entry.id, {
       open: () => show(entry.kind, entry.id), rename: (title) => rename(entry, title), remove: () => remove(entry),
     }));

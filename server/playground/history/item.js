@@ -9,7 +9,7 @@ export function historyItem(entry, isOpen, { open, rename, remove }) {
   const when = new Date(entry.updated).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" });
   const opener = button("", open, { className: "quiet entry", ariaCurrent: String(isOpen) });
   opener.append(element("span", name), element("small", `${KINDS[entry.kind]} · ${when}`));
-  const renamer = button("Rename", () => item.replaceChildren(...nameField(name, rename, () => item.replaceChildren(...parts))));
+  const renamer = button("Rename", () => item.replaceChildren(nameField(name, rename, () => item.replaceChildren(...parts))));
   const parts = [opener, renamer, deleteButton(remove)];
   const item = element("li", ...parts);
   return item;
@@ -19,5 +19,5 @@ function nameField(name, rename, cancel) {
   const field = element("input", { type: "text", value: name, ariaLabel: "Name", maxLength: MAX_NAME });
   onEnter(field, () => (field.value.trim() ? rename(field.value.trim()) : cancel()), cancel);
   setTimeout(() => field.focus()); // when it is on the page
-  return [field];
+  return field;
 }

@@ -19,7 +19,7 @@ const charts = CHARTS.map(([title, format, lines]) => [lineChart(title, format, 
 /** Reads the figures and draws them. Throws ApiError, and says first why there are none. */
 export async function refresh() {
   try {
-    const [recent, { data: [model] }, { version }] = await Promise.all(["load/recent?interval=5", "v1/models", "version"].map((path) => api.read(path)));
+    const [recent, { data: [model] }, { version }] = await Promise.all(["load/recent?interval=5", "v1/models", "version"].map(api.read));
     for (const [chart, columns] of charts) chart.draw(columns.map((column) => recent[column]));
     say(describe(model), `smoe ${version}`);
   } catch (error) {

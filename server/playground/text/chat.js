@@ -2,7 +2,7 @@ import { button, byId, on } from "../dom.js";
 import { Conversation, messagesTo, resultMessage } from "./conversation.js";
 import { display } from "./display.js";
 import { chatRequest } from "./request.js";
-import { Turn } from "./turn.js";
+import { newTurn } from "./turn.js";
 
 const EXAMPLES = ["What can you do?", "Count from 3 to 7.", "Reverse the words: river house garden", "What is 3 + 4?"];
 
@@ -14,7 +14,7 @@ let conversation = new Conversation();
 const turns = []; // of the open path
 let added = []; // {node, before}: messages that the running request has added, and the branch that was open
 let lastJob = {}; // of the running or last request
-let running = null; // Turn of the running request
+let running = null; // turn of the running request
 const box = byId("turns");
 const field = byId("message");
 const system = byId("system");
@@ -158,7 +158,7 @@ function draw() {
   const kept = numSame < 0 ? turns.length : numSame;
   for (const turn of turns.splice(kept)) turn.element.remove();
   for (const node of path.slice(kept)) {
-    node.turn ??= new Turn(node, actions);
+    node.turn ??= newTurn(node, actions);
     turns.push(node.turn);
     box.append(node.turn.element);
   }

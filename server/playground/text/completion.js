@@ -1,9 +1,9 @@
-import { button, byId, element, on } from "../dom.js";
-import { branchArrows } from "./branches.js";
+import { branchArrows, button, byId, element, on } from "../dom.js";
+import { areTexts } from "./conversation.js";
 import { display } from "./display.js";
 import { completionRequest } from "./request.js";
 import { noteOf } from "./summary.js";
-import { TokenView } from "./token_view.js";
+import { tokenView } from "./token_view.js";
 
 const EXAMPLES = [
   ["Austen", "It was not in her power to"],
@@ -37,7 +37,7 @@ export function begin({ prompt } = {}) {
   examples.hidden = true;
   if (prompt !== undefined && prompt !== field.value) write(prompt);
   previous = shown;
-  versions.push({ prompt: field.value, view: new TokenView(display) });
+  versions.push({ prompt: field.value, view: tokenView() });
   show(versions.at(-1));
   display.changed("completion");
   return shown.view;
@@ -59,11 +59,14 @@ export function entry() {
   return { name: versions.at(-1).prompt, versions: stored, at: versions.indexOf(shown) };
 }
 
+/** Opens stored texts, or none. Throws TypeError if they are something else. */
 export function open(stored) {
-  versions = (stored?.versions ?? []).filter(({ text }) => text);
+  const texts = stored ? stored.versions : [];
+  if (!areTexts(texts.flatMap(({ prompt, text, note = "" }) => [prompt, text, note]))) throw new TypeError("Not a text.");
+  versions = texts.filter(({ text }) => text);
   examples.hidden = stored !== null;
-  write(stored?.versions[stored.at]?.prompt ?? "");
-  if (versions.length) openVersion(stored.at);
+  write(texts[stored?.at]?.prompt ?? "");
+  if (versions.length) openVersion(Number(stored.at));
 }
 
 export function link() {

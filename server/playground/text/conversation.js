@@ -1,5 +1,7 @@
 const ROLES = ["root", "user", "assistant", "tool"];
 
+export const areTexts = (values) => values.every((value) => typeof value === "string");
+
 /**
  * A conversation as a tree. A message is {role, text, parent, children, chosen, note, calls, callId}: its children are the branches
  * that go on from it, `chosen` is the open one. `note` has an answer's figures, `calls` its calls of tools, {id, name, arguments};
@@ -48,8 +50,8 @@ export class Conversation {
   static fromTree(tree) {
     const build = ({ role, text, chosen, children, note = "", calls = [], callId = "" }, parent) => {
       const texts = [text, note, callId, ...calls.flatMap((call) => [call.id, call.name, call.arguments])];
-      if (!ROLES.includes(role) || !texts.every((value) => typeof value === "string")) throw new TypeError("Not a conversation.");
-      const node = { role, text, parent, chosen: children[chosen] ? chosen : 0, note, calls, callId };
+      if (!ROLES.includes(role) || !areTexts(texts)) throw new TypeError("Not a conversation.");
+      const node = { role, text, parent, chosen: Number.isInteger(chosen) && children[chosen] ? chosen : 0, note, calls, callId };
       node.children = children.map((child) => build(child, node));
       return node;
     };

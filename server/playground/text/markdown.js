@@ -1,9 +1,9 @@
-import { copyButton } from "../clipboard.js";
-import { element } from "../dom.js";
+import { copyButton, element } from "../dom.js";
 
-const MARKS = /^(#{1,6} |\s*([-*+]|\d+[.)]) |> |```|\s*\|?\s*:?-+:?\s*\|)|`[^`\n]+`|\*\*[^*\n]+\*\*|\]\(https?:/m;
-const INLINE = /`([^`\n]+)`|\*\*([^*\n]+)\*\*|\*([^*\s][^*\n]*)\*|\[([^\]\n]+)\]\((https?:\/\/[^\s)]+)\)/g;
+const MARKS = /^(#{1,6} |[ \t]*([-*+]|\d+[.)]) |> |```|[ \t]*(\|[ \t]*)?:?-+:?[ \t]*\|)|`[^`\n]+`|\*\*[^*\n]+\*\*|\]\(https?:/m;
+const INLINE = /`([^`\n]+)`|\*\*([^*\n]+)\*\*|\*([^*\s][^*\n]*)\*|\[([^[\]\n]+)\]\((https?:\/\/[^\s)]+)\)/g;
 const ITEM = /^(\s*)([-*+]|\d+[.)]) +(.*)$/;
+const MAX_COLUMNS = 64; // of a table: a few lines could ask for millions of cells
 
 export const hasMarkdown = (text) => MARKS.test(text);
 
@@ -42,19 +42,21 @@ function readHeading(lines) {
   return element(heading[1].length < 3 ? "h3" : "h4", ...inline(heading[2]));
 }
 
+const beginsBlock = (line) => /^(#{1,6} |>|\s*```)/.test(line) || ITEM.test(line);
+
 const cellsOf = (line) => line.trim().replace(/^\||(?<!\\)\|$/g, "").split(/(?<!\\)\|/).map((cell) => cell.trim().replaceAll("\\|", "|"));
 
 /** Returns whether a line is the head of a table: the next line has dashes below each of its cells. */
 function isTable([head, dashes]) {
   if (!head?.includes("|") || !dashes?.includes("|")) return false;
   const cells = cellsOf(dashes);
-  return cells.length === cellsOf(head).length && cells.every((cell) => /^:?-+:?$/.test(cell));
+  return cells.length <= MAX_COLUMNS && cells.length === cellsOf(head).length && cells.every((cell) => /^:?-+:?$/.test(cell));
 }
 
 /** Reads a table. Colons beside the dashes align a column; rows have as many cells as the head. */
 function readTable(lines) {
   if (!isTable(lines)) return null;
-  const [head, dashes, ...rows] = take(lines, (line) => line.includes("|")).map(cellsOf);
+  const [head, dashes, ...rows] = take(lines, (line, i) => i < 2 || (line.includes("|") && !beginsBlock(line))).map(cellsOf);
   const aligns = dashes.map((cell) => (/:$/.test(cell) ? (cell.startsWith(":") ? "center" : "right") : "left"));
   const row = (tag, cells) => element("tr", ...aligns.map((align, i) => element(tag, { "--align": align }, ...inline(cells[i] ?? ""))));
   return element("div.table", { tabIndex: 0 },
@@ -85,7 +87,7 @@ function readQuote(lines) {
 }
 
 function readParagraph(lines) {
-  const isPlain = (line, i) => line.trim() && !isTable(lines.slice(i, i + 2)) && !/^(#{1,6} |>|\s*```)/.test(line) && !ITEM.test(line);
+  const isPlain = (line, i) => line.trim() && !isTable(lines.slice(i, i + 2)) && !beginsBlock(line);
   const plain = take(lines, isPlain);
   if (!plain.length) plain.push(lines.shift()); // a blank line, or a mark that begins nothing
   const text = plain.join("\n").trim();

@@ -7,7 +7,7 @@ const card = byId("card");
 const spoken = byId("spoken"); // a live region, which tells screen readers what the card shows
 
 /** Shows the card of a token: its probability, the alternatives, and its experts in each layer. */
-export function show(token, span, numExperts, { isSpoken = false } = {}) {
+export function show(token, span, numExperts, isSpoken) {
   if (token.logprob === null) {
     hide();
     return;
@@ -36,8 +36,10 @@ function place(anchor) {
   Object.assign(card.style, { left: `${left}px`, top: `${top}px` });
 }
 
+const probability = ({ logprob }) => percent(Math.exp(logprob));
+
 const head = (token) =>
-  element("p.card-head", element("code", visible(token.spelled)), element("b", percent(Math.exp(token.logprob))),
+  element("p.card-head", element("code", visible(token.spelled)), element("b", probability(token)),
     element("small", `logprob ${token.logprob.toFixed(3)}`));
 
 function alternatives(token) {
@@ -62,9 +64,9 @@ function routes(routing, numExperts) {
 
 function spokenText(token) {
   const others = token.others.filter((other) => other.spelled !== token.spelled).slice(0, 3);
-  const rest = others.map((other) => `${visible(other.spelled)} ${percent(Math.exp(other.logprob))}`).join(", ");
+  const rest = others.map((other) => `${visible(other.spelled)} ${probability(other)}`).join(", ");
   const first = token.routing ? ` First expert in each layer: ${token.routing.map((chosen) => chosen[0]).join(", ")}.` : "";
-  return `${visible(token.spelled)}, ${percent(Math.exp(token.logprob))}. Instead: ${rest}.${first}`;
+  return `${visible(token.spelled)}, ${probability(token)}. Instead: ${rest}.${first}`;
 }
 
 on(card, "click", pin);

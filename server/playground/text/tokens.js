@@ -12,13 +12,8 @@ export function parseTokens(choice) {
 /** Converts both forms of logprobs, the chat's list and the completions' parallel arrays, into one. */
 function parseLogprobs(logprobs) {
   if (!logprobs) return [];
-  if (logprobs.content) {
-    return logprobs.content.map(({ token, logprob, top_logprobs: top }) => ({
-      spelled: token,
-      logprob,
-      others: top.map((other) => ({ spelled: other.token, logprob: other.logprob })),
-    }));
-  }
+  const read = ({ token: spelled, logprob }) => ({ spelled, logprob });
+  if (logprobs.content) return logprobs.content.map((entry) => ({ ...read(entry), others: entry.top_logprobs.map(read) }));
   return logprobs.tokens.map((token, i) => ({
     spelled: token,
     logprob: logprobs.token_logprobs[i],

@@ -56,8 +56,12 @@ def test_calls_are_cards_and_their_results_are_sent_on(browser: Browser) -> None
         expect(visit.get(".results textarea").first).to_have_value("2 degrees\nrain")
         stub.failure = None
         visit.get(".results textarea").last.fill("noon")
+        visit.page.keyboard.press("Escape")
+        expect(visit.get("#message")).to_be_focused()
+        visit.get(".results textarea").last.focus()
         visit.page.keyboard.press("Control+Enter")
         visit.wait_until_finished()
+        expect(visit.get("#message")).to_be_focused()
         question = {"role": "user", "content": "How is it in Oslo?"}
         results = [
             {"role": "tool", "tool_call_id": "call00000", "content": "2 degrees\nrain"},
@@ -72,6 +76,17 @@ def test_calls_are_cards_and_their_results_are_sent_on(browser: Browser) -> None
         visit.get("#again").click()  # the tools are gone with the reload, the calls are not
         visit.wait_until_finished()
         assert stub.bodies[-1]["messages"] == [question, CALLED, *results]
+
+
+def test_a_call_that_was_cut_asks_for_no_result(browser: Browser) -> None:
+    with stub_server() as stub, visiting(browser, stub.url) as visit:
+        offer(visit, "tools", FUNCTIONS)
+        stub.tokens, stub.calls, stub.finish_reason = [], [*CALLS, ("clock", '{"zone": "Eu')], "length"
+        say(visit, "How is it in Oslo?")
+        visit.wait_until_finished()
+        expect(visit.get("article.assistant .code")).to_have_count(3)
+        expect(visit.get("article.assistant .calls")).to_contain_text("The call is incomplete: press Again.")
+        expect(visit.get(".results")).to_have_count(0)
 
 
 def test_a_deleted_result_can_be_given_again_and_an_edited_answer_keeps_its_calls(browser: Browser) -> None:

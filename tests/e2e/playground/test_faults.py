@@ -150,10 +150,12 @@ def test_a_wrong_key_is_named_and_the_panel_stays_open(visit: Visit) -> None:
 
 
 VIEW = """async () => {
-  const { TokenView } = await import("/playground/text/token_view.js");
+  const { tokenView } = await import("/playground/text/token_view.js");
+  const { display } = await import("/playground/text/display.js");
   const shown = [];
   const card = { show: (token) => shown.push(token.routing ?? null), hide: () => {} };
-  const view = new TokenView({ card, numExperts: 2, layer: 0 });
+  Object.assign(display, { card, numExperts: 2, layer: 0 });
+  const view = tokenView();
   document.getElementById("continuation").replaceChildren(view.element);
   Object.assign(window, { view, shown });
 }"""

@@ -136,6 +136,8 @@ def test_entries_are_found_renamed_and_deleted(visit: Visit) -> None:
     talk(visit, "about trees")
     open_history(visit)
     expect(visit.get("#history-list .entry span")).to_have_text(["about trees", "about houses"])  # the newest first
+    visit.get("#history-search").fill("assistant")  # a word of the stored form, not of a text
+    expect(visit.get("#history-empty")).to_have_text("Nothing found.")
     visit.get("#history-search").fill("HOUSES")
     expect(visit.get("#history-list li")).to_have_count(1)
     visit.get("#history-list").get_by_role("button", name="Rename").click()

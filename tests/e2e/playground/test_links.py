@@ -1,5 +1,6 @@
 """Links: text, seed, sampling and experts in the address's fragment; opened, they send nothing by themselves."""
 
+import json
 from urllib.parse import quote
 
 import pytest
@@ -11,6 +12,13 @@ from tests.support.playground.stub_server import StubServer, stub_server
 
 pytestmark = pytest.mark.browser
 KEY = "secret-key"
+
+
+def fragment(mode: str, text: object) -> str:
+    return "#" + quote(json.dumps({"mode": mode, "text": text}))
+
+
+LINK = {"innerHTML": "<a id=injected href='https://other.example'>Sign in</a>"}
 DAMAGED = [
     "#chapter",
     "#%",
@@ -18,6 +26,8 @@ DAMAGED = [
     "#null",
     "#" + quote('{"mode": "constructor"}'),
     "#" + quote('{"mode": "chat"}'),
+    fragment("completion", {"versions": [{"prompt": "a", "text": LINK}], "at": 0}),
+    fragment("completion", {"versions": [{"prompt": LINK, "text": "a"}], "at": 0}),
 ]
 
 
@@ -127,12 +137,22 @@ def test_a_damaged_link_says_so_and_changes_nothing(browser: Browser) -> None:
     with stub_server() as stub, visiting(browser, stub.url) as visit:
         ready(visit)
         visit.get("#prompt").fill("My text")
-        for fragment in DAMAGED:
+        for damaged in DAMAGED:
             visit.page.evaluate(
-                "hash => { document.getElementById('toast').replaceChildren(); location.hash = hash; }", fragment
+                "hash => { document.getElementById('toast').replaceChildren(); location.hash = hash; }", damaged
             )
             expect(visit.get("#toast")).to_have_text("This link is damaged")
             assert visit.page.evaluate("location.hash") == ""
         expect(visit.get("#prompt")).to_have_value("My text")
         expect(visit.get("#completion")).to_be_visible()
+        expect(visit.get("#injected")).to_have_count(0)
         assert not stub.bodies
+
+
+def test_a_link_whose_open_branch_is_none_opens_the_first_one(browser: Browser) -> None:
+    message = {"role": "user", "text": "Hello", "chosen": 0, "children": []}
+    tree = {"role": "root", "text": "", "chosen": "length", "children": [message]}
+    with stub_server() as stub, visiting(browser, stub.url) as visit:
+        ready(visit)
+        opened(visit, f"{stub.url}/{fragment('chat', {'tree': tree})}")
+        expect(visit.get(".turn-body")).to_have_text("Hello")

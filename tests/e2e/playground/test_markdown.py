@@ -49,8 +49,11 @@ TABLES = {  # Markdown after a line of text: cells with their kind and alignment
         ["TD left 1", "TD left "],
         ["TD left 1", "TD left 2"],
     ],
+    "| a | b |\n|---|---|\n| 1 | 2 |\n- c | d": [["TH left a", "TH left b"], ["TD left 1", "TD left 2"]],
+    "| a | b |\n|---|---|\n> c | d": [["TH left a", "TH left b"]],
 }
-NO_TABLES = ["a | b", "| a | b |\n| c | d |", "| a |\n|---|---|", "a\n---"]
+WIDE = f"{'|a' * 1000}|\n{'|-' * 1000}|\n|\n|"  # of few characters, and thousands of cells
+NO_TABLES = [WIDE, "a | b", "| a | b |\n| c | d |", "| a |\n|---|---|", "a\n---"]
 
 
 def test_tables_have_their_columns_aligned_and_rows_as_long_as_the_head(visit: Visit) -> None:
@@ -78,3 +81,25 @@ def test_markdown_becomes_nodes_and_nothing_else_does(visit: Visit) -> None:
     assert not {"one\n\ntwo", "1 * 2 * 3", "<img src=x onerror=b>"} & set(marked)
     assert {"# A\n### B", "- a\n- b\n  more\n\nc", "| a | b |\n|---|---|"} <= set(marked)
     expect(visit.get("#failure")).to_be_hidden()
+
+
+def test_long_answers_of_few_kinds_of_characters_are_rendered(visit: Visit) -> None:
+    """Search for marks within lines: over line ends it took years for the first of these texts."""
+    assert not visit.page.evaluate(RENDER, "a\n--\n| b")[0]
+    for text in ("\n" * 20_000, " " * 20_000, "[" * 20_000, "\n- " * 2_000):
+        assert visit.page.evaluate(RENDER, f"a{text}b")[1].count("<p>a") == 1
+
+
+def test_an_element_takes_no_text_to_be_parsed(visit: Visit) -> None:
+    make = """async ([tag, name]) => {
+      const { element } = await import("/playground/dom.js");
+      try {
+        element(tag, { [name]: "<b>" });
+      } catch (error) {
+        return error.constructor.name;
+      }
+      return "made";
+    }"""
+    for tag, name in (("p", "innerHTML"), ("p", "outerHTML"), ("iframe", "srcdoc")):
+        assert visit.page.evaluate(make, [tag, name]) == "TypeError"
+    assert visit.page.evaluate(make, ["label", "htmlFor"]) == "made"

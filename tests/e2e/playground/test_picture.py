@@ -43,6 +43,21 @@ def part_of(pixels: Pixels, box: dict[str, float], root: dict[str, float]) -> Pi
     return pixels[top : top + round(SCALE * box["height"]), left : left + round(SCALE * box["width"])]
 
 
+def test_a_picture_of_a_long_part_is_smaller_and_one_that_cannot_be_made_says_so(
+    browser: Browser, tmp_path: Path
+) -> None:
+    with stub_server() as stub, visiting(browser, stub.url) as visit:
+        visit.get("#heat td").first.wait_for(state="attached")
+        visit.choose("mode", "compare")
+        visit.get("#columns").evaluate("part => { part.style.height = '40000px'; }")
+        pixels = picture(visit, "#picture", tmp_path / "picture.png")
+        assert 15_990 <= pixels.shape[0] <= 16_000
+        visit.page.evaluate("void (HTMLCanvasElement.prototype.toBlob = (done) => done(null))")
+        visit.get("#picture").click()
+        expect(visit.get("#toast")).to_have_text("This is too large for a picture")
+        expect(visit.get(".drawn, .caption")).to_have_count(0)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_pictures_have_the_texts_and_the_map_where_the_page_has_them(
     browser: Browser, tmp_path: Path, scheme: str

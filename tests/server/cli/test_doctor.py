@@ -123,7 +123,10 @@ def test_a_missing_gpu_fails_if_the_settings_need_one(monkeypatch: pytest.Monkey
 def test_fewer_gpus_than_ranks_fail_unless_the_cpu_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     set_probe(monkeypatch, gpus=["H100", "H100"])
     check = run_check("torch", tensor_parallel_size=4)
-    assert (check.verdict, check.detail) == ("fail", "H100, H100: --tensor-parallel-size needs GPUs 0 to 3")
+    words = "--tensor-parallel-size 4 needs GPUs 0 to 3, and 2 are visible here; --device cpu works"
+    assert (check.verdict, check.detail) == ("fail", f"H100, H100: {words}")
+    words = "--first-gpu 3 needs GPU 3, and 2 are visible here; --device cpu works"
+    assert run_check("torch", first_gpu=3).detail == f"H100, H100: {words}"
     assert run_check("torch", tensor_parallel_size=4, device="cpu").verdict == "ok"
     assert run_check("torch", tensor_parallel_size=2).verdict == "ok"
     assert run_check("torch", tensor_parallel_size=4, nnodes=2, master_addr="10.0.0.1").verdict == "ok"
