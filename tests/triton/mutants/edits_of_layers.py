@@ -2,7 +2,7 @@
 
 from tests.triton.mutants.mutant import Mutant
 
-NORM, ROTARY, MOE = "test_rms_norm.py", "test_rotary.py", "test_moe.py"
+NORM, ROTARY, MOE, RANKS = "test_rms_norm.py", "test_rotary.py", "test_moe.py", "test_ranks.py"
 
 
 def _norm(kernel: str, old: str, new: str) -> Mutant:
@@ -11,6 +11,10 @@ def _norm(kernel: str, old: str, new: str) -> Mutant:
 
 def _sum(old: str, new: str, *tests: str) -> Mutant:
     return Mutant("load_pending", "pending_sum", old, new, tests or (NORM,))
+
+
+def _whole_sum(old: str, new: str) -> Mutant:
+    return Mutant("sum_kernel", "pending_sum", old, new, (RANKS,))
 
 
 LAYERS = (
@@ -40,6 +44,10 @@ LAYERS = (
         "tl.store(normed + row * dim + columns, normalized)",
     ),
     _norm("add_norm_kernel", "normalized = normalize(value,", "normalized = normalize(2.0 * value,"),
+    _whole_sum("columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)", "columns = tl.arange(0, BLOCK)"),
+    _whole_sum("inside = columns < num_columns", "inside = columns <= num_columns"),
+    _whole_sum("columns, value, mask=inside)", "columns, value)"),
+    _whole_sum("total + row * num_columns + columns", "total + columns"),
     _sum("taken = tl.load(expert_ids + pair) >= 0", "taken = tl.load(expert_ids + pair) > 0"),
     _sum("pair = row * max_k + choice", "pair = row + choice"),
     _sum("for choice in range(max_k):", "for choice in range(max_k - 1, -1, -1):"),
