@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from engine.capacity.machine.page_cache import cached_bytes
 from model.checkpoint.pack.header import WEIGHTS_NAME, read_header
@@ -18,27 +17,15 @@ from tests.support.kernels.native_cases import LIBRARY
 from tests.support.kernels.paged import CPU
 from tests.support.kernels.stored_experts import (
     BLOCK_SIZE,
-    CONFIG,
     EVERY_BATCH,
     WIDE,
     Pack,
     assert_equal,
     batches,
     logits_of,
-    new_pack,
     routed,
     store_of,
 )
-
-
-@pytest.fixture(scope="module")
-def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
-    return new_pack(tmp_path_factory.mktemp("packs") / "p", CONFIG, torch.bfloat16)
-
-
-@pytest.fixture(scope="module")
-def wide(tmp_path_factory: pytest.TempPathFactory) -> Pack:
-    return new_pack(tmp_path_factory.mktemp("packs") / "wide", WIDE, torch.float32)
 
 
 @pytest.mark.parametrize("num_slots", [2, 3, 10])

@@ -45,16 +45,6 @@ from tests.support.kernels.stored_experts import (
 )
 
 
-@pytest.fixture(scope="module")
-def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
-    return new_pack(tmp_path_factory.mktemp("packs") / "p", CONFIG, torch.bfloat16)
-
-
-@pytest.fixture(scope="module")
-def wide(tmp_path_factory: pytest.TempPathFactory) -> Pack:
-    return new_pack(tmp_path_factory.mktemp("packs") / "wide", WIDE, torch.float32)
-
-
 @pytest.mark.parametrize("num_slots", range(2, 9))
 def test_so_many_slots_give_the_bits_of_all_experts_in_memory(num_slots: int, pack: Pack) -> None:
     network = pack.stored(num_slots)
