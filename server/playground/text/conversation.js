@@ -10,7 +10,6 @@ export const areTexts = (values) => values.every((value) => typeof value === "st
 export class Conversation {
   root = { role: "root", text: "", parent: null, children: [], chosen: 0 };
 
-  /** The messages of the open path. */
   get path() {
     const nodes = [];
     for (let node = this.root.children[this.root.chosen]; node; node = node.children[node.chosen]) nodes.push(node);
@@ -61,7 +60,6 @@ export class Conversation {
   }
 }
 
-/** Returns the messages up to `node`, as the API takes them. */
 export function messagesTo(node) {
   const messages = [];
   for (let at = node; at.parent; at = at.parent) messages.unshift(messageOf(at));
