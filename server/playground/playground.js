@@ -89,7 +89,8 @@ async function run(job = {}) {
     running = null;
     panel.end(meters[0]);
     showButtons();
-    repaint();
+    paintLegend();
+    paintPrompt();
     follow();
   }
 }
@@ -258,6 +259,10 @@ function repaint() {
   byId("layer-value").value = display.layer = byId("layer").valueAsNumber;
   for (const { views } of Object.values(panels)) for (const view of views()) view.repaint();
   paintLegend();
+  paintPrompt();
+}
+
+function paintPrompt() {
   if (panel === completion && paper.dataset.tint !== "none" && !running) completion.readPrompt().then(paintLegend);
 }
 

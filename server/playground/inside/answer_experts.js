@@ -1,4 +1,4 @@
-/** Counts the experts of tokens, {spelled, routing}, as GET /experts counts those of the server: an entry per layer. */
+/** Counts the experts of tokens, {spelled, routing}, as GET /experts does: an entry per layer. */
 export const countExperts = (tokens, numLayers, numExperts) => Array.from({ length: numLayers }, (_, layer) =>
   entryOf(layer, tokens.map(({ spelled, routing }) => [spelled, routing[layer]]), numExperts));
 

@@ -14,7 +14,7 @@ const CHARTS = [
   ["Time of a step", milliseconds, { mean: "step_ms" }],
 ];
 
-// The server's figures: small beside a text, over two minutes; large in a tab of their own, over five.
+// The server's figures, beside a text or large in a tab of their own.
 const box = byId("charts");
 const charts = CHARTS.map(([title, format, lines]) => [lineChart(title, format, Object.keys(lines)), Object.values(lines)]);
 

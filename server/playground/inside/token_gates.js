@@ -7,7 +7,7 @@ import { layerDetail, layerRows, paintLayers } from "./gate_views.js";
 
 const UNWRITABLE = /^$|^<\/?s>$|\ufffd/; // tokens that no text contains
 
-// The dialog about one token: its gates, which the server computes for each number of experts per token.
+// The dialog about one token, whose gates the server computes for each number of experts.
 const dialog = byId("gates");
 let token = null;
 const replies = new Map(); // layers by experts per token

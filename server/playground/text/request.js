@@ -1,6 +1,6 @@
 const NUM_ALTERNATIVES = 5;
 
-/** Returns a completion as {path, fields, seed, body}; `body` is the JSON text of the fields and the seed. */
+/** Returns a completion as {path, fields, seed, body}; `body` is JSON of fields and seed. */
 export function completionRequest(model, prompt, sampling) {
   const { tools, tool_choice: _, ...rest } = sampling;
   return request("v1/completions", { model, prompt }, rest, { logprobs: NUM_ALTERNATIVES });

@@ -88,11 +88,11 @@ def wide_map(visit: Visit, stub: StubServer) -> None:
 
 
 def chat_empty(visit: Visit, stub: StubServer) -> None:
+    visit.get("#window").select_option("last minute")
     if is_narrow(visit):
         visit.choose("view", "write")
     else:
         visit.get("#map-size").click()
-    visit.get("#window").select_option("last minute")
     visit.choose("mode", "chat")
     expect(visit.get("#message")).to_be_focused()
 
