@@ -61,7 +61,7 @@ function put(kind, entry = null) {
   note();
 }
 
-/** Shows an entry that is not in the list. Throws TypeError if it is none. */
+/** Shows an entry that is not in the list. Throws TypeError. */
 export async function putNew(kind, { versions, at, system, tree }) {
   await save(kind);
   put(kind, { versions, at, system, tree });

@@ -8,7 +8,7 @@ import { expertPanel } from "./expert_panel.js";
 const FULL_HEAT = 4; // the hottest colour: this many times the even share
 const STEPS = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] };
 
-// The heat map of the experts' shares: a row per layer, a column per expert. A click or Enter pins an expert's panel.
+// The heat map of the experts' shares: a row per layer, a column per expert. A click or Enter pins a panel.
 let onHover; // called with [layer, expert] or null
 let onSwitch; // called when an expert was switched off or on
 const table = byId("heat");
@@ -53,7 +53,7 @@ export function showPath({ routing, weights } = {}) {
   cells.forEach((row, layer) => row.forEach((cell, expert) => {
     const rank = routing?.[layer]?.indexOf(expert) ?? -1;
     cell.classList.toggle("path", rank >= 0);
-    cell.dataset.weight = weights?.[layer][rank]?.toFixed(2) ?? "";
+    cell.dataset.weight = weights && rank >= 0 ? Math.round(100 * weights[layer][rank]) : ""; // percent
   }));
 }
 

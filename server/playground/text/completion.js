@@ -58,7 +58,7 @@ export function entry() {
   return { name: versions.at(-1).prompt, versions: stored, at: versions.indexOf(shown) };
 }
 
-/** Opens stored texts, or none. Throws TypeError if they are something else. */
+/** Opens stored texts, or none. Throws TypeError. */
 export function open(stored) {
   const texts = stored ? stored.versions : [];
   if (!areTexts(texts.flatMap(({ prompt, text, note = "" }) => [prompt, text, note]))) throw new TypeError("Not a text.");

@@ -45,7 +45,7 @@ export class Conversation {
     return copy(this.root);
   }
 
-  /** Reads what `toTree` returns. Throws TypeError if it is something else. */
+  /** Reads what `toTree` returns. Throws TypeError. */
   static fromTree(tree) {
     const build = ({ role, text, chosen, children, note = "", calls = [], callId = "" }, parent) => {
       const texts = [text, note, callId, ...calls.flatMap((call) => [call.id, call.name, call.arguments])];

@@ -32,7 +32,7 @@ export function tokenView(name = "Generated text") {
     spans[index].style.setProperty("--hue", hueOf(chosen[0], display.numExperts));
   }
 
-  /** A tap opens the card first, a second one the gates; the pointer of a mouse has opened the card before. */
+  /** A tap opens the card first, a second one the gates; a mouse has opened the card before. */
   function point(target, isClick) {
     const index = spans.indexOf(target);
     if (index < 0) return;
