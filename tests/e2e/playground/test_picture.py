@@ -59,7 +59,7 @@ def test_a_picture_of_a_long_part_is_smaller_and_one_that_cannot_be_made_says_so
         visit.page.evaluate("void (CanvasRenderingContext2D.prototype.fill = () => { throw new Error('no pen') })")
         visit.get("#picture").click()
         expect(visit.get("#columns")).to_be_visible()
-        visit.page.wait_for_function("document.querySelectorAll('.drawn, .caption').length === 0")
+        expect(visit.get(".drawn, .caption")).to_have_count(0)
         assert visit.problems == ["no pen"], "a fault of the page is not hidden"
         visit.problems.clear()
 
