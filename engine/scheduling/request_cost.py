@@ -20,7 +20,7 @@ def prompt_cost(request: Request, num_computed: int) -> int:
     return (
         PROMPT_WEIGHT * num_computed
         + num_scored * _num_values(request) // VALUES_PER_WEIGHT
-        + (GATES_WEIGHT * len(request.prompt_token_ids) if request.prompt_routing else 0)
+        + (GATES_WEIGHT * len(request.prompt_token_ids) if request.prompt_routing and request.gate_logits else 0)
         + params.constraints.num_ids // IDS_PER_WEIGHT
         + request.overhead_tokens
     )

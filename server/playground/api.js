@@ -5,10 +5,10 @@ const TITLES = {
   429: "The server is busy", 503: "Not ready",
 };
 const STORED_KEY = "smoe-api-key"; // in the tab's storage
-// Names this page to proxies, which keep its requests on one replica and its prefix cache. crypto.randomUUID exists only on secure origins.
+// Names this page to proxies, which keep its requests on one replica. crypto.randomUUID exists only on secure origins.
 const SESSION_ID = [...crypto.getRandomValues(new Uint32Array(4))].map((part) => part.toString(16).padStart(8, "0")).join("");
 
-/** A failed request, with a message for the user. `status` is 0 without a response; `param` is the invalid field. */
+/** A failed request. `status` is 0 without a response; `param` is the invalid field. */
 export class ApiError extends Error {
   constructor(message, fields) {
     super(message);
@@ -27,7 +27,12 @@ export const setKey = (text) => sessionStorage.setItem(STORED_KEY, text);
 /** Resolves to the JSON at `path`. Throws ApiError. */
 export const read = async (path) => (await request(path, {})).json();
 
-/** Resolves to a response with a 2xx status; `body` is JSON text. Throws ApiError, or AbortError after `signal`. */
+/** Handles a failure of a request that the page can do without. */
+export function ignore(error) {
+  if (!(error instanceof ApiError)) throw error;
+}
+
+/** Resolves to a response; `body` is JSON text. Throws ApiError, or AbortError after `signal`. */
 export const post = (path, body, signal) => request(path, { method: "POST", body, signal, headers: { "content-type": "application/json" } });
 
 async function request(path, init) {

@@ -1,6 +1,6 @@
 /**
- * Creates an element. `selector` is a tag with classes, "p.hint"; behind it come properties, which may be left out, and
- * children. A name such as "--share" is a variable of its style. Strings become text nodes and are never parsed as HTML.
+ * Creates an element. `selector` is a tag with classes, "p.hint"; then come properties, if any, and children. A name such as
+ * "--share" is a variable of its style. Strings become text nodes and are never parsed as HTML.
  */
 export function element(selector, ...children) {
   const [tag, ...classes] = selector.split(".");
@@ -24,7 +24,17 @@ export function drawn(tag, attributes, ...children) {
   return node;
 }
 
-/** Lets the browser save a blob as a file. */
+/** Returns a text as nodes: `make` turns each match of a pattern into one. */
+export function nodesOf(text, pattern, make) {
+  const nodes = [];
+  let end = 0;
+  for (const match of text.matchAll(pattern)) {
+    nodes.push(text.slice(end, match.index), make(match));
+    end = match.index + match[0].length;
+  }
+  return [...nodes, text.slice(end)];
+}
+
 export function save(blob, download) {
   const href = URL.createObjectURL(blob);
   element("a", { href, download }).click();
@@ -33,13 +43,13 @@ export function save(blob, download) {
 
 export const byId = (id) => document.getElementById(id);
 
-/** Calls `action` at events of a node, or of the page's element with this id. `types` are their names. */
+/** Calls `action` at events of a node, or of the element with this id. */
 export function on(target, types, action) {
   const node = typeof target === "string" ? byId(target) : target;
   for (const type of types.split(" ")) node.addEventListener(type, action);
 }
 
-/** Calls `submit` at an Enter for which `isSubmit` holds, and `cancel` at Escape, in a field whose keys nobody else gets. */
+/** Calls `submit` at an Enter for which `isSubmit` holds, and `cancel` at Escape. Nobody else gets these keys. */
 export function onEnter(field, submit, cancel, isSubmit = () => true) {
   on(field, "keydown", (event) => {
     const isEnter = event.key === "Enter" && !event.isComposing && isSubmit(event);
@@ -57,7 +67,6 @@ export function button(text, onClick, { name, ...properties } = {}) {
   return node;
 }
 
-/** Returns radio buttons that look like one switch. `labels` are their texts by value; the first one is chosen. */
 export const radios = (name, labels, chosen = Object.keys(labels)[0]) => Object.entries(labels).map(([value, text]) =>
   element("label", { id: `${name}-${value}` }, element("input", { type: "radio", name, value, checked: value === chosen }), element("span", text)));
 
@@ -82,7 +91,6 @@ export function copyButton(read) {
   return made;
 }
 
-/** Creates a button that deletes at the second click. */
 export function deleteButton(remove) {
   const say = (text, isAsking) => {
     made.textContent = text;
@@ -93,7 +101,7 @@ export function deleteButton(remove) {
   return made;
 }
 
-/** Fills a box with "‹ 2/3 ›", whose arrows call `onStep` with -1 or 1. It is hidden if there is nothing to step to. */
+/** Fills a box with "‹ 2/3 ›", whose arrows call `onStep` with -1 or 1. */
 export function branchArrows(box, place, count, noun, onStep) {
   box.hidden = count === 0 || (count === 1 && place === 0);
   const arrow = (text, by, name) => button(text, () => onStep(by), { name, disabled: place + by < 0 || place + by >= count });

@@ -3,7 +3,7 @@ import "./controls/theme.js";
 import { byId, on } from "./dom.js";
 import * as dashboard from "./inside/dashboard.js";
 import * as experts from "./inside/experts.js";
-import * as load from "./inside/load.js";
+import * as health from "./inside/health.js";
 import * as playground from "./playground.js";
 
 const POLL_MS = 2000; // from the end of a refresh to the next one
@@ -16,28 +16,21 @@ async function refresh() {
   clearTimeout(timer);
   if (isRefreshing || document.hidden) return;
   isRefreshing = true;
-  await refreshParts().finally(() => {
-    isRefreshing = false;
-    timer = setTimeout(refresh, POLL_MS);
-  });
+  for (const part of [health.refresh, refreshModel, dashboard.refresh]) await part().catch(onFailure);
+  isRefreshing = false;
+  timer = setTimeout(refresh, POLL_MS);
 }
 
-async function refreshParts() {
-  for (const part of [load.refresh, refreshModel, () => document.body.dataset.tab === "server" && dashboard.refresh()]) {
-    try {
-      await part();
-    } catch (error) {
-      if (error.status === 401) requestKey();
-      else if (error.status === undefined) throw error; // a fault of this page, not of the server
-    }
-  }
+function onFailure(error) {
+  if (error.status === 401) requestKey();
+  else if (error.status === undefined) reportError(error); // a fault of this page, not of the server
 }
 
 async function refreshModel() {
-  if (load.phase === "unreachable") return;
+  if (health.phase === "unreachable") return;
   if (!playground.isReady) await playground.loadModel();
   else if (playground.hasExperts) await experts.refresh();
-  if (load.phase === "ready") playground.sendWaiting();
+  if (health.phase === "ready") playground.sendWaiting();
 }
 
 function requestKey() {
@@ -46,8 +39,8 @@ function requestKey() {
 }
 
 on("mode", "change", ({ target }) => {
-  if (target.value !== "server") return;
-  document.body.dataset.tab = "server";
+  if (target.value === "server") document.body.dataset.tab = "server";
+  dashboard.place();
   refresh();
 });
 on(panel, "submit", async (event) => {

@@ -1,10 +1,10 @@
 import { byId, element, save } from "./dom.js";
 
-const SCALE = 2; // pixels of the picture per pixel of the page; fewer if a side would be too long
+const SCALE = 2; // pixels per pixel of the page; fewer if a side would be too long
 const MAX_SIDE = 16_000; // pixels that a canvas has in every browser
 const MARGIN = 24;
 
-/** Saves a part of the page as a PNG: boxes and text without the controls, and lines of text below them. Calls `onFailure` if it cannot. */
+/** Saves a part of the page as a PNG, without its controls and with lines of text below. Calls `onFailure` if it is too large. */
 export function savePicture(root, captions, onFailure) {
   const lines = captions.map((text) => element("p.caption", text));
   root.append(...lines);

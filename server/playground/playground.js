@@ -18,8 +18,8 @@ import { endingOf, summaryNodes } from "./text/summary.js";
 const [failure, paper, summary] = ["failure", "paper", "summary"].map(byId);
 const TOAST_MS = 1600;
 const END_PX = 48; // so close to the end counts as its end
-const PASSING = new Set([0, 408, 429, 503]); // statuses that another try may not meet
-const UNTIL_READY = new Set(["loading", "engine_dead"]); // codes of a server that becomes ready by itself
+const PASSING = [0, 408, 429, 503]; // statuses that another try may not meet
+const UNTIL_READY = ["loading", "engine_dead"]; // codes of a server that becomes ready by itself
 
 // The text part of the page: the open panel, its request, and the buttons around it.
 export let isReady = false; // the model is loaded and known
@@ -35,7 +35,7 @@ let isFollowing = true; // the end of the text stays in view
 let paperTop = 0;
 let toastTimer;
 
-const needExperts = ["mode-compare", "tint-expert"];
+const needExperts = ["mode-compare", "tint-expert", "weights-switch"];
 byId("mode").append(...radios("mode", { completion: "Complete", chat: "Chat", compare: "Compare", server: "Server" }));
 byId("views").append(...radios("view", { write: "Text", sampling: "Sampling", inside: "Experts" }));
 byId("tint").append(...radios("tint", { none: "nothing", surprise: "surprise", expert: "expert" }));
@@ -66,7 +66,6 @@ export async function loadModel() {
   byId("layer").max = display.numLayers - 1;
 }
 
-/** Sends a job of the open panel and shows the generated text. */
 async function run(job = {}) {
   isWaiting = false;
   if (running || byId("run").disabled || !sampling.check()) return;
@@ -91,25 +90,21 @@ async function run(job = {}) {
     panel.end(meters[0]);
     showButtons();
     paintLegend();
+    paintPrompt();
     follow();
   }
 }
 
-/** Opens the gates of a token; `before` are the ids, `text` what its view shows before it. */
-function inspect({ spelled, id, others }, before, { experts_per_token: k, expert_mask: mask }, view, text) {
-  const { numExperts, numLayers, ownK } = display;
+function inspect(token, view, text) {
   const onBranch = panel.branchJob && ((other) => start(panel.branchJob(view, text + other)));
-  gates.open({ spelled, id, others, onBranch, before, k, mask, model: modelId, ownK, numExperts, numLayers });
+  gates.open({ ...token, onBranch });
 }
 
-/** Returns the requests of the open panel, one per view; null without a text. */
 function requestsOf(job) {
   const settings = { ...sampling.values(), routing: hasExperts };
   const mask = experts.mask();
   if (mask) settings.expert_mask = mask;
-  if (panel.requests) return panel.requests(modelId, settings);
-  const request = panel.request(modelId, settings, job);
-  return request && [request];
+  return panel.requests(modelId, settings, job);
 }
 
 function onChunk(view, tokens, routing, meter) {
@@ -140,19 +135,15 @@ function showSummary(meter, ending) {
 }
 
 function showError(error) {
-  if (error.name === "AbortError") return summary.append(" · stopped");
+  if (error.name === "AbortError") return void summary.append(" · stopped");
   if (!(error instanceof api.ApiError)) throw error;
   summary.replaceChildren();
-  return showFailure(error);
-}
-
-function showFailure(error) {
   const where = error.param ? ` (${error.param})` : "";
   const wait = error.retryAfter ? ` Try again in ${error.retryAfter} s.` : "";
-  isWaiting = UNTIL_READY.has(error.code);
+  isWaiting = UNTIL_READY.includes(error.code);
   const soon = isWaiting ? " It is sent again as soon as the server is ready." : wait;
   failure.replaceChildren(element("b", error.title), element("p", error.message + where + soon));
-  if (PASSING.has(error.status)) failure.append(button("Try again", () => send(), { className: "" }));
+  if (PASSING.includes(error.status)) failure.append(button("Try again", () => send(), { className: "" }));
   failure.hidden = false;
   failure.scrollIntoView({ block: "nearest" });
   if (error.status === 401) byId("key-panel").showPopover();
@@ -175,8 +166,8 @@ function showButtons() {
   byId("run-key").textContent = panel === chat ? "⏎" : "Ctrl ⏎";
   byId("again").textContent = panel.repeatLabel;
   byId("again").hidden = isBusy || !panel.canRepeat();
-  const free = new Set([mode(), "server"]); // what can be opened while a text is written
-  for (const radio of byId("mode").elements) radio.disabled = isBusy && !free.has(radio.value);
+  const free = [mode(), "server"]; // what can be opened while a text is written
+  for (const radio of byId("mode").elements) radio.disabled = isBusy && !free.includes(radio.value);
 }
 
 function show(name) {
@@ -203,11 +194,11 @@ async function copyAs(name, make) {
 }
 
 function snippet(write) {
-  const [request] = requestsOf() ?? [];
+  const [request] = requestsOf() || [];
   return request && write(request, document.baseURI, Boolean(api.key()));
 }
 
-/** Returns the page's address with the open text and its settings in the fragment, which browsers send to no server. */
+/** Returns an address with the open text and its settings in the fragment, which no server gets. */
 function link() {
   const { details: _, ...settings } = sampling.values();
   const text = panel.link();
@@ -216,7 +207,7 @@ function link() {
   return text && new URL(`#${encodeURIComponent(JSON.stringify(fields))}`, document.baseURI).href;
 }
 
-/** Opens what such an address contains. Its fragment goes, so that a reload opens what has become of the text. */
+/** Opens such an address. Its fragment goes, so that a reload opens what has become of the text. */
 async function openLink() {
   const { hash, pathname, search } = location;
   if (!hash) return;
@@ -240,8 +231,8 @@ async function openLink() {
 }
 
 function shareComparison() {
-  const figures = [...summary.childNodes].map(({ textContent }) => textContent);
-  share("columns", [byId("compare-prompt").value, [modelId, ...figures].join(" · ")]);
+  const figures = [modelId, ...[...summary.childNodes].map(({ textContent }) => textContent)];
+  share("columns", [byId("compare-prompt").value, figures.join(" · ")]);
 }
 
 const share = (id, captions) => savePicture(byId(id), captions, () => showToast("This is too large for a picture"));
@@ -268,6 +259,11 @@ function repaint() {
   byId("layer-value").value = display.layer = byId("layer").valueAsNumber;
   for (const { views } of Object.values(panels)) for (const view of views()) view.repaint();
   paintLegend();
+  paintPrompt();
+}
+
+function paintPrompt() {
+  if (panel === completion && paper.dataset.tint !== "none" && !running) completion.readPrompt().then(paintLegend);
 }
 
 function paintLegend() {
@@ -277,19 +273,19 @@ function paintLegend() {
   dim();
 }
 
-/** Dims the tokens for whose routing `isShown` is false; without it those that the legend hides. */
+/** Dims tokens as their views do; without `isShown` those that the legend hides. */
 function dim(isShown) {
   const ofLegend = byId("expert-legend").hidden ? undefined : legend.isShown(display.layer);
   for (const view of panel.views()) view.dim(isShown ?? ofLegend);
 }
 
-/** Returns whether a key sends the request: Ctrl+Enter, and in the message field Enter without Shift. */
+/** Returns whether a key sends: Ctrl+Enter, and in the message field Enter without Shift. */
 function isSend({ key, ctrlKey, metaKey, shiftKey, isComposing, target }) {
   if (key !== "Enter" || isComposing) return false;
   return ctrlKey || metaKey || (target.id === "message" && !shiftKey);
 }
 
-Object.assign(display, { inspect, run: start });
+Object.assign(display, { inspect, run: start, repaint, views: () => panel.views() });
 const stop = () => running?.abort();
 
 on("composer", "submit", (event) => {

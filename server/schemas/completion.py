@@ -62,4 +62,5 @@ class CompletionRequest(GenerationRequest):
 
     @property
     def has_prompt_routing(self) -> bool:
-        return self.echo and self.gate_logits
+        is_only_scored = self.expert_routing and self.max_tokens == 0
+        return self.echo and (self.gate_logits or is_only_scored)

@@ -85,7 +85,8 @@ SCHEDULING_AND_EXPERTS: Mapping[str, str] = {
     "model's own costs quality. If absent: the server's --experts-per-token, else the model's own.",
     "expert_mask": "[layers][experts]: false switches an expert off. Each layer keeps as many as a token takes.",
     "expert_usage": "Send in `usage` how many tokens each expert computed, as [layers][experts].",
-    "expert_routing": "Send the expert ids of each token, strongest first, as [token][layer][k].",
+    "expert_routing": "Send the expert ids of each token, strongest first, as [token][layer][k]. With `echo` "
+    "and `max_tokens` 0 these are the prompt's tokens.",
     "gate_logits": "Send the gate's logits, [token][layer][experts], and the chosen experts' weights, "
     "[token][layer][k]. Steps with such a request are slower.",
     "prediction": "Text that the answer will resemble. It may speed up the answer and never changes it.",

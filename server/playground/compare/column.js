@@ -3,7 +3,6 @@ import { display } from "../text/display.js";
 import { tokenView } from "../text/token_view.js";
 import { formatRate } from "../words.js";
 
-/** Makes one column of a comparison: its settings, text and figures. The list has the values of the inputs. */
 export function newColumn([ownK, ownTemperature = "", ownOff = ""], onRemove) {
   const options = Array.from({ length: display.numExperts }, (_, i) => element("option", { value: i + 1 }, `${i + 1}`));
   const k = element("select", ...options);
@@ -25,9 +24,9 @@ export function newColumn([ownK, ownTemperature = "", ownOff = ""], onRemove) {
 
   /** [layers][experts], false for the experts that are off in all layers. */
   function mask() {
-    const numbers = new Set(off.value.split(",").map(Number));
-    const layer = Array.from({ length: display.numExperts }, (_, expert) => !numbers.has(expert));
-    return Array.from({ length: display.numLayers }, () => layer);
+    const numbers = off.value.split(",").map(Number);
+    const layer = Array.from({ length: display.numExperts }, (_, expert) => !numbers.includes(expert));
+    return Array(display.numLayers).fill(layer);
   }
 
   const column = {
@@ -39,7 +38,6 @@ export function newColumn([ownK, ownTemperature = "", ownOff = ""], onRemove) {
       return [k, temperature, off].map(({ value }) => value);
     },
 
-    /** The fields of the request that this column sets, or null if an input is invalid; the browser then says so. */
     get fields() {
       for (const input of [temperature, off]) if (!input.reportValidity()) return null;
       const fields = { experts_per_token: Number(k.value) };

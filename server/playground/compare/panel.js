@@ -22,7 +22,6 @@ export const views = () => columns.map((column) => column.view).filter(Boolean);
 export const canRepeat = () => false;
 export const link = () => ({ prompt: field.value, columns: columns.map(({ settings }) => settings) });
 
-/** Makes the first columns, or those of a link, once the model's experts are known. */
 export function start() {
   const first = (linked ?? FIRST_KS.filter((k) => k <= display.numExperts).map((k) => [k])).slice(0, MAX_COLUMNS);
   for (const column of columns.splice(0)) column.element.remove();
@@ -57,7 +56,6 @@ export function begin() {
   }));
 }
 
-/** Marks the tokens that all texts have in common, and the first ones in which they differ. */
 function markShared() {
   while (!isDifferent) {
     const spelled = views().map((view) => view.spelledAt(numShared));

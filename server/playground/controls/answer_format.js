@@ -1,10 +1,10 @@
 import { element, labelled, on } from "../dom.js";
 
-const SCHEMA = '{"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}, "required": ["name", "age"]}';
+const SCHEMA = '{"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}';
 const TOOLS = "Tools of chats, a JSON list";
-const TOOL = '[{"name": "get_weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}]';
+const TOOL = '[{"name": "get_weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}]';
 
-/** Formats: name, label and example of the text that describes the format, and the request's fields for such a text. */
+/** Formats: name, label and example of the text that describes it, and the request's fields for such a text. */
 const FORMATS = {
   text: ["Any text", "", "", () => ({})],
   json: ["JSON", "", "", () => ({ response_format: { type: "json_object" } })],
@@ -18,7 +18,7 @@ const FORMATS = {
 };
 
 const kind = element("select", { id: "format" }, ...Object.entries(FORMATS).map(([value, [name]]) => element("option", { value }, name)));
-export const input = element("textarea.mono", { id: "format-text", rows: 1, spellcheck: false }); // invalid if no format can be made of it
+export const input = element("textarea.mono", { id: "format-text", rows: 1, spellcheck: false });
 const box = labelled(input, "");
 const file = element("input", { id: "format-file", type: "file", ariaLabel: "File with the format" });
 export const elements = [labelled(kind, "Answer format"), box, file];
@@ -52,7 +52,6 @@ function check() {
   input.setCustomValidity(fault);
 }
 
-/** Reads tools as the API has them, or only their functions. */
 function toolsOf(text) {
   const tools = [JSON.parse(text)].flat().map((tool) => (tool?.function ? tool : { type: "function", function: tool }));
   const nameless = tools.findIndex((tool) => typeof tool.function?.name !== "string");

@@ -1,7 +1,7 @@
 import { button, byId, element, labelled, on } from "../dom.js";
 import * as format from "./answer_format.js";
 
-/** Sliders, each with a number field: the request's field, lowest, highest, step, position while untouched (shown, not sent). */
+/** Sliders: the request's field, lowest, highest, step, position while untouched (shown, not sent). */
 const SLIDERS = [
   ["temperature", 0, 2, 0.05, 1],
   ["top_p", 0.05, 1, 0.05, 1],
@@ -24,6 +24,7 @@ const sliders = [];
 const seed = element("input", { type: "text", id: "seed", inputMode: "numeric", pattern: "-?[0-9]{1,19}", placeholder: "random" });
 const stop = element("textarea", { id: "stop-strings", rows: 1, placeholder: "one per line" });
 const details = element("input", { type: "checkbox", id: "details", checked: true });
+const weights = element("input", { type: "checkbox", id: "weights" });
 let linkedK; // that a link sets before the model is known
 
 /** Returns the fields to send, and `details`: whether to request the probabilities and experts of tokens. */
@@ -35,7 +36,6 @@ export function values() {
     stops.length && { stop: stops }, number && { seed: BigInt(number).toString() });
 }
 
-/** Sets all controls to such fields; those that are missing are untouched again. */
 export function setValues(fields) {
   setSliders(fields);
   linkedK = fields[EXPERTS];
@@ -59,7 +59,6 @@ export function check() {
   return invalid.reportValidity();
 }
 
-/** Shows the defaults and limits of a model, an entry of GET /v1/models. */
 export function limit({ max_model_len: maxLen, num_experts: numExperts, experts_per_token: own, generation_defaults: defaults }) {
   for (const { name, limit } of sliders) limit(name === LENGTH ? { max: maxLen } : { rest: defaults?.[name] });
   if (!numExperts) return;
@@ -115,5 +114,6 @@ basic.append(
   ...SLIDERS.map((spec) => addSlider(...spec)),
   ...format.elements,
   element("label.switch", details, "Token details on hover"),
+  element("label.switch", { id: "weights-switch", title: "The server computes the token under the pointer again." }, weights, "Gate weights on hover"),
 );
 byId("more-controls").append(...MORE_SLIDERS.map((spec) => addSlider(...spec)), labelled(seed, "Seed"), labelled(stop, "Stop strings"));

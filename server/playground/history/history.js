@@ -1,21 +1,22 @@
-import { byId, on } from "../dom.js";
+import { button, byId, deleteButton, element, on, onEnter } from "../dom.js";
 import { display } from "../text/display.js";
 import { exportEntries, readExport } from "./exchange.js";
-import { historyItem } from "./item.js";
 import * as store from "./store.js";
 
 const OPEN = "smoe-open"; // in the tab's storage: what a reload opens again
 const SAVE_MS = 500;
+const MAX_NAME = 80;
+const KINDS = { chat: "Chat", completion: "Text" };
 const SEARCHED = ["title", "name", "system", "prompt", "text"];
 
-// The texts of this browser: a list to search, rename, delete, export and import.
+// The texts of this browser.
 let panels;
 let playground;
 const popover = byId("history-panel");
 const opened = { chat: {}, completion: {} }; // {id, title} of the entries that are open
 const timers = {};
 
-/** Opens again what the tab had open before a reload. `texts` are the panels whose texts are stored, `page` the functions around them. */
+/** Opens what the tab had open before a reload. */
 export async function restore(texts, page) {
   [panels, playground] = [texts, page];
   const { mode, ids = [] } = JSON.parse(sessionStorage.getItem(OPEN) ?? "{}");
@@ -60,13 +61,12 @@ function put(kind, entry = null) {
   note();
 }
 
-/** Shows an entry that is not in the list. Throws TypeError if it is none. */
+/** Shows an entry that is not in the list. Throws TypeError. */
 export async function putNew(kind, { versions, at, system, tree }) {
   await save(kind);
   put(kind, { versions, at, system, tree });
 }
 
-/** Opens an entry, or a new text; the one that was open stays in the list. */
 async function show(kind, id) {
   if (isBusy()) return;
   await save(kind);
@@ -84,12 +84,26 @@ function draw() {
   return guard(async () => {
     const wanted = byId("history-search").value.toLowerCase();
     const entries = (await store.list()).filter((entry) => has(entry, wanted));
-    const items = entries.map((entry) => historyItem(entry, opened[entry.kind].id === entry.id, {
-      open: () => show(entry.kind, entry.id), rename: (title) => rename(entry, title), remove: () => remove(entry),
-    }));
-    byId("history-empty").textContent = items.length ? "" : wanted ? "Nothing found." : "Texts and chats appear here.";
-    byId("history-list").replaceChildren(...items);
+    byId("history-empty").textContent = entries.length ? "" : wanted ? "Nothing found." : "Texts and chats appear here.";
+    byId("history-list").replaceChildren(...entries.map(itemOf));
   });
+}
+
+function itemOf(entry) {
+  const { kind, id, title, name, updated } = entry;
+  const when = new Date(updated).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" });
+  const opener = button("", () => show(kind, id), { className: "quiet entry", ariaCurrent: String(opened[kind].id === id) });
+  const field = element("input", { type: "text", value: (title || name).slice(0, MAX_NAME), ariaLabel: "Name", maxLength: MAX_NAME });
+  const renamer = button("Rename", () => {
+    item.replaceChildren(field);
+    field.focus();
+  });
+  const parts = [opener, renamer, deleteButton(() => remove(entry))];
+  const item = element("li", ...parts);
+  const cancel = () => item.replaceChildren(...parts);
+  opener.append(element("span", field.value), element("small", `${KINDS[kind]} · ${when}`));
+  onEnter(field, () => (field.value.trim() ? rename(entry, field.value.trim()) : cancel()), cancel);
+  return item;
 }
 
 async function rename({ kind, id }, title) {
@@ -119,7 +133,6 @@ async function importFile(input) {
   input.value = "";
 }
 
-/** Runs an action on the store; says why it fails. */
 async function guard(action) {
   try {
     await action();

@@ -5,7 +5,7 @@ import { lineChart } from "./charts.js";
 
 const count = (value) => `${Math.round(value)}`;
 
-/** Charts of the tab of the server: title, how a value is written, and lines {name: column of GET /load/recent}. */
+/** Charts: title, how a value is written, and lines {name: column of GET /load/recent}. */
 const CHARTS = [
   ["Tokens per second", formatRate, { answers: "generated_tokens_per_s", prompts: "prompt_tokens_per_s", drafts: "accepted_tokens_per_s" }],
   ["Requests", count, { running: "running", waiting: "waiting" }],
@@ -14,14 +14,22 @@ const CHARTS = [
   ["Time of a step", milliseconds, { mean: "step_ms" }],
 ];
 
+// The server's figures, beside a text or large in a tab of their own.
+const box = byId("charts");
 const charts = CHARTS.map(([title, format, lines]) => [lineChart(title, format, Object.keys(lines)), Object.values(lines)]);
+
+const isOpen = () => document.body.dataset.tab === "server";
+
+export const place = () => byId(isOpen() ? "dashboard" : "load-section").append(box);
 
 /** Reads the figures and draws them. Throws ApiError, and says first why there are none. */
 export async function refresh() {
+  place();
   try {
-    const [recent, { data: [model] }, { version }] = await Promise.all(["load/recent?interval=5", "v1/models", "version"].map(api.read));
+    const paths = isOpen() ? ["load/recent?interval=5", "v1/models", "version"] : ["load/recent?interval=2"];
+    const [recent, models, version] = await Promise.all(paths.map(api.read));
     for (const [chart, columns] of charts) chart.draw(columns.map((column) => recent[column]));
-    say(describe(model), `smoe ${version}`);
+    if (models) say(describe(models.data[0]), `smoe ${version.version}`);
   } catch (error) {
     for (const [chart, columns] of charts) chart.draw(columns.map(() => []));
     say(error.status === 401 ? "The figures need the API key: press Key above." : `No figures: ${error.message}`);
@@ -39,4 +47,4 @@ function describe({ id, max_model_len: length, num_layers: layers, num_experts: 
   return [id, network, `${length.toLocaleString("en")} tokens of context`].join(" · ");
 }
 
-byId("charts").append(...charts.map(([chart]) => chart.element));
+box.append(...charts.map(([chart]) => chart.element));

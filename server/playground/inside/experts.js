@@ -1,12 +1,14 @@
 import * as api from "../api.js";
 import { byId, element, on } from "../dom.js";
+import { display } from "../text/display.js";
 import { percent } from "../words.js";
+import { countExperts } from "./answer_experts.js";
 import { expertPanel } from "./expert_panel.js";
 
 const FULL_HEAT = 4; // the hottest colour: this many times the even share
 const STEPS = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] };
 
-// The live heat map of the experts' shares: a row per layer, a column per expert. A click or Enter pins an expert's panel.
+// The heat map of the experts' shares: a row per layer, a column per expert. A click or Enter pins a panel.
 let onHover; // called with [layer, expert] or null
 let onSwitch; // called when an expert was switched off or on
 const table = byId("heat");
@@ -37,16 +39,22 @@ export function setOff(names = []) {
 }
 
 export async function refresh() {
-  const query = period.value && `?window=${period.value}`;
-  ({ layers } = await api.read(`experts${query}`));
+  layers = period.value === "answer" ? ofAnswer() : (await api.read(`experts${period.value}`)).layers;
   byId("experts").hidden = layers.length === 0;
   if (layers.length) draw();
 }
 
-/** Marks a token's way through the layers: its expert ids, [layer][k]; null removes it. */
-export function showPath(routing) {
-  cells.forEach((row, layer) =>
-    row.forEach((cell, expert) => cell.classList.toggle("path", routing?.[layer]?.includes(expert) ?? false)));
+function ofAnswer() {
+  const { numExperts, numLayers, views } = display;
+  return countExperts(views().flatMap(({ meter, routed }) => (meter?.numTokens ? routed : [])), numLayers, numExperts);
+}
+
+export function showPath({ routing, weights } = {}) {
+  cells.forEach((row, layer) => row.forEach((cell, expert) => {
+    const rank = routing?.[layer]?.indexOf(expert) ?? -1;
+    cell.classList.toggle("path", rank >= 0);
+    cell.dataset.weight = weights && rank >= 0 ? Math.round(100 * weights[layer][rank]) : ""; // percent
+  }));
 }
 
 function draw() {
@@ -55,10 +63,10 @@ function draw() {
   layers.forEach(({ share, tokens }, layer) =>
     share.forEach((part, expert) => {
       const cell = cells[layer][expert];
-      cell.style.setProperty("--heat", Math.min(1, ((part ?? 0) * numExperts) / FULL_HEAT));
+      cell.style.setProperty("--heat", Math.min(1, (part * numExperts) / FULL_HEAT));
       cell.dataset.tokens = tokens[expert];
       cell.classList.toggle("off", disabled.has(`${layer} ${expert}`));
-      cell.firstChild.textContent = `layer ${layer}, expert ${expert}: ${percent(part ?? 0)}`;
+      cell.firstChild.textContent = `layer ${layer}, expert ${expert}: ${percent(part)}`;
     }),
   );
   byId("legend-top").textContent = `${percent(Math.min(1, FULL_HEAT / numExperts))} or more`;
@@ -69,8 +77,7 @@ function draw() {
 function build(numExperts) {
   const experts = Array.from({ length: numExperts }, (_, expert) => element("th", { scope: "col" }, `${expert}`));
   const head = element("tr", element("td"), ...experts);
-  cells = layers.map(() =>
-    experts.map(() => element("td", { tabIndex: -1 }, element("span.unseen"))));
+  cells = layers.map(() => experts.map(() => element("td", { tabIndex: -1 }, element("span.unseen"))));
   cells[0][0].tabIndex = 0; // one stop for the whole map; arrow keys move inside it
   const rows = cells.map((row, layer) => element("tr", element("th", { scope: "row" }, `${layer}`), ...row));
   const caption = element("caption.unseen", "Share of the tokens of each expert, by layer; Enter opens an expert");
@@ -103,7 +110,6 @@ function move([layer, expert], [down, right]) {
   next.focus();
 }
 
-/** Opens the panel of a place; the place of the open panel, or null, closes it. */
 function pin(place) {
   const isOpen = place && pinned && place.every((number, i) => number === pinned[i]);
   if (pinned) cellOf(pinned).classList.remove("pinned");
@@ -131,12 +137,9 @@ function toggle(layer, expert) {
 const cellOf = ([layer, expert]) => cells[layer][expert];
 
 function describeAll() {
-  const total = layers[0].tokens.reduce((sum, count) => sum + count, 0);
-  const more = "Click an expert to look into it.";
-  if (total === 0) return `No tokens in this period. ${more}`;
-  const imbalances = layers.map(({ imbalance }) => imbalance ?? 1);
-  const worst = imbalances.indexOf(Math.max(...imbalances));
-  return `Least balanced: in layer ${worst} one expert has ${imbalances[worst].toFixed(1)} times the even share. ${more}`;
+  const { layer, imbalance } = layers.reduce((worst, entry) => (entry.imbalance > worst.imbalance ? entry : worst));
+  const found = imbalance ? `Least balanced: in layer ${layer} one expert has ${imbalance.toFixed(1)} times the even share` : "No tokens in this period";
+  return `${found}. Click an expert to look into it.`;
 }
 
 on(table, "pointerover focusin", ({ target }) => onHover(placeOf(target)));
@@ -144,3 +147,4 @@ on(table, "pointerleave focusout", () => onHover(null));
 on(table, "click", (event) => pin(placeOf(event.target)));
 on(table, "keydown", onKey);
 on(period, "change", refresh);
+on("map-size", "click", ({ target }) => (target.ariaPressed = `${target.ariaPressed === "false"}`));

@@ -1,8 +1,6 @@
 import { element, on } from "../dom.js";
 import { percent } from "../words.js";
-import { sentences, softmaxSteps } from "./gate_steps.js";
 
-/** Returns a radio button per layer, drawn as a row with a cell per expert; `onLayer` gets the layer that is chosen. */
 export function layerRows(numLayers, numExperts, layer, onLayer) {
   const rows = Array.from({ length: numLayers }, (_, index) => {
     const input = element("input", { type: "radio", name: "gate-layer", value: index, checked: index === layer });
@@ -14,7 +12,7 @@ export function layerRows(numLayers, numExperts, layer, onLayer) {
   return group;
 }
 
-/** Colours the cells of `layerRows` by the weights of each layer, {chosen, weights}. */
+/** Colours these cells by the weights of each layer. */
 export function paintLayers(group, layers) {
   group.querySelectorAll("label").forEach((row, index) => {
     const { chosen, weights } = layers[index];
@@ -51,3 +49,27 @@ export function layerDetail(layer, index, k, mask) {
 }
 
 const barCell = (text, share) => element("td", element("span", text), element("i", { "--share": share }));
+
+/** Returns e^(logit - largest) of each chosen expert and their sum. */
+function softmaxSteps(logits, chosen) {
+  const largest = Math.max(...chosen.map((expert) => logits[expert]));
+  const masses = chosen.map((expert) => Math.exp(logits[expert] - largest));
+  return { largest, masses, sum: masses.reduce((total, mass) => total + mass, 0) };
+}
+
+/** Returns the sentences about one layer, {logits, chosen, weights} with the strongest expert first. */
+function sentences({ logits, chosen, weights }) {
+  const { largest, masses, sum } = softmaxSteps(logits, chosen);
+  const experts = list(chosen.map((expert) => `${logits[expert].toFixed(3)} (expert\u00a0${expert})`));
+  const terms = chosen.map((expert, i) => `${weights[i].toFixed(3)} × expert\u00a0${expert}`).join(" + ");
+  if (chosen.length === 1) {
+    return [`The largest logit is ${experts}. One expert alone has the weight 1.`, `The layer adds ${terms}.`];
+  }
+  return [
+    `The ${chosen.length} largest logits are ${experts}.`,
+    `e to the power of each, less the largest (${largest.toFixed(3)}): ${list(masses.map((mass) => mass.toFixed(3)))}, together ${sum.toFixed(3)}.`,
+    `Divided by this sum they are the weights. The layer adds ${terms}.`,
+  ];
+}
+
+const list = (words) => (words.length < 2 ? words.join("") : `${words.slice(0, -1).join(", ")} and ${words.at(-1)}`);

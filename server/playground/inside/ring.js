@@ -8,7 +8,6 @@ const dots = Array.from({ length: NUM_DOTS }, (_, i) => {
   return drawn("circle", { cx: 9 * Math.cos(angle), cy: 9 * Math.sin(angle), r: 2.3 });
 });
 
-/** Lights the dots of these experts, several of which may share a dot. */
 export function light(experts) {
   const lit = new Set(experts.map((expert) => expert % NUM_DOTS));
   dots.forEach((dot, i) => dot.classList.toggle("lit", lit.has(i)));

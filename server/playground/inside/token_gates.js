@@ -1,11 +1,13 @@
-import * as api from "../api.js";
+import { ApiError } from "../api.js";
 import { button, byId, closeButton, element, on, radios } from "../dom.js";
+import { display } from "../text/display.js";
 import { percent, visible } from "../words.js";
+import { readGates } from "./gates.js";
 import { layerDetail, layerRows, paintLayers } from "./gate_views.js";
 
 const UNWRITABLE = /^$|^<\/?s>$|\ufffd/; // tokens that no text contains
 
-// The dialog about one token: gate logits, chosen experts and weights, which the server computes for each number of experts per token.
+// The dialog about one token, whose gates the server computes for each number of experts.
 const dialog = byId("gates");
 let token = null;
 const replies = new Map(); // layers by experts per token
@@ -15,16 +17,13 @@ let group = null; // of the layers
 const detail = element("div.gate-detail");
 const status = element("p.gate-status", { role: "status" });
 
-/**
- * Opens the dialog on a token, {spelled, id, others, onBranch, before, k, mask, model, ownK, numExperts, numLayers}: `before` are the
- * ids before it, `k` and `mask` those of its text (undefined: the model's, `ownK`); `onBranch`, if any, goes on with one of `others`.
- */
+/** Opens the dialog on a token with what `readGates` needs, `k` of its text and `onBranch`, which goes on with one of `others`. */
 export function open(opened) {
   token = opened;
   replies.clear();
-  layer = Math.min(layer, token.numLayers - 1);
-  k = token.k ?? token.ownK;
-  group = layerRows(token.numLayers, token.numExperts, layer, (chosen) => {
+  layer = Math.min(layer, display.numLayers - 1);
+  ({ k } = token);
+  group = layerRows(display.numLayers, display.numExperts, layer, (chosen) => {
     layer = chosen;
     show();
   });
@@ -49,11 +48,11 @@ function branches() {
   return buttons.length ? [element("p.gate-branches", "Go on with", ...buttons)] : [];
 }
 
-/** Returns the choice of experts per token: 1, the model's own number, the text's, all that the mask allows. */
+/** Returns the choice of experts per token: 1, the model's own, the text's, all that the mask allows. */
 function numbers() {
-  const { numExperts, ownK, mask } = token;
-  const most = mask ? Math.min(...mask.map((allowed) => allowed.filter(Boolean).length)) : numExperts;
-  const offered = [...new Set([1, ownK, token.k ?? ownK, numExperts])].filter((number) => number <= most).sort((a, b) => a - b);
+  const { numExperts, ownK } = display;
+  const most = Math.min(numExperts, ...(token.mask ?? []).map((allowed) => allowed.filter(Boolean).length));
+  const offered = [...new Set([1, ownK, token.k, numExperts])].filter((number) => number <= most).sort((a, b) => a - b);
   const choice = element("fieldset.segmented", { ariaLabel: "Experts per token" },
     ...radios("gate-k", Object.fromEntries(offered.map((number) => [number, `${number}`])), `${k}`));
   choice.querySelector(":checked").autofocus = true;
@@ -64,35 +63,18 @@ function numbers() {
   return element("div.gate-numbers", element("span", { ariaHidden: "true" }, "Experts per token"), choice);
 }
 
-/** Reads the layers for the chosen k, once, and shows them. */
 async function read() {
   const [asked, askedK] = [token, k];
   const isCurrent = () => token === asked && k === askedK;
-  if (!replies.has(k)) {
-    status.textContent = "The server computes the token …";
-    try {
-      const layers = await request(asked, askedK);
-      if (token === asked) replies.set(askedK, layers);
-    } catch (error) {
-      if (!(error instanceof api.ApiError)) throw error;
-      if (isCurrent()) status.textContent = `${error.title}: ${error.message}`;
-      return;
-    }
+  status.textContent = "The server computes the token …";
+  try {
+    const layers = replies.get(k) ?? (await readGates(asked, askedK));
+    if (token === asked) replies.set(askedK, layers);
+    if (isCurrent()) show();
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error;
+    if (isCurrent()) status.textContent = `${error.title}: ${error.message}`;
   }
-  if (isCurrent()) show();
-}
-
-/** Lets the server choose this token again and one more: a token's gates come when it is read. */
-async function request({ model, before, id, mask }, numExperts) {
-  const body = {
-    model, prompt: before, max_tokens: 2, allowed_token_ids: [id], ignore_eos: true, temperature: 0,
-    gate_logits: true, experts_per_token: numExperts, ...(mask && { expert_mask: mask }),
-  };
-  const response = await api.post("v1/completions", JSON.stringify(body));
-  const [choice] = (await response.json()).choices;
-  return choice.gate_logits[0].map((logits, i) => ({
-    logits, chosen: choice.expert_routing[0][i], weights: choice.expert_weights[0][i],
-  }));
 }
 
 function show() {

@@ -1,13 +1,12 @@
 import { button, element, onEnter } from "../dom.js";
 import { codeBox } from "./markdown.js";
 
-/** Returns a card for each call of a tool, {name, arguments}: its arguments as they come. */
-export const callCards = (calls) => calls.map(({ name, arguments: json }) => codeBox(name, indented(json)));
+export const callCards = (calls) => calls.map(({ name, arguments: json }) => codeBox(name, indented(json), "json"));
 
 /** Returns whether all arguments are JSON: those of an answer that was cut may end anywhere. */
 export const areComplete = (calls) => calls.every(({ arguments: json }) => parsed(json) !== undefined);
 
-/** Returns a field for the result of each call, and a button that sends them all: `send` gets the texts. Escape calls `leave`. */
+/** Returns a field for the result of each call; `send` gets their texts, Escape calls `leave`. */
 export function resultForm(calls, send, leave) {
   const fields = calls.map(({ name }) => element("textarea.mono", { rows: 1, placeholder: "Result", ariaLabel: `Result of ${name}` }));
   const submit = () => send(fields.map(({ value }) => value));

@@ -31,16 +31,16 @@ export function repeatJob() {
   return { answer: last.role === "assistant" ? last.parent : last };
 }
 
-/** Returns the job that answers with `text`, in place of what is in `view` up to there, and goes on from it. */
+/** Returns the job that goes on from `text`, in place of what is in `view` up to there. */
 export function branchJob(view, text) {
   const turn = turns.find((one) => one.views.includes(view));
   return { branch: turn.node, text: (turn.textBefore(view) + text).trimStart() };
 }
 
-export function request(model, sampling, job = {}) {
+export function requests(model, sampling, job = {}) {
   const messages = [...systemMessage(), ...messagesOf(job)];
-  if (job.resume || job.branch) return chatRequest(model, messages, { ...sampling, continue_final_message: true, add_generation_prompt: false });
-  return ["user", "tool"].includes(messages.at(-1)?.role) ? chatRequest(model, messages, sampling) : null;
+  if (job.resume || job.branch) return [chatRequest(model, messages, { ...sampling, continue_final_message: true, add_generation_prompt: false })];
+  return ["user", "tool"].includes(messages.at(-1)?.role) && [chatRequest(model, messages, sampling)];
 }
 
 export function begin(job = {}) {
@@ -75,7 +75,7 @@ export function entry() {
   return { name: path[0].text, system: system.value, tree: conversation.toTree() };
 }
 
-/** Opens a stored conversation, or an empty one. Throws TypeError if it is none. */
+/** Opens a stored conversation, or an empty one. Throws TypeError. */
 export function open(stored) {
   conversation = stored ? Conversation.fromTree(stored.tree) : new Conversation();
   system.value = stored?.system ?? "";
@@ -106,7 +106,6 @@ function addQuestion({ edit, text }) {
   return message ? add(last, "user", message) : last;
 }
 
-/** Adds the results of an answer's calls, one behind the other; returns the last one. */
 function addResults({ send, results }) {
   return send.calls.reduce((parent, { id }, i) => add(parent, "tool", results[i], id), send);
 }

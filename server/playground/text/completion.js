@@ -1,9 +1,11 @@
+import * as api from "../api.js";
 import { branchArrows, button, byId, element, on } from "../dom.js";
 import { areTexts } from "./conversation.js";
 import { display } from "./display.js";
 import { completionRequest } from "./request.js";
 import { noteOf } from "./summary.js";
 import { tokenView } from "./token_view.js";
+import { parsePrompt } from "./tokens.js";
 
 const EXAMPLES = [
   ["Austen", "It was not in her power to"],
@@ -11,27 +13,25 @@ const EXAMPLES = [
   ["Python", "def read_lines(path):\n    "],
 ];
 
-// The panel of a completion: the prompt, directly followed by the generated text. Earlier texts can be opened again.
+// The panel of a completion: the prompt, directly followed by the generated text.
 export const name = "Complete";
 export const repeatLabel = "Continue";
 const field = byId("prompt");
 const copy = byId("prompt-copy"); // invisible, so that the generated text starts where the prompt ends
 const output = byId("continuation");
+const promptTokens = byId("prompt-tokens");
 const examples = byId("completion-examples");
 let versions = []; // {prompt, text, note} or {prompt, view}
 let shown = null; // one of them
 let previous = null; // the one that the running request replaces
 
-export const views = () => (shown?.view ? [shown.view] : []);
+export const views = () => [shown?.promptView, shown?.view].filter(Boolean);
 export const canRepeat = () => Boolean(shown && textOf(shown));
 export const repeatJob = () => ({ prompt: field.value + textOf(shown) });
-export const branchJob = (view, text) => ({ prompt: versions.find((version) => version.view === view).prompt + text });
+export const branchJob = (view, text) => ({ prompt: (versions.find((version) => version.view === view)?.prompt ?? "") + text });
 export const focus = () => field.focus();
 
-/** Returns the request for the prompt of the job or else of the field; null without one. */
-export function request(model, sampling, { prompt = field.value } = {}) {
-  return prompt ? completionRequest(model, prompt, sampling) : null;
-}
+export const requests = (model, sampling, { prompt = field.value } = {}) => prompt && [completionRequest(model, prompt, sampling)];
 
 export function begin({ prompt } = {}) {
   examples.hidden = true;
@@ -43,7 +43,6 @@ export function begin({ prompt } = {}) {
   return shown.view;
 }
 
-/** Shows the previous text again if the request gave none. */
 export function end() {
   if (shown && !textOf(shown)) {
     versions.splice(versions.indexOf(shown), 1);
@@ -59,7 +58,7 @@ export function entry() {
   return { name: versions.at(-1).prompt, versions: stored, at: versions.indexOf(shown) };
 }
 
-/** Opens stored texts, or none. Throws TypeError if they are something else. */
+/** Opens stored texts, or none. Throws TypeError. */
 export function open(stored) {
   const texts = stored ? stored.versions : [];
   if (!areTexts(texts.flatMap(({ prompt, text, note = "" }) => [prompt, text, note]))) throw new TypeError("Not a text.");
@@ -75,16 +74,32 @@ export function link() {
   return prompt ? { versions: [{ prompt, text }], at: 0 } : null;
 }
 
+/** Reads the tokens of the prompt, once, and shows them below the field. */
+export async function readPrompt() {
+  const { fields } = shown?.view?.meter ?? {};
+  if (!fields?.logprobs || shown.promptView) return;
+  const view = (shown.promptView = tokenView("Prompt"));
+  const scoring = { ...fields, stream: false, stream_options: undefined, echo: true, max_tokens: 0 };
+  const reply = await api.post("v1/completions", JSON.stringify(scoring)).then((response) => response.json(), api.ignore);
+  if (!reply) return; // only the answer is coloured
+  const [choice] = reply.choices;
+  view.add(parsePrompt(choice), choice.expert_routing ?? [], { fields, promptIds: [] });
+  edited();
+}
+
 function openVersion(place) {
   const version = versions[place] ?? versions.at(-1);
   write(version.prompt);
   show(version);
+  display.repaint();
 }
 
 /** Keeps the text, dimmed: it follows another prompt than the one that is written now. */
 function edited() {
   copy.textContent = field.value;
-  output.classList.toggle("stale", shown !== null && shown.prompt !== field.value);
+  const isStale = shown !== null && shown.prompt !== field.value;
+  output.classList.toggle("stale", isStale);
+  promptTokens.replaceChildren(...(shown?.promptView && !isStale ? [shown.promptView.element] : []));
 }
 
 function write(prompt) {
@@ -111,3 +126,8 @@ for (const [title, prompt] of EXAMPLES) {
   examples.append(button(title, () => display.run({ prompt }), { className: "example" }));
 }
 on(field, "input", edited);
+on(field, "pointermove pointerleave", (event) => { // the field lies on the tokens
+  const below = event.type === "pointermove" && document.elementsFromPoint(event.x, event.y).find((node) => node.matches("#prompt-tokens .t"));
+  if (below) below.dispatchEvent(new PointerEvent("pointermove", event));
+  else promptTokens.firstChild?.dispatchEvent(new PointerEvent("pointerleave"));
+});

@@ -10,7 +10,6 @@ export const areTexts = (values) => values.every((value) => typeof value === "st
 export class Conversation {
   root = { role: "root", text: "", parent: null, children: [], chosen: 0 };
 
-  /** The messages of the open path. */
   get path() {
     const nodes = [];
     for (let node = this.root.children[this.root.chosen]; node; node = node.children[node.chosen]) nodes.push(node);
@@ -46,7 +45,7 @@ export class Conversation {
     return copy(this.root);
   }
 
-  /** Reads what `toTree` returns. Throws TypeError if it is something else. */
+  /** Reads what `toTree` returns. Throws TypeError. */
   static fromTree(tree) {
     const build = ({ role, text, chosen, children, note = "", calls = [], callId = "" }, parent) => {
       const texts = [text, note, callId, ...calls.flatMap((call) => [call.id, call.name, call.arguments])];
@@ -61,7 +60,6 @@ export class Conversation {
   }
 }
 
-/** Returns the messages up to `node`, as the API takes them. */
 export function messagesTo(node) {
   const messages = [];
   for (let at = node; at.parent; at = at.parent) messages.unshift(messageOf(at));

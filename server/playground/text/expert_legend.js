@@ -1,14 +1,14 @@
 import { button, byId } from "../dom.js";
 import { hueOf, percent } from "../words.js";
 
-// The legend of the experts' colours: buttons with each expert's share of the tokens, which dim those of all others.
+// The legend of the experts' colours.
 const box = byId("expert-legend");
 let shown = null; // the expert whose tokens stay
 
-/** Draws the experts that `views` show as colours: the strongest one of each token in a layer. A click calls `onChange`. */
+/** Draws a button for each strongest expert of the tokens in a layer; it dims the tokens of all others. */
 export function draw(views, { layer, numExperts }, onChange) {
   const counts = new Map();
-  const strongest = views.flatMap((view) => view.routing.map((row) => row[layer][0]));
+  const strongest = views.flatMap(({ routed }) => routed.map(({ routing }) => routing[layer][0]));
   for (const expert of strongest) counts.set(expert, (counts.get(expert) ?? 0) + 1);
   const swatches = [...counts].sort(([a], [b]) => a - b).map(([expert, count]) =>
     button(`${expert} · ${percent(count / strongest.length)}`, () => toggle(expert, onChange),

@@ -21,7 +21,6 @@ export async function generate(api, { path, fields, body }, signal, onChunk) {
   throw new ApiError("The connection was closed before the text was complete.");
 }
 
-/** Times and token counts of one generation, by the client's clock. */
 class Meter {
   #startedMs = performance.now();
   #firstMs = null;
@@ -39,7 +38,7 @@ class Meter {
     this.fields = fields;
   }
 
-  /** Adds a chunk, its text `data` for the seed, and the time `ms` at which its packet arrived. */
+  /** Adds a chunk; `data` is its text, for the seed, and `ms` when its packet arrived. */
   update(chunk, data, ms) {
     this.seed ??= data.match(/"seed":\s*(-?\d+)/)?.[1] ?? null;
     this.promptIds ??= chunk.prompt_token_ids ?? chunk.choices[0]?.prompt_token_ids ?? null;
@@ -57,7 +56,6 @@ class Meter {
     if (ms === this.#firstMs) this.#numFirst = numTokens;
   }
 
-  /** Milliseconds from the request to the first token; null before it. */
   get firstTokenMs() {
     return this.#firstMs === null ? null : this.#firstMs - this.#startedMs;
   }

@@ -1,18 +1,20 @@
-import { copyButton, element } from "../dom.js";
+import { copyButton, element, nodesOf } from "../dom.js";
+import { coloured } from "./highlight.js";
 
 const MARKS = /^(#{1,6} |[ \t]*([-*+]|\d+[.)]) |> |```|[ \t]*(\|[ \t]*)?:?-+:?[ \t]*\|)|`[^`\n]+`|\*\*[^*\n]+\*\*|\]\(https?:/m;
 const INLINE = /`([^`\n]+)`|\*\*([^*\n]+)\*\*|\*([^*\s][^*\n]*)\*|\[([^[\]\n]+)\]\((https?:\/\/[^\s)]+)\)/g;
 const ITEM = /^(\s*)([-*+]|\d+[.)]) +(.*)$/;
+const MAX_DEPTH = 8; // of quotes in quotes
 const MAX_COLUMNS = 64; // of a table: a few lines could ask for millions of cells
 
 export const hasMarkdown = (text) => MARKS.test(text);
 
 /** Returns Markdown as nodes: headings, lists, quotes, tables, code, emphasis; all else is text. */
-export function markdown(text) {
+export function markdown(text, depth = 0) {
   const lines = text.trim().split("\n");
   const nodes = [];
   while (lines.length) {
-    const block = readCode(lines) ?? readHeading(lines) ?? readTable(lines) ?? readList(lines) ?? readQuote(lines) ?? readParagraph(lines);
+    const block = readCode(lines) ?? readHeading(lines) ?? readTable(lines) ?? readList(lines) ?? readQuote(lines, depth) ?? readParagraph(lines);
     if (block) nodes.push(block);
   }
   return nodes;
@@ -29,11 +31,12 @@ function readCode(lines) {
   lines.shift();
   const code = take(lines, (line) => !line.trimStart().startsWith("```")).join("\n");
   lines.shift();
-  return codeBox(fence[1] || "code", code);
+  return codeBox(fence[1] || "code", code, fence[1]);
 }
 
-export const codeBox = (title, code) =>
-  element("div.code", element("div.code-head", element("span", title), copyButton(() => code)), element("pre", { tabIndex: 0 }, element("code", code)));
+export const codeBox = (title, code, language) => element("div.code",
+  element("div.code-head", element("span", title), copyButton(() => code)),
+  element("pre", { tabIndex: 0 }, element("code", ...(language ? coloured(code, language) : [code]))));
 
 function readHeading(lines) {
   const heading = lines[0].match(/^(#{1,6}) +(.*)$/);
@@ -63,7 +66,6 @@ function readTable(lines) {
     element("table", element("thead", row("th", head)), element("tbody", ...rows.map((cells) => row("td", cells)))));
 }
 
-/** Reads a list; deeper items are lists of their own inside the item above. */
 function readList(lines, depth = 0) {
   const first = lines[0]?.match(ITEM);
   if (!first || first[1].length < depth) return null;
@@ -81,9 +83,9 @@ function readList(lines, depth = 0) {
   return list;
 }
 
-function readQuote(lines) {
-  const quoted = take(lines, (line) => line.startsWith(">"));
-  return quoted.length ? element("blockquote", ...markdown(quoted.map((line) => line.replace(/^> ?/, "")).join("\n"))) : null;
+function readQuote(lines, depth) {
+  const quoted = depth < MAX_DEPTH ? take(lines, (line) => line.startsWith(">")) : [];
+  return quoted.length ? element("blockquote", ...markdown(quoted.map((line) => line.replace(/^> ?/, "")).join("\n"), depth + 1)) : null;
 }
 
 function readParagraph(lines) {
@@ -94,15 +96,7 @@ function readParagraph(lines) {
   return text ? element("p", ...inline(text)) : null;
 }
 
-function inline(text) {
-  const nodes = [];
-  let end = 0;
-  for (const match of text.matchAll(INLINE)) {
-    nodes.push(text.slice(end, match.index), inlineNode(match));
-    end = match.index + match[0].length;
-  }
-  return [...nodes, text.slice(end)];
-}
+const inline = (text) => nodesOf(text, INLINE, inlineNode);
 
 function inlineNode([, code, strong, emphasis, label, href]) {
   if (code) return element("code", code);

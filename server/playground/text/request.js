@@ -1,6 +1,6 @@
 const NUM_ALTERNATIVES = 5;
 
-/** Returns a completion as {path, fields, seed, body}; `body` is the JSON text of the fields and the seed. */
+/** Returns a completion as {path, fields, seed, body}; `body` is JSON of fields and seed. */
 export function completionRequest(model, prompt, sampling) {
   const { tools, tool_choice: _, ...rest } = sampling;
   return request("v1/completions", { model, prompt }, rest, { logprobs: NUM_ALTERNATIVES });
@@ -13,7 +13,7 @@ export function chatRequest(model, messages, { tools, tool_choice: choice, ...re
   return request("v1/chat/completions", { model, messages }, { ...rest, ...calls }, { logprobs: true, top_logprobs: NUM_ALTERNATIVES });
 }
 
-/** `details` asks for probabilities, `routing` also for the experts of tokens, and for ids, by which their gates are asked for later. */
+/** `details` asks for probabilities, `routing` also for experts and ids, by which gates are asked for later. */
 function request(path, subject, { details, routing, seed, ...rest }, logprobs) {
   const asked = details && { ...logprobs, ...(routing && { expert_routing: true, return_token_ids: true }) };
   const fields = { ...subject, ...rest, ...asked, stream: true, stream_options: { include_usage: true, continuous_usage_stats: true } };

@@ -1,12 +1,11 @@
 import { withSeed } from "./request.js";
 
-/** Writes a request as a curl command and as a program for OpenAI's Python client. They read the key from SMOE_API_KEY. */
+// A request as a curl command and as a program for OpenAI's Python client. They read the key from SMOE_API_KEY.
 
-const OPENAI_FIELDS = new Set([
+const OPENAI_FIELDS = [
   "model", "prompt", "messages", "max_tokens", "temperature", "top_p", "frequency_penalty", "presence_penalty", "stop",
   "stream", "logprobs", "top_logprobs", "tools", "tool_choice",
-]);
-const PAGE_FIELDS = new Set(["stream_options", "return_token_ids"]); // needed by this page only
+];
 
 export function asCurl({ path, fields, seed }, base, hasKey) {
   return [
@@ -20,8 +19,8 @@ export function asCurl({ path, fields, seed }, base, hasKey) {
 export function asPython({ path, fields, seed }, base, hasKey) {
   const isChat = path.includes("chat");
   const entries = Object.entries(publicFields(fields));
-  const own = entries.filter(([name]) => !OPENAI_FIELDS.has(name));
-  const lines = entries.filter(([name]) => OPENAI_FIELDS.has(name)).map(([name, value]) => `    ${name}=${pythonLiteral(value)},\n`);
+  const own = entries.filter(([name]) => !OPENAI_FIELDS.includes(name));
+  const lines = entries.filter((entry) => !own.includes(entry)).map(([name, value]) => `    ${name}=${pythonLiteral(value)},\n`);
   if (seed !== undefined) lines.push(`    seed=${seed},\n`);
   if (own.length) lines.push(`    extra_body=${pythonLiteral(Object.fromEntries(own))},\n`);
   return `${hasKey ? "import os\n\n" : ""}from openai import OpenAI
@@ -35,13 +34,13 @@ for chunk in stream:
 `;
 }
 
-const publicFields = (fields) => Object.fromEntries(Object.entries(fields).filter(([name]) => !PAGE_FIELDS.has(name)));
+/** Leaves out what only this page needs. */
+const publicFields = ({ stream_options: _, return_token_ids: __, ...fields }) => fields;
 
 const shellQuote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
 const WORDS = new Map([[true, "True"], [false, "False"], [null, "None"]]);
 
-/** Writes a JSON value as Python. */
 function pythonLiteral(value) {
   if (Array.isArray(value)) return `[${value.map(pythonLiteral).join(", ")}]`;
   if (typeof value !== "object" || value === null) return WORDS.get(value) ?? JSON.stringify(value);

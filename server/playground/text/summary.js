@@ -9,14 +9,12 @@ function figures({ firstTokenMs, tokensPerSecond: rate, numTokens }) {
   ];
 }
 
-/** Returns a generation's figures and its ending as one line. */
 export const noteOf = (meter) => [...figures(meter).map((figure) => figure.join(" ")), endingOf(meter)].join(" · ");
 
-/** Returns the figures as nodes. `maxLen`: the model's context, or 0; `ending`: null while it runs; `onSeed` gets the seed. */
+/** Returns the figures as nodes. `maxLen`: the model's context; `ending`: null while it runs; `onSeed` gets the seed. */
 export function summaryNodes(meter, maxLen, ending, onSeed) {
   if (meter.firstTokenMs === null) return [ending ?? "waiting"];
-  const isMeasured = meter.numPrompt && maxLen;
-  const context = isMeasured ? [[percent((meter.numPrompt + meter.numTokens) / maxLen), `of ${maxLen.toLocaleString("en")} context`]] : [];
+  const context = meter.numPrompt && maxLen ? [[percent((meter.numPrompt + meter.numTokens) / maxLen), `of ${maxLen.toLocaleString("en")} context`]] : [];
   const nodes = [...figures(meter), ...context].map(([value, unit]) => element("span", element("b", value), ` ${unit}`));
   if (ending === null) return nodes;
   const seed = button(`seed ${meter.seed}`, () => onSeed(meter.seed), { className: "seed", value: meter.seed ?? "", title: `${meter.seed}: use it again` });

@@ -6,19 +6,17 @@ const GAP_PX = 8;
 const card = byId("card");
 const spoken = byId("spoken"); // a live region, which tells screen readers what the card shows
 
-/** Shows the card of a token: its probability, the alternatives, and its experts in each layer. */
 export function show(token, span, numExperts, isSpoken) {
   if (token.logprob === null) {
     hide();
     return;
   }
-  card.replaceChildren(head(token), alternatives(token), ...(token.routing ? [routes(token.routing, numExperts)] : []));
+  card.replaceChildren(head(token), alternatives(token), ...(token.routing ? [routes(token, numExperts)] : []));
   card.showPopover();
   place(span.getClientRects()[0] ?? span.getBoundingClientRect());
   if (isSpoken) spoken.textContent = spokenText(token);
 }
 
-/** Docks the card at the edge of the window, where it stays and shows the tokens to come; or releases it. */
 export function pin() {
   if (!card.classList.toggle("pinned")) hide();
 }
@@ -27,7 +25,6 @@ export function hide() {
   if (card.matches(":popover-open:not(.pinned)")) card.hidePopover();
 }
 
-/** Places the card below the token, or above it if there is no room. */
 function place(anchor) {
   const { offsetWidth: width, offsetHeight: height } = card;
   const isBelow = anchor.bottom + GAP_PX + height < innerHeight;
@@ -50,22 +47,23 @@ function alternatives(token) {
   return element("ol.others", ...rows);
 }
 
-/** Returns a grid of layers and experts, the token's experts lit. */
-function routes(routing, numExperts) {
+/** Returns a grid of layers and experts, lit by weight or, if that is unknown, the strongest most. */
+function routes({ routing, weights }, numExperts) {
   const grid = element("div.routes", { "--experts": numExperts, "--layers": routing.length });
-  for (const chosen of routing) {
+  routing.forEach((chosen, layer) => {
     for (let expert = 0; expert < numExperts; expert += 1) {
       const rank = chosen.indexOf(expert);
-      grid.append(element(rank < 0 ? "i" : rank === 0 ? "i.first" : "i.on"));
+      grid.append(rank < 0 ? element("i") : element("i.on", { "--weight": weights ? weights[layer][rank] : Number(rank === 0) }));
     }
-  }
+  });
   return element("div.routing", element("small", "experts →, layers ↓ · click: gates · right click or P: pin"), grid);
 }
 
 function spokenText(token) {
   const others = token.others.filter((other) => other.spelled !== token.spelled).slice(0, 3);
   const rest = others.map((other) => `${visible(other.spelled)} ${probability(other)}`).join(", ");
-  const first = token.routing ? ` First expert in each layer: ${token.routing.map((chosen) => chosen[0]).join(", ")}.` : "";
+  const experts = token.routing?.map(([first], layer) => (token.weights ? `${first} with ${percent(token.weights[layer][0])}` : first));
+  const first = experts ? ` First expert in each layer: ${experts.join(", ")}.` : "";
   return `${visible(token.spelled)}, ${probability(token)}. Instead: ${rest}.${first}`;
 }
 

@@ -1,22 +1,23 @@
-import { element, on } from "../dom.js";
+import { ignore } from "../api.js";
+import { byId, element, on } from "../dom.js";
+import { readGates } from "../inside/gates.js";
 import { hueOf } from "../words.js";
 import { display } from "./display.js";
 
 let pointer = []; // where the pointer was last seen: text that moves below a resting one opens no card
 on(window, "pointermove", ({ clientX, clientY }) => (pointer = [clientX, clientY]));
 
+const REST_MS = 250; // on a token, before its weights are read
 const STEPS = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
 
-/**
- * Makes a view of generated text, token by token. Hover, tap or arrow keys open a token's card; a click on its token, or Enter,
- * calls `inspect` of `display` with the token, the ids before it, the fields of its request, the view and the text before it.
- */
-export function tokenView() {
+/** Makes a view of text, token by token. Hover, tap or arrow keys open a token's card; a click on its token, or Enter, its gates. */
+export function tokenView(name = "Generated text") {
   const tokens = [];
   const spans = [];
-  const routing = []; // expert ids [layer][k]; row i belongs to token i and arrives with a later chunk
+  const routing = []; // expert ids [layer][k] of token i, which arrive with a later chunk
   let at = -1;
-  const box = element("div.tokens", { tabIndex: 0, role: "group", ariaLabel: "Generated text; arrow keys move through its tokens" });
+  let timer;
+  const box = element("div.tokens", { tabIndex: 0, role: "group", ariaLabel: `${name}; arrow keys move through its tokens` });
 
   function spanOf(token) {
     const span = element("span.t", token.text);
@@ -31,7 +32,7 @@ export function tokenView() {
     spans[index].style.setProperty("--hue", hueOf(chosen[0], display.numExperts));
   }
 
-  /** A tap opens the card first, a second one the gates; the pointer of a mouse has opened the card before. */
+  /** A tap opens the card first, a second one the gates; a mouse has opened the card before. */
   function point(target, isClick) {
     const index = spans.indexOf(target);
     if (index < 0) return;
@@ -39,12 +40,30 @@ export function tokenView() {
     else if (isClick) inspect(index);
   }
 
-  function inspect(index) {
+  /** Returns a token with what `readGates` needs; null if its id, or one before it, is unknown. */
+  function withIds(index) {
     const { promptIds, fields } = view.meter;
     const ids = tokens.slice(0, index + 1).map((token) => token.id);
-    if (!promptIds || ids.includes(undefined)) return;
+    if (!promptIds || ids.includes(undefined)) return null;
+    const { model, experts_per_token: k = display.ownK, expert_mask: mask } = fields;
+    return { ...tokens[index], before: [...promptIds, ...ids.slice(0, -1)], k, mask, model };
+  }
+
+  function inspect(index) {
+    const token = withIds(index);
+    if (!token) return;
     close();
-    display.inspect(tokens[index], [...promptIds, ...ids.slice(0, -1)], fields, view, textOf(tokens.slice(0, index)));
+    display.inspect(token, view, textOf(tokens.slice(0, index)));
+  }
+
+  async function weigh(index, isSpoken) {
+    const token = withIds(index);
+    if (!token || token.weights) return;
+    const layers = await readGates(token, token.k).catch(ignore);
+    if (!layers) return;
+    tokens[index].routing = layers.map(({ chosen }) => chosen);
+    tokens[index].weights = layers.map(({ weights }) => weights);
+    if (index === at) show(index, isSpoken);
   }
 
   function step(event) {
@@ -61,14 +80,17 @@ export function tokenView() {
     at = index;
     spans[index].classList.add("at");
     if (isSpoken) spans[index].scrollIntoView({ block: "nearest" });
-    display.map.showPath(tokens[index].routing ?? null);
+    display.map.showPath(tokens[index]);
     display.card.show(tokens[index], spans[index], display.numExperts, isSpoken);
+    clearTimeout(timer);
+    if (byId("weights").checked) timer = setTimeout(weigh, REST_MS, index, isSpoken);
   }
 
   function close() {
     spans[at]?.classList.remove("at");
     at = -1;
-    display.map.showPath(null);
+    clearTimeout(timer);
+    display.map.showPath();
     display.card.hide();
   }
 
@@ -87,7 +109,6 @@ export function tokenView() {
 
   const view = {
     element: box,
-    routing,
     meter: null, // of the request that gives the text
 
     get text() {
@@ -96,6 +117,11 @@ export function tokenView() {
 
     get hasTokens() {
       return tokens.length > 0;
+    },
+
+    /** The tokens whose experts are known. */
+    get routed() {
+      return tokens.filter(({ routing: row }) => row);
     },
 
     /** Appends tokens, and the expert ids [token][layer][k] that arrived with them; `meter` belongs to their request. */

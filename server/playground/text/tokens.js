@@ -9,7 +9,6 @@ export function parseTokens(choice) {
   return text ? [{ text, spelled: text, logprob: null, others: [] }] : [];
 }
 
-/** Converts both forms of logprobs, the chat's list and the completions' parallel arrays, into one. */
 function parseLogprobs(logprobs) {
   if (!logprobs) return [];
   const read = ({ token: spelled, logprob }) => ({ spelled, logprob });
@@ -21,6 +20,12 @@ function parseLogprobs(logprobs) {
       .map(([spelled, logprob]) => ({ spelled, logprob }))
       .sort((a, b) => b.logprob - a.logprob),
   }));
+}
+
+export function parsePrompt({ text, logprobs, prompt_token_ids: ids }) {
+  const characters = [...text];
+  const starts = logprobs.text_offset;
+  return parseLogprobs(logprobs).map((entry, i) => ({ ...entry, id: ids?.[i], text: characters.slice(starts[i], starts[i + 1]).join("") }));
 }
 
 /**

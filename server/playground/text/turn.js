@@ -6,7 +6,7 @@ import { tokenView } from "./token_view.js";
 
 const SPEAKERS = { user: "You", assistant: "Model", tool: "Result" };
 
-/** Makes one message of a chat with its buttons. `actions` are {step(node, by), edit(node, text), remove(node), run(job), focus()}. */
+/** Makes one message of a chat with its buttons, which call functions of `actions`. */
 export function newTurn(node, actions) {
   const views = []; // of the tokens that were generated on this page, one per request
   const base = node.text; // before the tokens of `views`
@@ -48,7 +48,6 @@ export function newTurn(node, actions) {
     callBox.replaceChildren(...callCards(calls), form);
   }
 
-  /** Markdown is rendered unless its tokens are asked for; other text looks the same in both ways. */
   function show() {
     const isMarkdown = node.role === "assistant" && hasMarkdown(turn.text) && !box.classList.contains("streaming");
     const isPlain = !isMarkdown || !isRendered;
@@ -63,7 +62,7 @@ export function newTurn(node, actions) {
     show();
   }
 
-  /** Replaces the text by a field: Enter (in an answer Ctrl+Enter) makes a new branch, Escape leaves all as it was. */
+  /** Replaces the text by a field: Enter (in an answer Ctrl+Enter) makes a new branch. */
   function edit() {
     const isUser = node.role === "user";
     const field = element("textarea", { value: turn.text, ariaLabel: "Edit the message" });
@@ -106,7 +105,6 @@ export function newTurn(node, actions) {
       show();
     },
 
-    /** Adds a chunk to the newest view, and shows the calls so far. */
     add(tokens, routing, meter) {
       views.at(-1).add(tokens, routing, meter);
       if (meter.calls.length) callBox.replaceChildren(...callCards(meter.calls));

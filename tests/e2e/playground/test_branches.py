@@ -158,6 +158,23 @@ def test_an_answer_that_breaks_off_keeps_its_text_and_can_be_tried_again_or_cont
     assert (shown(visit), sent(stub)) == (["one", "alpha"], ["one", "al"])
 
 
+def test_a_message_to_a_server_that_died_is_kept_and_sent_when_it_is_back(visit: Visit, stub: StubServer) -> None:
+    answer(visit, stub, "one", "alpha")
+    stub.stop()
+    say(visit, "two")
+    expect(visit.get("#failure")).to_contain_text("cannot be reached")
+    assert shown(visit) == ["one", "alpha"]
+    expect(visit.get("#message")).to_have_value("two")
+    expect(visit.get("#health")).to_have_attribute("data-phase", "unreachable")
+    stub.start()
+    stub.tokens = ["beta"]
+    visit.get("#failure button").click()
+    visit.wait_until_finished()
+    assert (shown(visit), sent(stub)) == (["one", "alpha", "two", "beta"], ["one", "alpha", "two"])
+    expect(visit.get("#health")).to_have_attribute("data-phase", "ready")
+    visit.problems[:] = [problem for problem in visit.problems if "ERR_" not in problem]
+
+
 def test_a_text_goes_on_with_an_alternative_and_the_one_before_can_be_opened(visit: Visit, stub: StubServer) -> None:
     visit.choose("mode", "completion")
     stub.tokens = [" a", " b", " c"]

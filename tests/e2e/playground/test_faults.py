@@ -118,16 +118,18 @@ def test_a_request_to_a_server_that_loads_shows_the_progress_and_is_sent_when_it
 
 def test_a_dead_server_is_shown_as_such_without_its_last_figures(visit: Visit) -> None:
     expect(visit.get("#health")).to_have_attribute("data-phase", "ready")
-    expect(visit.get("#load dd").first).to_have_text("0")
-    for path in ("health", "load", "load/recent*", "experts*"):
+    running = visit.get(".chart b").nth(3)
+    expect(running).to_have_text("0")
+    for path in ("health", "load/recent*", "experts*"):
         script(visit, f"**/{path}", abort)
     expect(visit.get("#health")).to_have_attribute("data-phase", "unreachable")
     expect(visit.get("#progress")).to_have_text("cannot be reached")
-    assert set(visit.get("#load dd").all_inner_texts()) == {"–"}
-    for path in ("health", "load", "load/recent*", "experts*"):
+    expect(running).to_have_text("–")
+    assert set(visit.get(".chart b").all_inner_texts()) == {"–"}
+    for path in ("health", "load/recent*", "experts*"):
         visit.page.unroute(f"**/{path}")
     expect(visit.get("#health")).to_have_attribute("data-phase", "ready")
-    expect(visit.get("#load dd").first).to_have_text("0")
+    expect(running).to_have_text("0")
     visit.problems[:] = [problem for problem in visit.problems if "ERR_FAILED" not in problem]
 
 

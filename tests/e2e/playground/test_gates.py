@@ -147,3 +147,31 @@ def test_a_refused_request_is_named_in_the_dialog_and_tried_again_by_the_next_ch
     for k in (1, 2):
         visit.get(f"#gates label:has(input[name=gate-k][value='{k}'])").click()
         expect(visit.get("#gates caption")).to_contain_text(f"{k} of 8 experts")
+
+
+def test_a_token_that_is_rested_on_shows_its_weights_in_the_map(visit: Visit, server: RunningServer) -> None:
+    index, ids = generated(visit, server)
+    token = visit.get("#continuation .t").nth(index)
+    asked: list[str] = []
+    visit.page.on("request", lambda request: asked.append(request.post_data or ""))
+    token.hover()
+    expect(visit.get("#heat .path")).to_have_count(10)
+    visit.page.mouse.move(0, 0)
+    visit.get("#weights").check()
+    token.hover()
+    expected = reported(server, ids, 2)
+    layers = zip(expected["expert_routing"], expected["expert_weights"], strict=True)
+    by_layer = [dict(zip(chosen, weights, strict=True)) for chosen, weights in layers]
+    expect(visit.get("#heat .path").first).not_to_have_attribute("data-weight", "")
+    weights_of = "cells => cells.map(cell => cell.dataset.weight)"
+    for row, weights in zip(visit.get("#heat tbody tr").all(), by_layer, strict=True):
+        percents = row.locator("td").evaluate_all(weights_of)
+        assert percents == [str(round(100 * weights[expert])) if expert in weights else "" for expert in range(8)]
+    lit = visit.get("#card .routes .on").evaluate_all("all => all.map(i => +i.style.getPropertyValue('--weight'))")
+    in_order = [weights[expert] for weights in by_layer for expert in sorted(weights)]
+    assert lit == pytest.approx(in_order, abs=ROUNDED)
+    visit.page.mouse.move(0, 0)
+    expect(visit.get("#heat .path")).to_have_count(0)
+    token.hover()
+    expect(visit.get("#heat .path").first).not_to_have_attribute("data-weight", "")
+    assert sum("gate_logits" in body for body in asked) == 1, "weights are read once, and only where they are wanted"

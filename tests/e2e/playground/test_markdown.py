@@ -15,6 +15,8 @@ RENDER = """async (text) => {
   }
   return [hasMarkdown(text), box.innerHTML];
 }"""
+TEXT_OF = RENDER.replace("box.innerHTML", "box.innerText")
+MAX_DEPTH = 8  # of quotes in quotes
 CASES = {
     "one\n\ntwo": "<p>one</p><p>two</p>",
     "# A\n### B": "<h3>A</h3><h4>B</h4>",
@@ -32,6 +34,12 @@ CASES = {
     "```c++\n<b>\n": '<div class="code"><div class="code-head"><span>c++</span>'
     '<button type="button" class="quiet">Copy</button>'
     "</div><pre><code>&lt;b&gt;</code></pre></div>",
+    "```py\nif x == 'if':  # if <b>\n    x = 0x1f\n```": '<div class="code"><div class="code-head"><span>py</span>'
+    '<button type="button" class="quiet">Copy</button></div><pre><code><span class="word">if</span> x == '
+    '<span class="string">\'if\'</span>:  <span class="comment"># if &lt;b&gt;</span>\n    x = '
+    '<span class="number">0x1f</span></code></pre></div>',
+    "```\nif 1\n```": '<div class="code"><div class="code-head"><span>code</span>'
+    '<button type="button" class="quiet">Copy</button></div><pre><code>if 1</code></pre></div>',
     "#a\n>b\n-c": "<p>#a</p><blockquote><p>b</p></blockquote><p>-c</p>",
 }
 
@@ -88,6 +96,10 @@ def test_long_answers_of_few_kinds_of_characters_are_rendered(visit: Visit) -> N
     assert not visit.page.evaluate(RENDER, "a\n--\n| b")[0]
     for text in ("\n" * 20_000, " " * 20_000, "[" * 20_000, "\n- " * 2_000):
         assert visit.page.evaluate(RENDER, f"a{text}b")[1].count("<p>a") == 1
+    for text in (">" * 20_000, "> " * 20_000):
+        assert visit.page.evaluate(RENDER, text + "a")[1].count("<blockquote>") == MAX_DEPTH
+    for text in ('"' * 19_999, "/*" * 10_000, "`\\" * 10_000, '"""' * 6_667):
+        assert text in visit.page.evaluate(TEXT_OF, f"```js\n{text}")[1]
 
 
 def test_an_element_takes_no_text_to_be_parsed(visit: Visit) -> None:

@@ -226,6 +226,8 @@ def test_a_phone_shows_one_part_at_a_time_without_horizontal_scrolling(browser: 
             shown = [part for part in ("write", "sampling", "inside") if visit.get(f"#{part}").is_visible()]
             assert shown == [view]
             assert visit.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        fonts = "document.fonts.ready.then((fonts) => [...fonts].map(({ status }) => status))"
+        assert visit.page.evaluate(fonts) == ["loaded"]
         visit.write(PROMPT)
         assert font_of(visit, "#prompt") == font_of(visit, "#continuation .t"), (
             "prompt and generated text must have the same lines"

@@ -56,6 +56,12 @@ def test_a_picture_of_a_long_part_is_smaller_and_one_that_cannot_be_made_says_so
         visit.get("#picture").click()
         expect(visit.get("#toast")).to_have_text("This is too large for a picture")
         expect(visit.get(".drawn, .caption")).to_have_count(0)
+        visit.page.evaluate("void (CanvasRenderingContext2D.prototype.fill = () => { throw new Error('no pen') })")
+        visit.get("#picture").click()
+        expect(visit.get("#columns")).to_be_visible()
+        expect(visit.get(".drawn, .caption")).to_have_count(0)
+        assert visit.problems == ["no pen"], "a fault of the page is not hidden"
+        visit.problems.clear()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

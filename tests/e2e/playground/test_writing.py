@@ -119,7 +119,8 @@ def test_the_legend_names_each_colour_with_its_share_and_shows_one_experts_token
         expect(visit.get("#expert-legend")).to_be_hidden()
         visit.choose("tint", "expert")
         swatches = visit.get("#expert-legend button")
-        assert swatches.all_inner_texts()[:3] == ["0 · 18 %", "1 · 18 %", "2 · 18 %"]  # of 11, with the last, empty one
+        expect(swatches.first).to_have_text("0 · 23 %")  # of 13: two of the prompt, and the last, empty one
+        assert swatches.all_inner_texts()[:3] == ["0 · 23 %", "1 · 23 %", "2 · 15 %"]
         assert colours(visit, "#continuation .t")[:8] == colours(visit, "#expert-legend button")
         swatches.nth(1).click()
         shown = "nodes => nodes.flatMap((node, i) => node.classList.contains('dimmed') ? [] : [i])"

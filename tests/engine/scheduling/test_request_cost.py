@@ -27,6 +27,7 @@ def request(params: dict[str, Any], **fields: Any) -> Request:
         (request({}, overhead_tokens=70), 80, 2),
         (request({}, gate_logits=True), 10, 2 + 8),
         (request({}, gate_logits=True, prompt_routing=True), 10 + 8 * 32, 2 + 8),
+        (request({}, expert_routing=True, prompt_routing=True), 10, 2),
     ],
 )
 def test_work_around_the_model_costs_tokens(made: Request, of_prompt: int, of_output: int) -> None:

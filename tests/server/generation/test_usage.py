@@ -109,7 +109,16 @@ async def test_an_echoed_prompt_has_its_gate_logits_too(stream: bool, max_tokens
     assert engine.submitted[0].prompt_routing
 
 
-async def test_only_an_echoed_prompt_and_only_gate_logits_report_the_prompt() -> None:
+async def test_a_text_that_is_only_scored_reports_the_experts_of_its_tokens() -> None:
+    engine = an_engine()
+    fields = {"expert_routing": True, "echo": True, "max_tokens": 0, "logprobs": 1}
+    (choice,) = (await post(engine, **fields)).json()["choices"]
+    assert choice["expert_routing"] == [[experts_of(token)] for token in PROMPTS[0]]
+    assert "gate_logits" not in choice
+    assert engine.submitted[0].prompt_routing
+
+
+async def test_only_an_echoed_prompt_and_only_gate_logits_report_the_prompt_of_a_text_that_goes_on() -> None:
     for fields in ({"gate_logits": True}, {"expert_routing": True, "echo": True}):
         engine = an_engine()
         (choice,) = (await post(engine, **fields)).json()["choices"]

@@ -63,9 +63,36 @@ def inside_token(visit: Visit, stub: StubServer) -> None:
     expect(visit.get("#gates caption")).to_be_visible()
 
 
-def chat_empty(visit: Visit, stub: StubServer) -> None:
+def weights(visit: Visit, stub: StubServer) -> None:
     visit.page.keyboard.press("Escape")
     expect(visit.get("#gates")).to_be_hidden()
+    if is_narrow(visit):
+        visit.choose("view", "sampling")
+    visit.get("#weights").check()
+    if is_narrow(visit):
+        visit.choose("view", "write")
+    visit.get("#continuation .t").nth(5).hover()
+    expect(visit.get("#heat .path").first).not_to_have_attribute("data-weight", "")
+
+
+def wide_map(visit: Visit, stub: StubServer) -> None:
+    visit.page.mouse.move(0, 0)
+    if is_narrow(visit):
+        visit.choose("view", "inside")
+    else:
+        visit.get("#map-size").click()
+    visit.choose("tint", "surprise")
+    visit.get("#prompt-tokens .t").first.wait_for(state="attached")
+    visit.get("#window").select_option("this answer")
+    expect(visit.get("#readout")).to_contain_text("Least balanced")
+
+
+def chat_empty(visit: Visit, stub: StubServer) -> None:
+    visit.get("#window").select_option("last minute")
+    if is_narrow(visit):
+        visit.choose("view", "write")
+    else:
+        visit.get("#map-size").click()
     visit.choose("mode", "chat")
     expect(visit.get("#message")).to_be_focused()
 
@@ -199,7 +226,8 @@ def experts(visit: Visit, stub: StubServer) -> None:
 
 # In this order; each begins where the one before has ended.
 STATES: tuple[Callable[[Visit, StubServer], None], ...] = (
-    empty, text, card, docked_card, inside_token, chat_empty, chat, branches, editing, streaming, calls, results,
-    failed, history, renaming, compare, server, unreachable, without_key, loading, sampling, tools, experts,
+    empty, text, card, docked_card, inside_token, weights, wide_map, chat_empty, chat, branches, editing, streaming,
+    calls, results, failed, history, renaming, compare, server, unreachable, without_key, loading, sampling, tools,
+    experts,
 )  # fmt: skip
 EXPECTED_STATUSES = (401, 503)

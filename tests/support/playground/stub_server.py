@@ -1,10 +1,12 @@
 """A server for tests of the playground that answers at once: the page's own files, and scripted replies of the API."""
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -32,6 +34,7 @@ class StubServer:
         self.breaks = False  # closes the connection behind the first token
         self.failure: tuple[int, str] | None = None  # status and code of every generation
         self.bodies: list[dict[str, Any]] = []  # of the generations
+        self.inquiries: list[dict[str, Any]] = []  # bodies about a token's gates or a prompt's tokens
         self.recent: dict[str, Any] = {name: [0.0] * POINTS for name in RECENT}  # columns of GET /load/recent
         self.holds: dict[int, threading.Event] = {}  # what the token at a place waits for
         self.released = threading.Event()  # a stream waits for it behind its first token
@@ -68,7 +71,6 @@ class StubServer:
             return 200 if self.phase == "ready" else 503, {"phase": self.phase, **progress}
         replies: dict[str, dict[str, Any]] = {
             "/v1/models": {"data": [self.model()]},
-            "/load": {"running": 1, "waiting": 0},
             "/load/recent": {"interval_s": 5, **self.recent},
             "/version": {"version": "1.2.3"},
             "/experts": {"layers": [layer_report(layer) for layer in range(NUM_LAYERS)]},
@@ -118,7 +120,10 @@ class PageHandler(BaseHTTPRequestHandler):
         if not self._has_key():
             return self._send_json(401, {"error": {"message": "Send a valid API key."}})
         if not body.get("stream"):
-            return self._send_json(200, {"choices": [gates(body["experts_per_token"])]})
+            stub.inquiries.append(body)
+            is_prompt = body.get("echo", False)
+            choice = scored(body["prompt"]) if is_prompt else gates(body["experts_per_token"])
+            return self._send_json(200, {"choices": [choice]})
         stub.bodies.append(body)
         if stub.failure:
             status, code = stub.failure
@@ -162,16 +167,33 @@ class PageHandler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
 
+def routing(number: int) -> list[list[int]]:
+    """Return the experts of the token at a place, by layer."""
+    return [[(number + layer) % NUM_EXPERTS, (number + layer + 3) % NUM_EXPERTS] for layer in range(NUM_LAYERS)]
+
+
+def scored(prompt: str) -> dict[str, Any]:
+    """Return a choice with a prompt's tokens, its words: the one at place i has the probability e^-i."""
+    starts = [0, *(match.start() for match in re.finditer(" ", prompt))]
+    tokens = [prompt[start:end] for start, end in pairwise([*starts, len(prompt)])]
+    scores = [None, *(-1.0 * place for place in range(1, len(tokens)))]
+    tops = [None, *({token: score} for token, score in zip(tokens[1:], scores[1:], strict=True))]
+    return {
+        "text": prompt, "prompt_token_ids": [1] * len(tokens), "expert_routing": list(map(routing, range(len(tokens)))),
+        "logprobs": {"tokens": tokens, "token_logprobs": scores, "top_logprobs": tops, "text_offset": starts},
+    }  # fmt: skip
+
+
 def event(is_chat: bool, text: str, number: int, finish_reason: str | None) -> dict[str, Any]:
     """Return a chunk with one token, or the one that ends the text."""
     others = [(text, -0.2), (" other", -2.0), (" third", -3.0)]
     listed = {"token": text, "logprob": -0.2, "top_logprobs": [{"token": t, "logprob": p} for t, p in others]}
     columns = {"tokens": [text], "token_logprobs": [-0.2], "top_logprobs": [dict(others)]}
-    routing = [[(number + layer) % NUM_EXPERTS, (number + layer + 3) % NUM_EXPERTS] for layer in range(NUM_LAYERS)]
     choice = {
         **({"delta": {"content": text}} if is_chat else {"text": text}),
         "logprobs": {"content": [listed]} if is_chat else columns,
-        "token_ids": [number], "prompt_token_ids": [1], "expert_routing": [routing], "finish_reason": finish_reason,
+        "token_ids": [number], "prompt_token_ids": [1], "expert_routing": [routing(number)],
+        "finish_reason": finish_reason,
     }  # fmt: skip
     usage = {"prompt_tokens": 100, "completion_tokens": number + 1}
     return {"choices": [choice], "usage": usage, "seed": 7}

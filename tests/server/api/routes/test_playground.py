@@ -14,7 +14,8 @@ from tests.support.servers.serving import client_of, saying, state_around
 
 pytestmark = pytest.mark.anyio
 NAMES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*") if path.is_file())
-MAX_BYTES = 150_000  # of the whole page, without a font
+FONTS = FOLDER / "fonts"
+MAX_BYTES, MAX_FONT_BYTES = 150_000, 40_000  # of the whole page without its font, and of the font
 
 
 class Links(HTMLParser):
@@ -53,7 +54,8 @@ async def test_the_page_may_load_and_reach_only_this_server() -> None:
         page = await client.get("/")
     rules = dict(rule.strip().split(" ", 1) for rule in page.headers["content-security-policy"].split(";"))
     assert rules["default-src"] == "'none'"
-    assert {rules[kind] for kind in ("script-src", "style-src", "img-src", "connect-src")} == {"'self'"}
+    own = ("script-src", "style-src", "img-src", "font-src", "connect-src")
+    assert {rules[kind] for kind in own} == {"'self'"}
     assert {rules[kind] for kind in ("base-uri", "form-action", "frame-ancestors")} == {"'none'"}
     assert page.headers["x-content-type-options"] == "nosniff"
     assert page.headers["content-type"] == "text/html; charset=utf-8"
@@ -77,7 +79,15 @@ def test_the_scripts_import_files_that_exist_and_name_no_other_host() -> None:
 
 
 def test_the_page_stays_small() -> None:
-    assert sum((FOLDER / name).stat().st_size for name in NAMES) <= MAX_BYTES
+    sizes = {path: path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()}
+    fonts = [size for path, size in sizes.items() if path.is_relative_to(FONTS)]
+    assert sum(fonts) <= MAX_FONT_BYTES
+    assert sum(sizes.values()) - sum(fonts) <= MAX_BYTES
+
+
+def test_the_license_of_the_font_is_beside_it() -> None:
+    assert {path.name for path in FONTS.iterdir()} == {"OFL.txt", "inter.woff2"}
+    assert "SIL Open Font License" in (FONTS / "OFL.txt").read_text()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,0 +1,33 @@
+import * as api from "../api.js";
+import { byId } from "../dom.js";
+import { percent } from "../words.js";
+
+const PHASES = {
+  stuck: "the engine makes no progress",
+  restarting: "the engine is restarting",
+  draining: "shutting down",
+  dead: "the engine has stopped",
+  unreachable: "cannot be reached",
+};
+
+// The server's health: a dot beside the model's name and, unless it is ready, words with the progress of a load.
+export let phase = "loading"; // of the last reading; "unreachable" without an answer
+const dot = byId("health");
+
+export async function refresh() {
+  const { stage, loaded_bytes: loaded, total_bytes: total, ...health } = await readHealth();
+  phase = health.phase;
+  const words = PHASES[phase] ?? phase;
+  const progress = phase === "loading" && total ? ` ${stage}, ${percent(loaded / total)}` : "";
+  dot.dataset.phase = phase;
+  dot.ariaLabel = dot.title = `Server: ${words}`;
+  byId("progress").textContent = phase === "ready" ? "" : words + progress;
+}
+
+async function readHealth() {
+  try {
+    return await api.read("health");
+  } catch (error) {
+    return error.status === 0 ? { phase: "unreachable" } : { phase: "dead", ...error.body };
+  }
+}
