@@ -73,12 +73,7 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
     backend = choose_backend(config, device, dtype, heartbeat)
     numerics = backend.numerics
     weight_bytes, backend = plan_weights(config, model_config, stored, backend, device, dtype)
-    free_bytes, of_adapters = memory_of(device).free_bytes(), sum(adapter_bytes(config, model_config).values())
-    experts = plan_expert_memory(config, model_config, free_bytes, of_adapters)
-    if experts is None:
-        experts = plan_cached_experts(config, model_config, free_bytes - of_adapters)
-    else:
-        weight_bytes = experts.dense_bytes + experts.num_bytes
+    weight_bytes, experts = _plan_experts(config, model_config, device, weight_bytes)
     if not is_pack(path):  # in which they are decoded
         warnings += decoding_warnings(stored, config.quantization, backend.ops.block_formats)
     own = RankDescription(numerics, contents_digest(stored.values()))
@@ -88,10 +83,7 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
         model, reader = _load_weights(config, model_config, backend.ops, options, experts)
         if ranks is not None:
             ranks.wait_until_loaded(lambda: on_progress("weights of other ranks", 0, 0))
-        if identify(stored.values()) != identity:
-            raise CheckpointError(f"{config.model}: files were replaced while they were loaded; start again")
-        if is_pack(path):  # the fingerprint names the weights that were packed, whatever file they are in
-            identity = replace(identity, contents=read_header(path).contents)
+        identity = _identity_after_load(path, stored, identity)
         if heartbeat is not None:
             model.on_layer = heartbeat.beat
         weights_s = time.monotonic() - start
@@ -104,6 +96,28 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
         if reader is not None:  # now, so that it does not slow down what was measured
             reader.start(partial(log_small_pages, path / WEIGHTS_NAME))
         return loaded
+
+
+def _plan_experts(
+    config: EngineConfig, model: ModelConfig, device: torch.device, weight_bytes: int
+) -> tuple[int, ExpertMemory | None]:
+    """Return how many of the weights' bytes, `weight_bytes` in all, are in memory or mapped, and the memory of experts
+    that are read when a step needs them."""
+    free_bytes, of_adapters = memory_of(device).free_bytes(), sum(adapter_bytes(config, model).values())
+    experts = plan_expert_memory(config, model, free_bytes, of_adapters)
+    if experts is None:
+        return weight_bytes, plan_cached_experts(config, model, free_bytes - of_adapters)
+    return experts.dense_bytes + experts.num_bytes, experts
+
+
+def _identity_after_load(
+    path: Path, stored: Mapping[str, StoredWeight], identity: CheckpointIdentity
+) -> CheckpointIdentity:
+    """Return the identity of the loaded weights: of a pack that of the packed ones, whatever file they are in. Raises
+    CheckpointError unless the files are still those with `identity`."""
+    if identify(stored.values()) != identity:
+        raise CheckpointError(f"{path}: files were replaced while they were loaded; start again")
+    return replace(identity, contents=read_header(path).contents) if is_pack(path) else identity
 
 
 @contextmanager
