@@ -4,7 +4,7 @@ Shape letters as in model/mixtral.py.
 """
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -27,58 +27,36 @@ from model.packed_groups import read_group_matrix
 from model.stored_weights import decode_matrix, read_block_matrix, read_weight
 
 
-def load_model(
-    path: Path,
-    config: ModelConfig,
-    dtype: torch.dtype,
-    device: torch.device,
-    ops: Ops,
-    on_progress: Callable[[int, int], None],
-    *,
-    group: Group = ALONE,
-    check_values: bool = False,
-    num_threads: int = 1,
-) -> Mixtral:
-    """Load the checkpoint `path`, a directory or a GGUF file, as a network with weights of `dtype` on `device`.
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How the weights of a checkpoint are read."""
+
+    dtype: torch.dtype  # of the weights
+    device: torch.device
+    on_progress: Callable[[int, int], None] = lambda loaded, total: None  # after each tensor, in bytes of the files
+    group: Group = ALONE  # a rank of it reads and packs only the rows of its part
+    check_values: bool = False  # reject NaN and Inf, and experts whose weights are all zero
+    num_threads: int = 1  # that decode quantized weights
+
+
+def load_model(path: Path, config: ModelConfig, ops: Ops, options: LoadOptions) -> Mixtral:
+    """Load the checkpoint `path`, a directory or a GGUF file, as a network.
 
     Weights in blocks that `ops` multiplies stay in them; norms, and so the sums between layers, are then float32. A
-    rank of a `group` reads and packs only the rows of its part; of a matrix that several tensors encode (AWQ, GPTQ and
-    others) it reads all and packs its part.
+    rank reads all of a matrix that several tensors encode (AWQ, GPTQ and others) and packs its part.
 
     Checks all headers against the config before it allocates the first weight. Then reads, converts and packs (by
     `ops`) one tensor at a time, GGUF's blocks in slices, so that the peak is one copy of the weights and one tensor or
-    slice. Calls on_progress(loaded, total), in bytes of the files, after each tensor. `check_values` rejects NaN and
-    Inf, and experts whose weights are all zero. `num_threads` threads decode quantized weights. Raises CheckpointError.
+    slice. Raises CheckpointError.
     """
-    source = open_network(
-        path,
-        config,
-        dtype,
-        device,
-        ops,
-        on_progress,
-        group=group,
-        check_values=check_values,
-        num_threads=num_threads,
-    )
+    source = open_network(path, config, ops, options)
     embedding, layers = source.embedding(), list(source.layers())
     weights = MixtralWeights(embedding, layers, source.norm(), source.head(embedding))
-    return Mixtral(config, weights, ops, group)
+    return Mixtral(config, weights, ops, options.group)
 
 
-def open_network(
-    path: Path,
-    config: ModelConfig,
-    dtype: torch.dtype,
-    device: torch.device,
-    ops: Ops,
-    on_progress: Callable[[int, int], None],
-    *,
-    group: Group = ALONE,
-    check_values: bool = False,
-    num_threads: int = 1,
-) -> "NetworkSource":
-    """Check the headers of a checkpoint, and return its weights to be loaded part by part. Arguments as of load_model.
+def open_network(path: Path, config: ModelConfig, ops: Ops, options: LoadOptions) -> "NetworkSource":
+    """Check the headers of a checkpoint, and return its weights to be loaded part by part.
 
     Raises CheckpointError, also for a pack, whose weights are packed already.
     """
@@ -86,11 +64,8 @@ def open_network(
         raise CheckpointError(f"{path} is a pack; here the checkpoint is needed that it was made of")
     stored = read_stored_weights(path, config)
     in_blocks = kept_in_blocks(stored, ops.block_formats)
-    parts = RankParts(stored, config.num_kv_heads, group.cut)
-    source = TensorReader(
-        parts, in_blocks, dtype, device, on_progress, check_values=check_values, num_threads=num_threads
-    )
-    return NetworkSource(config, source, ops)
+    parts = RankParts(stored, config.num_kv_heads, options.group.cut)
+    return NetworkSource(config, TensorReader(parts, in_blocks, options), ops)
 
 
 class NetworkSource:
@@ -120,27 +95,15 @@ class NetworkSource:
 class TensorReader:
     """Reader of checked tensors by name; converts them to dtype and device and reports progress."""
 
-    def __init__(
-        self,
-        parts: RankParts,
-        in_blocks: Collection[str],
-        dtype: torch.dtype,
-        device: torch.device,
-        on_progress: Callable[[int, int], None],
-        *,
-        check_values: bool,
-        num_threads: int,
-    ) -> None:
+    def __init__(self, parts: RankParts, in_blocks: Collection[str], options: LoadOptions) -> None:
+        dtype = options.dtype
         self._parts = parts
         self._in_blocks = in_blocks
+        self._options = options
         self._slices = SliceReader()
-        self._check_values = check_values
-        self._num_threads = num_threads
         self._dtype = dtype
         self._residual_dtype = torch.float32 if in_blocks else dtype
         self._embedding_dtype = torch.float16 if in_blocks and dtype == torch.bfloat16 else dtype
-        self._device = device
-        self._on_progress = on_progress
         self._loaded_bytes = 0
         self._total_bytes = parts.num_bytes()
         if HEAD in in_blocks and HEAD not in parts:
@@ -183,27 +146,28 @@ class TensorReader:
         return self._read(tensor, range(tensor.shape[0]), self._dtype)
 
     def _read(self, tensor: StoredWeight, rows: range, dtype: torch.dtype) -> Tensor:
-        weight = read_weight(tensor, dtype, rows.start, len(rows), self._num_threads).to(self._device, dtype)
-        if self._check_values:
+        options = self._options
+        weight = read_weight(tensor, dtype, rows.start, len(rows), options.num_threads).to(options.device, dtype)
+        if options.check_values:
             _check_numbers(tensor, weight)
         self._count(tensor.num_bytes)
         return weight
 
     def _read_blocks(self, name: str) -> BlockMatrix | BlockStream:
         tensor = self._parts.part(name)
-        if isinstance(tensor, StoredTensor) and not tensor.interleaved_heads and not self._check_values:
+        if isinstance(tensor, StoredTensor) and not tensor.interleaved_heads and not self._options.check_values:
             return BlockStream(tensor.dtype, (tensor.shape[0], tensor.shape[1]), self._stream(tensor))
         if isinstance(tensor, PackedMatrix):
-            if self._check_values:
-                _check_numbers(tensor, read_weight(tensor, self._dtype, num_threads=self._num_threads))
-            matrix = read_group_matrix(tensor, tensor.dtype, self._num_threads)
+            if self._options.check_values:
+                _check_numbers(tensor, read_weight(tensor, self._dtype, num_threads=self._options.num_threads))
+            matrix = read_group_matrix(tensor, tensor.dtype, self._options.num_threads)
             rows = self._parts.rows(name)
             if len(rows) < len(matrix.blocks):
                 matrix = replace(matrix, blocks=matrix.blocks[rows.start : rows.stop].clone())
         else:
             matrix = read_block_matrix(tensor)
-            if self._check_values:
-                _check_numbers(tensor, decode_matrix(matrix, self._dtype, self._num_threads))
+            if self._options.check_values:
+                _check_numbers(tensor, decode_matrix(matrix, self._dtype, self._options.num_threads))
         self._count(tensor.num_bytes)
         return matrix
 
@@ -213,7 +177,7 @@ class TensorReader:
 
     def _count(self, num_bytes: int) -> None:
         self._loaded_bytes += num_bytes
-        self._on_progress(self._loaded_bytes, self._total_bytes)
+        self._options.on_progress(self._loaded_bytes, self._total_bytes)
 
 
 def _check_numbers(tensor: StoredWeight, weight: Tensor) -> None:

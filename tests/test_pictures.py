@@ -8,7 +8,7 @@ from PIL import Image
 
 from tests.support.paths import ROOT
 
-PICTURE = ROOT / "docs" / "compare.webp"  # python -m tests.measure.pictures.compare_animation
+PICTURE = ROOT / "docs" / "pictures" / "compare.webp"  # python -m tests.measure.pictures.compare_animation
 MAX_BYTES = 300_000
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LINK = re.compile(r"!\[([^\]]*)\]\(([^)\s]+\.(?:png|webp|svg))\)")

@@ -1,4 +1,6 @@
-"""smoe servers on the nodes of a Ray cluster, behind Envoy with deploy/envoy/envoy-eds.yaml. docs/fleet.md explains it.
+"""smoe servers on the nodes of a Ray cluster, behind Envoy with deploy/envoy/envoy-eds.yaml.
+
+docs/operation/fleet.md explains it.
 
     python deploy/ray/fleet.py --replicas 1,8 --cpus 64 -- smoe serve /models/mixtral
 

@@ -171,14 +171,9 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
     block_formats = PACKED_BLOCKS if _is_native(config) and config.quantization == "none" else ()
     kept = kept_in_blocks(stored, block_formats)
     own_kind = weight_kind(config, model, is_in_blocks=bool(kept))
-    size, num_kv_heads = config.tensor_parallel_size, model.num_kv_heads
-    part_bytes = {
-        kind: weight_bytes_of_ranks(stored, *_element_format(kind, dtype), size, num_kv_heads)
-        for kind in {*WEIGHT_KINDS, own_kind}
-    }
-    element_format = _element_format(own_kind, dtype)
-    of_ranks = [sum(weight_bytes(stored, *element_format, cut, num_kv_heads).values()) for cut in all_cuts(size)]
-    host_bytes = _largest_memory(of_ranks, size // num_memories(config, config.device))
+    of_ranks = _bytes_of_ranks(config, model, stored, own_kind)
+    memories = num_memories(config, config.device)
+    host_bytes = _largest_memory(of_ranks, len(of_ranks) // memories)
     limits, experts, unfit_reason = None, None, ""
     beside_bytes = sum(adapters.values())
     try:
@@ -192,14 +187,14 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
         config=config,
         stored_bytes=sum(weight.num_bytes for weight in stored.values()),
         parameters=parameters_by_part(stored.values()),
-        part_bytes=part_bytes,
+        part_bytes={kind: _bytes_of_parts(config, model, stored, kind) for kind in {*WEIGHT_KINDS, own_kind}},
         rank_weight_bytes=max(of_ranks),
         host_weight_bytes=host_bytes,
         weight_kind=own_kind,
         kept_formats=name_of_blocks(stored, kept),
         memory_bytes=memory_bytes,
         dtype=dtype,
-        needed_bytes=host_bytes + beside_bytes + -(-_kv_need(config, model) // num_memories(config, config.device)),
+        needed_bytes=host_bytes + beside_bytes + -(-_kv_need(config, model) // memories),
         limits=limits,
         unfit_reason=unfit_reason,
         warnings=(
@@ -218,6 +213,23 @@ def _adapters(config: EngineConfig, model: ModelConfig) -> dict[str, int]:
     if config.lora and (reason := why_no_adapters(config, backend)):
         raise EngineConfigError(f"--lora: {reason}")
     return adapter_bytes(config, model)
+
+
+def _bytes_of_parts(
+    config: EngineConfig, model: ModelConfig, stored: Mapping[str, StoredWeight], kind: str
+) -> dict[str, int]:
+    """Return the bytes of each part of the network in the weight format `kind`, of all ranks together."""
+    element_format = _element_format(kind, served_dtype(config, model))
+    return weight_bytes_of_ranks(stored, *element_format, config.tensor_parallel_size, model.num_kv_heads)
+
+
+def _bytes_of_ranks(
+    config: EngineConfig, model: ModelConfig, stored: Mapping[str, StoredWeight], kind: str
+) -> list[int]:
+    """Return the bytes of each rank's weights in the format `kind`."""
+    element_format = _element_format(kind, served_dtype(config, model))
+    cuts = all_cuts(config.tensor_parallel_size)
+    return [sum(weight_bytes(stored, *element_format, cut, model.num_kv_heads).values()) for cut in cuts]
 
 
 def _largest_memory(of_ranks: Sequence[int], ranks_of_each: int) -> int:

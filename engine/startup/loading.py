@@ -40,7 +40,7 @@ from model.checkpoint.weight_sizes import decoding_warnings
 from model.config import ModelConfig
 from model.dummy_weights import random_model
 from model.group import Group
-from model.loader import load_model
+from model.loader import LoadOptions, load_model
 from model.mixtral import Mixtral
 from model.mixtral_native import in_one_call
 from model.ops.interface import Ops, packed_bytes
@@ -73,26 +73,17 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
     backend = choose_backend(config, device, dtype, heartbeat)
     numerics = backend.numerics
     weight_bytes, backend = plan_weights(config, model_config, stored, backend, device, dtype)
-    free_bytes, of_adapters = memory_of(device).free_bytes(), sum(adapter_bytes(config, model_config).values())
-    experts = plan_expert_memory(config, model_config, free_bytes, of_adapters)
-    if experts is None:
-        experts = plan_cached_experts(config, model_config, free_bytes - of_adapters)
-    else:
-        weight_bytes = experts.dense_bytes + experts.num_bytes
+    weight_bytes, experts = _plan_experts(config, model_config, device, weight_bytes)
     if not is_pack(path):  # in which they are decoded
         warnings += decoding_warnings(stored, config.quantization, backend.ops.block_formats)
     own = RankDescription(numerics, contents_digest(stored.values()))
     on_wait = partial(on_progress, "other ranks", 0, 0)
     with _started_ranks(config, model_config, backend, device, own, on_wait) as ranks:
-        model, reader = _load_weights(
-            config, model_config, dtype, device, backend.ops, group_of(ranks), partial(on_progress, "weights"), experts
-        )
+        options = _load_options(config, dtype, device, group_of(ranks), partial(on_progress, "weights"))
+        model, reader = _load_weights(config, model_config, backend.ops, options, experts)
         if ranks is not None:
             ranks.wait_until_loaded(lambda: on_progress("weights of other ranks", 0, 0))
-        if identify(stored.values()) != identity:
-            raise CheckpointError(f"{config.model}: files were replaced while they were loaded; start again")
-        if is_pack(path):  # the fingerprint names the weights that were packed, whatever file they are in
-            identity = replace(identity, contents=read_header(path).contents)
+        identity = _identity_after_load(path, stored, identity)
         if heartbeat is not None:
             model.on_layer = heartbeat.beat
         weights_s = time.monotonic() - start
@@ -105,6 +96,28 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
         if reader is not None:  # now, so that it does not slow down what was measured
             reader.start(partial(log_small_pages, path / WEIGHTS_NAME))
         return loaded
+
+
+def _plan_experts(
+    config: EngineConfig, model: ModelConfig, device: torch.device, weight_bytes: int
+) -> tuple[int, ExpertMemory | None]:
+    """Return how many of the weights' bytes, `weight_bytes` in all, are in memory or mapped, and the memory of experts
+    that are read when a step needs them."""
+    free_bytes, of_adapters = memory_of(device).free_bytes(), sum(adapter_bytes(config, model).values())
+    experts = plan_expert_memory(config, model, free_bytes, of_adapters)
+    if experts is None:
+        return weight_bytes, plan_cached_experts(config, model, free_bytes - of_adapters)
+    return experts.dense_bytes + experts.num_bytes, experts
+
+
+def _identity_after_load(
+    path: Path, stored: Mapping[str, StoredWeight], identity: CheckpointIdentity
+) -> CheckpointIdentity:
+    """Return the identity of the loaded weights: of a pack that of the packed ones, whatever file they are in. Raises
+    CheckpointError unless the files are still those with `identity`."""
+    if identify(stored.values()) != identity:
+        raise CheckpointError(f"{path}: files were replaced while they were loaded; start again")
+    return replace(identity, contents=read_header(path).contents) if is_pack(path) else identity
 
 
 @contextmanager
@@ -164,27 +177,25 @@ def load_rank(
 ) -> Mixtral:
     """Load the part of one rank, which is not the first. Raises CheckpointError and EngineConfigError."""
     dtype = DTYPES[served_dtype(config, model_config)]
-    model, _ = _load_weights(config, model_config, dtype, device, backend.ops, group, lambda done, total: on_tensor())
+    options = _load_options(config, dtype, device, group, lambda done, total: on_tensor())
+    model, _ = _load_weights(config, model_config, backend.ops, options)
     return in_one_call(model, backend.ops)
 
 
 def _load_weights(
     config: EngineConfig,
     model_config: ModelConfig,
-    dtype: torch.dtype,
-    device: torch.device,
     ops: Ops,
-    group: Group,
-    on_progress: Callable[[int, int], None],
+    options: LoadOptions,
     experts: ExpertMemory | None = None,
 ) -> tuple[Mixtral, BackgroundReader | None]:
     """Return the network, and what reads it ahead if it is mapped."""
     path = Path(config.model)
-    with explain_out_of_memory(config, "the weights are loaded", memory_of(device)):
+    with explain_out_of_memory(config, "the weights are loaded", memory_of(options.device)):
         if config.weights_memory != "auto" and isinstance(ops, NativeOps) and is_pack(path):
-            memory = config.weights_memory
+            memory, on_progress = config.weights_memory, options.on_progress
             if experts is None:
-                packed = load_pack(path, model_config, ops, memory, on_progress, group)
+                packed = load_pack(path, model_config, ops, memory, on_progress, options.group)
             else:
                 packed = load_pack_in_part(
                     path,
@@ -196,18 +207,18 @@ def _load_weights(
                     in_page_cache=experts.in_page_cache,
                 )
             return packed.network, packed.reader
-        model = load_model(
-            path,
-            model_config,
-            dtype,
-            device,
-            ops,
-            on_progress,
-            group=group,
-            check_values=config.verify,
-            num_threads=config.threads or num_cores(),
-        )
-        return model, None
+        return load_model(path, model_config, ops, options), None
+
+
+def _load_options(
+    config: EngineConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    group: Group,
+    on_progress: Callable[[int, int], None],
+) -> LoadOptions:
+    num_threads = config.threads or num_cores()
+    return LoadOptions(dtype, device, on_progress, group, check_values=config.verify, num_threads=num_threads)
 
 
 def load_random(config: EngineConfig, model_config: ModelConfig) -> LoadedModel:

@@ -31,7 +31,7 @@ from model.checkpoint.pack.side_files import copy_side_files
 from model.checkpoint.stored_tensor import StoredTensor, StoredWeight
 from model.checkpoint.weight_sizes import weight_bytes
 from model.config import ModelConfig
-from model.loader import open_network
+from model.loader import LoadOptions, open_network
 from model.pack.network import NetworkTensors
 from model.pack.writer import TensorWriter, finish, new_pack
 
@@ -91,16 +91,9 @@ def _write_network(
     on_progress: Callable[[int, int], None],
 ) -> dict[str, object]:
     """Read, pack and write part by part; return how the written tensors form matrices."""
-    network = open_network(
-        Path(config.model),
-        model,
-        getattr(torch, served_dtype(config, model)),
-        CPU,
-        backend.ops,
-        on_progress,
-        check_values=config.verify,
-        num_threads=config.threads or num_cores(),
-    )
+    dtype, num_threads = getattr(torch, served_dtype(config, model)), config.threads or num_cores()
+    options = LoadOptions(dtype, CPU, on_progress, check_values=config.verify, num_threads=num_threads)
+    network = open_network(Path(config.model), model, backend.ops, options)
     parts = NetworkTensors(writer.write)
     embedding = network.embedding()
     parts.tensor("embedding", embedding)

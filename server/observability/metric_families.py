@@ -87,7 +87,7 @@ class RequestFamilies(FamilyGroup):
 
 
 class EngineFamilies(FamilyGroup):
-    """Metrics of the engine process: its steps, its KV blocks, its start."""
+    """Metrics of the engine process: its steps, its KV blocks, its experts, its start."""
 
     def __init__(self) -> None:
         self.up = _gauge(
@@ -129,8 +129,14 @@ class EngineFamilies(FamilyGroup):
         )
         self.startup = _gauge("smoe_startup_seconds", "Duration of each phase of the start.", "phase")
         self.build = _gauge("smoe_build_info", "Version and numerics.", *BUILD_LABELS)
-        self.weights_mapped = _gauge("smoe_weights_mapped_bytes", "Bytes of the weights that are mapped from a pack.")
-        self.weights_cached = _gauge("smoe_weights_cached_bytes", "Bytes of a pack's file that are in memory now.")
+
+
+class PackFamilies(FamilyGroup):
+    """Metrics of weights in a pack: what is mapped, and experts that are read when a step needs them."""
+
+    def __init__(self) -> None:
+        self.mapped_bytes = _gauge("smoe_weights_mapped_bytes", "Bytes of the weights that are mapped from a pack.")
+        self.cached_bytes = _gauge("smoe_weights_cached_bytes", "Bytes of a pack's file that are in memory now.")
         self.expert_hits = _counter(
             "smoe_expert_store_hits_total", "Experts that a layer of a step needed and found in memory."
         )

@@ -10,7 +10,7 @@ from server.engine_client.status import EngineStatus
 from server.observability.expert_load import ExpertLoad
 from server.observability.exposition import Exposition
 from server.observability.load import Load
-from server.observability.metric_families import EngineFamilies, Outcome, RequestFamilies, ServerFamilies
+from server.observability.metric_families import EngineFamilies, Outcome, PackFamilies, RequestFamilies, ServerFamilies
 from server.observability.recent_load import RecentLoad
 from server.observability.vllm_families import VllmFamilies
 
@@ -33,6 +33,7 @@ class Metrics:
         """`compat` "vllm" adds vLLM's names. `clock` returns monotonic seconds."""
         self._requests = RequestFamilies()
         self._engine = EngineFamilies()
+        self._pack = PackFamilies()
         self._server = ServerFamilies()
         self._stats = StepStats()
         self._experts = ExpertLoad(clock)
@@ -40,7 +41,8 @@ class Metrics:
         self._num_open = 0
         self._block_size = 0  # of the KV cache; 0 until an engine is ready
         self._vllm = VllmFamilies()
-        groups = (self._requests, self._engine, self._server, *([self._vllm] if compat == "vllm" else []))
+        own = (self._requests, self._engine, self._pack, self._server)
+        groups = (*own, self._vllm) if compat == "vllm" else own
         self.exposition = Exposition(groups, model_name, compat, clock, self._update_gauges)
 
     @property
@@ -127,7 +129,7 @@ class Metrics:
                 self._engine.expert_tokens.labels(str(layer), str(expert)).inc(count)
 
     def _record_reads(self, reads: ExpertReads) -> None:
-        families = self._engine
+        families = self._pack
         families.expert_hits.inc(reads.num_hits)
         families.expert_misses.inc(reads.num_misses)
         families.expert_read_bytes.inc(reads.num_bytes)
@@ -153,14 +155,14 @@ class Metrics:
         families.cache_config.clear()  # of an engine before this one, which may have had more blocks
         families.cache_config.labels(str(ready.block_size), str(ready.num_blocks), window, prefix_caching).set(1)
         families.build.labels(version, ready.device, ready.backend, ready.dtype).set(1)
-        families.weights_mapped.set(ready.mapped_bytes)
-        families.expert_slots.set(ready.expert_slots)
+        self._pack.mapped_bytes.set(ready.mapped_bytes)
+        self._pack.expert_slots.set(ready.expert_slots)
         for phase, seconds in {**ready.phase_seconds, "total": startup_s}.items():
             families.startup.labels(phase).set(seconds)
 
     def weights_cached(self, num_bytes: int) -> None:
         """Record the bytes of a pack's file that are in memory."""
-        self._engine.weights_cached.set(num_bytes)
+        self._pack.cached_bytes.set(num_bytes)
 
     def event_loop_lag(self, seconds: float) -> None:
         """Record the longest recent delay of the event loop."""

@@ -112,11 +112,11 @@ def test_the_scrape_is_lint_clean_under_our_own_names() -> None:
 
 
 def test_every_alert_has_a_description_and_a_section_of_the_runbook_and_no_section_is_left_over() -> None:
-    sections = re.findall(r"^## (\w+)$", (ROOT / "docs" / "runbook.md").read_text(), re.MULTILINE)
+    sections = re.findall(r"^## (\w+)$", (ROOT / "docs" / "operation" / "runbook.md").read_text(), re.MULTILINE)
     assert sections == [rule["alert"] for rule in alert_rules()]
     for rule in alert_rules():
         notes = rule["annotations"]
-        assert notes["runbook"] == f"docs/runbook.md#{rule['alert'].lower()}"
+        assert notes["runbook"] == f"docs/operation/runbook.md#{rule['alert'].lower()}"
         assert len(notes["description"].split()) >= 8, rule["alert"]
 
 

@@ -51,6 +51,6 @@ def test_the_unit_names_only_settings_that_exist() -> None:
 
 
 def test_the_documented_commands_install_the_unit_that_exists() -> None:
-    page = (ROOT / "docs" / "deploy.md").read_text()
+    page = (ROOT / "docs" / "operation" / "deploy.md").read_text()
     assert f"cp {UNIT.relative_to(ROOT)} /etc/systemd/system/" in page
     assert sections()["Service"]["ExecStart"].startswith("/opt/smoe/bin/smoe") and "-m venv /opt/smoe" in page

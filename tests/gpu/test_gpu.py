@@ -12,7 +12,7 @@ from model.checkpoint.config_file import load_config
 from model.dummy_weights import random_model
 from model.forward_batch import ForwardBatch
 from model.kv_pool import KvPool
-from model.loader import load_model
+from model.loader import LoadOptions, load_model
 from model.mixtral import Mixtral
 from model.mixtral_cuda_graphs import CudaRecorder, GraphedMixtral
 from model.ops.interface import Ops
@@ -62,7 +62,7 @@ def test_logits_equal_transformers_on_the_gpu(tmp_path: Path, num_experts: int) 
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).to(GPU)
     config, _ = load_config(tmp_path)
     ops = TritonOps(torch.float32)
-    ours = load_model(tmp_path, config, torch.float32, GPU, ops, lambda done, total: None)
+    ours = load_model(tmp_path, config, ops, LoadOptions(torch.float32, GPU))
     ids = torch.randint(config.vocab_size, (90,)).tolist()
     with torch.no_grad():
         expected = theirs(torch.tensor([ids], device=GPU)).logits[0]

@@ -11,7 +11,7 @@ from model.block_slices import SliceReader
 from model.checkpoint.checkpoint import read_config, read_stored_weights
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.stored_tensor import StoredTensor
-from model.loader import load_model
+from model.loader import LoadOptions, load_model
 from model.ops.interface import packed_bytes
 from model.ops.weights import BlockMatrix, BlockStream
 from model.stored_weights import read_block_matrix
@@ -63,12 +63,11 @@ def test_loading_reads_experts_and_head_in_slices(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("model.loader.read_block_matrix", read)
     monkeypatch.setattr(block_slices, "SLICE_BYTES", 9000)
     config, progress = read_config(path)[0], []
-    loaded = load_model(
-        path, config, torch.float32, CPU, native(ISAS[-1]), lambda done, total: progress.append((done, total))
-    )
+    options = LoadOptions(torch.float32, CPU, lambda done, total: progress.append((done, total)))
+    loaded = load_model(path, config, native(ISAS[-1]), options)
     assert whole == [f"model.layers.0.self_attn.{name}_proj.weight" for name in "qk"]
     assert progress[-1][0] == progress[-1][1] == sum(w.num_bytes for w in read_stored_weights(path, config).values())
-    checked = load_model(path, config, torch.float32, CPU, native(ISAS[-1]), lambda *_: None, check_values=True)
+    checked = load_model(path, config, native(ISAS[-1]), LoadOptions(torch.float32, CPU, check_values=True))
     assert packed_bytes(checked.weights) == packed_bytes(loaded.weights)
     assert torch.equal(checked.weights.layers[0].ffn.experts.w13, loaded.weights.layers[0].ffn.experts.w13)
     assert torch.equal(checked.weights.head.matrices[0].panels, loaded.weights.head.matrices[0].panels)

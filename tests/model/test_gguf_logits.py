@@ -14,7 +14,7 @@ from model.checkpoint.checkpoint import read_config, read_stored_weights
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.weight_sizes import weight_bytes
 from model.kv_pool import KvPool
-from model.loader import load_model
+from model.loader import LoadOptions, load_model
 from model.mixtral import Mixtral
 from model.mixtral_native import NativeMixtral
 from model.ops.interface import Ops, packed_bytes
@@ -34,7 +34,7 @@ INT8_ERROR = 0.03
 
 def _load(path: Path, ops: Ops, dtype: torch.dtype = torch.float32, **options: Any) -> Mixtral:
     config, _ = read_config(path)
-    return load_model(path, config, dtype, CPU, ops, lambda done, total: None, **options)
+    return load_model(path, config, ops, LoadOptions(dtype, CPU, **options))
 
 
 def _logits(model: Mixtral) -> Tensor:
@@ -114,9 +114,8 @@ def test_a_tied_head_is_read_in_blocks(tmp_path: Path) -> None:
     exact = _logits(_load(tmp_path / "a.gguf", ReferenceOps()))
     progress: list[tuple[int, int]] = []
     config, _ = read_config(tmp_path / "a.gguf")
-    model = load_model(
-        tmp_path / "a.gguf", config, torch.float32, CPU, native(ISAS[-1]), lambda *step: progress.append(step)
-    )
+    options = LoadOptions(torch.float32, CPU, lambda *step: progress.append(step))
+    model = load_model(tmp_path / "a.gguf", config, native(ISAS[-1]), options)
     assert _error(_logits(model), exact) < INT8_ERROR
     assert progress[-1][0] == progress[-1][1] == max(done for done, _ in progress)
 

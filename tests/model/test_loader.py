@@ -15,7 +15,7 @@ from model.checkpoint.config_file import load_config
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.headers import read_headers
 from model.checkpoint.stored_tensor import StoredTensor
-from model.loader import load_model
+from model.loader import LoadOptions, load_model
 from model.mixtral import Mixtral
 from model.ops.reference.ops import ReferenceOps
 from model.stored_weights import read_weight
@@ -41,7 +41,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 def _load(path: Path) -> Mixtral:
     config, _ = load_config(path)
-    return load_model(path, config, torch.float32, CPU, ReferenceOps(), lambda loaded, total: None)
+    return load_model(path, config, ReferenceOps(), LoadOptions(torch.float32, CPU))
 
 
 def _shard(path: Path) -> dict[str, dict[str, Tensor]]:
@@ -115,14 +115,8 @@ def test_a_stored_head_goes_before_tying(checkpoint: Path) -> None:
 def test_progress_grows_to_all_bytes(fused: bool, tmp_path: Path) -> None:
     path = save_in_layout(random_model(Shape(num_experts=4)), tmp_path, fused=fused)
     seen: list[tuple[int, int]] = []
-    load_model(
-        path,
-        load_config(path)[0],
-        torch.bfloat16,
-        CPU,
-        ReferenceOps(),
-        lambda loaded, total: seen.append((loaded, total)),
-    )
+    options = LoadOptions(torch.bfloat16, CPU, lambda loaded, total: seen.append((loaded, total)))
+    load_model(path, load_config(path)[0], ReferenceOps(), options)
     assert [loaded for loaded, _ in seen] == sorted({loaded for loaded, _ in seen})
     assert seen[-1] == (seen[0][1], sum(tensor.num_bytes for tensor in read_headers(path).values()))
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from model.checkpoint.config_file import load_config
 from model.kv_pool import KvPool
-from model.loader import load_model
+from model.loader import LoadOptions, load_model
 from model.mixtral import Mixtral
 from model.ops.interface import Ops
 from model.ops.reference.ops import ReferenceOps
@@ -72,7 +72,7 @@ def test_logprobs_and_greedy_tokens_equal_those_of_transformers(number: int, tmp
 
 def _load(path: Path, ops: Ops) -> Mixtral:
     config, _ = load_config(path)
-    return load_model(path, config, torch.float32, CPU, ops, lambda loaded, total: None)
+    return load_model(path, config, ops, LoadOptions(torch.float32, CPU))
 
 
 def _sequences(vocab_size: int, seed: int) -> list[list[int]]:
@@ -132,7 +132,7 @@ def test_bfloat16_stays_near_float32(tmp_path: Path) -> None:
     config, _ = load_config(path)
     ids = _sequences(MOE.vocab_size, seed=0)[:3]
     wide, narrow = (
-        teacher_forced(load_model(path, config, dtype, CPU, ReferenceOps(), lambda loaded, total: None), ids, [7, 7, 7])
+        teacher_forced(load_model(path, config, ReferenceOps(), LoadOptions(dtype, CPU)), ids, [7, 7, 7])
         for dtype in (torch.float32, torch.bfloat16)
     )
     difference = torch.cat([(a.log_softmax(-1) - b.log_softmax(-1)).abs() for a, b in zip(wide, narrow, strict=True)])

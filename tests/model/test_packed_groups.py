@@ -12,7 +12,7 @@ from model.checkpoint.errors import CheckpointError
 from model.checkpoint.headers import read_headers
 from model.checkpoint.stored_tensor import PackedEncoding, PackedMatrix
 from model.checkpoint.weight_sizes import PACKED_BLOCKS, kept_in_blocks, weight_bytes
-from model.loader import load_model
+from model.loader import LoadOptions, load_model
 from model.ops.interface import packed_bytes
 from model.packed_groups import read_group_matrix
 from tests.support.checkpoints.block_matrices import decoded
@@ -53,7 +53,7 @@ def test_loaded_groups_take_the_bytes_that_headers_promise(name: str, plain: Pat
     save_quantized(plain, tmp_path / "q", name)
     ops, (config, _) = native(ISAS[-1]), read_config(tmp_path / "q")
     stored = read_stored_weights(tmp_path / "q", config)
-    loaded = load_model(tmp_path / "q", config, torch.float32, CPU, ops, lambda done, total: None)
+    loaded = load_model(tmp_path / "q", config, ops, LoadOptions(torch.float32, CPU))
     assert packed_bytes(loaded.weights) == sum(weight_bytes(stored, 4, "none", ops.block_formats).values())
 
 
@@ -76,9 +76,9 @@ def test_groups_of_unequal_sizes_are_refused_in_one_line_and_decoded_with_quanti
     )
     config, _ = read_config(tmp_path / "q")
     with pytest.raises(CheckpointError, match=r"g_idx has groups of unequal sizes; --quantization int8 reads it$"):
-        load_model(tmp_path / "q", config, torch.float32, CPU, native(ISAS[-1]), lambda done, total: None)
+        load_model(tmp_path / "q", config, native(ISAS[-1]), LoadOptions(torch.float32, CPU))
     ops = native(ISAS[-1], quantization="int8")
-    load_model(tmp_path / "q", config, torch.float32, CPU, ops, lambda done, total: None)
+    load_model(tmp_path / "q", config, ops, LoadOptions(torch.float32, CPU))
 
 
 def test_a_group_of_256_becomes_two_with_the_same_scale(tmp_path: Path) -> None:

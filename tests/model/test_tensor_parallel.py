@@ -14,7 +14,7 @@ from model.forward_batch import ForwardBatch, GateRows, HiddenRows, Routing
 from model.group import ALONE, Group
 from model.kv_format import KvDtype
 from model.kv_pool import KvPool
-from model.loader import load_model
+from model.loader import LoadOptions, load_model
 from model.mixtral import Mixtral
 from model.mixtral_native import NativeMixtral
 from model.ops.interface import Ops
@@ -143,7 +143,7 @@ def test_the_reference_backend_agrees_with_itself(sparse: Path) -> None:
     config = read_config(sparse)[0]
 
     def load(group: Group) -> Mixtral:
-        return load_model(sparse, config, torch.float32, CPU, ReferenceOps(), lambda done, total: None, group=group)
+        return load_model(sparse, config, ReferenceOps(), LoadOptions(torch.float32, CPU, group=group))
 
     whole = _steps(load(ALONE), "float32")
     with shared_groups(2) as groups:
@@ -161,7 +161,7 @@ def _load(case: Case, group: Group) -> Mixtral:
 def _loaded(case: Case, config: ModelConfig, ops: Ops, group: Group) -> Mixtral:
     progress: list[tuple[int, int]] = []
     on_progress: Callable[[int, int], None] = lambda done, total: progress.append((done, total))  # noqa: E731
-    model = load_model(case.path, config, case.dtype, CPU, ops, on_progress, group=group)
+    model = load_model(case.path, config, ops, LoadOptions(case.dtype, CPU, on_progress, group=group))
     assert progress[-1][0] == progress[-1][1], "progress ends at all bytes of the part"
     return model
 

@@ -10,7 +10,7 @@ import inspect
 import signal
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -88,18 +88,22 @@ def _hang_guard() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def main(seeds: int) -> int:
-    """Print the table; return exit code 1 if a bug survives."""
+def main(mutations: Sequence[Mutation], run: Callable[[int], object]) -> int:
+    """Print the table of `mutations`, each searched with as many seeds as the command line says; `run` runs a seed.
+
+    Return exit code 1 if a bug survives.
+    """
+    seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
     torch.set_num_threads(1)
     killed = 0
-    for mutation in MUTATIONS:
-        seed = find_killing_seed(mutation, seeds)
+    for mutation in mutations:
+        seed = find_killing_seed(mutation, seeds, run=run)
         killed += seed is not None
-        sys.stdout.write(f"{mutation.name:60s} {'SURVIVES' if seed is None else f'killed by seed {seed}'}\n")
+        sys.stdout.write(f"{mutation.name:75s} {'SURVIVES' if seed is None else f'killed by seed {seed}'}\n")
         sys.stdout.flush()
-    sys.stdout.write(f"{killed} of {len(MUTATIONS)} killed, each within {seeds} seeds\n")
-    return 0 if killed == len(MUTATIONS) else 1
+    sys.stdout.write(f"{killed} of {len(mutations)} killed, each within {seeds} seeds\n")
+    return 0 if killed == len(mutations) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 1000))
+    sys.exit(main(MUTATIONS, run_seed))

@@ -35,6 +35,14 @@ def _check(ops: TritonOps, heads: Heads, parts: list[Part], dtype: torch.dtype, 
         assert_close(ours, exact, dtype, 10)
 
 
+def _check_single_rows(*places: int) -> None:
+    """Check one batch of decode rows, at these positions of a sequence."""
+    heads = Heads(4, 2, 16)
+    sequence = random_positions(600, heads, torch.float32, 0)
+    parts = [Part(sequence, at, 1) for at in places]
+    _check(TritonOps(torch.float32), heads, parts, torch.float32, 16, int8=False)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_random_batches(dtype: torch.dtype, head_dim: int, scale: int) -> None:
@@ -67,29 +75,20 @@ def test_head_dims_that_are_not_powers_of_two(head_dim: int) -> None:
 
 
 def test_a_batch_of_single_rows_needs_no_chunks() -> None:
-    heads = Heads(4, 2, 16)
-    sequence = random_positions(600, heads, torch.float32, 0)
-    parts = [Part(sequence, at, 1) for at in (0, 300, 599)]
-    _check(TritonOps(torch.float32), heads, parts, torch.float32, 16, int8=False)
+    _check_single_rows(0, 300, 599)
 
 
 def test_many_partials_are_merged_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "SHORTEST_SPLIT", 64)
     monkeypatch.setattr(planning, "MERGED_SPLITS", 4)
-    heads = Heads(4, 2, 16)
-    sequence = random_positions(600, heads, torch.float32, 0)
-    parts = [Part(sequence, at, 1) for at in (599, 300, 64)]
-    _check(TritonOps(torch.float32), heads, parts, torch.float32, 16, int8=False)
+    _check_single_rows(599, 300, 64)
 
 
 def test_few_programs_share_long_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two for each row: splits of 304, 160 and 64 positions, where a span has 64."""
     monkeypatch.setattr(planning, "SHORTEST_SPLIT", 64)
     monkeypatch.setattr(planning, "TARGET_PROGRAMS", 12)
-    heads = Heads(4, 2, 16)
-    sequence = random_positions(600, heads, torch.float32, 0)
-    parts = [Part(sequence, at, 1) for at in (599, 300, 64)]
-    _check(TritonOps(torch.float32), heads, parts, torch.float32, 16, int8=False)
+    _check_single_rows(599, 300, 64)
 
 
 def test_single_rows_beside_chunks_are_not_computed_twice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from model.checkpoint.checkpoint import read_config
 from model.cut import PANEL, Cut, all_cuts
 from model.group import ALONE, Group
 from model.kv_pool import KvPool
-from model.loader import load_model
+from model.loader import LoadOptions, load_model
 from model.mixtral import Mixtral
 from model.ops.interface import FfnWeights
 from model.ops.triton.ops import TritonMoe, TritonOps
@@ -137,7 +137,7 @@ def test_the_network_on_ranks_has_the_bits_of_one(tmp_path: Path, monkeypatch: p
 
     def load(group: Group) -> Mixtral:
         config = read_config(path)[0]
-        return load_model(path, config, torch.float32, device, ops, lambda done, total: None, group=group)
+        return load_model(path, config, ops, LoadOptions(torch.float32, device, group=group))
 
     def logits_of(model: Mixtral) -> Tensor:
         pool = KvPool(model.group.cut.with_own_heads(model.config), 6, 4, "float32", device)

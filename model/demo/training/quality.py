@@ -23,7 +23,7 @@ from model.demo.training.corpus import load_domains
 from model.forward_batch import ForwardBatch
 from model.kv_format import KvDtype
 from model.kv_pool import KvPool
-from model.loader import load_model
+from model.loader import LoadOptions, load_model
 from model.mixtral import Mixtral
 from model.ops.native.library import NativeLibrary
 from model.ops.native.ops import NativeOps
@@ -81,7 +81,7 @@ def measure(checkpoint: Path, texts: list[str], variants: Sequence[Variant] = VA
 def _load(checkpoint: Path, dtype: KvDtype, quantization: Quantization) -> Mixtral:
     config, _ = load_config(checkpoint)
     ops = NativeOps(NativeLibrary(), len(os.sched_getaffinity(0)), None, quantization)
-    return load_model(checkpoint, config, getattr(torch, dtype), CPU, ops, lambda done, total: None)
+    return load_model(checkpoint, config, ops, LoadOptions(getattr(torch, dtype), CPU))
 
 
 def _contexts(tokenizer: sentencepiece.SentencePieceProcessor, texts: list[str]) -> Iterator[list[int]]:

@@ -1,4 +1,4 @@
-"""docs/capacity.md: its overlay builds on the base, is valid, and has the numbers of the plan above it."""
+"""docs/operation/capacity.md: its overlay builds on the base, is valid, and has the numbers of the plan above it."""
 
 import re
 import shutil
@@ -13,7 +13,7 @@ from tests.deploy.kubernetes.test_manifests import FOLDER, VERSIONS, Object, val
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.kustomize
-PAGE = (ROOT / "docs" / "capacity.md").read_text()
+PAGE = (ROOT / "docs" / "operation" / "capacity.md").read_text()
 MORE = 2  # servers than predicted, as the page says
 
 

@@ -163,9 +163,8 @@ def test_the_command_of_the_page_is_one_that_the_program_takes(
     fleet_module: tuple[ModuleType, FakeRay], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module, ray = fleet_module
-    [line] = [
-        line for line in (ROOT / "docs" / "fleet.md").read_text().splitlines() if line.startswith("python deploy")
-    ]
+    page = (ROOT / "docs" / "operation" / "fleet.md").read_text()
+    [line] = [line for line in page.splitlines() if line.startswith("python deploy")]
     given: list[Any] = []
 
     class Stopped(Exception):

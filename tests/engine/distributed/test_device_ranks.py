@@ -35,7 +35,7 @@ from model.cut import all_cuts
 from model.forward_batch import ForwardBatch
 from model.group import ALONE, Group
 from model.kv_pool import KvPool
-from model.loader import load_model
+from model.loader import LoadOptions, load_model
 from model.mixtral import Mixtral
 from model.mixtral_cuda_graphs import EagerRecorder, GraphedMixtral
 from model.ops.reference.ops import ReferenceOps
@@ -201,7 +201,7 @@ def test_ranks_capture_steps_together_and_replay_those_that_rank_0_replays(tmp_p
 
     def load(group: Group) -> Mixtral:
         config = read_config(path)[0]
-        return load_model(path, config, torch.float32, CPU, ReferenceOps(), lambda done, total: None, group=group)
+        return load_model(path, config, ReferenceOps(), LoadOptions(torch.float32, CPU, group=group))
 
     alone = load(ALONE)
     expected = logits_of(alone, KvPool(alone.config, NUM_BLOCKS, BLOCK_SIZE, "float32", CPU))

@@ -18,7 +18,7 @@ from model.cut import all_cuts
 from model.forward_batch import ForwardBatch
 from model.group import ALONE, Group, GroupEndedError
 from model.kv_pool import KvPool
-from model.loader import load_model
+from model.loader import LoadOptions, load_model
 from model.mixtral import Mixtral, uniform_routing
 from model.mixtral_cuda_graphs import CaptureError, EagerRecorder, GraphedMixtral
 from model.ops.reference.ops import ReferenceOps
@@ -62,9 +62,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _load(path: Path, group: Group) -> Mixtral:
     torch.set_num_threads(1)
-    return load_model(
-        path, read_config(path)[0], torch.float32, CPU, ReferenceOps(), lambda done, total: None, group=group
-    )
+    return load_model(path, read_config(path)[0], ReferenceOps(), LoadOptions(torch.float32, CPU, group=group))
 
 
 def _graphed(model: Mixtral, recorder: EagerRecorder) -> GraphedMixtral:

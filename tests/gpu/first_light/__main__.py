@@ -2,7 +2,7 @@
 
 Each stage is a process with its own limit, so that a crash or a hang costs only that stage. It needs torch, triton,
 numpy and safetensors; a stage that needs more says what is missing. Prints a table and writes first_light.json.
-docs/gpu-first-light.md explains the stages and what to do about a failure.
+docs/operation/gpu-first-light.md explains the stages and what to do about a failure.
 """
 
 import argparse

@@ -7,7 +7,7 @@ import torch
 
 from model.checkpoint.config_file import load_config
 from model.kv_pool import KvPool
-from model.loader import load_model
+from model.loader import LoadOptions, load_model
 from model.ops.triton.ops import TritonOps
 from tests.gpu.first_light.graphs import on_device
 from tests.gpu.first_light.result import Options, Row
@@ -30,7 +30,7 @@ def compare_with_transformers(options: Options) -> list[Row]:
             save_random_checkpoint(Shape(num_experts=num_experts), path)
             theirs = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(device)
             config, _ = load_config(path)
-            ours = load_model(path, config, torch.float32, device, TritonOps(torch.float32), lambda done, total: None)
+            ours = load_model(path, config, TritonOps(torch.float32), LoadOptions(torch.float32, device))
         ids = torch.randint(config.vocab_size, (NUM_TOKENS,)).tolist()
         with torch.no_grad():
             expected = theirs(torch.tensor([ids], device=device)).logits[0].float()

@@ -89,7 +89,7 @@ def _load(file: Path, threads: int, result: Connection) -> None:
     import torch
 
     from model.checkpoint.checkpoint import read_config, read_stored_weights
-    from model.loader import load_model
+    from model.loader import LoadOptions, load_model
     from model.ops.interface import packed_bytes
     from model.ops.native.library import NativeLibrary
     from model.ops.native.ops import NativeOps
@@ -99,7 +99,7 @@ def _load(file: Path, threads: int, result: Connection) -> None:
     start = time.monotonic()
     config, _ = read_config(file)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-    model = load_model(file, config, torch.bfloat16, torch.device("cpu"), ops, lambda *_: None, num_threads=threads)
+    model = load_model(file, config, ops, LoadOptions(torch.bfloat16, torch.device("cpu"), num_threads=threads))
     load_s = time.monotonic() - start
     stored = read_stored_weights(file, config).items()
     experts = [weight.num_bytes for name, weight in stored if ".experts." in name]

@@ -31,7 +31,7 @@ from model.demo.training.corpus import load_python
 from model.forward_batch import ForwardBatch
 from model.kv_format import KvDtype
 from model.kv_pool import KvPool
-from model.loader import load_model
+from model.loader import LoadOptions, load_model
 from model.mixtral import Mixtral
 from model.ops.interface import Ops
 from model.ops.native.library import NativeLibrary
@@ -167,7 +167,7 @@ def scores_of(file: Path, saved: SavedLogits) -> dict[str, Score]:
 
 def load_network(file: Path, dtype: KvDtype, ops: Ops) -> Mixtral:
     config, _ = read_config(file)
-    return load_model(file, config, getattr(torch, dtype), CPU, ops, lambda done, total: None)
+    return load_model(file, config, ops, LoadOptions(getattr(torch, dtype), CPU))
 
 
 def logprobs_of(network: Mixtral, dtype: KvDtype, token_ids: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from tests.support.paths import ROOT
 from tests.support.playground.browser import Visit, chromium, visiting
 from tests.support.servers.running import start_server
 
-PICTURE = ROOT / "docs" / "compare.webp"
+PICTURE = ROOT / "docs" / "pictures" / "compare.webp"
 MAX_BYTES = 300_000
 SIZE = (1640, 860)  # wide enough for three columns side by side
 PROMPT = "It was not in her power to"

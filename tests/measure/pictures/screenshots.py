@@ -1,4 +1,4 @@
-"""Renew the pictures of the playground in docs/: python -m tests.measure.pictures.screenshots
+"""Renew the pictures of the playground in docs/pictures/: python -m tests.measure.pictures.screenshots
 
 Starts a server with the bundled model and Debian's chromium. The seed is fixed, so the pictures change only when the
 page, the model or the numerics do.
@@ -32,7 +32,7 @@ def take(
         visit.get("#heat td").first.wait_for(state="attached")
         prepare(visit)
         visit.page.wait_for_timeout(1500)  # the heat map and the load are polled
-        visit.page.screenshot(path=ROOT / "docs" / f"{name}.png")
+        visit.page.screenshot(path=ROOT / "docs" / "pictures" / f"{name}.png")
 
 
 def _open_card(visit: Visit) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import psutil
 
-from tests.e2e.test_recovery import Answer, answers_of, body_of, kill_under_load
+from tests.e2e.faults.test_recovery import Answer, answers_of, body_of, kill_under_load
 from tests.support.conditions import until
 from tests.support.hosts.two_hosts import two_hosts
 from tests.support.servers.running import RunningServer, start_server

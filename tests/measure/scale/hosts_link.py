@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from tests.e2e.test_recovery import Answer, Progress, ask, body_of, client_of, health
+from tests.e2e.faults.test_recovery import Answer, Progress, ask, body_of, client_of, health
 from tests.measure.scale.fleet_link import cable, ip
 from tests.support.hosts.two_hosts import start_host
 from tests.support.ports import free_port

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from tests.engine.test_same_bits import DIMS, ISAS, NUMERICS
+from tests.engine.outputs.test_same_bits import DIMS, ISAS, NUMERICS
 from tests.support.checkpoints.mixtral import Shape, save_random_checkpoint
 from tests.support.speculation.drafted_runs import compare, random_loads, random_work, serve_alone
 

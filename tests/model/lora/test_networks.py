@@ -13,7 +13,7 @@ from model.config import ModelConfig
 from model.dummy_weights import random_model as dummy_model
 from model.forward_batch import ForwardBatch, HiddenRows
 from model.kv_pool import KvPool
-from model.loader import load_model
+from model.loader import LoadOptions, load_model
 from model.lora.adapter import Adapter
 from model.lora.load import load_adapter
 from model.lora.rows import AdapterRows
@@ -68,7 +68,7 @@ def _logits(model: Mixtral, token_ids: list[int], adapter: Adapter | None, chunk
 
 def _load(path: Path, dtype: torch.dtype = torch.float32, ops: object = None) -> Mixtral:
     config = load_config(path)[0]
-    return load_model(path, config, dtype, CPU, ops or ReferenceOps(), lambda done, total: None)  # type: ignore[arg-type]
+    return load_model(path, config, ops or ReferenceOps(), LoadOptions(dtype, CPU))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("share", [1.0, 0.4])

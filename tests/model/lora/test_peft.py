@@ -11,7 +11,7 @@ import torch
 
 from model.checkpoint.config_file import load_config
 from model.kv_pool import KvPool
-from model.loader import load_model
+from model.loader import LoadOptions, load_model
 from model.lora.load import load_adapter
 from model.lora.rows import AdapterRows
 from model.mixtral import Mixtral
@@ -56,4 +56,4 @@ def test_an_adapter_saved_by_peft_gives_the_logits_of_its_merged_model(name: str
 
 def _load(path: Path, ops: Any = None) -> Mixtral:
     config = load_config(path)[0]
-    return load_model(path, config, torch.float32, CPU, ops or ReferenceOps(), lambda done, total: None)
+    return load_model(path, config, ops or ReferenceOps(), LoadOptions(torch.float32, CPU))

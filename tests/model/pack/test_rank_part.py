@@ -12,7 +12,7 @@ from model.checkpoint.errors import CheckpointError
 from model.config import ModelConfig
 from model.cut import Cut, all_cuts
 from model.group import Group
-from model.loader import load_model
+from model.loader import LoadOptions, load_model
 from model.mixtral import MixtralWeights
 from model.ops.native.packed_weights import NativeExperts, NativeLinear
 from model.pack.rank_part import part_of_rank
@@ -33,7 +33,7 @@ class Rank(Group):
 
 def load(path: Path, config: ModelConfig, cut: Cut) -> MixtralWeights:
     ops = native(ISAS[-1], quantization="int8")
-    return load_model(path, config, torch.float32, CPU, ops, lambda done, total: None, group=Rank(cut)).weights
+    return load_model(path, config, ops, LoadOptions(torch.float32, CPU, group=Rank(cut))).weights
 
 
 def panels(linear: NativeLinear) -> Tensor:

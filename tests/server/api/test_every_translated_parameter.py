@@ -1,7 +1,8 @@
 """Every parameter of Responses, Messages, /tokenize and /detokenize has an effect: each row fails if it is ignored.
 
-tests/e2e/test_every_parameter.py tests those of completions and chat. A row has the base fields, the parameter's value,
-and a check of the replies without and with it. The rows are compared with the schemas: a new parameter needs a row.
+tests/e2e/api/test_every_parameter.py tests those of completions and chat. A row has the base fields, the parameter's
+value, and a check of the replies without and with it. The rows are compared with the schemas: a new parameter
+needs a row.
 """
 
 from collections.abc import Callable

@@ -3,11 +3,7 @@
 import io
 
 from server.bench.progress import RunProgress
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
+from tests.support.terminal_stream import TerminalStream
 
 
 def shown(out: io.StringIO) -> str:
@@ -21,7 +17,7 @@ def shown(out: io.StringIO) -> str:
 
 
 def test_a_terminal_shows_how_many_requests_have_ended_and_is_left_clean() -> None:
-    drawn = shown(Terminal()).split("\r")
+    drawn = shown(TerminalStream()).split("\r")
     assert drawn == ["here: 2 clients, 3 requests", "here: 2 clients, 2 of 3 requests\x1b[K", "\x1b[K"]
 
 

@@ -1,20 +1,10 @@
 """Colours are written only to terminals that have them, and only where the user wants them."""
 
-import io
-
 import pytest
 
 from server.cli.colours import Colours, colours_of
 from server.cli.terminal_text import write_note
-
-
-class Stream(io.StringIO):
-    def __init__(self, *, is_terminal: bool) -> None:
-        super().__init__()
-        self._is_terminal = is_terminal
-
-    def isatty(self) -> bool:
-        return self._is_terminal
+from tests.support.terminal_stream import TerminalStream
 
 
 @pytest.mark.parametrize(
@@ -35,7 +25,7 @@ def test_colours_need_a_terminal_that_has_them_and_no_NO_COLOR(
         monkeypatch.delenv(name, raising=False)
         if value is not None:
             monkeypatch.setenv(name, value)
-    stream = Stream(is_terminal=is_terminal)
+    stream = TerminalStream(is_terminal=is_terminal)
     assert colours_of(stream).is_on is expected
     write_note("7 tokens\x1b[31m\n", stream)
     shown = "7 tokens\\x1b[31m" if is_terminal else "7 tokens\x1b[31m"

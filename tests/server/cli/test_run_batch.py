@@ -9,19 +9,15 @@ import pytest
 from server.batch.lines import BatchError
 from server.batch.runner import Progress
 from server.cli.run_batch import ProgressBar, run
+from tests.support.terminal_stream import TerminalStream
 
 LINE = json.dumps({"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {}})
 NOWHERE = "http://127.0.0.1:1"
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
 def test_a_terminal_gets_a_bar_and_other_output_one_line() -> None:
     now = [0.0]
-    for out, num_drawn in ((Terminal(), 2), (io.StringIO(), 0)):
+    for out, num_drawn in ((TerminalStream(), 2), (io.StringIO(), 0)):
         now[0] = 0.0
         bar = ProgressBar(out, 100, clock=lambda: now[0])
         bar.draw(Progress(1000, 100))

@@ -1,6 +1,5 @@
 """Text from a server cannot control the terminal that shows it, and reaches a file unchanged."""
 
-import io
 import json
 import os
 import pty
@@ -18,6 +17,7 @@ from typer.testing import CliRunner
 from server.cli.main import app
 from server.cli.terminal_text import escape_controls, write_text
 from tests.support.paths import ROOT
+from tests.support.terminal_stream import TerminalStream
 
 CLIPBOARD = "\x1b]52;c;bHM=\x07"  # OSC 52: writes the clipboard
 TEXT = f"a\tb\n{CLIPBOARD}\x1b[2J\r\x9b31m"
@@ -44,18 +44,9 @@ def test_text_of_any_script_is_shown_as_it_is() -> None:
         assert escape_controls(text) == text
 
 
-class Stream(io.StringIO):
-    def __init__(self, *, is_terminal: bool) -> None:
-        super().__init__()
-        self._is_terminal = is_terminal
-
-    def isatty(self) -> bool:
-        return self._is_terminal
-
-
 def test_a_sequence_that_is_split_over_pieces_is_escaped_and_a_file_gets_it_raw() -> None:
     for is_terminal, expected in ((True, SHOWN), (False, TEXT)):
-        stream = Stream(is_terminal=is_terminal)
+        stream = TerminalStream(is_terminal=is_terminal)
         for character in TEXT:
             write_text(character, stream)
         assert stream.getvalue() == expected

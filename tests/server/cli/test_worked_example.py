@@ -1,4 +1,4 @@
-"""docs/capacity.md: its examples are what the commands print."""
+"""docs/operation/capacity.md: its examples are what the commands print."""
 
 import re
 import shlex
@@ -11,7 +11,8 @@ from server.cli.main import app
 from tests.support.checkpoints.header_only import MIXTRAL_8X7B, MIXTRAL_8X22B, save_headers
 from tests.support.paths import ROOT
 
-EXAMPLES = re.findall(r"```\n\$ smoe (plan .*?)\n```", (ROOT / "docs" / "capacity.md").read_text(), re.DOTALL)
+PAGE = ROOT / "docs" / "operation" / "capacity.md"
+EXAMPLES = re.findall(r"```\n\$ smoe (plan .*?)\n```", PAGE.read_text(), re.DOTALL)
 SHAPES = {"Mixtral-8x7B-Instruct-v0.1": MIXTRAL_8X7B, "Mixtral-8x22B-Instruct-v0.1": MIXTRAL_8X22B}
 
 

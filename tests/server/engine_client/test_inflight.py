@@ -40,6 +40,15 @@ def in_flight_with(*requests: Request) -> tuple[InFlightRequests, list[OutputCol
     return in_flight, collectors
 
 
+def suspects(*requests: Request) -> tuple[InFlightRequests, list[OutputCollector]]:
+    """Requests that a step had begun when the engine crashed, each with a collector. The first is sent again, alone."""
+    in_flight, collectors = in_flight_with(*requests)
+    in_flight.started(ids(list(requests)))
+    in_flight.engine_died()
+    assert ids(in_flight.pop_sendable()) == ids(list(requests[:1]))
+    return in_flight, collectors
+
+
 async def test_what_has_given_an_output_is_lost_and_never_sent_again() -> None:
     in_flight, collectors = in_flight_with(request(1), request(2))
     assert in_flight.take(first_output(1)) is collectors[0]
@@ -85,10 +94,7 @@ async def test_a_grammar_may_have_crashed_the_engine_while_its_request_still_que
 
 
 async def test_a_suspect_that_crashes_the_engine_again_alone_gets_an_error_and_is_the_only_one() -> None:
-    in_flight, collectors = in_flight_with(*map(request, range(1, 4)))
-    in_flight.started([1, 2, 3])
-    in_flight.engine_died()
-    in_flight.pop_sendable()
+    in_flight, collectors = suspects(*map(request, range(1, 4)))
     in_flight.started([1])
     crash = in_flight.engine_died()
     assert crash.culprit == (collectors[0], RequestOutput(1, finish_reason="error", error=CULPRIT_ERROR))
@@ -98,10 +104,7 @@ async def test_a_suspect_that_crashes_the_engine_again_alone_gets_an_error_and_i
 
 async def test_a_suspect_that_was_not_alone_is_probed_again() -> None:
     """Either request may be the culprit. The one with an output is lost in any case."""
-    in_flight, collectors = in_flight_with(request(1), request(2))
-    in_flight.started([1, 2])
-    in_flight.engine_died()
-    in_flight.pop_sendable()
+    in_flight, collectors = suspects(request(1), request(2))
     in_flight.take(first_output(1))
     assert ids(in_flight.pop_sendable()) == [2]
     in_flight.started([2])
@@ -111,19 +114,13 @@ async def test_a_suspect_that_was_not_alone_is_probed_again() -> None:
 
 
 async def test_a_suspect_that_was_not_started_is_no_culprit() -> None:
-    in_flight, _ = in_flight_with(request(1))
-    in_flight.started([1])
-    in_flight.engine_died()
-    in_flight.pop_sendable()
+    in_flight, _ = suspects(request(1))
     assert in_flight.engine_died().culprit is None
     assert ids(in_flight.pop_sendable()) == [1]
 
 
 async def test_an_aborted_suspect_makes_room_for_the_next_once_the_engine_has_confirmed_the_abort() -> None:
-    in_flight, _ = in_flight_with(request(1), request(2))
-    in_flight.started([1, 2])
-    in_flight.engine_died()
-    in_flight.pop_sendable()
+    in_flight, _ = suspects(request(1), request(2))
     assert in_flight.abort([1, 99]) == [1]  # the engine has it
     in_flight.add([request(3)], OutputCollector())
     in_flight.confirm_aborts([])  # a step that began before the abort was read
@@ -138,10 +135,7 @@ async def test_an_aborted_suspect_makes_room_for_the_next_once_the_engine_has_co
 
 @pytest.mark.parametrize("grammar", [None, "{}"])
 async def test_nobody_is_blamed_for_the_crash_of_a_suspect_that_was_aborted(grammar: str | None) -> None:
-    in_flight, _ = in_flight_with(request(1), request(2, grammar=grammar))
-    in_flight.started([1, 2])
-    in_flight.engine_died()
-    in_flight.pop_sendable()
+    in_flight, _ = suspects(request(1), request(2, grammar=grammar))
     in_flight.abort([1])
     in_flight.started([1])  # the message was under way
     assert in_flight.pop_sendable() == []
@@ -154,10 +148,7 @@ async def test_nobody_is_blamed_for_the_crash_of_a_suspect_that_was_aborted(gram
 
 async def test_nobody_is_blamed_while_the_engine_may_compute_an_aborted_request_that_had_an_output() -> None:
     """Request 1 passed its trial and runs beside the next suspect when its client leaves."""
-    in_flight, _ = in_flight_with(request(1), request(2))
-    in_flight.started([1, 2])
-    in_flight.engine_died()
-    in_flight.pop_sendable()
+    in_flight, _ = suspects(request(1), request(2))
     in_flight.take(first_output(1))
     assert ids(in_flight.pop_sendable()) == [2]
     in_flight.started([2])

@@ -9,28 +9,13 @@ import msgspec
 import pytest
 
 from server.generation import jobs
-from tests.support.servers.fake_engine import EOS, READY, FakeEngine
-from tests.support.servers.serving import MODEL, client_of, state_around
+from tests.support.servers.fake_engine import READY
+from tests.support.servers.posted import an_engine, post
+from tests.support.servers.serving import MODEL
 
 pytestmark = pytest.mark.anyio
 
-PROMPTS = [[1, 500, 9], [1, 600]]
-
-TOKENS = [501, 502, 503]  # generated, then the end token
-
-CHAT = {"messages": [{"role": "user", "content": "Hello"}]}
-
 ON = [[True] * 8]
-
-
-def an_engine() -> FakeEngine:
-    return FakeEngine(lambda request: [*TOKENS, EOS])
-
-
-async def post(engine: FakeEngine, url: str = "/v1/completions", **fields: Any) -> Any:
-    given = CHAT if "chat" in url else {"prompt": PROMPTS[:1]}
-    async with client_of(state_around(engine)) as client:
-        return await client.post(url, json={"model": MODEL, **given, **fields})
 
 
 async def test_expert_options_reach_the_engine() -> None:

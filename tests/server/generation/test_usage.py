@@ -6,23 +6,11 @@ from typing import Any
 
 import pytest
 
-from tests.support.servers.fake_engine import EOS, FakeEngine, experts_of, gates_of, prompt_experts
-from tests.support.servers.serving import MODEL, client_of, events, state_around
+from tests.support.servers.fake_engine import experts_of, gates_of, prompt_experts
+from tests.support.servers.posted import PROMPTS, TOKENS, an_engine, post
+from tests.support.servers.serving import events
 
 pytestmark = pytest.mark.anyio
-PROMPTS = [[1, 500, 9], [1, 600]]
-TOKENS = [501, 502, 503]  # generated, then the end token
-CHAT = {"messages": [{"role": "user", "content": "Hello"}]}
-
-
-def an_engine() -> FakeEngine:
-    return FakeEngine(lambda request: [*TOKENS, EOS])
-
-
-async def post(engine: FakeEngine, url: str = "/v1/completions", **fields: Any) -> Any:
-    given = CHAT if "chat" in url else {"prompt": PROMPTS[:1]}
-    async with client_of(state_around(engine)) as client:
-        return await client.post(url, json={"model": MODEL, **given, **fields})
 
 
 def added(*counts: list[list[int]]) -> list[list[int]]:

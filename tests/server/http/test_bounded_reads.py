@@ -49,8 +49,9 @@ class HeldReads(ReadLimiter):
         self.try_acquire()  # begins the next iteration
 
 
-async def test_the_parser_gets_small_reads_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of one byte cost so much per byte that large reads would block the event loop."""
+@pytest.fixture
+def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Bytes of each read that the parser gets."""
     sizes: list[int] = []
     parse = Connection.data_received
 
@@ -59,21 +60,18 @@ async def test_the_parser_gets_small_reads_only(monkeypatch: pytest.MonkeyPatch)
         parse(self, data)
 
     monkeypatch.setattr(Connection, "data_received", noted)
+    return sizes
+
+
+async def test_the_parser_gets_small_reads_only(sizes: list[int]) -> None:
+    """Chunks of one byte cost so much per byte that large reads would block the event loop."""
     async with listening(state_around(FakeEngine(saying("x")))) as url:
         assert (await exchange(url, CHUNKED + CHUNKS + b"0\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
     assert len(sizes) > 10 and max(sizes) <= READ_BYTES
 
 
-async def test_a_body_with_a_length_takes_few_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_body_with_a_length_takes_few_reads(sizes: list[int]) -> None:
     """Each read costs the event loop as much as one of a kilobyte: a megabyte took a thousand of them."""
-    sizes: list[int] = []
-    parse = Connection.data_received
-
-    def noted(self: Connection, data: bytes) -> None:
-        sizes.append(len(data))
-        parse(self, data)
-
-    monkeypatch.setattr(Connection, "data_received", noted)
     body = b" " * 500_000 + BODY
     head = POST + b"content-length: %d\r\n\r\n" % len(body)
     async with asyncio.timeout(60), listening(state_around(FakeEngine(saying("x")))) as url:

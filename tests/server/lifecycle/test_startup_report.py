@@ -12,6 +12,7 @@ from server.lifecycle import startup_report
 from server.lifecycle.startup_report import StartupReport, lines_when_ready, ready_lines, size
 from server.settings.settings import Settings
 from tests.support.servers.fake_engine_process import READY
+from tests.support.terminal_stream import TerminalStream
 
 
 @pytest.mark.parametrize(
@@ -131,7 +132,7 @@ def test_least_sizes_that_do_not_fit_are_a_warning(monkeypatch: pytest.MonkeyPat
 
 
 def test_with_a_log_of_json_every_line_is_json_and_there_is_no_bar() -> None:
-    stream = Terminal()
+    stream = TerminalStream()
     report = StartupReport(stream, style="json")
     report.line("smoe 1 loads m")
     report.line("WARNING: anyone can use this server")
@@ -139,8 +140,3 @@ def test_with_a_log_of_json_every_line_is_json_and_there_is_no_bar() -> None:
     first, second = map(json.loads, stream.getvalue().splitlines())
     assert (first["level"], first["message"]) == ("info", "smoe 1 loads m")
     assert (second["level"], second["message"]) == ("warning", "anyone can use this server")
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import httpx
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -10,13 +9,11 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 
 from engine.types import Timing
-from server.api.app import create_app
-from server.http.middleware import with_middleware
 from server.observability.access_log import AccessLog, RequestRecord
 from server.observability.metric_families import Outcome
 from server.observability.tracing import MAX_CHOICES, Tracing
 from tests.support.servers.fake_engine import FakeEngine
-from tests.support.servers.serving import MODEL, saying, state_around
+from tests.support.servers.serving import MODEL, client_of, saying, state_around
 
 TRACE_ID, PARENT_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SAMPLED, NOT_SAMPLED = f"00-{TRACE_ID}-{PARENT_ID}-01", f"00-{TRACE_ID}-{PARENT_ID}-00"
@@ -168,18 +165,7 @@ def test_attributes_have_the_names_of_the_semantic_conventions(route: str, opera
 async def test_a_real_request_is_traced_without_its_text_and_a_poll_is_not() -> None:
     traces = Traces()
     state = state_around(FakeEngine(saying("a secret answer")))
-    app = with_middleware(
-        create_app(state),
-        api_keys=(),
-        open_paths=frozenset(),
-        metrics_auth=False,
-        max_body_bytes=1 << 20,
-        allowed_origins=(),
-        root_path="",
-        on_http=state.metrics.http,
-        access_log=AccessLog(listener=traces.tracing),
-    )
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://smoe") as client:
+    async with client_of(state, access_log=AccessLog(listener=traces.tracing)) as client:
         body = {"model": MODEL, "prompt": "a secret question", "user": "somebody"}
         await client.post("/v1/completions", json=body, headers={"traceparent": SAMPLED})
         await client.get("/metrics/load")

@@ -28,6 +28,7 @@ from server.http.load_shedding import LoadShedding
 from server.http.middleware import with_middleware
 from server.http.tenant_of_head import tenant_finder
 from server.http.uvicorn_server import HttpServer
+from server.observability.access_log import AccessLog
 from server.observability.metrics import Metrics
 from server.settings.sources import load_settings
 from server.tokenizer.tokenizer import Tokenizer
@@ -72,6 +73,7 @@ def app_around(
     *,
     api_keys: Sequence[str] = (),
     root_path: str = "",
+    access_log: AccessLog | None = None,
     app: FastAPI | None = None,
 ) -> ASGIApp:
     return with_middleware(
@@ -83,13 +85,17 @@ def app_around(
         allowed_origins=(),
         root_path=root_path,
         on_http=state.metrics.http,
+        access_log=access_log,
         outermost=lambda app: LoadShedding(app, Connections() if connections is None else connections, state.memory),
     )
 
 
-def client_of(state: ServerState) -> httpx.AsyncClient:
-    """Return a client that calls the app without a socket. Exceptions in the app become responses, as over a socket."""
-    transport = httpx.ASGITransport(app_around(state), raise_app_exceptions=False)
+def client_of(state: ServerState, **settings: Any) -> httpx.AsyncClient:
+    """Return a client that calls the app without a socket. Exceptions in the app become responses, as over a socket.
+
+    `settings`: of app_around().
+    """
+    transport = httpx.ASGITransport(app_around(state, **settings), raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://smoe")
 
 

@@ -8,7 +8,7 @@ import torch
 from model.checkpoint.config_file import load_config
 from model.demo.training.checkpoint import save_checkpoint
 from model.demo.training.network import Network, NetworkConfig
-from model.loader import load_model
+from model.loader import LoadOptions, load_model
 from model.ops.reference.ops import ReferenceOps
 from tests.support.kernels.paged import CPU, teacher_forced
 from tests.support.paths import DEMO
@@ -29,7 +29,7 @@ def test_the_serving_network_gives_the_logits_of_the_training_network(tmp_path: 
     save_checkpoint(network, tokenizer, tmp_path)
     config, warnings = load_config(tmp_path)
     assert (config.window, config.num_experts, config.eos_token_ids, warnings) == (5, 4, (2,), [])
-    model = load_model(tmp_path, config, torch.float32, CPU, ReferenceOps(), lambda done, total: None)
+    model = load_model(tmp_path, config, ReferenceOps(), LoadOptions(torch.float32, CPU))
     ids = torch.randint(CONFIG.vocab_size, (17,)).tolist()
     with torch.no_grad():
         expected, _ = network(torch.tensor([ids]))

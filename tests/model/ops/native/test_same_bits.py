@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model.checkpoint.config_file import load_config
 from model.kv_pool import KvPool
-from model.loader import load_model
+from model.loader import LoadOptions, load_model
 from model.mixtral import Mixtral
 from model.ops.interface import FfnWeights
 from model.ops.native.ops import NativeOps
@@ -214,7 +214,7 @@ def test_the_network_gives_the_same_bits_under_any_schedule(isa: str, dtype: tor
     shape = Shape(window=window, seed=seed)
     path = save_in_layout(random_model(shape), tmp_path)
     config, _ = load_config(path)
-    loaded = load_model(path, config, dtype, CPU, native(isa), lambda done, total: None)
+    loaded = load_model(path, config, native(isa), LoadOptions(dtype, CPU))
     models = [Mixtral(config, loaded.weights, native(isa, threads)) for threads in (1, 2)]
     rng = random.Random(seed)
     sequences = [[rng.randrange(shape.vocab_size) for _ in range(length)] for length in (1, 2, 19, 64, 131, 300, 530)]

@@ -1,21 +1,12 @@
 """GET /experts and POST /experts/reset."""
 
-import httpx
 import pytest
 
 from engine.types import ExpertReport
-from server.api.app import create_app
-from server.http.middleware import with_middleware
-from tests.support.servers.fake_engine import EOS, FakeEngine
+from tests.support.servers.posted import an_engine
 from tests.support.servers.serving import client_of, state_around
 
 pytestmark = pytest.mark.anyio
-
-TOKENS = [501, 502, 503]  # generated, then the end token
-
-
-def an_engine() -> FakeEngine:
-    return FakeEngine(lambda request: [*TOKENS, EOS])
 
 
 async def test_experts_are_reported_since_the_start_and_over_a_window() -> None:
@@ -84,18 +75,7 @@ async def test_experts_are_a_503_while_the_engine_is_gone() -> None:
 
 
 async def test_experts_need_a_key_where_there_is_one() -> None:
-    state = state_around(an_engine())
-    app = with_middleware(
-        create_app(state),
-        api_keys=("key",),
-        open_paths=frozenset(),
-        metrics_auth=False,
-        max_body_bytes=1 << 20,
-        allowed_origins=(),
-        root_path="",
-        on_http=state.metrics.http,
-    )
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://smoe") as client:
+    async with client_of(state_around(an_engine()), api_keys=("key",)) as client:
         for headers, status in (({}, 401), ({"authorization": "Bearer key"}, 200)):
             assert (await client.get("/experts", headers=headers)).status_code == status
             assert (await client.post("/experts/reset", headers=headers)).status_code == status

@@ -4,23 +4,14 @@ import pytest
 
 from engine.types import ExpertReads, StepStats
 from server.engine_client.status import Phase
+from tests.server.observability.test_health import STATUSES
 from tests.support.servers.fake_engine import FakeEngine
 from tests.support.servers.serving import check_error, client_of, saying, state_around
 
 pytestmark = pytest.mark.anyio
 
 
-@pytest.mark.parametrize(
-    ("phase", "ready", "live"),
-    [
-        ("loading", 503, 200),
-        ("ready", 200, 200),
-        ("stuck", 503, 503),
-        ("restarting", 503, 200),
-        ("draining", 503, 200),
-        ("dead", 503, 503),
-    ],
-)
+@pytest.mark.parametrize(("phase", "ready", "live"), STATUSES)
 async def test_health_follows_the_engines_phase(phase: Phase, ready: int, live: int) -> None:
     engine = FakeEngine(saying("a"))
     engine.phase = phase

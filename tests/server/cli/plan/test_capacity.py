@@ -137,7 +137,7 @@ def test_hosts_are_counted_and_their_flags_are_printed(mixtral: Path) -> None:
 
 
 def test_the_help_and_the_page_name_all_hardware_with_its_figures() -> None:
-    page = (ROOT / "docs" / "capacity.md").read_text()
+    page = (ROOT / "docs" / "operation" / "capacity.md").read_text()
     help_text = " ".join(plan("--help").stdout.split())
     for name, hardware in HARDWARE.items():
         assert name in help_text and f"`{name}`" in page

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.test_recovery import Answer, Progress, ask, body_of, client_of, health
+from tests.e2e.faults.test_recovery import Answer, Progress, ask, body_of, client_of, health
 from tests.support.conditions import until
 from tests.support.hosts.two_hosts import two_hosts
 from tests.support.ports import free_port

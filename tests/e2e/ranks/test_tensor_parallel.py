@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import psutil
 
-from tests.e2e.test_recovery import answers_of, body_of, kill_under_load
+from tests.e2e.faults.test_recovery import answers_of, body_of, kill_under_load
 from tests.support.conditions import until
 from tests.support.servers.running import RunningServer, start_server
 
