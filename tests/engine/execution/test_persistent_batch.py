@@ -66,13 +66,14 @@ def test_kept_tables_get_new_blocks_until_these_do_not_fit() -> None:
 
 def test_tables_of_a_step_in_flight_on_a_gpu_are_not_written_to() -> None:
     """The meta device stands for one: its tensors have addresses of their own."""
-    requests, sequence = PersistentBatch(1, 40, BLOCK_SIZE, 50, torch.device("meta")), running(1, [5], [7])
+    requests = PersistentBatch(2, 40, BLOCK_SIZE, 50, torch.device("meta"))
+    sequences = [running(1, [5], [7]), running(2, [5], [3, 4])]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
-        on_host, _ = requests.tables_of(requests.update([sequence]))
-        sequence.block_table.append(8)
-        new, _ = requests.tables_of(requests.update([sequence]))
-    assert on_host.tolist() == [[7]] and new.tolist() == [[7, 8]]
+        in_flight, _ = requests.tables_of(requests.update(sequences))
+        sequences[0].block_table.append(8)
+        new, _ = requests.tables_of(requests.update(sequences))
+    assert in_flight.tolist() == [[7, 0], [3, 4]] and new.tolist() == [[7, 8], [3, 4]]
 
 
 def test_a_row_is_reused_only_when_its_request_has_ended_and_no_step_uses_it() -> None:
