@@ -1,7 +1,7 @@
 """Copies between host and device that do not wait for the steps that the device computes."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ class HostLists:
         if isinstance(first, np.ndarray) or first.is_cpu:
             self._lists = [result.tolist() for result in results]
         elif first.is_cuda:
-            self._copies = _PinnedCopies(results)
+            self._copies = _PinnedCopies(cast("Sequence[Tensor]", results))
 
     def wait(self) -> list[list[Any]]:
         """Wait for the results and return them, in order."""
