@@ -17,9 +17,10 @@ def step_messages(step: StepOutput, aborted: list[int]) -> Iterator[PromptScores
     part: list[RequestOutput] = []
     num_values = 0
     for output in step.outputs:
-        for message in _early_scores(output):
-            output = msgspec.structs.replace(output, prompt_logprobs=[])
-            yield message
+        if output.prompt_logprobs:
+            for message in _early_scores(output):
+                output = msgspec.structs.replace(output, prompt_logprobs=[])
+                yield message
         size = num_output_values(output)
         if part and num_values + size > MAX_FRAME_VALUES:
             yield StepPart(part)
@@ -42,16 +43,17 @@ def _early_scores(output: RequestOutput) -> Iterator[PromptScores]:
 
 def num_output_values(output: RequestOutput) -> int:
     """Return how many values an output lists."""
-    routing = output.expert_routing or ()
-    return (
-        OUTPUT_VALUES
-        + len(output.token_ids)
-        + _num_values(output.logprobs or [])
-        + _num_values(output.prompt_logprobs or [])
-        + sum(len(layer) for position in routing for layer in position)
-        + len(output.embedding or b"") // BYTES_PER_VALUE
-        + sum(map(len, output.gate_logits or ())) // BYTES_PER_VALUE
-    )
+    num_values = OUTPUT_VALUES + len(output.token_ids)
+    for scores in (output.logprobs, output.prompt_logprobs):
+        if scores:
+            num_values += _num_values(scores)
+    if output.expert_routing:
+        num_values += sum(len(layer) for position in output.expert_routing for layer in position)
+    if output.embedding:
+        num_values += len(output.embedding) // BYTES_PER_VALUE
+    if output.gate_logits:
+        num_values += sum(map(len, output.gate_logits)) // BYTES_PER_VALUE
+    return num_values
 
 
 def _num_values(scores: list[TokenLogprobs]) -> int:

@@ -6,6 +6,7 @@ model/native/smoe_native.h.
 """
 
 import weakref
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,10 +43,11 @@ class NativeMixtral(Mixtral):
         self._inverse_frequencies = inverse_frequencies(model.config.head_dim, model.config.rope_theta)
         self._pool: weakref.ref[KvPool] | None = None  # the pool whose addresses are in _network
         self._network = NetworkArguments()
+        self._last: _PreparedStep | None = None  # the last step, if it was a decode step
 
-    @torch.no_grad()
     def forward(self, batch: ForwardBatch, kv_pool: KvPool) -> Tensor:
-        """Compute one step, like Mixtral.forward.
+        """Compute one step, like Mixtral.forward. If a decode step has the same batch as the one before, it overwrites
+        that one's logits.
 
         A step with hidden rows runs op by op: the C++ call does not return them, and the bits are the same.
         """
@@ -53,6 +55,16 @@ class NativeMixtral(Mixtral):
             return super().forward(batch, kv_pool)
         if self._pool is None or self._pool() is not kv_pool:
             self._network, self._pool = self._arguments(kv_pool), weakref.ref(kv_pool)
+        step = self._last
+        if step is None or step.batch() is not batch:
+            self._last = None  # frees its logits
+            step = self._prepare(batch)
+            if len(batch.token_ids) == len(batch.context_len):  # a decode step; logits of a prompt may be large
+                self._last = step
+        self._native.forward(self._network, step.arguments, self._joined, self.expert_store)
+        return step.logits  # [N, V]
+
+    def _prepare(self, batch: ForwardBatch) -> "_PreparedStep":
         num_rows, num_logits = len(batch.token_ids), len(batch.logit_rows)
         logits = torch.empty(num_logits, self.config.vocab_size)
         step = StepArguments(num_rows, *batch.block_tables.shape, num_logits)
@@ -60,8 +72,9 @@ class NativeMixtral(Mixtral):
         step.slots, step.logit_rows = batch.slot_mapping.data_ptr(), batch.logit_rows.data_ptr()
         step.query_start, step.context_len = batch.query_start.data_ptr(), batch.context_len.data_ptr()
         step.block_tables, step.logits = batch.block_tables.data_ptr(), logits.data_ptr()
+        routing, allowed = batch.routing, None
         if self.config.num_experts:
-            routing = batch.routing or uniform_routing(self.config, num_rows, batch.token_ids.device)
+            routing = routing or uniform_routing(self.config, num_rows, batch.token_ids.device)
             step.max_k, step.expert_ids = routing.expert_ids.shape[2], routing.expert_ids.data_ptr()
             step.experts_per_token = routing.experts_per_token.data_ptr()
             if routing.masks is not None and routing.mask_rows is not None:
@@ -74,8 +87,7 @@ class NativeMixtral(Mixtral):
             step.gate_logits = batch.gates.logits.data_ptr()
         adapters = self._native.adapter_addresses(batch.adapters)
         step.adapters = None if adapters is None else adapters.data_ptr()
-        self._native.forward(self._network, step, self._joined, self.expert_store)
-        return logits  # [N, V]
+        return _PreparedStep(weakref.ref(batch), step, logits, (routing, allowed, adapters))
 
     def _arguments(self, pool: KvPool) -> NetworkArguments:
         config, weights, cut = self.config, self.weights, self.group.cut
@@ -111,6 +123,15 @@ class NativeMixtral(Mixtral):
             inverse_frequency=self._inverse_frequencies.data_ptr(),
             layers=layers,
         )
+
+
+class _PreparedStep(NamedTuple):
+    """Arguments of a step, which hold the addresses of its batch's tensors, of the logits and of what is in `owned`."""
+
+    batch: "weakref.ref[ForwardBatch]"
+    arguments: StepArguments
+    logits: Tensor  # [N, V] float32
+    owned: tuple[object, ...]
 
 
 def _experts(layer: LayerWeights) -> NativeExperts:

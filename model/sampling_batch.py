@@ -6,7 +6,10 @@ reads it from there. Letters: N rows, V vocabulary, S requests' rows in the hist
 
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
+from typing import Any
 
+from numpy.typing import NDArray
 from torch import Tensor
 
 MIN_TEMPERATURE = 1e-4  # lower is greedy: logits / temperature would leave float32's range for no visible change
@@ -79,3 +82,13 @@ class SampledRows:
     logprob: Tensor  # [N] float32
     top_ids: Tensor  # [N, max(0, max_logprobs)] int32, by descending probability, ties to the lower id
     top_logprobs: Tensor  # [N, max(0, max_logprobs)] float32
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All fields, in order."""
+        return self.token_ids, self.status, self.logprob, self.top_ids, self.top_logprobs
+
+    @cached_property
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """All fields, in order, on a CPU: arrays that share their memory."""
+        return tuple(tensor.numpy() for tensor in self.tensors)

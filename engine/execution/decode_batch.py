@@ -8,12 +8,12 @@ import torch
 from engine.execution.adapters import AdapterStore
 from engine.execution.device_transfer import to_device
 from engine.execution.draft_rows import DraftRows
-from engine.execution.experts.routing import build_routing
-from engine.execution.persistent_batch import Int64s, PersistentBatch
+from engine.execution.experts.routing import Routed, build_routing
+from engine.execution.persistent_batch import Int32s, Int64s, PersistentBatch
 from engine.scheduling.sequence import Sequence
 from engine.scheduling.step_plan import Chunk
 from model.config import ModelConfig
-from model.forward_batch import ForwardBatch, Routing
+from model.forward_batch import ForwardBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,22 @@ class LogitRows:
     drafted: tuple[DraftRows, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class InputBatch:
+    """The model's input and the owners of its rows of logits."""
+
+    forward: ForwardBatch
+    logits: LogitRows
+    routed: Routed | None  # of `forward`; None for a network without experts
+    has_prompt_rows: bool  # True if there are rows that sample nothing
+
+
 class DecodeBatch:
-    """One row for each of S sequences, in the order of the plan."""
+    """One row for each of S sequences, in the order of the plan.
+
+    On a CPU, which computes a step when it is launched, all steps share one InputBatch, and each writes its numbers to
+    the same arrays. On a GPU, where a step in flight may still read them, each step gets copies.
+    """
 
     def __init__(
         self,
@@ -44,38 +58,50 @@ class DecodeBatch:
     ) -> None:
         count, device = len(rows), requests.device
         self.rows = rows
-        self._sequences = [chunk.sequence for chunk in chunks]
         self._requests = requests
+        self._device = device
         self._order = np.arange(count)
+        self._positions, self._slots, self._token_ids = np.empty((3, count), dtype=np.int64)
+        self._context_len = np.empty(count, dtype=np.int32)
+        self._logits = LogitRows([chunk.sequence for chunk in chunks], rows, self._positions, count)
         self._logit_rows = to_device(self._order, device)
         self._query_start = to_device(np.arange(count + 1, dtype=np.int32), device)
         self._routing = build_routing(chunks, model, device)
         self._adapters = adapters.rows_of(chunks, device)
+        self._last: InputBatch | None = None
 
-    def at(self, positions: Int64s) -> tuple[ForwardBatch, LogitRows]:
-        """Build the input of the step that computes these positions [S]."""
-        requests = self._requests
-        device, block_size = requests.device, requests.block_size
-        tables, device_tables = requests.tables_of(self.rows)
-        blocks, offsets = np.divmod(positions, block_size)
-        forward = ForwardBatch(
-            token_ids=requests.tokens_at(self.rows, positions),
-            positions=to_device(positions, device),
-            slot_mapping=to_device(tables[self._order, blocks].astype(np.int64) * block_size + offsets, device),
+    def at(self, positions: Int64s) -> InputBatch:
+        """Return the input of the step that computes these positions [S]. On a CPU it is valid until the next call."""
+        tables, device_tables = self._requests.tables_of(self.rows)
+        self._write(positions, tables)
+        last = self._last
+        if last is None or last.forward.block_tables is not device_tables or self._device.type != "cpu":
+            forward = self._forward(device_tables)
+            last = self._last = InputBatch(forward, self._logits, Routed.of(forward), has_prompt_rows=False)
+        return last
+
+    def _write(self, positions: Int64s, tables: Int32s) -> None:
+        """Write what differs from step to step."""
+        size, host_tokens = self._requests.block_size, self._requests.host_tokens
+        self._positions[:] = positions
+        np.add(positions, 1, out=self._context_len)
+        blocks, offsets = np.divmod(positions, size)
+        np.multiply(tables[self._order, blocks], size, out=self._slots, dtype=np.int64)
+        self._slots += offsets
+        if host_tokens is not None:
+            self._token_ids[:] = host_tokens[self.rows, positions]
+
+    def _forward(self, block_tables: torch.Tensor) -> ForwardBatch:
+        requests, device = self._requests, self._device
+        on_cpu = requests.host_tokens is not None
+        return ForwardBatch(
+            token_ids=to_device(self._token_ids, device) if on_cpu else requests.tokens_at(self.rows, self._positions),
+            positions=to_device(self._positions, device),
+            slot_mapping=to_device(self._slots, device),
             query_start=self._query_start,
-            context_len=to_device((positions + 1).astype(np.int32), device),
-            block_tables=device_tables,
+            context_len=to_device(self._context_len, device),
+            block_tables=block_tables,
             logit_rows=self._logit_rows,
-            routing=self._new_routing(),
+            routing=self._routing,
             adapters=self._adapters,
-        )
-        return forward, LogitRows(self._sequences, self.rows, positions, len(self.rows))
-
-    def _new_routing(self) -> Routing | None:
-        """Return the routing with a new output tensor: the expert ids of the step before are read later."""
-        routing = self._routing
-        if routing is None:
-            return None
-        return Routing(
-            routing.experts_per_token, routing.masks, routing.mask_rows, torch.empty_like(routing.expert_ids)
         )

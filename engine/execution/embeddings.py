@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engine.execution.device_transfer import HostCopy, to_device
+from engine.execution.device_transfer import HostArray, to_device
 from engine.scheduling.step_plan import Chunk
 from model.forward_batch import HiddenRows
 
@@ -22,7 +22,7 @@ class PendingEmbeddings:
     """Hidden states on their way from the device."""
 
     chunks: list[Chunk]  # P, whose last position is the last of a prompt to embed
-    states: HostCopy  # [P, D] float32
+    states: HostArray  # [P, D] float32
 
 
 def hidden_rows(chunks: tuple[Chunk, ...], dim: int, device: torch.device) -> HiddenRows | None:
@@ -38,14 +38,14 @@ def copy_states(chunks: tuple[Chunk, ...], hidden: HiddenRows | None) -> Pending
     """Queue the copy of the computed hidden states to the host."""
     if hidden is None:
         return None
-    return PendingEmbeddings([chunk for chunk in chunks if chunk.embeds], HostCopy([hidden.states]))
+    return PendingEmbeddings([chunk for chunk in chunks if chunk.embeds], HostArray(hidden.states))
 
 
 def finish_embeddings(pending: PendingEmbeddings | None) -> tuple[dict[int, bytes], list[int]]:
     """Wait for the hidden states; return the embeddings by request, and the requests whose state is not finite."""
     if pending is None:
         return {}, []
-    [states] = pending.states.arrays()
+    states = pending.states.wait()
     embeddings: dict[int, bytes] = {}
     failed: list[int] = []
     for chunk, state in zip(pending.chunks, states, strict=True):

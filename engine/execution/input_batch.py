@@ -3,30 +3,20 @@
 Letters: T positions computed in the step, S sequences, M blocks of the longest block table, N rows with logits.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.execution.adapters import AdapterStore
-from engine.execution.decode_batch import DecodeBatch, LogitRows
+from engine.execution.decode_batch import DecodeBatch, InputBatch, LogitRows
 from engine.execution.device_transfer import to_device
 from engine.execution.draft_rows import DraftRows
-from engine.execution.experts.routing import build_routing
+from engine.execution.experts.routing import Routed, build_routing
 from engine.execution.persistent_batch import Int64s, PersistentBatch
 from engine.scheduling.step_plan import Chunk, StepPlan
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
 
 Flags = NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True)
-class InputBatch:
-    """The model's input and the owners of its rows of logits."""
-
-    forward: ForwardBatch
-    logits: LogitRows
 
 
 class BatchBuilder:
@@ -44,7 +34,8 @@ class BatchBuilder:
         self._decode_batch = None
 
     def build(self, plan: StepPlan) -> InputBatch:
-        """Build the input of a plan: its chunks in order, positions ascending within each."""
+        """Build the input of a plan: its chunks in order, positions ascending within each. On a CPU it is valid until
+        the next call."""
         sequences, chunk_starts, lengths, samples, _, drafts = zip(*plan.chunks, strict=True)  # the fields of Chunk
         rows = self._requests.update(list(sequences))
         if any(drafts) or self._requests.has_drafts:
@@ -56,7 +47,7 @@ class BatchBuilder:
             )
         if self._decode_batch is None or self._decode_batch.rows is not rows:
             self._decode_batch = DecodeBatch(plan.chunks, rows, self._requests, self._model, self._adapters)
-        return InputBatch(*self._decode_batch.at(starts))
+        return self._decode_batch.at(starts)
 
 
 def build_batch(
@@ -87,7 +78,8 @@ def build_batch(
         routing=build_routing(chunks, model, device),
         adapters=None if adapters is None else adapters.rows_of(chunks, device),
     )
-    return InputBatch(forward, logit_rows)
+    has_prompt_rows = len(positions) > logit_rows.num_sampled
+    return InputBatch(forward, logit_rows, Routed.of(forward), has_prompt_rows)
 
 
 def _positions(starts: Int64s, lengths: Int64s, query_start: Int64s) -> Int64s:

@@ -1,19 +1,17 @@
 """Run one step plan through the model and the sampler. Scheduling and tensors meet only here."""
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from engine.execution.adapters import AdapterStore
-from engine.execution.device_transfer import HostCopy, to_device
+from engine.execution.device_transfer import HostLists, to_device
 from engine.execution.draft_rows import kept_rows
 from engine.execution.embeddings import PendingEmbeddings, copy_states, finish_embeddings, hidden_rows
 from engine.execution.experts.gate_logits import PendingGates, copy_gates, finish_gates, gate_rows
-from engine.execution.experts.routing import copy_expert_ids, expert_choices
+from engine.execution.experts.routing import Routed, copy_expert_ids, expert_choices
 from engine.execution.experts.stats import ExpertReporter
 from engine.execution.input_batch import BatchBuilder
 from engine.execution.persistent_batch import PersistentBatch
@@ -23,21 +21,14 @@ from model.kv_pool import KvPool
 from model.mixtral import Mixtral
 
 
-class Routed(NamedTuple):
-    """Tokens of a step's rows [T], and the experts that computed them [L, T, K]."""
-
-    token_ids: Tensor
-    expert_ids: Tensor
-
-
 @dataclass(frozen=True)
 class InFlightStep:
     """A step that the device is computing."""
 
     plan: StepPlan
     sampling: PendingSamples | None  # None if no row needs logits
-    expert_ids: HostCopy | None  # None if no request reports experts
-    finite: HostCopy | None  # per position, True if its hidden state is finite; None if all positions have logits
+    expert_ids: HostLists | None  # None if no request reports experts
+    finite: HostLists | None  # per position, True if its hidden state is finite; None if all positions have logits
     embeddings: PendingEmbeddings | None  # None if no prompt to embed is complete
     uncounted: Routed | None = None  # rows whose experts are counted once it is known which of them count
     gates: PendingGates | None = None  # None if no request reports gate logits
@@ -85,28 +76,27 @@ class ModelRunner:
         if len(slots):
             self.kv_pool.zero_slots(to_device(slots, self.requests.device))
 
-    @torch.inference_mode()
     def launch(self, plan: StepPlan) -> InFlightStep:
         """Queue a non-empty plan on the device without waiting for it. The device computes steps in the order of their
         launch, so a step can read the tokens that the one before it samples."""
         batch = self._batches.build(plan)
-        forward, finite = batch.forward, None
-        num_rows = len(forward.token_ids)
-        if num_rows > batch.logits.num_sampled:  # positions of a prompt have no logits to check
-            finite = torch.ones(num_rows, dtype=torch.bool, device=forward.token_ids.device)
+        forward, finite, routed = batch.forward, None, batch.routed
+        if batch.has_prompt_rows:  # they have no logits to check
+            finite = torch.ones(len(forward.token_ids), dtype=torch.bool, device=self.requests.device)
             hidden = hidden_rows(plan.chunks, self.model.config.dim, finite.device)
             forward = replace(forward, finite=finite, hidden=hidden)
         gates = gate_rows(plan.chunks, self.model.config, self.requests.device)
         if gates is not None:
             forward = replace(forward, gates=gates)
+        # Before the network, which reads all weights and so leaves no code of numpy's in the caches.
+        rows = self.sampler.prepare(batch.logits) if len(batch.logits.rows) else None
         logits = self.model.forward(forward, self.kv_pool)  # [N, V] float32
-        routed = None if forward.routing is None else Routed(forward.token_ids, forward.routing.expert_ids)
         if routed is not None and not batch.logits.drafted:
             self.experts.record(*routed)
-        sampling = self.sampler.launch(logits, batch.logits) if len(logits) else None
+        sampling = None if rows is None else self.sampler.launch(logits, rows)
         expert_ids = copy_expert_ids(plan.chunks, forward.routing)
         embeddings = copy_states(plan.chunks, forward.hidden)
-        copied = None if finite is None else HostCopy([finite])
+        copied = None if finite is None else HostLists([finite])
         uncounted = routed if batch.logits.drafted else None
         reported = copy_gates(plan.chunks, gates)
         return InFlightStep(plan, sampling, expert_ids, copied, embeddings, uncounted, reported)
@@ -115,7 +105,7 @@ class ModelRunner:
         """Wait for a step and return its results."""
         outcomes, scores, behind = ({}, {}, {}) if step.sampling is None else self.sampler.finish(step.sampling)
         if step.finite is not None:
-            outcomes |= _not_finite(step.plan, step.finite.lists()[0])
+            outcomes |= _not_finite(step.plan, step.finite.wait()[0])
         embeddings, failed = finish_embeddings(step.embeddings)
         outcomes |= dict.fromkeys(failed, NOT_FINITE)
         choices = expert_choices(step.plan.chunks, step.expert_ids)
@@ -130,7 +120,7 @@ class ModelRunner:
 
     def _count_kept(self, plan: StepPlan, routed: Routed, behind: BehindDrafts, spoiled: set[int]) -> None:
         """Count the experts of the rows of known and of accepted tokens."""
-        rows = to_device(kept_rows(plan.chunks, behind, spoiled), self.requests.device)
+        rows = kept_rows(plan.chunks, behind, spoiled)
         self.experts.record(routed.token_ids[rows], routed.expert_ids[:, rows])
 
     def _run_without_drafts(self, spoiled: list[Chunk]) -> StepResult:

@@ -24,6 +24,8 @@ from model.sampling_batch import FloatParam, IntParam
 BLOCK_TABLE, NUM_EVICTED_BLOCKS = attrgetter("block_table"), attrgetter("num_evicted_blocks")
 NUM_PREEMPTIONS = attrgetter("num_preemptions")
 
+SPARE_BLOCKS = 16  # on a CPU: columns that kept block tables have behind the longest one
+
 BlocksState = tuple[int, int, int]  # blocks of a sequence, evicted ones among them, preemptions so far
 
 Int64s = NDArray[np.int64]
@@ -42,7 +44,7 @@ class PersistentBatch:
         self.vocab_size = vocab_size
         self.device = device
         self.tokens = torch.zeros(num_rows, max_tokens + 1, dtype=torch.int32, device=device)  # [R, L]
-        self._host_tokens = self.tokens.numpy() if device.type == "cpu" else None  # the same memory
+        self.host_tokens = self.tokens.numpy() if device.type == "cpu" else None  # the same memory
         self.block_tables = np.zeros((num_rows, -(-max_tokens // block_size)), dtype=np.int32)  # [R, M], padded with 0
         self.float_params = np.zeros((num_rows, len(FloatParam)), dtype=np.float32)
         self.int_params = np.zeros((num_rows, len(IntParam)), dtype=np.int64)
@@ -56,20 +58,21 @@ class PersistentBatch:
         self._last: list[Sequence] = []
         self._last_rows = np.zeros(0, dtype=np.int64)
         self._last_states: list[BlocksState] = []  # of these sequences
-        self._last_tables: tuple[Int32s, torch.Tensor] | None = None  # None: outdated
+        self._tables: tuple[Int32s, torch.Tensor] | None = None  # of these sequences; None: outdated
 
     def update(self, sequences: list[Sequence]) -> Int64s:
         """Update the rows of a step's sequences; return their indices [S], the same object for the same sequences."""
         if sequences != self._last:
             self._last_rows = np.array([self._row_index(sequence) for sequence in sequences], dtype=np.int64)
-            self._last, self._last_states = sequences, []
+            self._last, self._last_states, self._tables = sequences, [], None
         lengths = map(len, map(BLOCK_TABLE, sequences))
         states = list(zip(lengths, map(NUM_EVICTED_BLOCKS, sequences), map(NUM_PREEMPTIONS, sequences), strict=True))
         if states != self._last_states:
-            for row, sequence, state in zip(self._last_rows.tolist(), sequences, states, strict=True):
+            for index, (row, state) in enumerate(zip(self._last_rows.tolist(), states, strict=True)):
                 if state != self._written[row]:
-                    self._write_blocks(row, sequence, state)
-            self._last_states, self._last_tables = states, None
+                    self._write_blocks(row, sequences[index], state)
+                    self._update_tables(index, row, num_blocks=state[0])
+            self._last_states = states
         return self._last_rows
 
     def _row_index(self, sequence: Sequence) -> int:
@@ -109,6 +112,17 @@ class PersistentBatch:
             self.block_tables[row, :num_evicted] = 0
         self._written[row] = state
 
+    def _update_tables(self, index: int, row: int, num_blocks: int) -> None:
+        """Copy a row of block_tables to the kept tables of the present sequences; drop these if it does not fit. On a
+        GPU, where a step in flight may read them, they are always dropped."""
+        if self._tables is None:
+            return
+        tables, _ = self._tables
+        if self.device.type != "cpu" or num_blocks > tables.shape[1]:
+            self._tables = None
+        else:
+            tables[index] = self.block_tables[row, : tables.shape[1]]
+
     @property
     def has_drafts(self) -> bool:
         """True if write_drafts() must see the next step."""
@@ -130,17 +144,18 @@ class PersistentBatch:
 
     def tables_of(self, rows: Int64s) -> tuple[Int32s, torch.Tensor]:
         """Return the block tables of the rows that update() returned last, [S, M], padded with 0: on the host and on
-        the device. Read only."""
-        if self._last_tables is None:
-            width = max(num_blocks for num_blocks, _, _ in self._last_states)
+        the device. Read only. On a CPU the next update() of the same rows writes to them, if M blocks suffice."""
+        if self._tables is None:
+            spare = SPARE_BLOCKS if self.device.type == "cpu" else 0
+            width = max(num_blocks for num_blocks, _, _ in self._last_states) + spare
             tables = np.take(self.block_tables[:, :width], rows, axis=0)
-            self._last_tables = tables, to_device(tables, self.device)
-        return self._last_tables
+            self._tables = tables, to_device(tables, self.device)
+        return self._tables
 
     def tokens_at(self, rows: Int64s, positions: Int64s) -> torch.Tensor:
         """Return the tokens at these positions of these rows, [T] int64 on the device, which may still compute some."""
-        if self._host_tokens is not None:
-            return torch.from_numpy(self._host_tokens[rows, positions].astype(np.int64))
+        if self.host_tokens is not None:
+            return torch.from_numpy(self.host_tokens[rows, positions].astype(np.int64))
         return self.tokens[to_device(rows, self.device), to_device(positions, self.device)].long()
 
 

@@ -4,12 +4,13 @@ The backend samples: Ops.sample in model/ops/interface.py. Letters: N rows of lo
 """
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from engine.execution.decode_batch import LogitRows
-from engine.execution.device_transfer import HostCopy, to_device
+from engine.execution.device_transfer import HostLists, to_device
 from engine.execution.draft_rows import count_accepted
 from engine.execution.logit_masks import LogitMasks
 from engine.execution.persistent_batch import Int64s, PersistentBatch
@@ -18,6 +19,7 @@ from engine.types import NOTHING_TO_SAMPLE, TokenLogprobs
 from model.ops.interface import Ops
 from model.sampling_batch import MIN_TEMPERATURE, FloatParam, IntParam, SamplingRows, Status
 
+NUM_TOKEN_FIELDS = 2  # of SampledRows: those in front of the log probabilities
 NO_TOKEN = RowFailed(NOTHING_TO_SAMPLE)
 NOT_FINITE = RowFailed("the model computed no finite logits for this request")
 
@@ -26,14 +28,22 @@ PromptLogprobs = dict[int, list[TokenLogprobs]]
 BehindDrafts = dict[int, list[Sampled]]  # as in StepResult
 
 
-@dataclass(frozen=True)
-class PendingSamples:
+class PendingSamples(NamedTuple):
     """Results of sampling that may still be on their way from the device."""
 
     rows: LogitRows
     num_logprobs: list[int]  # of each row; -1: none
     failed: dict[int, RowFailed]  # by request id, found before the launch
-    results: HostCopy  # the fields of SampledRows; log probabilities only if a row needs them
+    results: HostLists  # the fields of SampledRows; log probabilities only if a row needs them
+
+
+class PreparedRows(NamedTuple):
+    """Parameters of a step's rows of logits."""
+
+    rows: LogitRows
+    on_device: SamplingRows
+    num_logprobs: list[int]  # of each row; -1: none
+    failed: dict[int, RowFailed]  # by request id
 
 
 @dataclass(frozen=True)
@@ -56,16 +66,15 @@ class Sampler:
         self._eos_token_ids = eos_token_ids
         self._kept: _KeptRows | None = None
 
-    def launch(self, logits: Tensor, rows: LogitRows) -> PendingSamples:
-        """Sample logits [N, V] float32, one row for each of `rows`, without waiting for the device."""
-        sampling_rows, num_logprobs, failed = self._fill(rows)
-        sampled = self._ops.sample(logits, sampling_rows)
-        if rows.drafted:
-            self._write_undrafted(rows, sampled.token_ids)
-        results = [sampled.token_ids, sampled.status]
-        if sampling_rows.max_logprobs >= 0:
-            results += [sampled.logprob, sampled.top_ids, sampled.top_logprobs]
-        return PendingSamples(rows, num_logprobs, failed, HostCopy(results))
+    def launch(self, logits: Tensor, step: PreparedRows) -> PendingSamples:
+        """Sample logits [N, V] float32, one row for each of the prepared ones, without waiting for the device."""
+        sampled = self._ops.sample(logits, step.on_device)
+        if step.rows.drafted:
+            self._write_undrafted(step.rows, sampled.token_ids)
+        results = sampled.arrays if logits.is_cpu else sampled.tensors
+        if step.on_device.max_logprobs < 0:
+            results = results[:NUM_TOKEN_FIELDS]
+        return PendingSamples(step.rows, step.num_logprobs, step.failed, HostLists(results))
 
     def _write_undrafted(self, rows: LogitRows, token_ids: Tensor) -> None:
         """Append the sampled tokens to the requests without drafts. Of the others the host decides which ones count."""
@@ -75,14 +84,15 @@ class Sampler:
             new = token_ids[to_device(plain, self._requests.device)]
             self._requests.write_sampled(rows.rows[plain], rows.positions[plain] + 1, new)
 
-    def _fill(self, rows: LogitRows) -> tuple[SamplingRows, list[int], dict[int, RowFailed]]:
+    def prepare(self, rows: LogitRows) -> PreparedRows:
+        """Return the parameters of these rows. On a CPU they are valid until the next call."""
         kept = self._kept
         if kept is None or kept.rows is not rows.rows:
             return self._fill_new(rows)
         kept.int_params[:, IntParam.NUM_TOKENS] = rows.positions + 1
-        return self._current(kept, rows), kept.num_logprobs, {}
+        return PreparedRows(rows, self._current(kept, rows), kept.num_logprobs, {})
 
-    def _fill_new(self, rows: LogitRows) -> tuple[SamplingRows, list[int], dict[int, RowFailed]]:
+    def _fill_new(self, rows: LogitRows) -> PreparedRows:
         requests, device = self._requests, self._requests.device
         float_params, int_params = requests.float_params[rows.rows], requests.int_params[rows.rows]
         int_params[:, IntParam.NUM_TOKENS] = rows.positions + 1
@@ -107,7 +117,7 @@ class Sampler:
         filled = _KeptRows(rows.rows, int_params, sampling_rows, int_params[:, IntParam.NUM_LOGPROBS].tolist())
         is_kept = rows.num_sampled == len(int_params) and are_fixed and not rows.drafted
         self._kept = filled if is_kept else None
-        return self._current(filled, rows), filled.num_logprobs, masks.failed
+        return PreparedRows(rows, self._current(filled, rows), filled.num_logprobs, masks.failed)
 
     def _fill_constraints(self, rows: LogitRows, int_params: Int64s, masks: LogitMasks) -> bool:
         """Add the constrained rows to `masks`; return True if all of these are the same in the next step."""
@@ -151,7 +161,7 @@ class Sampler:
         """Wait for the device and return the results. A row without a token fails only its own request."""
         rows = pending.rows
         ids = [sequence.request_id for sequence in rows.sequences]
-        token_ids, status, *scored = pending.results.lists()
+        token_ids, status, *scored = pending.results.wait()
         logprobs = _logprobs(pending.num_logprobs, token_ids, *scored) if scored else [None] * len(ids)
         count = rows.num_sampled
         outcomes: Outcomes = dict(zip(ids[:count], map(Sampled, token_ids[:count], logprobs), strict=True))
@@ -166,15 +176,16 @@ class Sampler:
         for request_id, failure in pending.failed.items():
             if outcomes[request_id] is not NOT_FINITE:
                 outcomes[request_id] = failure
-        behind = _accept_drafts(rows, outcomes, list(map(Sampled, token_ids, logprobs)), status)
-        return outcomes, scores, behind
+        if not rows.drafted:
+            return outcomes, scores, {}
+        return outcomes, scores, _accept_drafts(rows, outcomes, list(map(Sampled, token_ids, logprobs)), status)
 
 
 def _accept_drafts(rows: LogitRows, outcomes: Outcomes, sampled: list[Sampled], status: list[int]) -> BehindDrafts:
     """Return the tokens behind the accepted drafted ones, and correct the outcomes of requests with drafts: what a
     row behind a wrong token gave does not count. Only NOT_FINITE stays, because it may have spoiled the other rows."""
     behind: BehindDrafts = {}
-    token_ids = [token.token_id for token in sampled] if rows.drafted else []
+    token_ids = [token.token_id for token in sampled]
     for drafted in rows.drafted:
         request_id, first = rows.sequences[drafted.first].request_id, drafted.first
         if any(status[row] == Status.NOT_FINITE for row in drafted.rows):

@@ -151,7 +151,9 @@ class Scheduler:
 
         Neither must be used up. While no position has a block, preempts from the end of the scheduling order.
         """
-        max_length = min(needed, step.budget, step.prompt_share.max_positions(sequence) if needed > 1 else 1)
+        max_length = 1
+        if needed > 1:
+            max_length = min(needed, step.budget, step.prompt_share.max_positions(sequence))
         while not (length := self.block_manager.allocate_for(sequence, max_length)):
             victim = self.requests.pick_victim()
             if victim is None or victim.place < sequence.place:

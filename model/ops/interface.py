@@ -154,7 +154,8 @@ class Ops(Protocol):
     def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
         """Sample a token for every row of logits [N, V] float32, and compute log probabilities. Writes rows.history.
 
-        A row's result does not depend on other rows. model/ops/reference/sampling.py defines it.
+        A row's result does not depend on other rows. model/ops/reference/sampling.py defines it. A later call with the
+        same two objects, whose numbers have changed, may overwrite the result.
         """
 
 

@@ -1,7 +1,9 @@
 """A step in one call of the library gives the bits of Mixtral.forward over the same backend."""
 
 import random
-from dataclasses import replace
+import weakref
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from model.dummy_weights import random_model
 from model.forward_batch import ForwardBatch, GateRows, Routing
 from model.kv_format import KvDtype
 from model.kv_pool import KvPool
-from model.mixtral import Mixtral
+from model.mixtral import Mixtral, uniform_routing
 from model.mixtral_native import NativeMixtral
 from model.ops.quantization import Quantization
 from tests.support.checkpoints.block_matrices import random_block_model, with_sums_in
@@ -81,6 +83,38 @@ def test_one_call_finds_the_rows_with_nan(isa: str, dtype: torch.dtype, has_wide
     assert found[0][6:] == [False] * 3, "the row with NaN and those that see it"
 
 
+def test_a_batch_with_new_numbers_gives_the_bits_of_a_new_batch(isa: str, dtype: torch.dtype) -> None:
+    """A decode step may have the batch of the one before, with new numbers in its tensors; prompts come between."""
+    model = random_model(SPARSE, dtype, CPU, native(isa), seed=4)
+    kept, fresh = (NativeMixtral(model, native(isa)) for _ in range(2))
+    pools = [KvPool(SPARSE, 30, BLOCK_SIZE, name_of(dtype), CPU) for _ in range(2)]
+    rng = random.Random(4)
+    runs = [Running([rng.randrange(32) for _ in range(40)], list(range(1 + 10 * i, 11 + 10 * i))) for i in range(2)]
+    batch: Any = None
+    for step in range(12):
+        lengths = [3, 2] if step in (0, 6) else [1, 1]
+        new: Any = make_batch(list(zip(runs, lengths, strict=True)), BLOCK_SIZE)
+        if lengths == [1, 1]:
+            new = replace(new, routing=uniform_routing(SPARSE, 2, CPU))
+            batch = batch or _copy_of(new)
+            _overwrite(batch, new)
+            assert torch.equal(kept.forward(batch, pools[0]), fresh.forward(new, pools[1]))
+            assert torch.equal(batch.routing.expert_ids, new.routing.expert_ids)
+        else:
+            assert torch.equal(kept.forward(new, pools[0]), fresh.forward(new, pools[1]))
+        for run, length in zip(runs, lengths, strict=True):
+            run.num_computed += length
+
+
+def test_logits_of_a_prompt_are_freed_with_it(isa: str, dtype: torch.dtype) -> None:
+    network = NativeMixtral(random_model(SPARSE, dtype, CPU, native(isa), seed=5), native(isa))
+    pool = KvPool(SPARSE, 10, BLOCK_SIZE, name_of(dtype), CPU)
+    logits = network.forward(make_batch([(Running([1, 2, 3], [1]), 3)], BLOCK_SIZE), pool)
+    reference = weakref.ref(logits)
+    del logits
+    assert reference() is None
+
+
 def _with_wide_sums(model: Mixtral, isa: str) -> Mixtral:
     """Return the network with float32 between its layers and a float16 embedding."""
     weights = with_sums_in(torch.float32, model.weights)
@@ -108,6 +142,24 @@ def _compare(model: Mixtral, native_model: NativeMixtral, kv_dtype: KvDtype) -> 
             assert torch.equal(pools[0].v, pools[1].v)
             for run, length in zip(runs, lengths, strict=True):
                 run.num_computed += length
+
+
+def _copy_of(part: Any) -> Any:
+    """Return a batch, or a part of one, with tensors of its own."""
+    if isinstance(part, torch.Tensor):
+        return part.clone()
+    if not is_dataclass(part) or isinstance(part, type):
+        return part
+    return replace(part, **{field.name: _copy_of(getattr(part, field.name)) for field in fields(part)})
+
+
+def _overwrite(part: Any, new: Any) -> None:
+    """Write the numbers of another batch of the same shape to the batch's tensors."""
+    if isinstance(part, torch.Tensor):
+        part.copy_(new)
+    elif is_dataclass(part):
+        for field in fields(part):
+            _overwrite(getattr(part, field.name), getattr(new, field.name))
 
 
 def _with_logit_rows(batch: ForwardBatch, rng: random.Random) -> ForwardBatch:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from engine.execution.device_transfer import HostCopy, to_device
+from engine.execution.device_transfer import HostArray, to_device
 from engine.scheduling.step_plan import Chunk
 from model.config import ModelConfig
 from model.forward_batch import GateRows
@@ -19,7 +19,7 @@ class PendingGates:
     """Gate logits on their way from the device."""
 
     counts: list[tuple[int, int]]  # request id and number of reported positions, in the order of the rows
-    logits: HostCopy  # [L, P, E] float32
+    logits: HostArray  # [L, P, E] float32
 
 
 def gate_rows(chunks: tuple[Chunk, ...], model: ModelConfig, device: torch.device) -> GateRows | None:
@@ -43,15 +43,14 @@ def copy_gates(chunks: tuple[Chunk, ...], gates: GateRows | None) -> PendingGate
     if gates is None:
         return None
     counts = [(chunk.sequence.request_id, chunk.num_gate_rows) for chunk in chunks if chunk.num_gate_rows]
-    return PendingGates(counts, HostCopy([gates.logits]))
+    return PendingGates(counts, HostArray(gates.logits))
 
 
 def finish_gates(pending: PendingGates | None) -> dict[int, list[bytes]]:
     """Wait for the gate logits; return them by request, one [L, E] of little-endian float32 per position."""
     if pending is None:
         return {}
-    [logits] = pending.logits.arrays()
-    positions = logits.swapaxes(0, 1).astype("<f4")  # [P, L, E]
+    positions = pending.logits.wait().swapaxes(0, 1).astype("<f4")  # [P, L, E]
     found: dict[int, list[bytes]] = {}
     first = 0
     for request_id, count in pending.counts:

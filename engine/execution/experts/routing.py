@@ -4,19 +4,36 @@ Letters: T rows of the step, L layers, E experts, M masks, C chunks.
 """
 
 from collections.abc import Sequence as SequenceOf
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from engine.execution.device_transfer import HostCopy, to_device
+from engine.execution.device_transfer import Array, HostLists, to_device
 from engine.scheduling.step_plan import Chunk
 from engine.types import ExpertChoices
 from model.config import ModelConfig
-from model.forward_batch import Routing
+from model.forward_batch import ForwardBatch, Routing
 
 Number = TypeVar("Number", np.int32, np.int64)
+
+
+class Routed(NamedTuple):
+    """Tokens of a step's rows [T], and the experts that compute them [L, T, K]. On a CPU arrays in the memory of the
+    step's tensors: numpy's calls cost a step less than torch's."""
+
+    token_ids: Tensor | Array
+    expert_ids: Tensor | Array
+
+    @classmethod
+    def of(cls, batch: ForwardBatch) -> "Routed | None":
+        """Return those of a batch; None for a network without experts."""
+        if batch.routing is None:
+            return None
+        token_ids, expert_ids = batch.token_ids, batch.routing.expert_ids
+        return cls(token_ids.numpy(), expert_ids.numpy()) if token_ids.is_cpu else cls(token_ids, expert_ids)
 
 
 def build_routing(chunks: SequenceOf[Chunk], model: ModelConfig, device: torch.device) -> Routing | None:
@@ -40,19 +57,19 @@ def _repeat_rows(values: list[int], lengths: list[int], dtype: type[Number]) -> 
     return np.repeat(np.array(values, dtype=dtype), lengths)
 
 
-def copy_expert_ids(chunks: SequenceOf[Chunk], routing: Routing | None) -> HostCopy | None:
+def copy_expert_ids(chunks: SequenceOf[Chunk], routing: Routing | None) -> HostLists | None:
     """Queue the copy of the step's expert ids to the host, if a request reports experts."""
     if routing is None or not any(chunk.sequence.experts for chunk in chunks):
         return None
-    return HostCopy([routing.expert_ids])
+    return HostLists([routing.expert_ids])
 
 
-def expert_choices(chunks: SequenceOf[Chunk], expert_ids: HostCopy | None) -> dict[int, ExpertChoices]:
+def expert_choices(chunks: SequenceOf[Chunk], expert_ids: HostLists | None) -> dict[int, ExpertChoices]:
     """Wait for the copy; return the expert ids of the chunks' rows by request id, for the requests that report them."""
     found: dict[int, ExpertChoices] = {}
     if expert_ids is None:
         return found
-    [layers] = expert_ids.lists()
+    [layers] = expert_ids.wait()
     first = 0
     for chunk in chunks:
         request = chunk.sequence.request

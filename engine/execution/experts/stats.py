@@ -9,9 +9,11 @@ import time
 from collections import defaultdict, deque
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from engine.execution.device_transfer import Array
 from engine.execution.experts.tables import ExpertTables, RoutedRows
 from engine.execution.fault_isolation import StepFault, catch_fault
 from engine.types import ExpertReport, LayerExperts
@@ -33,16 +35,16 @@ class ExpertStats:
 
     def __init__(self, model: ModelConfig, device: torch.device) -> None:
         self._shape = model.num_layers, model.num_experts, model.vocab_size, device
-        self._uncounted: list[tuple[Tensor, Tensor]] = []
+        self._uncounted: list[tuple[Tensor | Array, Tensor | Array]] = []
         self._num_uncounted = 0
         self._due_s = 0.0
         self._reported: Tensor
         self._has_unreported: bool
         self._clear(0.0)
 
-    def record(self, token_ids: Tensor, expert_ids: Tensor) -> None:
-        """Keep a step's rows, [T] and [L, T, K], to be counted later. Neither tensor may be written to again."""
-        self._uncounted.append((token_ids, expert_ids))
+    def record(self, token_ids: Tensor | Array, expert_ids: Tensor | Array) -> None:
+        """Copy a step's rows, [T] and [L, T, K], to be counted later."""
+        self._uncounted.append((_copy_of(token_ids), _copy_of(expert_ids)))
         self._num_uncounted += len(token_ids)
 
     @property
@@ -99,7 +101,7 @@ class ExpertStats:
         """Count the recorded steps, those of equal K together."""
         by_k: defaultdict[int, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for token_ids, expert_ids in self._uncounted:
-            by_k[expert_ids.shape[2]].append((token_ids, expert_ids))
+            by_k[expert_ids.shape[2]].append((torch.as_tensor(token_ids), torch.as_tensor(expert_ids)))
         for steps in by_k.values():
             token_ids = torch.cat([token_ids for token_ids, _ in steps]).to(torch.int32)
             expert_ids = torch.cat([expert_ids for _, expert_ids in steps], dim=1).to(torch.int16)
@@ -116,6 +118,10 @@ class ExpertStats:
             num_bytes -= self._window.popleft().num_bytes
 
 
+def _copy_of(rows: Tensor | Array) -> Tensor | Array:
+    return rows.copy() if isinstance(rows, np.ndarray) else rows.clone()
+
+
 class ExpertReporter:
     """Expert statistics of one engine, with its clocks. Requests do not depend on them: if counting fails, it ends and
     reports are empty from then on, as for a network without experts."""
@@ -124,8 +130,8 @@ class ExpertReporter:
         """`stats` is None for a network without experts."""
         self._stats = stats
 
-    def record(self, token_ids: Tensor, expert_ids: Tensor) -> None:
-        """Keep a step's rows, [T] and [L, T, K], to be counted later."""
+    def record(self, token_ids: Tensor | Array, expert_ids: Tensor | Array) -> None:
+        """Copy a step's rows, [T] and [L, T, K], to be counted later."""
         if self._stats is None:
             return
         try:

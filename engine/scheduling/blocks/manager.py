@@ -74,11 +74,12 @@ class BlockManager:
         """
         start, size = sequence.num_scheduled, self._block_size
         available = len(sequence.block_table) * size - start
-        if available < num_positions:
-            missing = min(ceil_div(num_positions - available, size), self.pool.num_free)
-            if missing:
-                sequence.block_table += self.pool.allocate(missing)
-                available += missing * size
+        if available >= num_positions:
+            return num_positions
+        missing = min(ceil_div(num_positions - available, size), self.pool.num_free)
+        if missing:
+            sequence.block_table += self.pool.allocate(missing)
+            available += missing * size
         return min(num_positions, available)
 
     def allocate_draft(self, sequence: Sequence, num_drafted: int, num_kept_free: int) -> int:

@@ -33,7 +33,7 @@ from model.ops.native.packed_weights import (
     NativeMoe,
     WeightPacker,
 )
-from model.ops.native.sampling import sampling_arguments
+from model.ops.native.sampling import PreparedSampling, prepared_sampling
 from model.ops.native.structs import NetworkArguments, StepArguments
 from model.ops.quantization import Quantization
 from model.ops.weights import Weight
@@ -80,6 +80,7 @@ class NativeOps:
         self.block_formats = frozenset(BLOCK_FORMATS if quantization == "none" else ())
         self._packer = WeightPacker(library, self._threads, self._isa, quantization)
         self._adapters = AdapterAddresses()
+        self._last_sampling: PreparedSampling | None = None
 
     def set_heartbeat(self, counter: c_uint64) -> None:
         """Let the kernels increment `counter` while they work, from now on."""
@@ -242,16 +243,13 @@ class NativeOps:
         return self._multiply(x.index_select(0, rows), head, torch.float32)  # [N, V]
 
     def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
-        num_rows, count = len(logits), max(0, rows.max_logprobs)
-        result = SampledRows(
-            token_ids=torch.empty(num_rows, dtype=torch.int64),
-            status=torch.empty(num_rows, dtype=torch.uint8),
-            logprob=torch.zeros(num_rows),
-            top_ids=torch.zeros(num_rows, count, dtype=torch.int32),
-            top_logprobs=torch.zeros(num_rows, count),
-        )
-        check(self._call.smoe_sample(self._pool, self._isa, sampling_arguments(logits, rows, result)))
-        return result
+        """Sample, like Ops.sample. For the same logits and rows as in the last call, which then have new numbers, the
+        result is overwritten."""
+        last = self._last_sampling
+        if last is None or last.logits() is not logits or last.rows() is not rows:
+            last = self._last_sampling = prepared_sampling(logits, rows)
+        check(self._call.smoe_sample(self._pool, self._isa, last.arguments))
+        return last.result
 
     def forward(
         self, network: NetworkArguments, step: StepArguments, group: LibraryGroup | None, store: ExpertStore | None

@@ -1,8 +1,11 @@
-"""Arguments of smoe_sample: the struct smoe_sampling of model/native/smoe_native.h, filled from tensors."""
+"""Call of smoe_sample: the struct smoe_sampling of model/native/smoe_native.h, filled from tensors, and the result."""
 
 import ctypes
+import weakref
 from ctypes import c_int64, c_void_p
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from model.sampling_batch import SampledRows, SamplingRows
@@ -23,10 +26,26 @@ class SamplingArguments(ctypes.Structure):
     ]
 
 
-def sampling_arguments(logits: Tensor, rows: SamplingRows, result: SampledRows) -> SamplingArguments:
-    """Fill the struct from contiguous CPU tensors; only the history may be a slice of wider rows."""
-    masks = rows.masks
-    return SamplingArguments(
+class PreparedSampling(NamedTuple):
+    """Arguments of a call, valid while logits and rows live, and where it writes the result."""
+
+    logits: "weakref.ref[Tensor]"
+    rows: "weakref.ref[SamplingRows]"
+    arguments: SamplingArguments
+    result: SampledRows
+
+
+def prepared_sampling(logits: Tensor, rows: SamplingRows) -> PreparedSampling:
+    """Prepare a call for contiguous CPU tensors; only the history may be a slice of wider rows."""
+    num_rows, count, masks = len(logits), max(0, rows.max_logprobs), rows.masks
+    result = SampledRows(
+        token_ids=torch.empty(num_rows, dtype=torch.int64),
+        status=torch.empty(num_rows, dtype=torch.uint8),
+        logprob=torch.zeros(num_rows),
+        top_ids=torch.zeros(num_rows, count, dtype=torch.int32),
+        top_logprobs=torch.zeros(num_rows, count),
+    )
+    arguments = SamplingArguments(
         *logits.shape,
         *(tensor.data_ptr() for tensor in (logits, rows.float_params, rows.int_params, rows.history)),
         rows.history.stride(0),
@@ -35,5 +54,6 @@ def sampling_arguments(logits: Tensor, rows: SamplingRows, result: SampledRows) 
         0 if masks is None else masks.shape[1],
         *(tensor.data_ptr() for tensor in (result.token_ids, result.status, result.logprob)),
         *(tensor.data_ptr() for tensor in (result.top_ids, result.top_logprobs)),
-        result.top_ids.shape[1],
+        count,
     )
+    return PreparedSampling(weakref.ref(logits), weakref.ref(rows), arguments, result)

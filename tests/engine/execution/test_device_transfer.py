@@ -1,9 +1,9 @@
-"""Copies on a CPU: no bytes move, and results come back as lists."""
+"""Copies on a CPU: no bytes move to it, and results come back as they were."""
 
 import numpy as np
 import torch
 
-from engine.execution.device_transfer import HostCopy, to_device
+from engine.execution.device_transfer import HostArray, HostLists, to_device
 
 CPU = torch.device("cpu")
 
@@ -16,5 +16,14 @@ def test_on_a_cpu_a_tensor_shares_the_arrays_memory() -> None:
 
 
 def test_results_come_back_in_order() -> None:
-    copy = HostCopy([torch.tensor([1, 2]), torch.tensor([[True], [False]]), torch.empty(0)])
-    assert copy.lists() == [[1, 2], [[True], [False]], []]
+    copy = HostLists([torch.tensor([1, 2]), torch.tensor([[True], [False]]), torch.empty(0)])
+    assert copy.wait() == [[1, 2], [[True], [False]], []]
+
+
+def test_results_do_not_change_when_a_later_step_writes_to_the_tensors() -> None:
+    ids, hidden = torch.tensor([1, 2]), torch.tensor([0.5])
+    lists, array = HostLists([ids]), HostArray(hidden)
+    ids += 1
+    hidden += 1
+    assert lists.wait() == [[1, 2]]
+    assert array.wait().tolist() == [0.5]

@@ -36,8 +36,8 @@ def test_a_vector_keeps_its_direction_and_gets_length_1() -> None:
 
 def test_states_with_nan_or_inf_fail_their_own_requests() -> None:
     class Arrived:
-        def arrays(self) -> list[Any]:
-            return [np.array([[0, 2, 0, 9], [1, 2, 3, np.nan], [np.inf, 0, 0, 0]], dtype=np.float32)]
+        def wait(self) -> Any:
+            return np.array([[0, 2, 0, 9], [1, 2, 3, np.nan], [np.inf, 0, 0, 0]], dtype=np.float32)
 
     pending = PendingEmbeddings([chunk(1, 0, 1, 1), chunk(2, 0, 1, 1), chunk(3, 0, 1, 1)], cast("Any", Arrived()))
     embeddings, failed = finish_embeddings(pending)

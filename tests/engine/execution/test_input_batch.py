@@ -36,6 +36,7 @@ def test_a_kept_batch_equals_one_built_from_scratch(num_blocks: int, window: int
     builder = BatchBuilder(rows, CONFIG)
     num_added = num_kept = num_preemptions = 0
     last_rows = np.zeros(0, dtype=np.int64)
+    last: ForwardBatch | None = None
     while num_added < 40 or scheduler.has_work():
         if num_added < 40 and rng.random() < 0.2:
             params = SamplingParams(max_tokens=rng.randint(1, 30), ignore_eos=True)
@@ -45,8 +46,9 @@ def test_a_kept_batch_equals_one_built_from_scratch(num_blocks: int, window: int
         if not plan.chunks:
             continue
         ours = builder.build(plan)
-        num_kept += ours.logits.rows is last_rows
-        last_rows = ours.logits.rows
+        num_kept += ours.forward is last
+        assert (ours.forward is last) == (ours.logits.rows is last_rows), "a decode step has a batch of its own"
+        last, last_rows = ours.forward, ours.logits.rows
         num_preemptions += plan.num_preemptions
         _assert_same(ours.forward, _built_from_scratch(plan, rows))
         rows.tokens[last_rows, ours.logits.positions + 1] = 5  # as the sampling kernel does

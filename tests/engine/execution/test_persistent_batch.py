@@ -1,9 +1,10 @@
 """Rows of the persistent batch follow their sequences: tokens, block tables, and reuse after the end."""
 
 import numpy as np
+import pytest
 import torch
 
-from engine.execution.persistent_batch import PersistentBatch
+from engine.execution.persistent_batch import SPARE_BLOCKS, PersistentBatch
 from engine.scheduling.sequence import Sequence, Status
 from engine.scheduling.step_plan import Chunk
 from engine.types import Request, SamplingParams
@@ -23,7 +24,11 @@ def running(request_id: int, prompt: list[int], blocks: list[int], **params: obj
 
 
 def tables(requests: PersistentBatch, sequences: list[Sequence]) -> list[list[int]]:
-    return requests.tables_of(requests.update(sequences))[0].tolist()
+    """Return the tables without the spare columns behind the longest one."""
+    on_host, on_device = requests.tables_of(requests.update(sequences))
+    width = max(len(sequence.block_table) for sequence in sequences)
+    assert on_host.tolist() == on_device.tolist() and not on_host[:, width:].any()
+    return on_host[:, :width].tolist()
 
 
 def test_the_same_sequences_get_the_same_rows_object() -> None:
@@ -43,6 +48,32 @@ def test_block_tables_follow_growth_eviction_and_preemption() -> None:
     assert tables(requests, [a, b]) == [[3, 9, 0], [0, 6, 8]]
     a.block_table, a.num_preemptions = [2], 1
     assert tables(requests, [a, b]) == [[2, 0, 0], [0, 6, 8]]
+
+
+def test_kept_tables_get_new_blocks_until_these_do_not_fit() -> None:
+    requests = PersistentBatch(1, 4 * (SPARE_BLOCKS + 9), BLOCK_SIZE, 50, torch.device("cpu"))
+    sequence = running(1, [5], [7])
+    tables(requests, [sequence])
+    first = requests.tables_of(requests.update([sequence]))
+    for block in range(8, 8 + SPARE_BLOCKS):
+        sequence.block_table.append(block)
+        assert tables(requests, [sequence]) == [sequence.block_table]
+        assert requests.tables_of(requests.update([sequence])) is first
+    sequence.block_table.append(90)
+    assert tables(requests, [sequence]) == [sequence.block_table]
+    assert requests.tables_of(requests.update([sequence])) is not first
+
+
+def test_tables_of_a_step_in_flight_on_a_gpu_are_not_written_to() -> None:
+    """The meta device stands for one: its tensors have addresses of their own."""
+    requests = PersistentBatch(2, 40, BLOCK_SIZE, 50, torch.device("meta"))
+    sequences = [running(1, [5], [7]), running(2, [5], [3, 4])]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+        in_flight, _ = requests.tables_of(requests.update(sequences))
+        sequences[0].block_table.append(8)
+        new, _ = requests.tables_of(requests.update(sequences))
+    assert in_flight.tolist() == [[7, 0], [3, 4]] and new.tolist() == [[7, 8], [3, 4]]
 
 
 def test_a_row_is_reused_only_when_its_request_has_ended_and_no_step_uses_it() -> None:

@@ -54,7 +54,7 @@ def sample(ops: Ops, logits: torch.Tensor, sequences: list[Sequence]) -> list[Sa
     positions = np.array([len(s.token_ids) - 1 for s in sequences])
     rows = LogitRows(sequences, requests.update(sequences), positions, len(sequences))
     sampler = Sampler(ops, requests, (EOS,))
-    outcomes, *_ = sampler.finish(sampler.launch(logits.contiguous(), rows))
+    outcomes, *_ = sampler.finish(sampler.launch(logits.contiguous(), sampler.prepare(rows)))
     return [outcomes[s.request_id] for s in sequences]
 
 
@@ -63,7 +63,8 @@ def score(ops: Ops, logits: torch.Tensor, scored: Sequence) -> PromptLogprobs:
     requests = PersistentBatch(1, 100, 16, VOCAB, torch.device("cpu"))
     rows = requests.update([scored]).repeat(len(logits))
     sampler = Sampler(ops, requests, (EOS,))
-    return sampler.finish(sampler.launch(logits, LogitRows([scored] * len(rows), rows, np.arange(len(rows)), 0)))[1]
+    prepared = sampler.prepare(LogitRows([scored] * len(rows), rows, np.arange(len(rows)), 0))
+    return sampler.finish(sampler.launch(logits, prepared))[1]
 
 
 def draw(ops: Ops, logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
@@ -266,9 +267,8 @@ def test_fixed_constraints_are_prepared_once_and_hold_in_later_steps(ops: Ops, m
     sampler = Sampler(ops, requests, (EOS,))
     rows = requests.update([row])
     for step in range(5):
-        [outcome] = sampler.finish(
-            sampler.launch(random_logits(step), LogitRows([row], rows, np.array([2 + step]), 1))
-        )[0].values()
+        parameters = sampler.prepare(LogitRows([row], rows, np.array([2 + step]), 1))
+        [outcome] = sampler.finish(sampler.launch(random_logits(step), parameters))[0].values()
         assert isinstance(outcome, Sampled) and outcome.token_id == 8
         row.token_ids.append(8)
     assert prepared == [0, 1]  # min_tokens ends at the second token
@@ -291,8 +291,8 @@ def test_rows_behind_drafted_tokens_sample_as_if_these_were_known(ops: Ops) -> N
     owners = [drafting] * 4 + [plain]
     logit_rows = LogitRows(owners, rows[[0, 0, 0, 0, 1]], positions, 5, (DraftRows(0, draft),))
     sampler = Sampler(ops, requests, (EOS,))
-    pending = sampler.launch(logits, logit_rows)
-    token_ids = pending.results.lists()[0]
+    pending = sampler.launch(logits, sampler.prepare(logit_rows))
+    token_ids = pending.results.wait()[0]
     assert requests.tokens[rows[0], num_tokens : num_tokens + 4].tolist() == [*draft, 0]
     assert requests.tokens[rows[1], num_tokens] == token_ids[4]
     for place in range(5):

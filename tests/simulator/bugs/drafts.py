@@ -94,7 +94,7 @@ DRAFT_BUGS = [
     bug(
         "the tokens of requests without drafts are lost beside drafts",
         "execution.sampler:Sampler.launch",
-        "if rows.drafted:",
+        "if step.rows.drafted:",
         "if False:",
     ),
     bug(

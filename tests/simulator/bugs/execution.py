@@ -181,14 +181,14 @@ EXECUTION_BUGS = [
     ),
     bug(
         "kept sampling rows are taken for other requests",
-        "execution.sampler:Sampler._fill",
+        "execution.sampler:Sampler.prepare",
         "kept.rows is not rows.rows",
         "len(kept.rows) != len(rows.rows)",
     ),
     bug(
         "kept tables are not rebuilt",
         "execution.persistent_batch:PersistentBatch.update",
-        "self._last_states, self._last_tables = states, None",
-        "self._last_states = states",
+        "self._update_tables(index, row, num_blocks=state[0])",
+        "pass",
     ),
 ]

@@ -255,7 +255,7 @@ SCHEDULING_BUGS = [
     bug(
         "running prompts pass the share",
         "scheduling.scheduler:Scheduler._schedule",
-        "step.prompt_share.max_positions(sequence) if needed > 1 else 1",
+        "step.prompt_share.max_positions(sequence)",
         "needed",
     ),
 ]

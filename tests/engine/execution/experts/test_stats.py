@@ -36,7 +36,10 @@ def _record(counts: ExpertStats, step: Step) -> None:
     ids, layers = step
     room = max(len(row) for row in layers[0])
     padded = [[row + [-1] * (room - len(row)) for row in layer] for layer in layers]
-    counts.record(torch.tensor(ids), torch.tensor(padded, dtype=torch.int32))
+    token_ids, expert_ids = torch.tensor(ids), torch.tensor(padded, dtype=torch.int32)
+    counts.record(token_ids, expert_ids)
+    token_ids.zero_()  # as the next step may, which has the same tensors
+    expert_ids.zero_()
 
 
 def _naive(steps: list[Step]) -> list[LayerExperts]:

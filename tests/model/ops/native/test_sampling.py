@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from model.ops.reference.ops import ReferenceOps
-from model.sampling_batch import Status
+from model.sampling_batch import IntParam, Status
 from tests.support.kernels.native_cases import ISAS, native
 from tests.support.kernels.sampling_cases import assert_same, random_logits, random_rows, sampled_by
 
@@ -29,3 +29,27 @@ def test_the_library_samples_the_tokens_of_the_definition(isa: str, vocab_size: 
         assert torch.equal(history, expected_history), trial
         statuses |= set(got.status.tolist())
     assert statuses == set(Status), "a status did not occur"
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_the_same_rows_with_new_numbers_are_sampled_anew(isa: str) -> None:
+    rng, kept = random.Random(isa), native(isa)
+    logits, rows = random_logits(rng, 50), random_rows(rng, 50)
+    for _ in range(3):
+        expected, _ = sampled_by(ReferenceOps(), logits, rows)
+        assert_same(kept.sample(logits, rows), expected, rows, 50)
+        logits.copy_(logits.flip(1))
+        rows.int_params[:, IntParam.SEED] += 1
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_nothing_of_a_call_is_kept_for_other_logits_or_other_rows(isa: str) -> None:
+    """New logits may lie where freed ones lay."""
+    rng, kept = random.Random(isa), native(isa)
+    rows = random_rows(rng, 50)
+    for trial in range(20):
+        logits = random_logits(rng, 50)
+        rows = random_rows(rng, 50) if trial % 2 else rows
+        expected, _ = sampled_by(ReferenceOps(), logits, rows)
+        assert_same(kept.sample(logits, rows), expected, rows, 50)
+        del logits
