@@ -37,15 +37,16 @@ empty :=
 space := $(empty) $(empty)
 comma := ,
 
-# Tests that need a program which is absent here are left out, and a line says so.
+# Tests that need a program or instructions which are absent here are left out, and a line says so.
 LEFT_OUT := $(strip $(if $(shell command -v promtool),,prometheus) $(if $(shell command -v npm),,node) \
     $(if $(shell command -v chromium),,browser) $(if $(shell command -v kustomize),,kustomize) \
     $(if $(shell command -v systemd-analyze),,systemd) \
-    $(if $(and $(shell command -v aarch64-linux-gnu-g++),$(shell command -v qemu-aarch64)),,arm))
+    $(if $(and $(shell command -v aarch64-linux-gnu-g++),$(shell command -v qemu-aarch64)),,arm) \
+    $(if $(shell grep --max-count 1 avx512_bf16 /proc/cpuinfo 2>/dev/null),,avx512_bf16))
 unless = -m "$(subst not_,not ,$(subst $(space), and ,$(addprefix not_,$(1))))"
 ALL := $(if $(LEFT_OUT),$(call unless,$(LEFT_OUT)))
 FAST := $(call unless,slow $(LEFT_OUT))
-NOTE := $(if $(LEFT_OUT),@echo "not found here$(comma) so their tests are left out: $(LEFT_OUT) (.ci/run installs them)")
+NOTE := $(if $(LEFT_OUT),@echo "not found here$(comma) so their tests are left out: $(LEFT_OUT) (.ci/run installs the programs)")
 
 .DEFAULT_GOAL := help
 .PHONY: help install run serve test test-fast test-full test-gpu-without-card test-agents check fuzz lock clean

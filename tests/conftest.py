@@ -45,6 +45,7 @@ SLOW = (
     "tests/model/checkpoint/gguf/test_tensors.py",
     "tests/model/checkpoint/quantized/test_matrices.py",
     "tests/model/checkpoint/test_mutated_headers.py",
+    "tests/model/ops/native/amx",
     "tests/model/ops/native/arm",
     "tests/model/ops/native/test_block_formats.py",
     "tests/fuzz",

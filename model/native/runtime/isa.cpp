@@ -17,6 +17,9 @@ namespace smoe {
 #if SMOE_X86
 namespace {
 
+#if defined(SMOE_EMULATE_AMX)
+bool has_tiles() { return true; }
+#else
 // Tile registers are large, so Linux saves them only for processes that request them. Requesting them twice is
 // harmless.
 bool tiles_permitted() {
@@ -27,6 +30,12 @@ bool tiles_permitted() {
     return false;
 #endif
 }
+
+bool has_tiles() {
+    return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+           __builtin_cpu_supports("amx-int8") && tiles_permitted();
+}
+#endif
 
 }  // namespace
 #endif
@@ -50,6 +59,9 @@ bool multiplies_bytes() {
 #endif
 
 bool isa_available(int isa) {
+#if defined(SMOE_ONLY_ISA)
+    if (isa != SMOE_ONLY_ISA_CODE) return false;
+#endif
     if (isa == PORTABLE) return true;
 #if SMOE_ARM
     if (isa == NEON) return multiplies_bytes();
@@ -66,9 +78,7 @@ bool isa_available(int isa) {
     if (isa == AVX512VNNI) return vnni;
     const bool bf16 = vnni && __builtin_cpu_supports("avx512bf16");
     if (isa == AVX512BF16) return bf16;
-    if (isa == AMX)
-        return bf16 && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
-               __builtin_cpu_supports("amx-int8") && tiles_permitted();
+    if (isa == AMX) return bf16 && has_tiles();
 #endif
     return false;
 }

@@ -14,7 +14,14 @@
 #endif
 
 // Declare a kernel in every instruction set's namespace.
-#if SMOE_X86
+#if defined(SMOE_ONLY_ISA)
+#define SMOE_PER_ISA(...)     \
+    namespace SMOE_ONLY_ISA { \
+    __VA_ARGS__;              \
+    }
+// Call kernel(arguments) of the given instruction set.
+#define SMOE_CALL(isa, ...) (static_cast<void>(isa), SMOE_ONLY_ISA::__VA_ARGS__)
+#elif SMOE_X86
 #define SMOE_PER_ISA(...)  \
     namespace portable {   \
     __VA_ARGS__;           \
@@ -37,7 +44,6 @@
     namespace amx {        \
     __VA_ARGS__;           \
     }
-// Call kernel(arguments) of the given instruction set.
 #define SMOE_CALL(isa, ...)                                  \
     ((isa) == ::smoe::AMX          ? amx::__VA_ARGS__        \
      : (isa) == ::smoe::AVX512BF16 ? avx512bf16::__VA_ARGS__ \
