@@ -3,10 +3,11 @@
 
 Compare what `smoe plan --rate` predicts with what a server does, at four rates: first tokens and gaps (p50 and p99)
 and tokens per second, with a verdict for each. Both get the same arrivals and lengths. Times of steps are those of
-`smoe bench steps` on the same checkpoint, which has random weights. "replayed" is the error of the scheduler in virtual
-time with the steps' own times, out of the run's step log: what is wrong there is wrong in the queue, and what is wrong
-in the prediction alone is wrong in the times of steps. For a machine without other load; about seven minutes. Exits
-with 1 if a bar is missed.
+`smoe bench steps` on the same checkpoint, which has random weights, before and after each rate: a shared machine's
+speed changes within minutes. "replayed" is the error of the scheduler in virtual time with the steps' own times, out of
+the run's step log: what is wrong there is wrong in the queue, and what is wrong in the prediction alone is wrong in the
+times of steps. Their sum in the run, as a share of what the calibration says of the same steps, is printed too. For a
+machine without other load; about ten minutes. Exits with 1 if a bar is missed.
 """
 
 import argparse
@@ -65,11 +66,18 @@ def arrivals_of(rate: float, seconds: float) -> list[Arrival]:
     ]
 
 
-def calibrated(flags: Sequence[str], folder: Path, seconds: float) -> FittedStepTimes:
+def calibrated(flags: Sequence[str], folder: Path, seconds: float) -> dict[str, Any]:
     """Measure the steps as `smoe plan` wants them."""
     lengths = ["--prompt-tokens", "{},{}".format(*PROMPT_TOKENS), "--output-tokens", "{},{}".format(*OUTPUT_TOKENS)]
     loops = ["--clients", "1,2,4,8,16,32", "--seconds", f"{seconds:g}", "--vocab-size", str(VOCAB_SIZE)]
-    return read_fitted(smoe("bench", "steps", str(folder), *flags, *lengths, *loops, "--json"))
+    figures: dict[str, Any] = smoe("bench", "steps", str(folder), *flags, *lengths, *loops, "--json")
+    return figures
+
+
+def fitted(*measured: dict[str, Any]) -> FittedStepTimes:
+    """Return the times of the steps of several measurements."""
+    request_s = sum(figures["request_s"] for figures in measured) / len(measured)
+    return read_fitted({"steps": [step for figures in measured for step in figures["steps"]], "request_s": request_s})
 
 
 def full_rate(times: FittedStepTimes) -> float:
@@ -142,32 +150,44 @@ def keep(folder: Path, share: float, steps: Sequence[LoggedStep], result: Mappin
 
 
 def run(folder: Path, flags: Sequence[str], config: EngineConfig, options: argparse.Namespace) -> bool:
-    """Calibrate, then measure each rate; return whether all bars hold."""
-    times = calibrated(flags, folder, options.calibration_seconds)
-    log, has_missed = folder / "steps.jsonl", False
-    print(f"a request takes {1e3 * times.request_s:.1f} ms beside its steps", flush=True)  # noqa: T201
+    """Measure each rate between two calibrations; return True if all bars hold."""
+    before = calibrated(flags, folder, options.calibration_seconds)
+    full = full_rate(fitted(before))
+    has_missed = False
+    head = f"{'predicted':>12}{'measured':>12}{'error':>10}{'bar':>8}  {'verdict':<8}{'replayed':>8}"
+    print(f"{'rate':>10}  {'':<16}{head}")  # noqa: T201
+    for share in SHARES:
+        rate = share * full
+        arrivals = arrivals_of(rate, options.seconds)
+        steps, result = served(folder, flags, arrivals)
+        after = calibrated(flags, folder, options.calibration_seconds)
+        times, before = fitted(before, after), after
+        found = {
+            "predicted": predicted(config, times, arrivals),
+            "measured": result,
+            "replayed": replayed(config, steps, times.request_s),
+        }
+        if options.keep is not None:
+            keep(options.keep, share, steps, {"request_s": times.request_s, **result})
+        ratio = sum(step.seconds for step in steps) / sum(times.shape_s(step.shape) for step in steps)
+        print(f"{rate:8.2f}/s  steps took {ratio:.1%} of the times that were measured before and after")  # noqa: T201
+        for line in rows(rate, found):
+            print(line, flush=True)  # noqa: T201
+            has_missed = has_missed or "MISSED" in line
+    return not has_missed
+
+
+def served(
+    folder: Path, flags: Sequence[str], arrivals: Sequence[Arrival]
+) -> tuple[list[LoggedStep], dict[str, float]]:
+    """Serve the arrivals; return the steps and the clients' figures."""
+    log = folder / "steps.jsonl"
+    log.unlink(missing_ok=True)
     measured_flags = [*flags, "--no-enable-prefix-caching", "--step-log", str(log)]  # all rates have the same prompts
     with own_server([str(folder), *measured_flags], folder / "server.log") as server:
         server.wait_ready(lambda words: None)
-        head = f"{'predicted':>12}{'measured':>12}{'error':>10}{'bar':>8}  {'verdict':<8}{'replayed':>8}"
-        print(f"{'rate':>10}  {'':<16}{head}")  # noqa: T201
-        num_seen = 0
-        for share in SHARES:
-            rate = share * full_rate(times)
-            arrivals = arrivals_of(rate, options.seconds)
-            found = {
-                "predicted": predicted(config, times, arrivals),
-                "measured": measured(server.url, arrivals, folder),
-            }
-            steps = read_step_log(log)
-            found["replayed"] = replayed(config, steps[num_seen:], times.request_s)
-            if options.keep is not None:
-                keep(options.keep, share, steps[num_seen:], {"request_s": times.request_s, **found["measured"]})
-            num_seen = len(steps)
-            for line in rows(rate, found):
-                print(line, flush=True)  # noqa: T201
-                has_missed = has_missed or "MISSED" in line
-    return not has_missed
+        result = measured(server.url, arrivals, folder)
+        return read_step_log(log), result
 
 
 def main() -> int:
