@@ -206,7 +206,7 @@ class Scheduler:
         found = [(chunk.sequence, self._candidate(chunk.sequence, masks)) for chunk in step.chunks.values()]
         sequences = [sequence for sequence, candidate in found if candidate]
         candidates = [candidate for _, candidate in found if candidate]
-        drafts = drafter.choose(candidates, len(step.chunks), step.budget)
+        drafts = drafter.choose(candidates, len(step.chunks), step.budget, is_shared=step.prompt_share.is_bounded)
         for sequence, draft in zip(sequences, drafts, strict=True):
             if draft and sequence.matcher is not None and masks is not None:
                 draft = draft[: masks.prepare_draft(sequence, draft)]

@@ -7,6 +7,7 @@ measured times.
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Sequence
 from itertools import accumulate, chain
+from math import inf
 from typing import NamedTuple, Protocol
 
 from engine.speculation.acceptance import AcceptanceRates
@@ -18,6 +19,7 @@ from engine.types import Request
 MIN_GAIN = 1.05  # expected tokens per second with drafts, against those without
 MAX_DRAFTED = 256  # tokens of all requests in one step
 MAX_STRETCH = 3.0  # a step with drafts takes at most so many times as long, where a request has none
+MAX_SHARED_STRETCH = 1.5  # likewise, where several tenants share the steps
 MAX_REQUESTS = 64  # that decode; with more, a row costs arithmetic, and no guess is worth as much as a sure token
 QUIET_STEPS = 2  # without a search, after so many that searched: the first one rebuilds what drafts changed
 SEARCHING_STEPS = 62
@@ -51,7 +53,9 @@ class Drafter(Protocol):
 
     def source(self, request: Request, end_token_ids: Collection[int]) -> DraftSource: ...
     def may_draft(self, num_rows: int) -> bool: ...
-    def choose(self, candidates: Sequence[Candidate], num_rows: int, max_drafted: int) -> list[tuple[int, ...]]: ...
+    def choose(
+        self, candidates: Sequence[Candidate], num_rows: int, max_drafted: int, *, is_shared: bool
+    ) -> list[tuple[int, ...]]: ...
     def record(self, step: StepTime) -> None: ...
 
 
@@ -147,10 +151,13 @@ class Speculator:
         """Return the estimated seconds of a step with drafts."""
         return (self._draft_times if self._draft_times.is_known else self._quiet_times).predict(num_rows)
 
-    def choose(self, candidates: Sequence[Candidate], num_rows: int, max_drafted: int) -> list[tuple[int, ...]]:
+    def choose(
+        self, candidates: Sequence[Candidate], num_rows: int, max_drafted: int, *, is_shared: bool = False
+    ) -> list[tuple[int, ...]]:
         """Return the draft of each candidate, in order; empty where none pays.
 
         `num_rows`: of the step without drafts, one for each request that decodes. `max_drafted`: tokens of all drafts.
+        `is_shared`: several tenants are active, whose first tokens wait for the end of the step.
         """
         drafts = [source.propose(token_ids, max_len, grammar) for source, token_ids, max_len, grammar in candidates]
         if not any(drafts):
@@ -158,7 +165,8 @@ class Speculator:
         chances = self._worth_now([draft.chances if draft else () for draft in drafts], num_rows)
         ordered = sorted(chain.from_iterable(chances), reverse=True)[: min(max_drafted, MAX_DRAFTED)]
         has_all = len(drafts) == num_rows and all(drafts)
-        lengths = _lengths_of(chances, ordered[: self._best_count(ordered, num_rows, has_all=has_all)])
+        max_stretch = MAX_SHARED_STRETCH if is_shared else inf if has_all else MAX_STRETCH
+        lengths = _lengths_of(chances, ordered[: self._best_count(ordered, num_rows, max_stretch)])
         return [draft.token_ids[:length] if draft else () for draft, length in zip(drafts, lengths, strict=True)]
 
     def _worth_now(self, chances: Sequence[Sequence[float]], num_rows: int) -> list[Sequence[float]]:
@@ -174,11 +182,12 @@ class Speculator:
         token_s = plain_s / num_rows
         return [c and c[: bisect_right(extra_s, token_s * c[0] / (1 - c[0]))] for c in chances]
 
-    def _best_count(self, chances: Sequence[float], num_rows: int, *, has_all: bool) -> int:
+    def _best_count(self, chances: Sequence[float], num_rows: int, max_stretch: float) -> int:
         """Return how many drafted tokens the best step has, the likeliest first; 0 if none pays.
 
         A first row may cost more than it gains where many gain (alone, each of the first rows reads other experts): all
-        numbers are tried, of those with one estimated time the largest. `has_all`: each request has a draft.
+        numbers are tried, of those with one estimated time the largest. `max_stretch`: how many times as long as
+        without drafts the step may take.
         """
         plain_s = self._quiet_times.predict(num_rows)
         best_count, best_rate = 0, MIN_GAIN * num_rows / plain_s
@@ -187,7 +196,7 @@ class Speculator:
         while count < len(chances):
             count = min(last_in_group(num_rows + count + 1) - num_rows, len(chances))
             seconds = self._draft_s(num_rows + count)
-            if seconds > MAX_STRETCH * plain_s and not has_all:
+            if seconds > max_stretch * plain_s:
                 continue  # one slow step of few rows says nothing of many
             if expected[count] > best_rate * seconds:
                 best_count, best_rate = count, expected[count] / seconds

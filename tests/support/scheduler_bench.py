@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass, field
+from typing import Any
 
 from engine.scheduling.blocks.geometry import BlockGeometry
 from engine.scheduling.blocks.manager import BlockManager
@@ -117,3 +118,31 @@ class Bench:
 
 def random_prompt(rng: random.Random, low: int, high: int) -> list[int]:
     return [rng.randrange(VOCAB) for _ in range(rng.randint(low, high))]
+
+
+class TenantBench(Bench):
+    """A Bench whose requests have tenants."""
+
+    def __init__(self, num_tenants: int = 2, share_prefix_cache: bool = False, **settings: object) -> None:
+        super().__init__(**settings)  # type: ignore[arg-type]
+        self.scheduler = Scheduler(
+            self.block_manager,
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.budget,
+            max_model_len=self.scheduler.max_model_len,
+            eos_token_ids=self.eos,
+            by_priority=self.by_priority,
+            num_tenants=num_tenants,
+            share_prefix_cache=share_prefix_cache,
+        )
+
+    def add_for(self, tenant: int, prompt: list[int], max_tokens: int, priority: int = 0, **fields: Any) -> int:
+        request_id = len(self.requests)
+        params = SamplingParams(max_tokens=max_tokens)
+        request = Request(request_id, prompt, params, priority, arrival_s=self.now, tenant=tenant, **fields)
+        self.scheduler.add(request)
+        self.requests[request_id] = request
+        return request_id
+
+    def served(self, tenant: int) -> int:
+        return self.scheduler.fair_share.served(tenant)

@@ -8,7 +8,7 @@ from engine.scheduling.step_plan import Chunk
 from engine.speculation.speculator import Candidate, StepTime
 from engine.types import Request, SamplingParams
 from tests.simulator.exact import oracle, root_of
-from tests.support.scheduler_bench import VOCAB, Bench
+from tests.support.scheduler_bench import VOCAB, Bench, TenantBench
 
 
 class FixedDrafter:
@@ -20,6 +20,7 @@ class FixedDrafter:
         self.length, self.num_wrong = length, num_wrong
         self.steps: list[StepTime] = []
         self.room: list[int] = []
+        self.shared: list[bool] = []
 
     def source(self, request: Request, end_token_ids: Collection[int]) -> Any:
         return oracle(root_of(request), request.prompt_token_ids, request.params.max_tokens + 20, None, VOCAB), len(
@@ -29,8 +30,11 @@ class FixedDrafter:
     def may_draft(self, num_rows: int) -> bool:
         return True
 
-    def choose(self, candidates: Sequence[Candidate], num_rows: int, max_drafted: int) -> list[tuple[int, ...]]:
+    def choose(
+        self, candidates: Sequence[Candidate], num_rows: int, max_drafted: int, *, is_shared: bool = False
+    ) -> list[tuple[int, ...]]:
         self.room.append(max_drafted)
+        self.shared.append(is_shared)
         drafts = []
         for source, token_ids, max_len, _ in candidates:
             tokens, num_prompt_tokens = source  # type: ignore[misc]
@@ -206,3 +210,16 @@ def test_a_request_that_reports_gate_logits_drafts_nothing() -> None:
         bench.scheduler.add(Request(request_id, [1, 2, 3], params, expert_routing=True, gate_logits=reports))
     sources = [sequence.drafts for sequence in bench.scheduler.requests.unfinished.values()]
     assert sources[0] is None and sources[1] is not None
+
+
+def test_the_drafter_is_told_when_tenants_share_steps() -> None:
+    bench = TenantBench(num_tenants=2)
+    bench.scheduler.drafter = drafter = FixedDrafter(1)
+    bench.add_for(0, [1, 2, 3], 12)
+    bench.step()
+    bench.step()
+    assert not any(drafter.shared)
+    bench.add_for(1, [4, 5, 6], 12)
+    bench.step()
+    bench.step()
+    assert drafter.shared[-1]

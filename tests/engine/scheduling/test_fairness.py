@@ -1,47 +1,16 @@
 """Order of admission among several tenants, and their prefix caches, over the exact model."""
 
 import random
-from typing import Any
 
 import pytest
 
 from engine.config import max_slots_per_tenant
 from engine.scheduling.fairness import MIN_RUNNING
-from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import Status
-from engine.types import Request, SamplingParams
-from tests.support.scheduler_bench import Bench, random_prompt
+from tests.support.scheduler_bench import TenantBench, random_prompt
 
 ONE, OTHER = 0, 1
 LOWEST = -(2**31)
-
-
-class TenantBench(Bench):
-    """A Bench whose requests have tenants."""
-
-    def __init__(self, num_tenants: int = 2, share_prefix_cache: bool = False, **settings: object) -> None:
-        super().__init__(**settings)  # type: ignore[arg-type]
-        self.scheduler = Scheduler(
-            self.block_manager,
-            max_num_seqs=self.max_num_seqs,
-            max_num_batched_tokens=self.budget,
-            max_model_len=self.scheduler.max_model_len,
-            eos_token_ids=self.eos,
-            by_priority=self.by_priority,
-            num_tenants=num_tenants,
-            share_prefix_cache=share_prefix_cache,
-        )
-
-    def add_for(self, tenant: int, prompt: list[int], max_tokens: int, priority: int = 0, **fields: Any) -> int:
-        request_id = len(self.requests)
-        params = SamplingParams(max_tokens=max_tokens)
-        request = Request(request_id, prompt, params, priority, arrival_s=self.now, tenant=tenant, **fields)
-        self.scheduler.add(request)
-        self.requests[request_id] = request
-        return request_id
-
-    def served(self, tenant: int) -> int:
-        return self.scheduler.fair_share.served(tenant)
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -10,6 +10,7 @@ from engine.speculation.row_times import MIN_STEPS, time_shape
 from engine.speculation.speculator import (
     MAX_DRAFTED,
     MAX_REQUESTS,
+    MAX_SHARED_STRETCH,
     MAX_STRETCH,
     QUIET_STEPS,
     Candidate,
@@ -243,14 +244,16 @@ def test_the_likeliest_tokens_are_kept(seed: int) -> None:
         assert sorted(kept, reverse=True) == ordered[:count]
 
 
-def _drafts(chances: Sequence[float], num_copies: int, num_rows: int, row_s: float) -> list[int]:
+def _drafts(
+    chances: Sequence[float], num_copies: int, num_rows: int, row_s: float, *, is_shared: bool = False
+) -> list[int]:
     """Return the lengths of drafts that all have these chances, where a row takes `row_s` of the time of a step of
     `num_rows` rows, and has been measured."""
     speculator = _measured(num_rows)
     for rows in range(num_rows + 1, num_rows + 200):
         speculator._draft_times.record(rows, 1.0 + row_s * (rows - num_rows))
     candidates = [Candidate(_FixedSource(chances), [1], 100) for _ in range(num_copies)]
-    return [len(draft) for draft in speculator.choose(candidates, num_rows, 1000)]
+    return [len(draft) for draft in speculator.choose(candidates, num_rows, 1000, is_shared=is_shared)]
 
 
 class _FixedSource(DraftSource):
@@ -275,6 +278,13 @@ def test_a_request_without_a_draft_is_slowed_down_by_a_bounded_factor() -> None:
     assert sum(lengths) > 100
     lengths = _drafts([0.99**place for place in range(1, 33)], 7, 8, 0.05)
     assert 1 + 0.05 * sum(lengths) <= MAX_STRETCH < 1 + 0.05 * (sum(lengths) + 17)
+
+
+@pytest.mark.parametrize("num_candidates", [7, 8])
+def test_drafts_stretch_steps_that_tenants_share_less(num_candidates: int) -> None:
+    lengths = _drafts([0.99**place for place in range(1, 33)], num_candidates, 8, 0.05, is_shared=True)
+    assert sum(lengths) > 0
+    assert 1 + 0.05 * sum(lengths) <= MAX_SHARED_STRETCH
 
 
 def test_a_step_of_few_rows_that_was_slow_once_does_not_keep_longer_drafts_waiting() -> None:

@@ -39,7 +39,9 @@ class GuessingDrafter:
     def may_draft(self, num_rows: int) -> bool:
         return True
 
-    def choose(self, candidates: Sequence[Candidate], num_rows: int, max_drafted: int) -> list[tuple[int, ...]]:
+    def choose(
+        self, candidates: Sequence[Candidate], num_rows: int, max_drafted: int, *, is_shared: bool = False
+    ) -> list[tuple[int, ...]]:
         drafts = []
         for candidate in candidates:
             draft = self._draft(candidate, max_drafted)
@@ -76,7 +78,9 @@ class EagerDrafter(Speculator):
     def may_draft(self, num_rows: int) -> bool:
         return True
 
-    def choose(self, candidates: Sequence[Candidate], num_rows: int, max_drafted: int) -> list[tuple[int, ...]]:
+    def choose(
+        self, candidates: Sequence[Candidate], num_rows: int, max_drafted: int, *, is_shared: bool = False
+    ) -> list[tuple[int, ...]]:
         drafts: list[tuple[int, ...]] = []
         for candidate in candidates:
             draft = candidate.source.propose(
