@@ -32,6 +32,10 @@ GPU_WITHOUT_CARD := tests/model/ops/triton tests/triton_compiled tests/model/tes
     tests/engine/startup/test_device_memory.py tests/engine/test_device_lost.py
 NODE_CLIENTS := tests/e2e/clients/node
 NODE_AGENTS := tests/agents/node
+# Optional dependencies are installed by themselves: pip would compile the kernels again with `--editable ".[...]"`.
+REQUIREMENTS := import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+    print(*p["dependencies"], *(d for extra in sys.argv[1:] for d in p["optional-dependencies"][extra]), sep="\n")
+INSTALL_EXTRAS = $(BIN)/python -c '$(REQUIREMENTS)' $(1) | $(PIP) install --requirement /dev/stdin
 NPM_INSTALL = npm install --prefix $(1) --no-package-lock --no-audit --no-fund --loglevel=error
 empty :=
 space := $(empty) $(empty)
@@ -119,15 +123,15 @@ $(INSTALLED): pyproject.toml $(KERNELS) | $(BIN)/python
 
 # mypy follows the packages that the code imports: those of the runtime, and tokenizers.
 $(INSTALLED_LINT): $(INSTALLED)
-	$(PIP) install --editable ".[lint,tokenizers]"
+	$(call INSTALL_EXTRAS,lint tokenizers)
 	@touch $@
 
 $(INSTALLED_FAST): $(INSTALLED)
-	$(PIP) install --editable ".[test,tokenizers,cuda]"
+	$(call INSTALL_EXTRAS,test tokenizers cuda)
 	@touch $@
 
 $(INSTALLED_TEST): $(INSTALLED) $(NODE_CLIENTS)/package.json
-	$(PIP) install --editable ".[test,clients,browser,tokenizers,cuda]"
+	$(call INSTALL_EXTRAS,test clients browser tokenizers cuda)
 	$(if $(shell command -v npm),$(call NPM_INSTALL,$(NODE_CLIENTS)))
 	@touch $@
 

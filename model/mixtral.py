@@ -56,7 +56,7 @@ class MixtralWeights:
 
 
 class Mixtral:
-    """The network: config, weights and backend. It keeps no state between steps.
+    """The network: config, weights and backend. No result depends on an earlier step, but through the caches.
 
     As a rank of a group it has a part of the outputs of every matrix (model/cut.py), and a KV pool with its own heads.
     """

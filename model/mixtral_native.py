@@ -1,8 +1,8 @@
 """The network on the CPU backend: all layers of a step in one call of the C++ library.
 
 The results are bit for bit those of Mixtral.forward; work that no logits depend on is skipped. The addresses of weights
-and caches are passed once per KV pool, the addresses of a step's tensors with each step: see smoe_forward in
-model/native/smoe_native.h.
+and caches are passed once per KV pool, those of a step's tensors with each step, or once while decode steps share a
+batch: see smoe_forward in model/native/smoe_native.h.
 """
 
 import weakref
@@ -57,7 +57,7 @@ class NativeMixtral(Mixtral):
             self._network, self._pool = self._arguments(kv_pool), weakref.ref(kv_pool)
         step = self._last
         if step is None or step.batch() is not batch:
-            self._last = None  # frees its logits
+            step = self._last = None  # frees its logits
             step = self._prepare(batch)
             if len(batch.token_ids) == len(batch.context_len):  # a decode step; logits of a prompt may be large
                 self._last = step

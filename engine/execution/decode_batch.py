@@ -1,6 +1,6 @@
 """Input of decode steps, kept between them: while the same requests decode, only positions and tokens change."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -45,7 +45,8 @@ class DecodeBatch:
     """One row for each of S sequences, in the order of the plan.
 
     On a CPU, which computes a step when it is launched, all steps share one InputBatch, and each writes its numbers to
-    the same arrays. On a GPU, where a step in flight may still read them, each step gets copies.
+    the same arrays. On a GPU, where a step in flight may still read them, each step gets copies; only the array of the
+    experts' ids is one for all steps, which the GPU computes one after the other.
     """
 
     def __init__(
@@ -76,8 +77,10 @@ class DecodeBatch:
         self._write(positions, tables)
         last = self._last
         if last is None or last.forward.block_tables is not device_tables or self._device.type != "cpu":
-            forward = self._forward(device_tables)
-            last = self._last = InputBatch(forward, self._logits, Routed.of(forward), has_prompt_rows=False)
+            forward, logits = self._forward(device_tables), self._logits
+            if self._device.type != "cpu":
+                logits = replace(logits, positions=self._positions.copy())
+            last = self._last = InputBatch(forward, logits, Routed.of(forward), has_prompt_rows=False)
         return last
 
     def _write(self, positions: Int64s, tables: Int32s) -> None:

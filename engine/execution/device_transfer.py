@@ -52,14 +52,16 @@ class HostArray:
         return self._array
 
 
+def _to_pinned(tensor: Tensor) -> Tensor:
+    """Queue a copy to pinned memory of the host."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+
+
 class _PinnedCopies:
     """Copies of a GPU's tensors."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._tensors = [
-            torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
-            for tensor in tensors
-        ]
+        self._tensors = [_to_pinned(tensor) for tensor in tensors]
         self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._arrived.record()
 

@@ -19,7 +19,7 @@ from engine.types import Request
 MIN_GAIN = 1.05  # expected tokens per second with drafts, against those without
 MAX_DRAFTED = 256  # tokens of all requests in one step
 MAX_STRETCH = 3.0  # a step with drafts takes at most so many times as long, where a request has none
-MAX_SHARED_STRETCH = 1.5  # likewise, where several tenants share the steps
+MAX_SHARED_STRETCH = 1.5  # where several tenants share the steps, even if every request has a draft
 MAX_REQUESTS = 64  # that decode; with more, a row costs arithmetic, and no guess is worth as much as a sure token
 QUIET_STEPS = 2  # without a search, after so many that searched: the first one rebuilds what drafts changed
 SEARCHING_STEPS = 62
@@ -157,7 +157,7 @@ class Speculator:
         """Return the draft of each candidate, in order; empty where none pays.
 
         `num_rows`: of the step without drafts, one for each request that decodes. `max_drafted`: tokens of all drafts.
-        `is_shared`: several tenants are active, whose first tokens wait for the end of the step.
+        `is_shared`: True if several tenants are active, whose first tokens wait for the end of the step.
         """
         drafts = [source.propose(token_ids, max_len, grammar) for source, token_ids, max_len, grammar in candidates]
         if not any(drafts):

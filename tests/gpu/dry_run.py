@@ -103,7 +103,7 @@ def first_fault(step: Callable[[], None]) -> str:
 
 
 def read_is_noticed() -> bool:
-    """Return whether a step that reads from the GPU, or waits for a count, fails as it should."""
+    """Return True if a step that reads from the GPU, or waits for a count, fails, and one that does not passes."""
 
     def reads() -> None:
         torch.ones(2, device=CUDA).tolist()
@@ -114,7 +114,10 @@ def read_is_noticed() -> bool:
     def mixes() -> None:
         torch.ones(2, device=CUDA).add_(torch.ones(2))
 
-    return all(first_fault(step) for step in (reads, counts, mixes))
+    def adds() -> None:
+        torch.ones(2, device=CUDA).add_(1)
+
+    return all(first_fault(step) for step in (reads, counts, mixes)) and not first_fault(adds)
 
 
 def main() -> int:

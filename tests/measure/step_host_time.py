@@ -92,6 +92,7 @@ def measured_engine(config: EngineConfig, preset: str, clock: Clock) -> Engine:
         (scheduler, "plan", "plan"),
         (runner._batches, "build", "batch"),
         (runner.model, "forward", "network"),
+        (runner.sampler, "prepare", "sampling"),
         (runner.sampler, "launch", "sampling"),
         (runner, "finish", "results"),
         (scheduler, "apply", "apply"),

@@ -1,6 +1,6 @@
 """Statistics of the experts: which experts computed which tokens, over all positions, recomputed ones included.
 
-A step only hands over its tensors. They are counted a few times a second, many steps at once, on the model's device.
+A step's rows are copied. They are counted a few times a second, many steps at once, on the model's device.
 Letters: L layers, E experts, T rows of a step, K experts of a row.
 """
 

@@ -16,8 +16,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from engine.config import EngineConfig
 from engine.distributed.packets import encode_step
 from engine.engine import Engine
@@ -61,8 +59,7 @@ def step_s(folder: str, num_ranks: int, count: int) -> tuple[float, float]:
     )
     engine = Engine.load(config)
     batch, model, pool = decoding_row(engine), engine.loaded.runner.model, engine.loaded.kv_pool
-    with torch.inference_mode():
-        times = median_s(lambda: model.forward(batch, pool), count), median_s(lambda: encode_step(batch), count)
+    times = median_s(lambda: model.forward(batch, pool), count), median_s(lambda: encode_step(batch), count)
     if engine.loaded.ranks is not None:
         engine.loaded.ranks.close()
     return times

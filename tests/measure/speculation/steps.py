@@ -42,9 +42,9 @@ class StepLog:
         if self._drafter is not None:
             self._choose, self._drafter.choose = self._drafter.choose, self._chosen
 
-    def _chosen(self, *arguments: Any) -> Any:
+    def _chosen(self, *arguments: Any, **options: Any) -> Any:
         start_s = time.perf_counter()
-        drafts = self._choose(*arguments)
+        drafts = self._choose(*arguments, **options)
         self._choosing_s = time.perf_counter() - start_s
         return drafts
 

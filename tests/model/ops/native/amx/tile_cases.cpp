@@ -29,7 +29,7 @@ struct Random {
     int between(int first, int last) { return first + static_cast<int>(below(last - first + 1)); }
 };
 
-// What the numbers of a case are like. NUM_KINDS counts those of bfloat16; bytes are ORDINARY only.
+// What the numbers of a case are like. All kinds are for bfloat16; bytes are ORDINARY only.
 enum Kind { ORDINARY, ANY_FINITE, SUBNORMAL, TINY_PRODUCTS, HUGE_PRODUCTS, CANCELLING, INFINITE, NOT_NUMBERS };
 const char* const KIND_NAMES[] = {"ordinary",      "any-finite", "subnormal", "tiny-products",
                                   "huge-products", "cancelling", "infinite",  "nan"};
