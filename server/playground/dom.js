@@ -1,6 +1,9 @@
+const TOAST_MS = 1600;
+let toastTimer;
+
 /**
  * Creates an element. `selector` is a tag with classes, "p.hint"; then come properties, if any, and children. A name such as
- * "--share" is a variable of its style. Strings become text nodes and are never parsed as HTML.
+ * "--share" is a variable of its style. Strings become text nodes and are never parsed as HTML. Arrays hold many children.
  */
 export function element(selector, ...children) {
   const [tag, ...classes] = selector.split(".");
@@ -13,7 +16,7 @@ export function element(selector, ...children) {
     else if (name in node) node[name] = value;
     else node.setAttribute(name, value);
   }
-  node.append(...children);
+  for (const child of children.flat()) node.append(child);
   return node;
 }
 
@@ -42,6 +45,12 @@ export function save(blob, download) {
 }
 
 export const byId = (id) => document.getElementById(id);
+
+export function toast(text) {
+  byId("toast").textContent = text;
+  clearTimeout(toastTimer);
+  toastTimer = setTimeout(() => byId("toast").replaceChildren(), TOAST_MS);
+}
 
 /** Calls `action` at events of a node, or of the element with this id. */
 export function on(target, types, action) {
@@ -86,7 +95,7 @@ export function copyButton(read) {
   const made = button("Copy", async () => {
     await copy(read());
     made.textContent = "Copied";
-    setTimeout(() => (made.textContent = "Copy"), 1600);
+    setTimeout(() => (made.textContent = "Copy"), TOAST_MS);
   });
   return made;
 }

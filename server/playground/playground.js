@@ -3,7 +3,7 @@ import * as chat from "./text/chat.js";
 import * as compare from "./compare/panel.js";
 import * as completion from "./text/completion.js";
 import { display } from "./text/display.js";
-import { button, byId, copy, element, on, radios } from "./dom.js";
+import { button, byId, copy, element, on, radios, toast } from "./dom.js";
 import * as sampling from "./controls/sampling.js";
 import * as legend from "./text/expert_legend.js";
 import * as texts from "./history/history.js";
@@ -16,7 +16,6 @@ import { asCurl, asPython } from "./text/snippets.js";
 import { endingOf, summaryNodes } from "./text/summary.js";
 
 const [failure, paper, summary] = ["failure", "paper", "summary"].map(byId);
-const TOAST_MS = 1600;
 const END_PX = 48; // so close to the end counts as its end
 const PASSING = [0, 408, 429, 503]; // statuses that another try may not meet
 const UNTIL_READY = ["loading", "engine_dead"]; // codes of a server that becomes ready by itself
@@ -33,7 +32,6 @@ let send = () => run(); // sends the last request again
 let isWaiting = false; // the last request is sent when the server is ready
 let isFollowing = true; // the end of the text stays in view
 let paperTop = 0;
-let toastTimer;
 
 const needExperts = ["mode-compare", "tint-expert", "weights-switch"];
 byId("mode").append(...radios("mode", { completion: "Complete", chat: "Chat", compare: "Compare", server: "Server" }));
@@ -89,8 +87,7 @@ async function run(job = {}) {
     running = null;
     panel.end(meters[0]);
     showButtons();
-    paintLegend();
-    paintPrompt();
+    paint();
     follow();
   }
 }
@@ -166,13 +163,12 @@ function showButtons() {
   byId("run-key").textContent = panel === chat ? "⏎" : "Ctrl ⏎";
   byId("again").textContent = panel.repeatLabel;
   byId("again").hidden = isBusy || !panel.canRepeat();
-  const free = [mode(), "server"]; // what can be opened while a text is written
-  for (const radio of byId("mode").elements) radio.disabled = isBusy && !free.includes(radio.value);
+  for (const radio of byId("mode").elements) radio.disabled = isBusy && ![mode(), "server"].includes(radio.value);
 }
 
 function show(name) {
   const isOpen = mode() === name;
-  document.querySelector(`[name=mode][value=${name}]`).checked = true;
+  byId(`mode-${name}`).control.checked = true;
   document.body.dataset.tab = "text";
   if (isOpen) return showButtons();
   panel = panels[name];
@@ -182,7 +178,7 @@ function show(name) {
   summary.replaceChildren();
   hideFailure();
   showButtons();
-  paintLegend();
+  paint();
   return panel.focus();
 }
 
@@ -190,7 +186,7 @@ async function copyAs(name, make) {
   if (!sampling.check()) return;
   const text = make();
   if (text) await copy(text);
-  showToast(text ? `Copied as ${name}` : "Enter a text first");
+  toast(text ? `Copied as ${name}` : "Enter a text first");
 }
 
 function snippet(write) {
@@ -212,10 +208,7 @@ async function openLink() {
   const { hash, pathname, search } = location;
   if (!hash) return;
   history.replaceState(null, "", pathname + search);
-  if (running) {
-    showToast("Stop the text before you open a link");
-    return;
-  }
+  if (running) return toast("Stop the text before you open a link");
   try {
     const { mode: name, text, off, ...fields } = JSON.parse(decodeURIComponent(hash.slice(1)));
     if (!Object.hasOwn(panels, name)) throw new TypeError("Unknown mode.");
@@ -226,7 +219,7 @@ async function openLink() {
     experts.setOff(off);
   } catch (error) {
     if (![TypeError, SyntaxError, URIError].includes(error.constructor)) throw error;
-    showToast("This link is damaged");
+    toast("This link is damaged");
   }
 }
 
@@ -235,13 +228,7 @@ function shareComparison() {
   share("columns", [byId("compare-prompt").value, figures.join(" · ")]);
 }
 
-const share = (id, captions) => savePicture(byId(id), captions, () => showToast("This is too large for a picture"));
-
-function showToast(text) {
-  byId("toast").textContent = text;
-  clearTimeout(toastTimer);
-  toastTimer = setTimeout(() => byId("toast").replaceChildren(), TOAST_MS);
-}
+const share = (id, captions) => savePicture(byId(id), captions, () => toast("This is too large for a picture"));
 
 function repeat() {
   if (!running && panel.canRepeat() && sampling.check()) start(panel.repeatJob());
@@ -258,18 +245,19 @@ function repaint() {
   byId("layer-row").hidden = paper.dataset.tint !== "expert";
   byId("layer-value").value = display.layer = byId("layer").valueAsNumber;
   for (const { views } of Object.values(panels)) for (const view of views()) view.repaint();
-  paintLegend();
-  paintPrompt();
+  paint();
 }
 
-function paintPrompt() {
+/** Draws the legend, and once more with the prompt's tokens. */
+function paint() {
+  paintLegend();
   if (panel === completion && paper.dataset.tint !== "none" && !running) completion.readPrompt().then(paintLegend);
 }
 
 function paintLegend() {
   const isHidden = paper.dataset.tint !== "expert";
   byId("expert-legend").hidden = isHidden;
-  if (!isHidden) legend.draw(panel.views(), display, repaint);
+  if (!isHidden) legend.draw(panel.views(), display);
   dim();
 }
 

@@ -1,7 +1,7 @@
 export function percent(share) {
   const value = 100 * share;
   if (value === 0) return "0 %";
-  if (value > 0 && value < 0.1) return "< 0.1 %";
+  if (value < 0.1) return "< 0.1 %";
   return `${value < 10 ? value.toFixed(1) : Math.round(value)} %`;
 }
 

@@ -5,7 +5,7 @@ import { formatRate } from "../words.js";
 
 export function newColumn([ownK, ownTemperature = "", ownOff = ""], onRemove) {
   const options = Array.from({ length: display.numExperts }, (_, i) => element("option", { value: i + 1 }, `${i + 1}`));
-  const k = element("select", ...options);
+  const k = element("select", options);
   k.value = ownK;
   const temperature = element("input", { type: "number", min: 0, max: 2, step: 0.05, placeholder: "same", value: ownTemperature });
   const off = element("input", { type: "text", placeholder: "none", pattern: "[0-9]{1,3}( *, *[0-9]{1,3})*", title: "Numbers of experts, such as 2, 5", value: ownOff });
@@ -47,6 +47,7 @@ export function newColumn([ownK, ownTemperature = "", ownOff = ""], onRemove) {
     },
 
     begin() {
+      column.view?.close();
       column.view = tokenView();
       text.replaceChildren(column.view.element);
       figures.textContent = "waiting";

@@ -38,7 +38,7 @@ export function open(shared) {
 /** Returns a request per column, or null without a prompt. All have one seed: a random one unless one is set. */
 export function requests(model, sampling) {
   if (!field.value) return null;
-  const { experts_per_token: _, seed = randomSeed(), ...shared } = sampling;
+  const { experts_per_token: _, seed = `${Math.floor(Math.random() * Number.MAX_SAFE_INTEGER)}`, ...shared } = sampling;
   const fields = columns.map((column) => column.fields);
   if (fields.includes(null)) return null;
   return fields.map((own) => completionRequest(model, field.value, { ...shared, ...own, seed, details: true }));
@@ -94,7 +94,5 @@ export function end() {
   box.style.setProperty("--columns", columns.length);
   for (const { element } of columns) element.querySelector(".remove").hidden = columns.length === MIN_COLUMNS;
 }
-
-const randomSeed = () => `${Math.floor(Math.random() * Number.MAX_SAFE_INTEGER)}`;
 
 on(addButton, "click", () => addColumn([Math.min(2 ** columns.length, display.numExperts)]));

@@ -17,7 +17,7 @@ const FORMATS = {
   call: ["Calls of tools", TOOLS, TOOL, (text) => ({ tools: toolsOf(text), tool_choice: "required" })],
 };
 
-const kind = element("select", { id: "format" }, ...Object.entries(FORMATS).map(([value, [name]]) => element("option", { value }, name)));
+const kind = element("select", { id: "format" }, Object.entries(FORMATS).map(([value, [name]]) => element("option", { value }, name)));
 export const input = element("textarea.mono", { id: "format-text", rows: 1, spellcheck: false });
 const box = labelled(input, "");
 const file = element("input", { id: "format-file", type: "file", ariaLabel: "File with the format" });

@@ -46,7 +46,12 @@ export function setValues(fields) {
 
 export function setSeed(text) {
   seed.value = text;
-  seed.closest("details").open = true;
+  reveal(seed);
+}
+
+function reveal(input) {
+  input.closest("details")?.setAttribute("open", "");
+  byId("map-size").ariaPressed = "false"; // a wide map hides the controls
 }
 
 /** Returns false if a field is invalid; it is then in view, with the browser's message. */
@@ -54,8 +59,8 @@ export function check() {
   const inputs = [seed, format.input, ...sliders.map(({ number }) => number)];
   const invalid = inputs.find((input) => !input.checkValidity());
   if (!invalid) return true;
-  invalid.closest("details")?.setAttribute("open", "");
-  document.querySelector("[name=view][value=sampling]").checked = true; // on a phone
+  reveal(invalid);
+  byId("view-sampling").control.checked = true; // on a phone
   return invalid.reportValidity();
 }
 
@@ -110,7 +115,7 @@ function addSlider(name, min, max, step, rest) {
 
 const presets = Object.entries(PRESETS).map(([name, fields]) => button(name, () => setSliders(fields, [LENGTH, EXPERTS])));
 basic.append(
-  element("div.presets", { role: "group", ariaLabel: "Presets" }, ...presets),
+  element("div.presets", { role: "group", ariaLabel: "Presets" }, presets),
   ...SLIDERS.map((spec) => addSlider(...spec)),
   ...format.elements,
   element("label.switch", details, "Token details on hover"),

@@ -10,12 +10,9 @@ export function exportEntries(entries) {
 
 /** Reads the entries of an exported file. Throws TypeError, one line for the user, if it is something else. */
 export async function readExport(file) {
-  let content = null;
-  try {
-    content = JSON.parse(await file.text());
-  } catch {
+  const content = await file.text().then(JSON.parse).catch(() => {
     throw new TypeError("The file is not JSON.");
-  }
+  });
   if (content?.format !== FORMAT || !Array.isArray(content.entries)) throw new TypeError("The file is not an export of this page.");
   const broken = content.entries.findIndex((entry) => !isEntry(entry));
   if (broken >= 0) throw new TypeError(`Entry ${broken + 1} of the file is damaged; nothing was imported.`);

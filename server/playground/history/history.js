@@ -99,7 +99,7 @@ function itemOf(entry) {
     field.focus();
   });
   const parts = [opener, renamer, deleteButton(() => remove(entry))];
-  const item = element("li", ...parts);
+  const item = element("li", parts);
   const cancel = () => item.replaceChildren(...parts);
   opener.append(element("span", field.value), element("small", `${KINDS[kind]} · ${when}`));
   onEnter(field, () => (field.value.trim() ? rename(entry, field.value.trim()) : cancel()), cancel);

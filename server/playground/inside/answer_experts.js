@@ -15,7 +15,7 @@ function entryOf(layer, rows, numExperts) {
   const tokens = pairs.map((row, expert) => row[expert]);
   pairs.forEach((row, expert) => (row[expert] = 0));
   const total = sum(tokens);
-  const share = tokens.map((count) => (total ? count / total : 0));
+  const share = tokens.map((count) => count / (total || 1));
   return {
     layer, tokens, share, pairs,
     entropy: -sum(share.map((part) => (part ? part * Math.log2(part) : 0))),

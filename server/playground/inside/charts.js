@@ -12,7 +12,7 @@ export function lineChart(title, format, names) {
   const keys = names.map((name, i) => element("li", values[i], ` ${name}`));
   const axis = element("p", element("span", "5 min ago"), highest, element("span", "now"));
   return {
-    element: element("section.chart", element("h3", title), element("ul", ...keys), svg, axis),
+    element: element("section.chart", element("h3", title), element("ul", keys), svg, axis),
     draw: (columns) => {
       const top = Math.max(...columns.flat(), 0);
       highest.textContent = top ? `highest ${format(top)}` : "";

@@ -3,12 +3,10 @@ import { byId } from "../dom.js";
 import { formatRate, milliseconds, percent } from "../words.js";
 import { lineChart } from "./charts.js";
 
-const count = (value) => `${Math.round(value)}`;
-
 /** Charts: title, how a value is written, and lines {name: column of GET /load/recent}. */
 const CHARTS = [
   ["Tokens per second", formatRate, { answers: "generated_tokens_per_s", prompts: "prompt_tokens_per_s", drafts: "accepted_tokens_per_s" }],
-  ["Requests", count, { running: "running", waiting: "waiting" }],
+  ["Requests", Math.round, { running: "running", waiting: "waiting" }],
   ["KV cache in use", percent, { "of all blocks": "kv_usage" }],
   ["Time to first token", milliseconds, { median: "ttft_p50_ms", "99 of 100 below": "ttft_p99_ms" }],
   ["Time of a step", milliseconds, { mean: "step_ms" }],

@@ -20,7 +20,7 @@ function tokenList(top) {
   if (!top.length) return [];
   const rows = top.slice(0, NUM_TOKENS).map(({ text, count }) =>
     element("li", element("code", visible(text)), element("span", count.toLocaleString("en"))));
-  return [element("h3", "Most frequent tokens"), element("ol.top-tokens", ...rows)];
+  return [element("h3", "Most frequent tokens"), element("ol.top-tokens", rows)];
 }
 
 function partners({ pairs, tokens }, expert) {

@@ -39,7 +39,10 @@ export function setOff(names = []) {
 }
 
 export async function refresh() {
-  layers = period.value === "answer" ? ofAnswer() : (await api.read(`experts${period.value}`)).layers;
+  const { value } = period;
+  const report = value === "answer" ? ofAnswer() : (await api.read(`experts${value}`)).layers;
+  if (value !== period.value) return;
+  layers = report;
   byId("experts").hidden = layers.length === 0;
   if (layers.length) draw();
 }
@@ -76,12 +79,12 @@ function draw() {
 
 function build(numExperts) {
   const experts = Array.from({ length: numExperts }, (_, expert) => element("th", { scope: "col" }, `${expert}`));
-  const head = element("tr", element("td"), ...experts);
+  const head = element("tr", element("td"), experts);
   cells = layers.map(() => experts.map(() => element("td", { tabIndex: -1 }, element("span.unseen"))));
   cells[0][0].tabIndex = 0; // one stop for the whole map; arrow keys move inside it
-  const rows = cells.map((row, layer) => element("tr", element("th", { scope: "row" }, `${layer}`), ...row));
+  const rows = cells.map((row, layer) => element("tr", element("th", { scope: "row" }, `${layer}`), row));
   const caption = element("caption.unseen", "Share of the tokens of each expert, by layer; Enter opens an expert");
-  table.replaceChildren(caption, element("thead", head), element("tbody", ...rows));
+  table.replaceChildren(caption, element("thead", head), element("tbody", rows));
   table.style.setProperty("--layers", rows.length);
 }
 
@@ -111,9 +114,8 @@ function move([layer, expert], [down, right]) {
 }
 
 function pin(place) {
-  const isOpen = place && pinned && place.every((number, i) => number === pinned[i]);
   if (pinned) cellOf(pinned).classList.remove("pinned");
-  pinned = isOpen ? null : place;
+  pinned = String(place) === String(pinned) ? null : place;
   if (pinned) showPanel();
   else readout.textContent = describeAll();
 }

@@ -5,9 +5,9 @@ export function layerRows(numLayers, numExperts, layer, onLayer) {
   const rows = Array.from({ length: numLayers }, (_, index) => {
     const input = element("input", { type: "radio", name: "gate-layer", value: index, checked: index === layer });
     const cells = Array.from({ length: numExperts }, () => element("i"));
-    return element("label", input, element("b", `${index}`), element("span.unseen"), ...cells);
+    return element("label", input, element("b", `${index}`), element("span.unseen"), cells);
   });
-  const group = element("fieldset.gate-layers", { "--experts": numExperts }, element("legend", "Layer, and its weights by expert"), ...rows);
+  const group = element("fieldset.gate-layers", { "--experts": numExperts }, element("legend", "Layer, and its weights by expert"), rows);
   on(group, "change", ({ target }) => onLayer(Number(target.value)));
   return group;
 }
@@ -28,7 +28,7 @@ export function paintLayers(group, layers) {
 /** Returns one layer: a row per expert with logit, power and weight, and the steps in sentences. */
 export function layerDetail(layer, index, k, mask) {
   const { logits, chosen, weights } = layer;
-  const { largest } = softmaxSteps(logits, chosen);
+  const largest = logits[chosen[0]];
   const [low, high] = [Math.min(...logits), Math.max(...logits)];
   const rows = logits.map((logit, expert) => {
     const place = chosen.indexOf(expert);
@@ -43,23 +43,18 @@ export function layerDetail(layer, index, k, mask) {
   return [
     element("table.gate-table",
       element("caption", `Layer ${index}, ${k} of ${logits.length} experts`),
-      element("thead", element("tr", ...heads)), element("tbody", ...rows)),
+      element("thead", element("tr", heads)), element("tbody", rows)),
     ...sentences(layer).map((sentence) => element("p", sentence)),
   ];
 }
 
 const barCell = (text, share) => element("td", element("span", text), element("i", { "--share": share }));
 
-/** Returns e^(logit - largest) of each chosen expert and their sum. */
-function softmaxSteps(logits, chosen) {
-  const largest = Math.max(...chosen.map((expert) => logits[expert]));
-  const masses = chosen.map((expert) => Math.exp(logits[expert] - largest));
-  return { largest, masses, sum: masses.reduce((total, mass) => total + mass, 0) };
-}
-
 /** Returns the sentences about one layer, {logits, chosen, weights} with the strongest expert first. */
 function sentences({ logits, chosen, weights }) {
-  const { largest, masses, sum } = softmaxSteps(logits, chosen);
+  const largest = logits[chosen[0]];
+  const masses = chosen.map((expert) => Math.exp(logits[expert] - largest));
+  const sum = masses.reduce((total, mass) => total + mass, 0);
   const experts = list(chosen.map((expert) => `${logits[expert].toFixed(3)} (expert\u00a0${expert})`));
   const terms = chosen.map((expert, i) => `${weights[i].toFixed(3)} × expert\u00a0${expert}`).join(" + ");
   if (chosen.length === 1) {

@@ -15,7 +15,7 @@ export let phase = "loading"; // of the last reading; "unreachable" without an a
 const dot = byId("health");
 
 export async function refresh() {
-  const { stage, loaded_bytes: loaded, total_bytes: total, ...health } = await readHealth();
+  const { stage, loaded_bytes: loaded, total_bytes: total, ...health } = await api.read("health").catch(phaseOf);
   phase = health.phase;
   const words = PHASES[phase] ?? phase;
   const progress = phase === "loading" && total ? ` ${stage}, ${percent(loaded / total)}` : "";
@@ -24,10 +24,4 @@ export async function refresh() {
   byId("progress").textContent = phase === "ready" ? "" : words + progress;
 }
 
-async function readHealth() {
-  try {
-    return await api.read("health");
-  } catch (error) {
-    return error.status === 0 ? { phase: "unreachable" } : { phase: "dead", ...error.body };
-  }
-}
+const phaseOf = ({ status, body }) => (status === 0 ? { phase: "unreachable" } : { phase: "dead", ...body });

@@ -9,8 +9,8 @@ const dots = Array.from({ length: NUM_DOTS }, (_, i) => {
 });
 
 export function light(experts) {
-  const lit = new Set(experts.map((expert) => expert % NUM_DOTS));
-  dots.forEach((dot, i) => dot.classList.toggle("lit", lit.has(i)));
+  const lit = experts.map((expert) => expert % NUM_DOTS);
+  dots.forEach((dot, i) => dot.classList.toggle("lit", lit.includes(i)));
 }
 
 byId("ring").append(...dots);

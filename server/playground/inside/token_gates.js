@@ -45,7 +45,7 @@ function branches() {
     dialog.close();
     onBranch(other.spelled);
   }, { className: "mono" }));
-  return buttons.length ? [element("p.gate-branches", "Go on with", ...buttons)] : [];
+  return buttons.length ? [element("p.gate-branches", "Go on with", buttons)] : [];
 }
 
 /** Returns the choice of experts per token: 1, the model's own, the text's, all that the mask allows. */

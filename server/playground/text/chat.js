@@ -38,7 +38,8 @@ export function branchJob(view, text) {
 }
 
 export function requests(model, sampling, job = {}) {
-  const messages = [...systemMessage(), ...messagesOf(job)];
+  const content = system.value.trim();
+  const messages = [...(content ? [{ role: "system", content }] : []), ...messagesOf(job)];
   if (job.resume || job.branch) return [chatRequest(model, messages, { ...sampling, continue_final_message: true, add_generation_prompt: false })];
   return ["user", "tool"].includes(messages.at(-1)?.role) && [chatRequest(model, messages, sampling)];
 }
@@ -82,11 +83,6 @@ export function open(stored) {
   system.closest("details").open = Boolean(stored?.system);
   examples.hidden = stored !== null;
   draw();
-}
-
-function systemMessage() {
-  const content = system.value.trim();
-  return content ? [{ role: "system", content }] : [];
 }
 
 function messagesOf({ answer, edit, text, send, results, resume, branch }) {

@@ -76,12 +76,13 @@ export function link() {
 
 /** Reads the tokens of the prompt, once, and shows them below the field. */
 export async function readPrompt() {
-  const { fields } = shown?.view?.meter ?? {};
-  if (!fields?.logprobs || shown.promptView) return;
-  const view = (shown.promptView = tokenView("Prompt"));
+  const version = shown;
+  const { fields } = version?.view?.meter ?? {};
+  if (!fields?.logprobs || version.promptView) return;
+  const view = (version.promptView = tokenView("Prompt"));
   const scoring = { ...fields, stream: false, stream_options: undefined, echo: true, max_tokens: 0 };
   const reply = await api.post("v1/completions", JSON.stringify(scoring)).then((response) => response.json(), api.ignore);
-  if (!reply) return; // only the answer is coloured
+  if (!reply) return void delete version.promptView; // only the answer is coloured
   const [choice] = reply.choices;
   view.add(parsePrompt(choice), choice.expert_routing ?? [], { fields, promptIds: [] });
   edited();
@@ -99,15 +100,18 @@ function edited() {
   copy.textContent = field.value;
   const isStale = shown !== null && shown.prompt !== field.value;
   output.classList.toggle("stale", isStale);
-  promptTokens.replaceChildren(...(shown?.promptView && !isStale ? [shown.promptView.element] : []));
+  const view = shown?.promptView;
+  view?.close();
+  promptTokens.replaceChildren(...(view?.hasTokens && !isStale ? [view.element] : []));
 }
 
 function write(prompt) {
-  field.value = copy.textContent = prompt;
+  field.value = prompt;
   show(null);
 }
 
 function show(version) {
+  for (const view of views()) view.close();
   shown = version;
   output.replaceChildren(...(version ? [version.view?.element ?? element("span.tokens", version.text)] : []));
   byId("summary").textContent = version ? lineOf(version) : "";

@@ -36,13 +36,13 @@ function readCode(lines) {
 
 export const codeBox = (title, code, language) => element("div.code",
   element("div.code-head", element("span", title), copyButton(() => code)),
-  element("pre", { tabIndex: 0 }, element("code", ...(language ? coloured(code, language) : [code]))));
+  element("pre", { tabIndex: 0 }, element("code", language ? coloured(code, language) : code)));
 
 function readHeading(lines) {
   const heading = lines[0].match(/^(#{1,6}) +(.*)$/);
   if (!heading) return null;
   lines.shift();
-  return element(heading[1].length < 3 ? "h3" : "h4", ...inline(heading[2]));
+  return element(heading[1].length < 3 ? "h3" : "h4", inline(heading[2]));
 }
 
 const beginsBlock = (line) => /^(#{1,6} |>|\s*```)/.test(line) || ITEM.test(line);
@@ -61,9 +61,9 @@ function readTable(lines) {
   if (!isTable(lines)) return null;
   const [head, dashes, ...rows] = take(lines, (line, i) => i < 2 || (line.includes("|") && !beginsBlock(line))).map(cellsOf);
   const aligns = dashes.map((cell) => (/:$/.test(cell) ? (cell.startsWith(":") ? "center" : "right") : "left"));
-  const row = (tag, cells) => element("tr", ...aligns.map((align, i) => element(tag, { "--align": align }, ...inline(cells[i] ?? ""))));
+  const row = (tag, cells) => element("tr", aligns.map((align, i) => element(tag, { "--align": align }, inline(cells[i] ?? ""))));
   return element("div.table", { tabIndex: 0 },
-    element("table", element("thead", row("th", head)), element("tbody", ...rows.map((cells) => row("td", cells)))));
+    element("table", element("thead", row("th", head)), element("tbody", rows.map((cells) => row("td", cells)))));
 }
 
 function readList(lines, depth = 0) {
@@ -74,7 +74,7 @@ function readList(lines, depth = 0) {
   for (let item = first; item && item[1].length === first[1].length && /\d/.test(item[2]) === isOrdered; item = lines[0]?.match(ITEM)) {
     lines.shift();
     const more = take(lines, (line) => line.trim() && /^\s/.test(line) && !ITEM.test(line)).map((line) => line.trim());
-    const box = element("li", ...inline([item[3], ...more].join(" ")));
+    const box = element("li", inline([item[3], ...more].join(" ")));
     list.append(box);
     const inner = readList(lines, first[1].length + 1);
     if (inner) box.append(inner);
@@ -85,7 +85,7 @@ function readList(lines, depth = 0) {
 
 function readQuote(lines, depth) {
   const quoted = depth < MAX_DEPTH ? take(lines, (line) => line.startsWith(">")) : [];
-  return quoted.length ? element("blockquote", ...markdown(quoted.map((line) => line.replace(/^> ?/, "")).join("\n"), depth + 1)) : null;
+  return quoted.length ? element("blockquote", markdown(quoted.map((line) => line.replace(/^> ?/, "")).join("\n"), depth + 1)) : null;
 }
 
 function readParagraph(lines) {
@@ -93,7 +93,7 @@ function readParagraph(lines) {
   const plain = take(lines, isPlain);
   if (!plain.length) plain.push(lines.shift()); // a blank line, or a mark that begins nothing
   const text = plain.join("\n").trim();
-  return text ? element("p", ...inline(text)) : null;
+  return text ? element("p", inline(text)) : null;
 }
 
 const inline = (text) => nodesOf(text, INLINE, inlineNode);

@@ -44,7 +44,7 @@ function alternatives(token) {
     const share = Math.exp(logprob);
     return element(other === token.spelled ? "li.taken" : "li", element("code", visible(other)), element("i", { "--share": share }), element("span", percent(share)));
   });
-  return element("ol.others", ...rows);
+  return element("ol.others", rows);
 }
 
 /** Returns a grid of layers and experts, lit by weight or, if that is unknown, the strongest most. */

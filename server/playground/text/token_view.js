@@ -1,5 +1,5 @@
 import { ignore } from "../api.js";
-import { byId, element, on } from "../dom.js";
+import { byId, element, on, toast } from "../dom.js";
 import { readGates } from "../inside/gates.js";
 import { hueOf } from "../words.js";
 import { display } from "./display.js";
@@ -8,6 +8,7 @@ let pointer = []; // where the pointer was last seen: text that moves below a re
 on(window, "pointermove", ({ clientX, clientY }) => (pointer = [clientX, clientY]));
 
 const REST_MS = 250; // on a token, before its weights are read
+let weighing = {}; // the page's only request for weights: its token, controller and layers
 const STEPS = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
 
 /** Makes a view of text, token by token. Hover, tap or arrow keys open a token's card; a click on its token, or Enter, its gates. */
@@ -19,10 +20,12 @@ export function tokenView(name = "Generated text") {
   let timer;
   const box = element("div.tokens", { tabIndex: 0, role: "group", ariaLabel: `${name}; arrow keys move through its tokens` });
 
-  function spanOf(token) {
+  function append(token) {
     const span = element("span.t", token.text);
     if (token.logprob !== null) span.style.setProperty("--surprise", Math.min(1, -token.logprob / 5));
-    return span;
+    tokens.push(token);
+    spans.push(span);
+    box.append(span);
   }
 
   function colour(index) {
@@ -40,13 +43,13 @@ export function tokenView(name = "Generated text") {
     else if (isClick) inspect(index);
   }
 
-  /** Returns a token with what `readGates` needs; null if its id, or one before it, is unknown. */
+  /** Returns a token with what `readGates` needs; null for the first one, and if an id up to it is unknown. */
   function withIds(index) {
     const { promptIds, fields } = view.meter;
-    const ids = tokens.slice(0, index + 1).map((token) => token.id);
-    if (!promptIds || ids.includes(undefined)) return null;
+    const ids = [...(promptIds ?? [undefined]), ...tokens.slice(0, index + 1).map(({ id }) => id)];
+    if (ids.length < 2 || ids.includes(undefined)) return null;
     const { model, experts_per_token: k = display.ownK, expert_mask: mask } = fields;
-    return { ...tokens[index], before: [...promptIds, ...ids.slice(0, -1)], k, mask, model };
+    return { ...tokens[index], before: ids.slice(0, -1), k, mask, model };
   }
 
   function inspect(index) {
@@ -59,20 +62,25 @@ export function tokenView(name = "Generated text") {
   async function weigh(index, isSpoken) {
     const token = withIds(index);
     if (!token || token.weights) return;
-    const layers = await readGates(token, token.k).catch(ignore);
+    if (weighing.token !== tokens[index]) {
+      weighing.request?.abort();
+      const request = new AbortController();
+      weighing = { token: tokens[index], request, layers: readGates(token, token.k, request.signal).catch(stopWeighing) };
+    }
+    const layers = await weighing.layers;
     if (!layers) return;
     tokens[index].routing = layers.map(({ chosen }) => chosen);
     tokens[index].weights = layers.map(({ weights }) => weights);
-    if (index === at) show(index, isSpoken);
+    if (index === at && box.isConnected) show(index, isSpoken);
   }
 
   function step(event) {
     if (event.key === "p" && at >= 0) display.card.pin();
     if (event.key === "Enter" && !event.ctrlKey && !event.metaKey && at >= 0) inspect(at);
     const by = STEPS[event.key];
-    if (!by || !tokens.length) return;
+    if (!by) return;
     event.preventDefault();
-    show(Math.min(Math.max(0, at + by), tokens.length - 1), true);
+    for (let next = at + by; tokens[next]; next += by) if (tokens[next].text) return show(next, true);
   }
 
   function show(index, isSpoken) {
@@ -87,7 +95,8 @@ export function tokenView(name = "Generated text") {
   }
 
   function close() {
-    spans[at]?.classList.remove("at");
+    if (at < 0) return;
+    spans[at].classList.remove("at");
     at = -1;
     clearTimeout(timer);
     display.map.showPath();
@@ -109,6 +118,7 @@ export function tokenView(name = "Generated text") {
 
   const view = {
     element: box,
+    close,
     meter: null, // of the request that gives the text
 
     get text() {
@@ -127,10 +137,7 @@ export function tokenView(name = "Generated text") {
     /** Appends tokens, and the expert ids [token][layer][k] that arrived with them; `meter` belongs to their request. */
     add(added, rows, meter) {
       view.meter = meter;
-      const newSpans = added.map(spanOf);
-      tokens.push(...added);
-      spans.push(...newSpans);
-      box.append(...newSpans);
+      added.forEach(append);
       for (const row of rows) {
         const index = routing.push(row) - 1;
         if (tokens[index]) {
@@ -154,3 +161,11 @@ export function tokenView(name = "Generated text") {
 }
 
 const textOf = (tokens) => tokens.map(({ text }) => text).join("");
+
+function stopWeighing(error) {
+  if (error.name === "AbortError") return;
+  ignore(error);
+  weighing = {};
+  byId("weights").checked = false;
+  toast(`No weights: ${error.message}`);
+}

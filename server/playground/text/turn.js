@@ -17,7 +17,7 @@ export function newTurn(node, actions) {
   const branches = element("span.branches");
   const callBox = element("div.calls");
   const note = element("p.figures");
-  const rendered = button("Tokens", toggle);
+  const rendered = button("", toggle);
   const resume = button("Continue", () => actions.run({ resume: node }), { hidden: node.calls.length > 0 });
   const again = button("Again", () => actions.run({ answer: node.parent }), { name: "Answer again" });
   const buttons = [
@@ -27,7 +27,7 @@ export function newTurn(node, actions) {
     deleteButton(() => actions.remove(node)),
   ];
   const box = element("article", { className: `turn ${node.role}`, ariaLabel: speaker },
-    element("header.turn-head", element("h2", speaker), branches), body, callBox, element("div.turn-actions", note, ...buttons));
+    element("header.turn-head", element("h2", speaker), branches), body, callBox, element("div.turn-actions", note, buttons));
 
   const textOf = (some) => base + some.map(({ text }) => text).join("");
 
@@ -45,16 +45,16 @@ export function newTurn(node, actions) {
       actions.run({ send: node, results });
     };
     const form = areComplete(calls) ? resultForm(calls, send, actions.focus) : element("p.hint", "The call is incomplete: press Again.");
-    callBox.replaceChildren(...callCards(calls), form);
+    callBox.replaceChildren(...callCards(calls, "json"), form);
   }
 
   function show() {
     const isMarkdown = node.role === "assistant" && hasMarkdown(turn.text) && !box.classList.contains("streaming");
-    const isPlain = !isMarkdown || !isRendered;
     rendered.hidden = !isMarkdown || !views.length;
     rendered.textContent = isRendered ? "Tokens" : "Rendered";
     const tokens = [...(base ? [element("p", base)] : []), ...views.map((view) => view.element)];
-    body.replaceChildren(...(isPlain ? tokens : [element("div.rendered", ...markdown(turn.text))]));
+    for (const view of views) view.close();
+    body.replaceChildren(...(isMarkdown && isRendered ? [element("div.rendered", markdown(turn.text))] : tokens));
   }
 
   function toggle() {

@@ -1,6 +1,7 @@
 """Tools in chats: calls as cards, results that the user gives, and what the page sends for them."""
 
 import json
+from threading import Event
 
 import pytest
 from playwright.sync_api import Browser, expect
@@ -87,6 +88,20 @@ def test_a_call_that_was_cut_asks_for_no_result(browser: Browser) -> None:
         expect(visit.get("article.assistant .code")).to_have_count(3)
         expect(visit.get("article.assistant .calls")).to_contain_text("The call is incomplete: press Again.")
         expect(visit.get(".results")).to_have_count(0)
+
+
+def test_arguments_get_their_colours_when_the_answer_is_complete(browser: Browser) -> None:
+    with stub_server() as stub, visiting(browser, stub.url) as visit:
+        visit.get("#heat td").first.wait_for()
+        visit.choose("mode", "chat")
+        stub.tokens, stub.calls, stub.finish_reason = [], CALLS, "tool_calls"
+        stub.holds[0] = Event()
+        say(visit, "How is it in Oslo?")
+        code = visit.get("article.assistant .calls pre").first
+        expect(code).to_contain_text("Oslo")
+        assert code.locator(".string").count() == 0
+        stub.holds[0].set()
+        expect(code.locator(".string").first).to_be_visible()
 
 
 def test_a_deleted_result_can_be_given_again_and_an_edited_answer_keeps_its_calls(browser: Browser) -> None:

@@ -56,3 +56,19 @@ def test_a_model_that_only_embeds_says_so_and_sends_nothing(browser: Browser) ->
             visit.page.keyboard.press("Control+Enter")
             expect(visit.get("#stop")).to_be_hidden()
             assert not stub.bodies
+
+
+def test_a_control_behind_the_wide_map_comes_into_view_when_it_is_invalid_or_set(browser: Browser) -> None:
+    with stub_server() as stub, visiting(browser, stub.url) as visit:
+        visit.get("#heat td").first.wait_for()
+        visit.write("A prompt")
+        number(visit, "max_tokens").fill(str(CONTEXT + 1))
+        size = visit.get("#map-size")
+        size.click()
+        expect(visit.get("#sampling")).to_be_hidden()
+        visit.get("#run").click()
+        expect(number(visit, "max_tokens")).to_be_focused()
+        expect(size).to_have_attribute("aria-pressed", "false")
+        size.click()
+        visit.get("#summary .seed").click()
+        expect(visit.get("#seed")).to_be_visible()

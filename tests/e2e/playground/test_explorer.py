@@ -6,10 +6,11 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Browser, Route, expect
 
 from tests.e2e.playground.test_page import format_percent, violations
-from tests.support.playground.browser import Visit
+from tests.support.playground.browser import Visit, visiting
+from tests.support.playground.stub_server import NUM_EXPERTS, NUM_LAYERS, stub_server
 from tests.support.servers.running import RunningServer
 
 pytestmark = pytest.mark.browser
@@ -102,6 +103,22 @@ def test_the_period_of_this_answer_counts_what_the_engine_counted_for_it(visit: 
     assert partner == format_percent(most / counts[2][expert])
     visit.get("#window").select_option("since start")
     expect(cell(visit, 2, expert)).not_to_have_attribute("data-tokens", str(counts[2][expert]))
+
+
+def test_a_reply_about_another_period_than_the_chosen_one_is_dropped(browser: Browser) -> None:
+    held: list[Route] = []
+    with stub_server() as stub, visiting(browser, stub.url) as visit:
+        visit.get("#heat td").first.wait_for()
+        visit.page.route("**/experts*", lambda route: held.append(route))
+        with visit.page.expect_request("**/experts*"):
+            visit.get("#window").select_option("since start")
+        visit.get("#window").select_option("this answer")
+        expect(visit.get("#readout")).to_contain_text("No tokens in this period")
+        with visit.page.expect_response("**/experts*") as replied:
+            held[0].continue_()
+        replied.value.finished()
+        visit.page.evaluate("() => new Promise(requestAnimationFrame)")
+        assert visit.heat() == [[0] * NUM_EXPERTS] * NUM_LAYERS
 
 
 def test_the_map_fills_half_of_a_wide_window_and_gives_the_room_back(visit: Visit) -> None:

@@ -159,7 +159,7 @@ VIEW = """async () => {
   Object.assign(display, { card, numExperts: 2, layer: 0 });
   const view = tokenView();
   document.getElementById("continuation").replaceChildren(view.element);
-  Object.assign(window, { view, shown });
+  Object.assign(window, { display, view, shown });
 }"""
 ADD = "(rows) => view.add([{ text: 'a-token-that-is-long-enough', logprob: -1, others: [] }], rows)"
 
@@ -238,3 +238,30 @@ def test_all_requests_of_a_page_have_one_session_id_and_another_page_has_another
         visit.page.reload()
     assert ids[0] == ids[1] != ids[2] == ids[3]
     assert all(re.fullmatch("[0-9a-f]{32}", session_id) for session_id in ids)
+
+
+WALK = """() => {
+  const token = (text, id) => ({ text, spelled: text, id, logprob: -1, others: [] });
+  window.opened = [];
+  display.inspect = ({ before, id }) => opened.push([before, id]);
+  view.add(["", "a", "", "b"].map(token), [], { promptIds: [], fields: {} });
+}"""
+
+
+def test_the_keys_pass_over_tokens_without_text_and_request_nothing_about_a_first_token(visit: Visit) -> None:
+    visit.page.evaluate(VIEW)
+    visit.page.evaluate(WALK)
+    here = visit.get("#continuation .at")
+    visit.get("#continuation .tokens").focus()
+    for key, text in (("Right", "a"), ("Right", "b"), ("Right", "b"), ("Left", "a"), ("Left", "a")):
+        visit.page.keyboard.press(f"Arrow{key}")
+        expect(here).to_have_text(text)
+    visit.page.keyboard.press("Enter")
+    assert visit.page.evaluate("opened") == [[[0], 1]]
+    visit.page.evaluate(VIEW)
+    visit.page.evaluate(WALK.replace('"", "a"', '"a"'))
+    visit.get("#continuation .tokens").focus()
+    for key in ("ArrowRight", "Enter"):
+        visit.page.keyboard.press(key)
+    expect(here).to_have_text("a")
+    assert visit.page.evaluate("opened") == []

@@ -4,10 +4,11 @@ import json
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Locator, expect
+from playwright.sync_api import Browser, Locator, Route, expect
 
 from tests.e2e.playground.test_page import violations
 from tests.support.playground.browser import PHONE, Visit, visiting
+from tests.support.playground.stub_server import stub_server
 from tests.support.servers.running import RunningServer
 
 pytestmark = pytest.mark.browser
@@ -175,3 +176,49 @@ def test_a_token_that_is_rested_on_shows_its_weights_in_the_map(visit: Visit, se
     token.hover()
     expect(visit.get("#heat .path").first).not_to_have_attribute("data-weight", "")
     assert sum("gate_logits" in body for body in asked) == 1, "weights are read once, and only where they are wanted"
+
+
+def is_about_gates(request: Any) -> bool:
+    return "gate_logits" in (request.post_data or "")
+
+
+def test_weights_are_requested_one_token_at_a_time_and_once_while_the_reply_is_on_its_way(browser: Browser) -> None:
+    held: list[Route] = []
+    aborted: list[Any] = []
+    with stub_server() as stub, visiting(browser, stub.url, statuses=(503,)) as visit:
+        stub.tokens = ["First", " second", " third"]
+        visit.get("#heat td").first.wait_for()
+        visit.write("A prompt")
+        visit.page.on("requestfailed", lambda request: aborted.append(request))
+        visit.page.route("**/v1/completions", lambda route: held.append(route))
+        visit.page.clock.install()
+        tokens, switch, path = visit.get("#continuation .t"), visit.get("#weights"), visit.get("#heat .path").first
+        switch.check()
+
+        def rest_on(place: int) -> None:
+            tokens.nth(place).hover()
+            visit.page.clock.run_for(300)
+
+        with visit.page.expect_request(is_about_gates):
+            rest_on(0)
+        visit.page.mouse.move(0, 0)
+        expect(visit.get("#continuation .at")).to_have_count(0)
+        rest_on(0)
+        held[0].continue_()
+        expect(path).to_have_attribute("data-weight", "50")
+        rest_on(0)
+        assert len(held) == 1, "entered again, and once more with the weights"
+        with visit.page.expect_request(is_about_gates):
+            rest_on(1)
+        with visit.page.expect_request(is_about_gates), visit.page.expect_event("requestfailed"):
+            rest_on(2)
+        assert [request.post_data for request in aborted] == [held[1].request.post_data]
+        expect(switch).to_be_checked()
+        held[2].fulfill(status=503, json={"error": {"message": "It is busy."}})
+        expect(visit.get("#toast")).to_have_text("No weights: It is busy.")
+        expect(switch).not_to_be_checked()
+        rest_on(1)
+        assert len(held) == 3
+        switch.check()
+        with visit.page.expect_request(is_about_gates):
+            rest_on(2)

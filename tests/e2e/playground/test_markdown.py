@@ -40,6 +40,11 @@ CASES = {
     '<span class="number">0x1f</span></code></pre></div>',
     "```\nif 1\n```": '<div class="code"><div class="code-head"><span>code</span>'
     '<button type="button" class="quiet">Copy</button></div><pre><code>if 1</code></pre></div>',
+    "```text\nif 1\n```": '<div class="code"><div class="code-head"><span>text</span>'
+    '<button type="button" class="quiet">Copy</button></div><pre><code>if 1</code></pre></div>',
+    "```SQL\n-- 1\n```": '<div class="code"><div class="code-head"><span>SQL</span>'
+    '<button type="button" class="quiet">Copy</button></div><pre><code><span class="comment">-- 1</span></code></pre>'
+    "</div>",
     "#a\n>b\n-c": "<p>#a</p><blockquote><p>b</p></blockquote><p>-c</p>",
 }
 
@@ -100,6 +105,17 @@ def test_long_answers_of_few_kinds_of_characters_are_rendered(visit: Visit) -> N
         assert visit.page.evaluate(RENDER, text + "a")[1].count("<blockquote>") == MAX_DEPTH
     for text in ('"' * 19_999, "/*" * 10_000, "`\\" * 10_000, '"""' * 6_667):
         assert text in visit.page.evaluate(TEXT_OF, f"```js\n{text}")[1]
+
+
+def test_texts_of_very_many_nodes_are_rendered_and_a_long_string_ends_at_its_quote(visit: Visit) -> None:
+    many = 40_000
+    assert visit.page.evaluate(RENDER, "`a` " * many)[1].count("<code>") == many
+    assert visit.page.evaluate(RENDER, "> " + "`a` " * many)[1].count("<code>") == many
+    assert visit.page.evaluate(RENDER, "```py\n" + "1 " * many)[1].count('"number"') == many
+    for length in (10, 998, 999, 1000, 1001, 5000):
+        long = f"'{'a' * length}'"
+        shown = visit.page.evaluate(RENDER, f"```js\n{long} + if + 'b'")[1]
+        assert f'<span class="string">{long}</span> + <span class="word">if</span> + <span' in shown, length
 
 
 def test_an_element_takes_no_text_to_be_parsed(visit: Visit) -> None:

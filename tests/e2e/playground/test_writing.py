@@ -204,3 +204,59 @@ def test_a_reader_above_the_end_gets_a_button_to_it_and_a_message_is_deleted_at_
         expect(visit.get("article")).to_have_count(2)
         visit.get("article.assistant").get_by_role("button", name="Sure?").click()
         expect(visit.get("article")).to_have_count(1)
+
+
+def test_a_card_closes_when_the_tokens_below_the_pointer_go(browser: Browser) -> None:
+    with stub_server() as stub, visiting(browser, stub.url) as visit:
+        ready(visit)
+        visit.write("A prompt of words")
+        visit.choose("tint", "surprise")
+        visit.get("#prompt-tokens .t").first.wait_for(state="attached")
+        card, path = visit.get("#card"), visit.get("#heat .path")
+
+        def point_at(selector: str) -> None:
+            box = visit.get(selector).nth(1).bounding_box()
+            assert box
+            for step in (3, 4):
+                visit.page.mouse.move(box["x"] + step, box["y"] + 9)
+            expect(card).to_be_visible()
+            expect(path).not_to_have_count(0)
+
+        point_at("#prompt-tokens .t")
+        visit.get("#prompt").press("End")
+        visit.page.keyboard.type("x")
+        expect(card).to_be_hidden()
+        expect(path).to_have_count(0)
+        point_at("#continuation .t")
+        visit.page.keyboard.press("Control+Enter")
+        visit.wait_until_finished()
+        expect(card).to_be_hidden()
+        expect(path).to_have_count(0)
+
+
+def test_a_prompt_whose_reading_was_refused_is_read_again_by_the_next_choice(browser: Browser) -> None:
+    error = {"error": {"message": "It is busy."}}
+    with stub_server() as stub, visiting(browser, stub.url, statuses=(503,)) as visit:
+        ready(visit)
+        visit.write("A prompt")
+        visit.page.route("**/v1/completions", lambda route: route.fulfill(status=503, json=error))
+        with visit.page.expect_response("**/v1/completions"):
+            visit.choose("tint", "surprise")
+        visit.get("#prompt").press("End")
+        visit.page.keyboard.type("x")
+        visit.page.keyboard.press("Backspace")
+        expect(visit.get("#continuation")).not_to_have_class("stale")
+        expect(visit.get("#prompt-tokens > *")).to_have_count(0)
+        visit.page.unroute("**/v1/completions")
+        visit.choose("tint", "expert")
+        expect(visit.get("#prompt-tokens .t")).to_have_count(2)
+
+
+def test_a_prompt_gets_its_colours_when_its_tab_opens(browser: Browser) -> None:
+    with stub_server() as stub, visiting(browser, stub.url) as visit:
+        ready(visit)
+        visit.write("A prompt")
+        visit.choose("mode", "chat")
+        visit.choose("tint", "surprise")
+        visit.choose("mode", "completion")
+        expect(visit.get("#prompt-tokens .t")).to_have_count(2)

@@ -70,14 +70,14 @@ def calibrated(flags: Sequence[str], folder: Path, seconds: float) -> dict[str, 
     """Measure the steps as `smoe plan` wants them."""
     lengths = ["--prompt-tokens", "{},{}".format(*PROMPT_TOKENS), "--output-tokens", "{},{}".format(*OUTPUT_TOKENS)]
     loops = ["--clients", "1,2,4,8,16,32", "--seconds", f"{seconds:g}", "--vocab-size", str(VOCAB_SIZE)]
-    figures: dict[str, Any] = smoe("bench", "steps", str(folder), *flags, *lengths, *loops, "--json")
-    return figures
+    result: dict[str, Any] = smoe("bench", "steps", str(folder), *flags, *lengths, *loops, "--json")
+    return result
 
 
 def fitted(*measured: dict[str, Any]) -> FittedStepTimes:
     """Return the times of the steps of several measurements."""
-    request_s = sum(figures["request_s"] for figures in measured) / len(measured)
-    return read_fitted({"steps": [step for figures in measured for step in figures["steps"]], "request_s": request_s})
+    request_s = sum(result["request_s"] for result in measured) / len(measured)
+    return read_fitted({"steps": [step for result in measured for step in result["steps"]], "request_s": request_s})
 
 
 def full_rate(times: FittedStepTimes) -> float:
@@ -169,7 +169,8 @@ def run(folder: Path, flags: Sequence[str], config: EngineConfig, options: argpa
         }
         if options.keep is not None:
             keep(options.keep, share, steps, {"request_s": times.request_s, **result})
-        ratio = sum(step.seconds for step in steps) / sum(times.shape_s(step.shape) for step in steps)
+        rated = behind_requests(steps, NUM_WARM_UP)
+        ratio = sum(step.seconds for step in rated) / sum(times.shape_s(step.shape) for step in rated)
         print(f"{rate:8.2f}/s  steps took {ratio:.1%} of the times that were measured before and after")  # noqa: T201
         for line in rows(rate, found):
             print(line, flush=True)  # noqa: T201
@@ -183,7 +184,7 @@ def served(
     """Serve the arrivals; return the steps and the clients' figures."""
     log = folder / "steps.jsonl"
     log.unlink(missing_ok=True)
-    measured_flags = [*flags, "--no-enable-prefix-caching", "--step-log", str(log)]  # all rates have the same prompts
+    measured_flags = [*flags, "--no-enable-prefix-caching", "--step-log", str(log)]  # the plan has no prefix cache
     with own_server([str(folder), *measured_flags], folder / "server.log") as server:
         server.wait_ready(lambda words: None)
         result = measured(server.url, arrivals, folder)
