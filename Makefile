@@ -46,7 +46,8 @@ LEFT_OUT := $(strip $(if $(shell command -v promtool),,prometheus) $(if $(shell 
     $(if $(shell command -v chromium),,browser) $(if $(shell command -v kustomize),,kustomize) \
     $(if $(shell command -v systemd-analyze),,systemd) \
     $(if $(and $(shell command -v aarch64-linux-gnu-g++),$(shell command -v qemu-aarch64)),,arm) \
-    $(if $(shell grep --max-count 1 avx512_bf16 /proc/cpuinfo 2>/dev/null),,avx512_bf16))
+    $(if $(shell grep --max-count 1 avx512_bf16 /proc/cpuinfo 2>/dev/null),,avx512_bf16) \
+    $(if $(shell grep --max-count 1 amx_bf16 /proc/cpuinfo 2>/dev/null),,amx))
 unless = -m "$(subst not_,not ,$(subst $(space), and ,$(addprefix not_,$(1))))"
 ALL := $(if $(LEFT_OUT),$(call unless,$(LEFT_OUT)))
 FAST := $(call unless,slow $(LEFT_OUT))

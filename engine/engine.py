@@ -117,7 +117,9 @@ class Engine:
 
     def _queue_compiled(self) -> None:
         """Queue the requests whose grammar is compiled. Without other work, wait GRAMMAR_WAIT_S for one."""
-        if self._grammars and not self.scheduler.has_work():
+        if not self._grammars:
+            return
+        if not self.scheduler.has_work():
             self._grammars.wait(GRAMMAR_WAIT_S)
         for compiled in self._grammars.pop_completed():
             if compiled.error is None:
@@ -226,8 +228,8 @@ class Engine:
             num_blocks_cached=pool.num_cached,
             num_blocks_total=pool.num_blocks,
             step_s=step_s,
-            num_tokens=plan.num_tokens - plan.num_drafted + drafts.num_accepted,
-            num_prefill_tokens=sum(chunk.length for chunk in plan.chunks if chunk.is_prefill),
+            num_tokens=plan.work.num_positions - plan.num_drafted + drafts.num_accepted,
+            num_prefill_tokens=plan.num_prefill_tokens,
             num_prefix_queries=plan.num_prefix_queries,
             num_prefix_hits=plan.num_prefix_hits,
             num_preemptions=plan.num_preemptions,

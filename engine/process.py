@@ -19,7 +19,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from engine.assertions import NO_ASSERTIONS, are_assertions_off
@@ -149,7 +149,7 @@ class EngineProcess:
         self.heartbeat.beat()
         self.channel.send(Progress(phase, loaded_bytes, total_bytes))
 
-    def _serve(self, engine: Engine, early: Iterable[ToEngine]) -> None:
+    def _serve(self, engine: Engine, early: Sequence[ToEngine]) -> None:
         self._handle(engine, early)
         audited = False
         while True:
@@ -162,13 +162,15 @@ class EngineProcess:
             messages = self.channel.receive(0.0 if busy else idle_s)
             if not busy:
                 self._begin_logged_step()
-            changed = self._handle(engine, messages)
-            for answer in engine.pop_loaded_adapters():
-                self.channel.send(answer)
+            if messages:
+                self._handle(engine, messages)
+            if engine.is_loading_adapters:
+                for answer in engine.pop_loaded_adapters():
+                    self.channel.send(answer)
             if engine.has_work():
                 self._send_step(engine, engine.step())
                 audited = False
-            elif changed or engine.experts.has_unreported or self._ended_aborts(engine):
+            elif messages or engine.experts.has_unreported or self._ended_aborts(engine):
                 self._send_step(engine, StepOutput([], engine.stats()))
             elif not busy and not audited:
                 engine.scheduler.check_integrity()
@@ -177,7 +179,7 @@ class EngineProcess:
     def _send_step(self, engine: Engine, step: StepOutput) -> None:
         """Send a step. It is the first that ends after the engine has read the aborts, and no launched step of their
         requests is left; only the compilation of a grammar may go on."""
-        ended = self._ended_aborts(engine)
+        ended = self._ended_aborts(engine) if self._aborted else []
         self._aborted = [request_id for request_id in self._aborted if request_id not in ended]
         for message in step_messages(step, ended):
             self.channel.send(message)
@@ -191,9 +193,8 @@ class EngineProcess:
     def _ended_aborts(self, engine: Engine) -> list[int]:
         return [request_id for request_id in self._aborted if not engine.is_compiling_aborted(request_id)]
 
-    def _handle(self, engine: Engine, messages: Iterable[ToEngine]) -> bool:
-        """Carry out the messages, aborts first; return True if there was one."""
-        messages = list(messages)
+    def _handle(self, engine: Engine, messages: Sequence[ToEngine]) -> None:
+        """Carry out the messages, aborts first."""
         aborts = [
             request_id for message in messages if isinstance(message, Abort) for request_id in message.request_ids
         ]
@@ -214,7 +215,6 @@ class EngineProcess:
                 engine.load_adapter(message)
             elif isinstance(message, UnloadAdapter):
                 engine.unload_adapter(message.digest)
-        return bool(messages)
 
     def _report_experts(self, engine: Engine, query: ExpertsQuery) -> None:
         start_s = time.monotonic()

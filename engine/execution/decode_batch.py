@@ -8,12 +8,13 @@ import torch
 from engine.execution.adapters import AdapterStore
 from engine.execution.device_transfer import to_device
 from engine.execution.draft_rows import DraftRows
+from engine.execution.experts.gate_logits import gate_rows
 from engine.execution.experts.routing import Routed, build_routing
-from engine.execution.persistent_batch import Int32s, Int64s, PersistentBatch
+from engine.execution.persistent_batch import Int64s, PersistentBatch, view_of
 from engine.scheduling.sequence import Sequence
 from engine.scheduling.step_plan import Chunk
 from model.config import ModelConfig
-from model.forward_batch import ForwardBatch
+from model.forward_batch import ForwardBatch, GateRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,8 @@ class InputBatch:
     logits: LogitRows
     routed: Routed | None  # of `forward`; None for a network without experts
     has_prompt_rows: bool  # True if there are rows that sample nothing
+    reports_experts: bool  # True if a request reports the experts of its positions
+    is_overwritten: bool  # True if a later step may write its numbers to the same arrays
 
 
 class DecodeBatch:
@@ -61,38 +64,71 @@ class DecodeBatch:
         self.rows = rows
         self._requests = requests
         self._device = device
-        self._order = np.arange(count)
         self._positions, self._slots, self._token_ids = np.empty((3, count), dtype=np.int64)
         self._context_len = np.empty(count, dtype=np.int32)
+        written = self._positions, self._slots, self._token_ids, self._context_len
+        self._views = [view_of(array) for array in written]
+        self._history = None if requests.host_tokens is None else view_of(requests.host_tokens)
+        self._row_indices: list[int] = rows.tolist()
         self._logits = LogitRows([chunk.sequence for chunk in chunks], rows, self._positions, count)
-        self._logit_rows = to_device(self._order, device)
+        self._logit_rows = to_device(np.arange(count), device)
         self._query_start = to_device(np.arange(count + 1, dtype=np.int32), device)
         self._routing = build_routing(chunks, model, device)
         self._adapters = adapters.rows_of(chunks, device)
+        self._model = model
+        self._reports_experts = any(chunk.sequence.experts for chunk in chunks)
+        self._gates: GateRows | None = None
+        self._gate_counts = [0] * count  # of each chunk's rows among these
         self._last: InputBatch | None = None
 
-    def at(self, positions: Int64s) -> InputBatch:
-        """Return the input of the step that computes these positions [S]. On a CPU it is valid until the next call."""
-        tables, device_tables = self._requests.tables_of(self.rows)
-        self._write(positions, tables)
-        last = self._last
-        if last is None or last.forward.block_tables is not device_tables or self._device.type != "cpu":
+    def at(self, chunks: tuple[Chunk, ...]) -> InputBatch:
+        """Return the input of the step that computes the same sequences' next positions. On a CPU it is valid until the
+        next call."""
+        _, device_tables = self._requests.tables_of(self.rows)
+        self._write(chunks)
+        if self._reports_experts:
+            self._update_gates(chunks)
+        last, on_cpu = self._last, self._device.type == "cpu"
+        if (
+            last is None
+            or not on_cpu
+            or last.forward.block_tables is not device_tables
+            or last.forward.gates is not self._gates
+        ):
             forward, logits = self._forward(device_tables), self._logits
-            if self._device.type != "cpu":
+            if not on_cpu:
                 logits = replace(logits, positions=self._positions.copy())
-            last = self._last = InputBatch(forward, logits, Routed.of(forward), has_prompt_rows=False)
+            last = self._last = InputBatch(
+                forward,
+                logits,
+                Routed.of(forward),
+                has_prompt_rows=False,
+                reports_experts=self._reports_experts,
+                is_overwritten=True,
+            )
         return last
 
-    def _write(self, positions: Int64s, tables: Int32s) -> None:
-        """Write what differs from step to step."""
-        size, host_tokens = self._requests.block_size, self._requests.host_tokens
-        self._positions[:] = positions
-        np.add(positions, 1, out=self._context_len)
-        blocks, offsets = np.divmod(positions, size)
-        np.multiply(tables[self._order, blocks], size, out=self._slots, dtype=np.int64)
-        self._slots += offsets
-        if host_tokens is not None:
-            self._token_ids[:] = host_tokens[self.rows, positions]
+    def _update_gates(self, chunks: tuple[Chunk, ...]) -> None:
+        """Keep the rows whose gate logits are reported, as long as these are the same rows."""
+        counts = [chunk.num_gate_rows for chunk in chunks]
+        if counts != self._gate_counts:
+            self._gates, self._gate_counts = gate_rows(chunks, self._model, self._device), counts
+
+    def _write(self, chunks: tuple[Chunk, ...]) -> None:
+        """Write what differs from step to step.
+
+        In a loop over memory views: the network leaves nothing of numpy in the caches, so that the first call of each
+        of its functions takes 5 to 40 us.
+        """
+        size, history = self._requests.block_size, self._history
+        positions, slots, token_ids, context_len = self._views
+        for index, chunk in enumerate(chunks):
+            position = chunk.start
+            positions[index] = position
+            context_len[index] = position + 1
+            slots[index] = chunk.sequence.block_table[position // size] * size + position % size
+            if history is not None:
+                token_ids[index] = history[self._row_indices[index], position]
 
     def _forward(self, block_tables: torch.Tensor) -> ForwardBatch:
         requests, device = self._requests, self._device
@@ -107,4 +143,5 @@ class DecodeBatch:
             logit_rows=self._logit_rows,
             routing=self._routing,
             adapters=self._adapters,
+            gates=self._gates,
         )

@@ -10,6 +10,7 @@ from engine.execution.adapters import AdapterStore
 from engine.execution.decode_batch import DecodeBatch, InputBatch, LogitRows
 from engine.execution.device_transfer import to_device
 from engine.execution.draft_rows import DraftRows
+from engine.execution.experts.gate_logits import gate_rows
 from engine.execution.experts.routing import Routed, build_routing
 from engine.execution.persistent_batch import Int64s, PersistentBatch
 from engine.scheduling.step_plan import Chunk, StepPlan
@@ -40,14 +41,14 @@ class BatchBuilder:
         rows = self._requests.update(list(sequences))
         if any(drafts) or self._requests.has_drafts:
             self._requests.write_drafts(plan.chunks, rows)
-        starts = np.array(chunk_starts, dtype=np.int64)
         if max(lengths) > 1 or not all(samples):
+            starts = np.array(chunk_starts, dtype=np.int64)
             return build_batch(
                 plan.chunks, rows, starts, np.array(lengths), self._requests, self._model, self._adapters
             )
         if self._decode_batch is None or self._decode_batch.rows is not rows:
             self._decode_batch = DecodeBatch(plan.chunks, rows, self._requests, self._model, self._adapters)
-        return self._decode_batch.at(starts)
+        return self._decode_batch.at(plan.chunks)
 
 
 def build_batch(
@@ -77,9 +78,16 @@ def build_batch(
         logit_rows=to_device(indices, device),
         routing=build_routing(chunks, model, device),
         adapters=None if adapters is None else adapters.rows_of(chunks, device),
+        gates=gate_rows(chunks, model, device),
     )
-    has_prompt_rows = len(positions) > logit_rows.num_sampled
-    return InputBatch(forward, logit_rows, Routed.of(forward), has_prompt_rows)
+    return InputBatch(
+        forward,
+        logit_rows,
+        Routed.of(forward),
+        has_prompt_rows=len(positions) > logit_rows.num_sampled,
+        reports_experts=any(chunk.sequence.experts for chunk in chunks),
+        is_overwritten=False,
+    )
 
 
 def _positions(starts: Int64s, lengths: Int64s, query_start: Int64s) -> Int64s:

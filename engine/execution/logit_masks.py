@@ -4,9 +4,11 @@ Only constrained requests are added, so a step of unconstrained ones costs no ti
 """
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from engine.errors import GrammarError
 from engine.execution.device_transfer import to_device
@@ -19,8 +21,19 @@ from model.sampling_batch import IntParam
 GRAMMAR_FAILED = RowFailed("the request's grammar could not be followed any further")
 
 
+class GrammarRow(NamedTuple):
+    """A mask that changes with each token."""
+
+    mask_index: int
+    sequence: Sequence
+    allowed: Mask | None  # restricts the grammar's masks further
+
+
 class LogitMasks:
-    """Collects biases and masks row by row, in ascending order, and writes their indices into each row's parameters."""
+    """Collects biases and masks row by row, in ascending order, and writes their indices into each row's parameters.
+
+    Later steps of the same rows may keep it: next_masks() follows the grammars.
+    """
 
     def __init__(self, vocab_size: int, eos_token_ids: Iterable[int]) -> None:
         self._num_words = -(-vocab_size // 32)
@@ -29,6 +42,8 @@ class LogitMasks:
         self._values: list[Float32s] = []
         self._num_biases = 0
         self._masks: list[Mask] = []
+        self._stacked: NDArray[np.uint32] | None = None  # [M, ceil(V / 32)], once all rows are added
+        self._grammars: list[GrammarRow] = []
         self.failed: dict[int, RowFailed] = {}  # by request id: the grammar failed
 
     def add(
@@ -50,8 +65,28 @@ class LogitMasks:
         int_params[IntParam.FIRST_BIAS], int_params[IntParam.END_BIAS] = first, self._num_biases
         mask = self._mask(sequence, constraints.mask, guessed)
         if mask is not None:
+            if sequence.matcher is not None:
+                self._grammars.append(GrammarRow(len(self._masks), sequence, constraints.mask))
             int_params[IntParam.MASK_ROW] = len(self._masks)
             self._masks.append(mask)
+
+    @property
+    def has_grammars(self) -> bool:
+        """True if the masks differ from step to step."""
+        return bool(self._grammars)
+
+    def next_masks(self) -> bool:
+        """Replace the masks of grammars by those behind the newest tokens, on a CPU in the tensor of masks().
+
+        Return False if a grammar has failed. Its row then has no such mask: collect all rows again.
+        """
+        for row in self._grammars:
+            mask = self._mask(row.sequence, row.allowed, ())
+            if self.failed:
+                return False
+            assert self._stacked is not None and mask is not None
+            self._stacked[row.mask_index] = mask
+        return True
 
     def _mask(self, sequence: Sequence, mask: Mask | None, guessed: tuple[int, ...]) -> Mask | None:
         """Return `mask` restricted by the grammar of the sequence, if it has one."""
@@ -79,4 +114,6 @@ class LogitMasks:
         """Return the masks [M, ceil(V / 32)] int32, one bit per token; None if no row has one."""
         if not self._masks:
             return None
-        return to_device(np.stack(self._masks).view(np.int32), device)
+        if self._stacked is None or len(self._stacked) != len(self._masks):
+            self._stacked = np.stack(self._masks)
+        return to_device(self._stacked.view(np.int32), device)

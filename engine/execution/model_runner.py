@@ -1,28 +1,31 @@
 """Run one step plan through the model and the sampler. Scheduling and tensors meet only here."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from engine.execution.adapters import AdapterStore
+from engine.execution.decode_batch import LogitRows
 from engine.execution.device_transfer import HostLists, to_device
 from engine.execution.draft_rows import kept_rows
 from engine.execution.embeddings import PendingEmbeddings, copy_states, finish_embeddings, hidden_rows
-from engine.execution.experts.gate_logits import PendingGates, copy_gates, finish_gates, gate_rows
+from engine.execution.experts.gate_logits import PendingGates, copy_gates, finish_gates
 from engine.execution.experts.routing import Routed, copy_expert_ids, expert_choices
 from engine.execution.experts.stats import ExpertReporter
 from engine.execution.input_batch import BatchBuilder
 from engine.execution.persistent_batch import PersistentBatch
-from engine.execution.sampler import NOT_FINITE, BehindDrafts, Outcomes, PendingSamples, Sampler
+from engine.execution.sampler import NOT_FINITE, BehindDrafts, Outcomes, PendingSamples, PreparedRows, Sampler
 from engine.scheduling.step_plan import Chunk, StepPlan, StepResult
+from model.forward_batch import ForwardBatch
 from model.kv_pool import KvPool
 from model.mixtral import Mixtral
 
 
-@dataclass(frozen=True)
-class InFlightStep:
+class InFlightStep(NamedTuple):
     """A step that the device is computing."""
 
     plan: StepPlan
@@ -85,21 +88,29 @@ class ModelRunner:
             finite = torch.ones(len(forward.token_ids), dtype=torch.bool, device=self.requests.device)
             hidden = hidden_rows(plan.chunks, self.model.config.dim, finite.device)
             forward = replace(forward, finite=finite, hidden=hidden)
-        gates = gate_rows(plan.chunks, self.model.config, self.requests.device)
-        if gates is not None:
-            forward = replace(forward, gates=gates)
-        # Before the network, which reads all weights and so leaves no code of numpy's in the caches.
-        rows = self.sampler.prepare(batch.logits) if len(batch.logits.rows) else None
-        logits = self.model.forward(forward, self.kv_pool)  # [N, V] float32
+        logits, rows = self._forward(forward, batch.logits)
         if routed is not None and not batch.logits.drafted:
-            self.experts.record(*routed)
+            self.experts.record(*routed, is_overwritten=batch.is_overwritten)
         sampling = None if rows is None else self.sampler.launch(logits, rows)
-        expert_ids = copy_expert_ids(plan.chunks, forward.routing)
+        expert_ids = copy_expert_ids(plan.chunks, forward.routing) if batch.reports_experts else None
         embeddings = copy_states(plan.chunks, forward.hidden)
         copied = None if finite is None else HostLists([finite])
         uncounted = routed if batch.logits.drafted else None
-        reported = copy_gates(plan.chunks, gates)
+        reported = copy_gates(plan.chunks, forward.gates)
         return InFlightStep(plan, sampling, expert_ids, copied, embeddings, uncounted, reported)
+
+    def _forward(self, batch: ForwardBatch, rows: LogitRows) -> tuple[Tensor, PreparedRows | None]:
+        """Return the logits [N, V] float32, and the prepared parameters of their rows; None without rows.
+
+        On a GPU they are prepared after the network's launch, which they would delay. On a CPU they are prepared before
+        it: the network reads all weights, which leaves no code of numpy in the caches.
+        """
+        if not len(rows.rows):
+            return self.model.forward(batch, self.kv_pool), None
+        if self.requests.device.type == "cpu":
+            prepared = self.sampler.prepare(rows)
+            return self.model.forward(batch, self.kv_pool), prepared
+        return self.model.forward(batch, self.kv_pool), self.sampler.prepare(rows)
 
     def finish(self, step: InFlightStep) -> StepResult:
         """Wait for a step and return its results."""
@@ -121,7 +132,7 @@ class ModelRunner:
     def _count_kept(self, plan: StepPlan, routed: Routed, behind: BehindDrafts, spoiled: set[int]) -> None:
         """Count the experts of the rows of known and of accepted tokens."""
         rows = kept_rows(plan.chunks, behind, spoiled)
-        self.experts.record(routed.token_ids[rows], routed.expert_ids[:, rows])
+        self.experts.record(routed.token_ids[rows], routed.expert_ids[:, rows], is_overwritten=False)
 
     def _run_without_drafts(self, spoiled: list[Chunk]) -> StepResult:
         """Compute the known tokens of these chunks again. A drafted token that gave NaN or Inf may have spoiled its

@@ -52,13 +52,15 @@ class RowConstraints:
         self._bias_ids, self._bias_values = ids[known], values[known]
         stop_ids = np.array(params.stop_token_ids, dtype=np.int64)
         self._stop_ids = stop_ids[_in_vocabulary(stop_ids, vocab_size)].astype(np.int32)
-        self._min_tokens = params.min_tokens
+        self.min_tokens = params.min_tokens  # generated tokens from which on an end token is allowed
         self._words = BadWords(_words(packed, vocab_size))
         self.mask = None if packed.allowed_ids is None else _pack_bits(packed.allowed_ids, vocab_size)
 
-    def is_fixed(self, num_generated: int) -> bool:
-        """Return True if biases and mask are the same for all later tokens."""
-        return not self._words.num_before and num_generated >= self._min_tokens
+    @property
+    def has_long_words(self) -> bool:
+        """True if the biases depend on the generated tokens. Else they depend only on whether there are `min_tokens`
+        of them."""
+        return bool(self._words.num_before)
 
     def biases(self, generated: Sequence[int], num_generated: int, eos_ids: Int32s) -> tuple[Int32s, Float32s]:
         """Return token ids and the bias of each, for the token after `generated`.
@@ -66,7 +68,7 @@ class RowConstraints:
         `num_generated` counts tokens that are in flight too, which `generated` does not have yet.
         """
         forbidden = [self._words.forbidden(generated)]
-        if num_generated < self._min_tokens:
+        if num_generated < self.min_tokens:
             forbidden += [eos_ids, self._stop_ids]
         ids = np.concatenate([self._bias_ids, *forbidden])
         values = np.full(len(ids), FORBIDDEN, dtype=np.float32)

@@ -13,12 +13,13 @@ from engine.execution.decode_batch import LogitRows
 from engine.execution.device_transfer import HostLists, to_device
 from engine.execution.draft_rows import count_accepted
 from engine.execution.logit_masks import LogitMasks
-from engine.execution.persistent_batch import Int64s, PersistentBatch
+from engine.execution.persistent_batch import Int64s, PersistentBatch, view_of
 from engine.scheduling.step_plan import RowFailed, Sampled
 from engine.types import NOTHING_TO_SAMPLE, TokenLogprobs
 from model.ops.interface import Ops
 from model.sampling_batch import MIN_TEMPERATURE, FloatParam, IntParam, SamplingRows, Status
 
+HISTORY_STEP = 256  # tokens
 NUM_TOKEN_FIELDS = 2  # of SampledRows: those in front of the log probabilities
 NO_TOKEN = RowFailed(NOTHING_TO_SAMPLE)
 NOT_FINITE = RowFailed("the model computed no finite logits for this request")
@@ -46,15 +47,27 @@ class PreparedRows(NamedTuple):
     failed: dict[int, RowFailed]  # by request id
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _KeptRows:
-    """Parameters of a step's rows. If all rows are sampled and their constraints are fixed, only positions change as
-    long as the following steps have the same rows."""
+    """Parameters of a step's rows, each of which samples a token. The following steps of the same rows change them in
+    place."""
 
     rows: Int64s  # LogitRows.rows
     int_params: Int64s
+    num_tokens: "memoryview[int]"  # the column NUM_TOKENS of `int_params`
     on_device: SamplingRows
     num_logprobs: list[int]
+    masks: LogitMasks
+    bias_ends: list[tuple[int, int]]  # rows with min_tokens: index, and the number of tokens that changes its biases
+
+    def advance(self, positions: list[int]) -> bool:
+        """Set the rows' positions, and the masks behind their newest tokens. Return False if other parameters change:
+        `min_tokens` are reached, or a grammar has failed."""
+        if any(positions[index] + 1 >= end for index, end in self.bias_ends):
+            return False
+        for index, position in enumerate(positions):
+            self.num_tokens[index] = position + 1
+        return self.masks.next_masks()
 
 
 class Sampler:
@@ -86,11 +99,27 @@ class Sampler:
 
     def prepare(self, rows: LogitRows) -> PreparedRows:
         """Return the parameters of these rows. On a CPU they are valid until the next call."""
-        kept = self._kept
-        if kept is None or kept.rows is not rows.rows:
+        kept, positions = self._kept, rows.positions.tolist()
+        if kept is None or kept.rows is not rows.rows or not kept.advance(positions):
             return self._fill_new(rows)
-        kept.int_params[:, IntParam.NUM_TOKENS] = rows.positions + 1
-        return PreparedRows(rows, self._current(kept, rows), kept.num_logprobs, {})
+        kept.on_device = self._with_history(kept.on_device, positions)
+        on_cpu = self._requests.device.type == "cpu"
+        return PreparedRows(rows, kept.on_device if on_cpu else self._sent(kept), kept.num_logprobs, {})
+
+    def _with_history(self, rows: SamplingRows, positions: list[int]) -> SamplingRows:
+        """Return the rows with a history that has room for the next tokens. Only penalties read it: its width bounds
+        their work, and grows in steps, so that most steps have the same rows."""
+        if not rows.has_penalties:
+            return rows
+        tokens = self._requests.tokens
+        width = min(-(-(max(positions) + 2) // HISTORY_STEP) * HISTORY_STEP, tokens.shape[1])
+        return rows if rows.history.shape[1] == width else replace(rows, history=tokens[:, :width])
+
+    def _sent(self, kept: _KeptRows) -> SamplingRows:
+        """Copy what has changed to the GPU, where a step in flight may still read the copies before."""
+        device = self._requests.device
+        masks = kept.masks.masks(device) if kept.masks.has_grammars else kept.on_device.masks
+        return replace(kept.on_device, int_params=to_device(kept.int_params, device), masks=masks)
 
     def _fill_new(self, rows: LogitRows) -> PreparedRows:
         requests, device = self._requests, self._requests.device
@@ -100,7 +129,7 @@ class Sampler:
             int_params[:, IntParam.HISTORY_ROW] = np.arange(len(rows.rows))
         self._fill_scores(rows, int_params)
         masks = LogitMasks(requests.vocab_size, self._eos_token_ids)
-        are_fixed = self._fill_constraints(rows, int_params, masks)
+        bias_ends = self._fill_constraints(rows, int_params, masks)
         bias_ids, bias_values = masks.biases(device)
         penalties = float_params[:, FloatParam.REPETITION :] != (1.0, 0.0, 0.0)
         sampling_rows = SamplingRows(
@@ -114,33 +143,32 @@ class Sampler:
             is_greedy=bool((float_params[:, FloatParam.TEMPERATURE] < MIN_TEMPERATURE).all()),
             has_penalties=bool(penalties.any()),
         )
-        filled = _KeptRows(rows.rows, int_params, sampling_rows, int_params[:, IntParam.NUM_LOGPROBS].tolist())
-        is_kept = rows.num_sampled == len(int_params) and are_fixed and not rows.drafted
-        self._kept = filled if is_kept else None
-        return PreparedRows(rows, self._current(filled, rows), filled.num_logprobs, masks.failed)
+        if rows.drafted:
+            sampling_rows = replace(sampling_rows, history=self._histories(rows, sampling_rows.has_penalties))
+        else:
+            sampling_rows = self._with_history(sampling_rows, rows.positions.tolist())
+        num_logprobs = int_params[:, IntParam.NUM_LOGPROBS].tolist()
+        self._kept = None
+        if bias_ends is not None and rows.num_sampled == len(int_params) and not (rows.drafted or masks.failed):
+            num_tokens = view_of(int_params[:, IntParam.NUM_TOKENS])
+            self._kept = _KeptRows(rows.rows, int_params, num_tokens, sampling_rows, num_logprobs, masks, bias_ends)
+        return PreparedRows(rows, sampling_rows, num_logprobs, masks.failed)
 
-    def _fill_constraints(self, rows: LogitRows, int_params: Int64s, masks: LogitMasks) -> bool:
-        """Add the constrained rows to `masks`; return True if all of these are the same in the next step."""
-        requests, are_fixed = self._requests, True
+    def _fill_constraints(self, rows: LogitRows, int_params: Int64s, masks: LogitMasks) -> list[tuple[int, int]] | None:
+        """Add the constrained rows to `masks`. Return _KeptRows.bias_ends; None if each token may change biases."""
+        requests = self._requests
+        bias_ends: list[tuple[int, int]] = []
+        has_long_words = False
         guessed = {row: chunk.draft[: row - chunk.first] for chunk in rows.drafted for row in chunk.rows}
         for index in requests.is_constrained[rows.rows[: rows.num_sampled]].nonzero()[0].tolist():
             sequence, constraints = rows.sequences[index], requests.constraints[rows.rows[index]]
             assert constraints is not None
             num_generated = int(rows.positions[index]) + 1 - sequence.num_prompt_tokens
             masks.add(sequence, constraints, num_generated, int_params[index], guessed.get(index, ()))
-            are_fixed = are_fixed and sequence.matcher is None and constraints.is_fixed(num_generated)
-        return are_fixed
-
-    def _current(self, kept: _KeptRows, rows: LogitRows) -> SamplingRows:
-        """Return the parameters with current positions. Only penalties read the history, and only its used part."""
-        current, device = kept.on_device, self._requests.device
-        if device.type != "cpu":
-            current = replace(current, int_params=to_device(kept.int_params, device))
-        if rows.drafted:
-            return replace(current, history=self._histories(rows, current.has_penalties))
-        if current.has_penalties:
-            current = replace(current, history=self._requests.tokens[:, : int(rows.positions.max()) + 2])
-        return current
+            has_long_words = has_long_words or constraints.has_long_words
+            if num_generated < constraints.min_tokens:
+                bias_ends.append((index, sequence.num_prompt_tokens + constraints.min_tokens))
+        return None if has_long_words else bias_ends
 
     def _histories(self, rows: LogitRows, are_read: bool) -> Tensor:
         """Return a history for each row. In a shared one each row of a draft would write its token where the next row

@@ -1,14 +1,13 @@
 """Steps in flight: launch each plan, collect the results of completed steps, isolate the faults of both."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from engine.execution.fault_isolation import StepFault, catch_fault, isolate_faults
 from engine.execution.model_runner import InFlightStep, ModelRunner
 from engine.scheduling.step_plan import StepPlan, StepResult
 
 
-@dataclass(frozen=True)
-class PendingStep:
+class PendingStep(NamedTuple):
     """A launched step, or the result of its parts if the launch failed."""
 
     plan: StepPlan

@@ -35,7 +35,10 @@ class MaskBudget:
         for sequence in self._postponed:
             sequence.waits_for_mask = False
         self._postponed = []
-        due = self._by_tenant(s for s in running if s.matcher is not None and s.num_to_schedule == 1)
+        waiting = [s for s in running if s.matcher is not None and s.num_to_schedule == 1]
+        if not waiting:
+            return
+        due = self._by_tenant(waiting)
         self._end_s = self._clock() + self._budget_s
         while due:
             tenant = min(due, key=lambda tenant: (self._used_s[tenant], tenant))

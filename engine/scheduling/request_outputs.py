@@ -30,7 +30,9 @@ def progress_output(sequence: Sequence, sampled: SequenceOf[Sampled]) -> Request
     request, params, experts = sequence.request, sequence.request.params, sequence.experts
     is_first = sequence.num_generated == len(sampled)
     token_ids = sequence.token_ids[len(sequence.token_ids) - len(sampled) :]
-    logprobs = [token.logprobs for token in sampled if token.logprobs] or None
+    logprobs = None
+    if sampled and sampled[0].logprobs is not None:
+        logprobs = [token.logprobs for token in sampled if token.logprobs] or None
     if not is_first and not experts:  # nearly all outputs: the checks below are not needed
         return RequestOutput(sequence.request_id, token_ids, logprobs, num_cached_tokens=sequence.num_cached_tokens)
     return RequestOutput(

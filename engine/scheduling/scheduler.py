@@ -233,7 +233,7 @@ class Scheduler:
         """Apply a step's results and return the outputs of its requests. Each plan is applied once, in order."""
         self.prompt_shares.record(plan.work, plan.planned_s, now)
         drafter = self.drafter
-        if drafter is not None and drafter.is_measuring and plan.chunks and not any(c.is_prefill for c in plan.chunks):
+        if drafter is not None and drafter.is_measuring and plan.chunks and not plan.num_prefill_tokens:
             num_accepted = sum(map(len, result.behind_drafts.values()))
             step = StepTime(len(plan.chunks), plan.num_tokens, num_accepted, max(0.0, now - plan.planned_s))
             drafter.record(step)

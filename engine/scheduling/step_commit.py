@@ -8,7 +8,7 @@ from engine.scheduling.fairness import FairShare
 from engine.scheduling.request_outputs import error_output, final_output, finish_reason, progress_output
 from engine.scheduling.sequence import Sequence, Status
 from engine.scheduling.step_plan import Chunk, RowFailed, Sampled, StepPlan, StepResult
-from engine.types import FinishReason, RequestOutput
+from engine.types import RequestOutput
 
 RESULT_FAILED = "the engine failed while processing this request's results"
 
@@ -98,7 +98,8 @@ class StepCommitter:
     def _until_end(self, sequence: Sequence, tokens: list[Sampled]) -> list[Sampled]:
         """Return the tokens up to the one that ends the sequence."""
         for count, token in enumerate(tokens, 1):
-            if self._finish_reason(sequence, token.token_id, sequence.num_generated + count)[0] is not None:
+            num_generated = sequence.num_generated + count
+            if finish_reason(sequence, token.token_id, num_generated, self._eos_token_ids)[0] is not None:
                 return tokens[:count]
         return tokens
 
@@ -107,16 +108,12 @@ class StepCommitter:
         self._fair_share.charge(sequence.tenant, sequence.output_cost * len(tokens))
         if sequence.first_token_s is None:
             sequence.first_token_s = now
-        reason, stop_token_id = self._finish_reason(sequence, tokens[-1].token_id, sequence.num_generated)
+        last, num_generated = tokens[-1].token_id, sequence.num_generated
+        reason, stop_token_id = finish_reason(sequence, last, num_generated, self._eos_token_ids)
         if reason is not None:
             self._requests.end(sequence)
             return final_output(sequence, reason, now, sampled=tokens, stop_token_id=stop_token_id)
         return progress_output(sequence, tokens)
-
-    def _finish_reason(
-        self, sequence: Sequence, token_id: int, num_generated: int
-    ) -> tuple[FinishReason | None, int | None]:
-        return finish_reason(sequence, token_id, num_generated, self._eos_token_ids)
 
     def _fail(self, sequence: Sequence, message: str, now: float) -> RequestOutput:
         """End a sequence whose own data is at fault, unless it has ended. Its blocks leave the prefix cache."""

@@ -57,6 +57,7 @@ class StepPlan:
     blocks_to_zero: tuple[int, ...] = ()  # to be filled with zeros, once, before the step is launched
     work: StepWork = NO_WORK
     planned_s: float = 0.0  # time.monotonic()
+    num_prefill_tokens: int = 0  # positions of the chunks with is_prefill
 
     @property
     def num_tokens(self) -> int:

@@ -18,6 +18,7 @@ class StepPlanBuilder:
         self.num_preemptions = 0
         self.num_blocked = 0
         self._max_positions = budget
+        self._num_prefill = 0
         self._num_scored = 0
 
     def add(self, sequence: Sequence, length: int, *, reaches_end: bool) -> None:
@@ -28,6 +29,7 @@ class StepPlanBuilder:
         self.budget -= length
         if is_prefill:
             self.prompt_share.use(sequence, length)
+            self._num_prefill += length
             self._num_scored += length * is_scored(sequence)
 
     def add_draft(self, sequence: Sequence, draft: tuple[int, ...]) -> None:
@@ -38,7 +40,7 @@ class StepPlanBuilder:
 
     @property
     def has_prefill(self) -> bool:
-        return any(chunk.is_prefill for chunk in self.chunks.values())
+        return self._num_prefill > 0
 
     def remove_preempted(self, victim: Sequence) -> None:
         """Count a preemption and remove the victim's chunk, if it has one."""
@@ -46,6 +48,7 @@ class StepPlanBuilder:
         chunk = self.chunks.pop(victim.request_id, None)
         if chunk is not None:
             self.budget += chunk.length
+            self._num_prefill -= chunk.length * chunk.is_prefill
             self._num_scored -= chunk.length * (chunk.is_prefill and is_scored(victim))
 
     def build(self, blocks_to_zero: tuple[int, ...], now: float) -> StepPlan:
@@ -63,4 +66,5 @@ class StepPlanBuilder:
             blocks_to_zero,
             StepWork(len(self.chunks), self._max_positions - self.budget, self._num_scored),
             now,
+            self._num_prefill,
         )

@@ -50,6 +50,8 @@ class WaitingQueue:
 
     def peek(self, may_start: MayStart = _may_always) -> Sequence | None:
         """Return the sequence to admit next, or None. Tenants whose next request may not start are skipped."""
+        if not self._heaps:  # in most steps
+            return None
         heads = (head for tenant in list(self._heaps) if (head := self._head(tenant)) is not None)
         return min(filter(may_start, heads), key=self._turn, default=None)
 

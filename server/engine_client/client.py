@@ -171,13 +171,13 @@ class EngineClient:
 
     def _receive(self, message: FromEngine) -> None:
         match message:
+            case StepDone(step, aborted):
+                self._requests.confirm_aborts(aborted)
+                self._on_step_done(step.outputs, step.stats)
             case PromptScores(request_id, scores):
                 self._early_scores.setdefault(request_id, []).extend(scores)
             case StepPart(outputs):
                 self._give(outputs)
-            case StepDone(step, aborted):
-                self._requests.confirm_aborts(aborted)
-                self._on_step_done(step.outputs, step.stats)
             case PrefillStarted(request_ids):
                 self._requests.started(request_ids)
             case ExpertsReply():

@@ -5,8 +5,10 @@ Knows nothing of HTTP, of other choices or of the reply's format.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Literal, Protocol
+
+import msgspec
 
 from engine.types import ExpertIds, RequestOutput, TokenLogprobs
 
@@ -35,17 +37,16 @@ class Position:
     text: str = ""  # that a generated token added to the reply's text, complete characters only
 
 
-@dataclass(slots=True)
-class Delta:
+class Delta(msgspec.Struct):
     """The new part of one choice. The engine's first output always makes a delta, which may be empty."""
 
     index: int
     text: str = ""
-    token_ids: list[int] = field(default_factory=list)  # generated tokens only
-    positions: list[Position] = field(default_factory=list)  # echoed and generated tokens, if logprobs were requested
+    token_ids: list[int] = []  # generated tokens only
+    positions: list[Position] = []  # echoed and generated tokens, if logprobs were requested
     # [position][layers][k], of all generated tokens except the last, behind those of an echoed prompt
-    routing: list[list[ExpertIds]] = field(default_factory=list)
-    gates: list[bytes] = field(default_factory=list)  # gate logits of these positions: [layers][experts] float32
+    routing: list[list[ExpertIds]] = []
+    gates: list[bytes] = []  # gate logits of these positions: [layers][experts] float32
     prompt_logprobs: list[TokenLogprobs] | None = None  # of the prompt's tokens from the second on, in the first delta
     rendered_prompt_logprobs: object = None  # their JSON
     rendered_logprobs: object = None  # JSON of the logprobs of many positions, rendered ahead in slices
@@ -63,7 +64,7 @@ class Delta:
         """Split the text from the finish reason: a stream sends them in two chunks."""
         if not self.text or self.finish_reason is None:
             return [self]
-        text = replace(self, finish_reason=None, stop_reason=None)
+        text = msgspec.structs.replace(self, finish_reason=None, stop_reason=None)
         return [text, Delta(self.index, finish_reason=self.finish_reason, stop_reason=self.stop_reason)]
 
 

@@ -35,8 +35,8 @@ class Family(Protocol):
     def collect(self) -> Iterable[Metric]: ...
 
 
-class TokenHistogram:
-    """Histogram for values that are observed per token. It has no locks, so it may be used on one thread only."""
+class UnlockedHistogram:
+    """Histogram for values that are observed per token or step. It may be used on one thread only."""
 
     def __init__(self, name: str, help_text: str, buckets: tuple[float, ...]) -> None:
         self._name = name
@@ -75,7 +75,9 @@ class RequestFamilies(FamilyGroup):
         self.generation_tokens = _counter("smoe_generation_tokens_total", "Generated tokens of finished choices.")
         self.cached_tokens = _counter("smoe_prompt_tokens_cached_total", "Prompt tokens taken from the prefix cache.")
         self.ttft = histogram("smoe_time_to_first_token_seconds", "Time from HTTP arrival to first token.", SECONDS)
-        self.itl = TokenHistogram("smoe_inter_token_latency_seconds", "Time between two tokens of a choice.", SECONDS)
+        self.itl = UnlockedHistogram(
+            "smoe_inter_token_latency_seconds", "Time between two tokens of a choice.", SECONDS
+        )
         self.duration = histogram("smoe_request_duration_seconds", "Time from HTTP arrival to the end.", SECONDS)
         self.queue = histogram("smoe_request_queue_seconds", "Time from arrival to first scheduling.", SECONDS)
         self.prefill = histogram("smoe_request_prefill_seconds", "Time from first scheduling to first token.", SECONDS)
@@ -94,8 +96,8 @@ class EngineFamilies(FamilyGroup):
             "smoe_engine_up", "1 while the engine serves, 0 while it loads, is stuck, restarts or is dead."
         )
         self.restarts = _counter("smoe_engine_restarts_total", "Engine processes started to replace one that died.")
-        self.step_tokens = histogram("smoe_step_tokens", "Token positions computed in one step.", TOKENS)
-        self.step_seconds = histogram("smoe_step_seconds", "Duration of one step.", SECONDS)
+        self.step_tokens = UnlockedHistogram("smoe_step_tokens", "Token positions computed in one step.", TOKENS)
+        self.step_seconds = UnlockedHistogram("smoe_step_seconds", "Duration of one step.", SECONDS)
         self.prompt_tokens = _counter(
             "smoe_step_prompt_tokens_total", "Prompt positions that steps computed, counted at each step."
         )

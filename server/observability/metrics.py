@@ -108,14 +108,18 @@ class Metrics:
         if stats.num_tokens:
             families.step_tokens.observe(stats.num_tokens)
             families.step_seconds.observe(stats.step_s)
-        families.prompt_tokens.inc(stats.num_prefill_tokens)
-        families.generated_tokens.inc(stats.num_generated_tokens)
-        families.prefix_queries.inc(stats.num_prefix_queries)
-        families.prefix_hits.inc(stats.num_prefix_hits)
-        families.preemptions.inc(stats.num_preemptions)
-        families.drafted.inc(stats.num_drafted_tokens)
-        families.accepted.inc(stats.num_accepted_tokens)
-        families.window_blocks_freed.inc(stats.num_window_blocks_freed)
+        for family, count in (
+            (families.prompt_tokens, stats.num_prefill_tokens),
+            (families.generated_tokens, stats.num_generated_tokens),
+            (families.prefix_queries, stats.num_prefix_queries),
+            (families.prefix_hits, stats.num_prefix_hits),
+            (families.preemptions, stats.num_preemptions),
+            (families.drafted, stats.num_drafted_tokens),
+            (families.accepted, stats.num_accepted_tokens),
+            (families.window_blocks_freed, stats.num_window_blocks_freed),
+        ):
+            if count:  # most are 0 in most steps, and each call takes a lock
+                family.inc(count)
         if stats.expert_tokens is not None:
             self._record_experts(stats.expert_tokens)
         if stats.expert_reads is not None:

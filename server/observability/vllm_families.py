@@ -1,7 +1,7 @@
 """Histograms that vLLM's dashboards show and that are no copies of smoe's own. Exposed with its other names only."""
 
 from engine.types import StepStats, Timing
-from server.observability.metric_families import SECONDS, TOKENS, FamilyGroup, histogram
+from server.observability.metric_families import SECONDS, TOKENS, FamilyGroup, UnlockedHistogram, histogram
 
 CHOICES = (1, 2, 5, 10, 20, 50, 100, 128)
 
@@ -10,7 +10,7 @@ class VllmFamilies(FamilyGroup):
     """vLLM's own histograms of requests and steps. Each choice counts as one request."""
 
     def __init__(self) -> None:
-        self.iteration_tokens = histogram(
+        self.iteration_tokens = UnlockedHistogram(
             "vllm:iteration_tokens_total", "Prompt tokens computed and tokens generated in one step.", TOKENS
         )
         self.time_per_output_token = histogram(

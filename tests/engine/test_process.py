@@ -156,7 +156,7 @@ def test_an_aborted_request_that_is_still_in_the_socket_is_never_queued() -> Non
     with ours, theirs:
         process, engine = EngineProcess(Channel(theirs), Heartbeat()), Recorder()
         requests = [Request(n, [5], SamplingParams()) for n in (1, 2, 3)]
-        assert process._handle(engine, [Add(requests[:2]), Add(requests[2:]), Abort([2])])  # type: ignore[arg-type]
+        process._handle(engine, [Add(requests[:2]), Add(requests[2:]), Abort([2])])  # type: ignore[arg-type]
         assert engine.calls == [("abort", 2), ("add", 1), ("add", 3)]
 
 

@@ -1,9 +1,11 @@
-"""Host time of a decode step without the network: python -m tests.measure.host_cost [REQUESTS ...]
+"""Host time of a decode step without the network: python -m tests.measure.host_cost [--kind KIND] [REQUESTS ...]
 
-The network and the sampling kernel are fakes that answer at once; all other code is the product's own. Prints for each
-number of running requests the microseconds of each part (median over the steps), their sum, and the sum per request.
+KIND: `plain` requests, or requests with `penalties`, `logprobs`, `min-tokens` or a `grammar`. The network, the sampling
+kernel and the grammar are fakes that answer at once; all other code is the product's own. Prints for each number of
+running requests the microseconds of each part (median over the steps), their sum, and the sum per request.
 """
 
+import argparse
 import gc
 import statistics
 import sys
@@ -31,6 +33,13 @@ from model.sampling_batch import SampledRows, SamplingRows
 from tests.support.kernels.attention_cases import Heads
 
 BLOCK_SIZE, MAX_LEN, NUM_STEPS, VOCAB = 16, 1024, 200, 32_000
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "penalties": {"presence_penalty": 0.5},
+    "logprobs": {"num_logprobs": 5},
+    "min-tokens": {"min_tokens": MAX_LEN // 2},
+    "grammar": {},
+}
 
 
 class NoNetwork:
@@ -47,6 +56,21 @@ class NoSampling:
 
     def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
         return _answers(len(logits))
+
+
+class AllAllowed:
+    """Grammar whose masks are there already."""
+
+    def prepare(self, token_ids: object, start: int) -> bool:
+        return True
+
+    def bitmask(self, token_ids: object, start: int) -> bytes:
+        return _mask()
+
+
+@cache
+def _mask() -> bytes:
+    return b"\xff" * (VOCAB // 8)
 
 
 @cache
@@ -81,7 +105,7 @@ def one_step(scheduler: Scheduler, runner: ModelRunner, timed: Timed) -> None:
     timed("encode", lambda: encode_frame(StepDone(StepOutput(outputs, StepStats()))))
 
 
-def measure(num_requests: int) -> dict[str, float]:
+def measure(num_requests: int, kind: str) -> dict[str, float]:
     """Return the median microseconds of each part of a step."""
     pool = BlockPool(num_requests * (MAX_LEN // BLOCK_SIZE))
     block_manager = BlockManager(pool, BlockGeometry(BLOCK_SIZE, None, 2048), prefix_caching=True)
@@ -89,8 +113,9 @@ def measure(num_requests: int) -> dict[str, float]:
         block_manager, max_num_seqs=num_requests, max_num_batched_tokens=2048, max_model_len=MAX_LEN, eos_token_ids=[2]
     )
     for index in range(num_requests):
-        params = SamplingParams(max_tokens=MAX_LEN // 2, temperature=1.0, seed=index)
-        scheduler.add(Request(index, [5 + index, *range(5, 5 + index % 64)], params))
+        params = SamplingParams(max_tokens=MAX_LEN // 2, temperature=1.0, seed=index, **KINDS[kind])
+        matcher: Any = AllAllowed() if kind == "grammar" else None
+        scheduler.add(Request(index, [5 + index, *range(5, 5 + index % 64)], params), matcher)
     rows = PersistentBatch(num_requests, MAX_LEN, BLOCK_SIZE, VOCAB, torch.device("cpu"))
     runner = ModelRunner(NoNetwork(), None, rows, Sampler(NoSampling(), rows, (2,)))  # type: ignore[arg-type]
     while len(scheduler.requests.running) < num_requests:
@@ -103,14 +128,18 @@ def measure(num_requests: int) -> dict[str, float]:
     return {name: 1e6 * statistics.median(seconds) for name, seconds in timed.seconds.items()}
 
 
-def main(sizes: list[int]) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kind", default="plain", choices=list(KINDS))
+    parser.add_argument("requests", type=int, nargs="*", default=[1, 16, 64, 256])
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    for num_requests in sizes:
-        parts = measure(num_requests)
+    for num_requests in options.requests:
+        parts = measure(num_requests, options.kind)
         total = sum(parts.values())
         listed = "  ".join(f"{name} {us:6.0f}" for name, us in parts.items())
         sys.stdout.write(f"{num_requests:4d} running: {listed}  all {total:6.0f} us, {total / num_requests:.2f} each\n")
 
 
 if __name__ == "__main__":
-    main([int(argument) for argument in sys.argv[1:]] or [1, 16, 64, 256])
+    main()

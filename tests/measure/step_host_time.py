@@ -1,10 +1,10 @@
 """Host time of real decode steps: all of a step that is not a call of the C++ library.
 
-`python -m tests.measure.step_host_time [--threads N] [--preset NAME] [--speculation auto|off] [REQUESTS ...]`: a native
-engine with random weights decodes. The weights of bench-400m, the default, are larger than the caches, so that Python
-finds its code and data where a served model leaves them. Prints for each number of running requests the microseconds
-of each part of a step (first quartile and median over the steps), and of all of them. The frame of each step is sent
-through a socket pair, as the engine process does.
+`python -m tests.measure.step_host_time [--threads N] [--preset NAME] [--speculation auto|off] [--penalties]
+[REQUESTS ...]`: a native engine with random weights decodes. The weights of bench-400m, the default, are larger than
+the caches, so that Python finds its code and data where a served model leaves them. Prints for each number of running
+requests the microseconds of each part of a step (first quartile and median over the steps), and of all of them. The
+frame of each step is sent through a socket pair, as the engine process does.
 """
 
 import argparse
@@ -101,8 +101,8 @@ def measured_engine(config: EngineConfig, preset: str, clock: Clock) -> Engine:
     return engine
 
 
-def measure(engine: Engine, clock: Clock, num_requests: int) -> None:
-    """Decode NUM_STEPS steps of `num_requests` requests, and end them."""
+def measure(engine: Engine, clock: Clock, num_requests: int, **more: Any) -> None:
+    """Decode NUM_STEPS steps of `num_requests` requests, and end them. `more`: fields of their SamplingParams."""
     mine, peer = socket.socketpair()
     channel, reader = Channel(mine), FrameReader[FromEngine](FromEngine)
 
@@ -113,7 +113,8 @@ def measure(engine: Engine, clock: Clock, num_requests: int) -> None:
 
     send = clock.timed("send", send_and_receive)
     for index in range(num_requests):
-        params = SamplingParams(max_tokens=WARM_UP_STEPS + NUM_STEPS + 64, temperature=1.0, seed=index, ignore_eos=True)
+        max_tokens = WARM_UP_STEPS + NUM_STEPS + 64
+        params = SamplingParams(max_tokens=max_tokens, temperature=1.0, seed=index, ignore_eos=True, **more)
         engine.add(Request(index, [5 + index, *range(5, 5 + NUM_PROMPT)], params))
     while (stats := engine.step().stats).num_prefill_tokens or stats.num_running < num_requests:
         pass
@@ -151,6 +152,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--preset", default="bench-400m", choices=list(PRESETS))
     parser.add_argument("--speculation", default="off", choices=["auto", "off"])
+    parser.add_argument("--penalties", action="store_true")
     parser.add_argument("requests", type=int, nargs="*", default=[1, 4, 16])
     options = parser.parse_args()
     config = EngineConfig(
@@ -164,7 +166,7 @@ def main() -> None:
     clock = Clock()
     engine = measured_engine(config, options.preset, clock)
     for num_requests in options.requests:
-        measure(engine, clock, num_requests)
+        measure(engine, clock, num_requests, presence_penalty=0.5 * options.penalties)
         report(clock, num_requests)
 
 

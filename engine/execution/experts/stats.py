@@ -1,13 +1,16 @@
 """Statistics of the experts: which experts computed which tokens, over all positions, recomputed ones included.
 
-A step's rows are copied. They are counted a few times a second, many steps at once, on the model's device.
+A step's rows are kept, and copied if later steps overwrite them. They are counted a few times a second, many steps at
+once, on the model's device.
 Letters: L layers, E experts, T rows of a step, K experts of a row.
 """
 
 import logging
 import time
 from collections import defaultdict, deque
+from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +30,25 @@ MAX_WINDOW_BYTES = 64 << 20  # above it the window gets shorter
 log = logging.getLogger("smoe.engine")
 
 
+class ArrayCopy(NamedTuple):
+    """Copy of an array as bytes. Behind the network it takes less time than numpy's own copy."""
+
+    data: bytes
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, array: Array) -> "ArrayCopy":
+        return cls(array.tobytes(), array.dtype, array.shape)
+
+    def array(self) -> Array:
+        """Return the array, read only."""
+        return np.frombuffer(self.data, self.dtype).reshape(self.shape)
+
+
+Rows = Tensor | Array | ArrayCopy
+
+
 class ExpertStats:
     """Counts since the start or the last reset(), and the rows of the last minute, which a report counts by itself.
 
@@ -35,17 +57,21 @@ class ExpertStats:
 
     def __init__(self, model: ModelConfig, device: torch.device) -> None:
         self._shape = model.num_layers, model.num_experts, model.vocab_size, device
-        self._uncounted: list[tuple[Tensor | Array, Tensor | Array]] = []
+        self._uncounted: list[tuple[Rows, Rows]] = []
         self._num_uncounted = 0
         self._due_s = 0.0
         self._reported: Tensor
         self._has_unreported: bool
         self._clear(0.0)
 
-    def record(self, token_ids: Tensor | Array, expert_ids: Tensor | Array) -> None:
-        """Copy a step's rows, [T] and [L, T, K], to be counted later."""
-        self._uncounted.append((_copy_of(token_ids), _copy_of(expert_ids)))
+    def record(self, token_ids: Tensor | Array, expert_ids: Tensor | Array, *, is_overwritten: bool = True) -> None:
+        """Keep a step's rows, [T] and [L, T, K], to be counted later. `is_overwritten`: a later step may write to them,
+        so they are copied."""
         self._num_uncounted += len(token_ids)
+        if is_overwritten:
+            self._uncounted.append((_copy_of(token_ids), _copy_of(expert_ids)))
+        else:
+            self._uncounted.append((token_ids, expert_ids))
 
     @property
     def has_unreported(self) -> bool:
@@ -99,13 +125,12 @@ class ExpertStats:
 
     def _count(self, now_s: float) -> None:
         """Count the recorded steps, those of equal K together."""
-        by_k: defaultdict[int, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        by_k: defaultdict[int, list[tuple[Rows, Rows]]] = defaultdict(list)
         for token_ids, expert_ids in self._uncounted:
-            by_k[expert_ids.shape[2]].append((torch.as_tensor(token_ids), torch.as_tensor(expert_ids)))
+            by_k[expert_ids.shape[2]].append((token_ids, expert_ids))
         for steps in by_k.values():
-            token_ids = torch.cat([token_ids for token_ids, _ in steps]).to(torch.int32)
-            expert_ids = torch.cat([expert_ids for _, expert_ids in steps], dim=1).to(torch.int16)
-            rows = RoutedRows(now_s, token_ids, expert_ids)
+            tokens, experts = zip(*steps, strict=True)
+            rows = RoutedRows(now_s, _joined(tokens, 0).to(torch.int32), _joined(experts, 1).to(torch.int16))
             self._tables.add(rows)
             self._window.append(rows)
             self._has_unreported = True
@@ -118,8 +143,16 @@ class ExpertStats:
             num_bytes -= self._window.popleft().num_bytes
 
 
-def _copy_of(rows: Tensor | Array) -> Tensor | Array:
-    return rows.copy() if isinstance(rows, np.ndarray) else rows.clone()
+def _copy_of(rows: Tensor | Array) -> Rows:
+    return ArrayCopy.of(rows) if isinstance(rows, np.ndarray) else rows.clone()
+
+
+def _joined(steps: SequenceOf[Rows], axis: int) -> Tensor:
+    """Concatenate the rows of several steps: tensors on a GPU, arrays and copies of them on a CPU."""
+    tensors = [rows for rows in steps if isinstance(rows, Tensor)]
+    arrays = [rows.array() if isinstance(rows, ArrayCopy) else rows for rows in steps if not isinstance(rows, Tensor)]
+    joined = [torch.from_numpy(np.concatenate(arrays, axis))] if arrays else []
+    return torch.cat(tensors + joined, dim=axis)
 
 
 class ExpertReporter:
@@ -130,12 +163,12 @@ class ExpertReporter:
         """`stats` is None for a network without experts."""
         self._stats = stats
 
-    def record(self, token_ids: Tensor | Array, expert_ids: Tensor | Array) -> None:
-        """Copy a step's rows, [T] and [L, T, K], to be counted later."""
+    def record(self, token_ids: Tensor | Array, expert_ids: Tensor | Array, *, is_overwritten: bool = True) -> None:
+        """Keep a step's rows, like ExpertStats.record()."""
         if self._stats is None:
             return
         try:
-            self._stats.record(token_ids, expert_ids)
+            self._stats.record(token_ids, expert_ids, is_overwritten=is_overwritten)
         except Exception:
             log.exception("experts are no longer counted")
             self._stats = None

@@ -1,7 +1,8 @@
 """Tool calls in OpenAI's format, in full messages and in chunks."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from server.chat.turns import short_id
 from server.generation.choice import Delta

@@ -12,8 +12,10 @@ from engine.execution.persistent_batch import PersistentBatch
 from engine.scheduling.blocks.geometry import BlockGeometry
 from engine.scheduling.blocks.manager import BlockManager
 from engine.scheduling.blocks.pool import BlockPool
+from engine.scheduling.expert_usage import ExpertUsage
 from engine.scheduling.scheduler import Scheduler
-from engine.scheduling.step_plan import Sampled, StepPlan, StepResult
+from engine.scheduling.sequence import Sequence, Status
+from engine.scheduling.step_plan import Chunk, Sampled, StepPlan, StepResult
 from engine.types import Request, SamplingParams
 from model.config import ModelConfig
 from model.forward_batch import ForwardBatch
@@ -80,3 +82,26 @@ def _assert_same(ours: ForwardBatch, theirs: ForwardBatch) -> None:
         if mine is not None:
             assert mine.dtype == other.dtype, field.name
             assert torch.equal(mine, other), field.name
+
+
+def test_gate_rows_are_kept_until_other_positions_are_reported() -> None:
+    """Gate logits are reported from the first generated token on: not of a prompt's last token, which decodes first."""
+
+    def step(length: int) -> ForwardBatch:
+        built = builder.build(StepPlan(tuple(Chunk(s, length - 1, 1, True, False) for s in running))).forward
+        for sequence in running:
+            sequence.token_ids.append(5)
+        return built
+
+    running = [
+        Sequence(Request(index, [3, 4], SamplingParams(), expert_routing=True, gate_logits=index == 1), (0, index), 9)
+        for index in range(2)
+    ]
+    for sequence in running:
+        sequence.status, sequence.block_table = Status.RUNNING, [1, 2]
+        sequence.experts = ExpertUsage(sequence.request, CONFIG.num_experts)
+    builder = BatchBuilder(PersistentBatch(2, MAX_LEN, BLOCK_SIZE, 32, torch.device("cpu")), CONFIG)
+    prompt, first, second = step(2), step(3), step(4)
+    assert prompt.gates is None and second is first
+    assert first.gates is not None and first.gates.rows.tolist() == [1]
+    assert first.gates.logits.shape == (CONFIG.num_layers, 1, CONFIG.num_experts)

@@ -102,3 +102,30 @@ def test_a_grammar_restricts_further_and_its_failure_is_kept_by_request(allowed:
     sequence.matcher = Broken()
     add(masks, sequence, row)
     assert masks.failed == {1: GRAMMAR_FAILED}
+
+
+@pytest.mark.parametrize("allowed", [None, (3, 4, 40)])
+def test_kept_masks_follow_their_grammars_until_one_fails(allowed: tuple[int, ...] | None) -> None:
+    class OneToken:
+        """Allows the token whose id is the number of generated tokens."""
+
+        def bitmask(self, token_ids: SequenceOf[int], start: int) -> bytes:
+            if len(token_ids) - start > 5:
+                raise GrammarError
+            return (1 << (len(token_ids) - start)).to_bytes(12, "little")
+
+    masks, fixed, changing = LogitMasks(VOCAB, (EOS,)), np.full(len(IntParam), -1), np.full(len(IntParam), -1)
+    add(masks, sequence_of([], allowed_token_ids=(6, 7)), fixed)
+    assert not masks.has_grammars
+    sequence = sequence_of([9], allowed_token_ids=allowed)
+    sequence.matcher = OneToken()  # type: ignore[assignment]
+    add(masks, sequence, changing)
+    assert masks.has_grammars
+    tensor = masks.masks(CPU)
+    for count in range(1, 6):
+        assert allowed_by(masks, changing.tolist()) == [count] * (count in (allowed or range(VOCAB)))
+        assert allowed_by(masks, fixed.tolist()) == [6, 7] and not masks.failed
+        sequence.token_ids.append(9)
+        assert masks.next_masks() == (count < 5)
+    assert masks.failed == {1: GRAMMAR_FAILED}
+    assert tensor is not None and tensor.data_ptr() == masks.masks(CPU).data_ptr()  # type: ignore[union-attr]

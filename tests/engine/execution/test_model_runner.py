@@ -1,4 +1,4 @@
-"""Results of a step with NaN or Inf among its logits."""
+"""Results of a step with NaN or Inf among its logits, and the order of a step's parts."""
 
 from typing import Any
 
@@ -12,10 +12,11 @@ from engine.scheduling.blocks.geometry import BlockGeometry
 from engine.scheduling.blocks.manager import BlockManager
 from engine.scheduling.blocks.pool import BlockPool
 from engine.scheduling.scheduler import Scheduler
-from engine.scheduling.step_plan import RowFailed
+from engine.scheduling.step_plan import RowFailed, StepPlan
 from engine.types import Request, SamplingParams
 from model.ops.reference.ops import ReferenceOps
 from tests.support.kernels.attention_cases import Heads
+from tests.support.kernels.launched_steps import chunk, launched_network, launched_pool, launched_runner
 
 VOCAB = 10
 
@@ -50,3 +51,17 @@ def test_a_score_that_is_not_finite_fails_only_its_request(bad: float, max_token
         1: "error",
         2: "length",
     }
+
+
+@pytest.mark.parametrize(("device", "order"), [("cpu", ["prepare", "forward"]), ("meta", ["forward", "prepare"])])
+def test_a_gpu_computes_the_network_while_sampling_is_prepared(
+    device: str, order: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The meta device stands for a GPU. On a CPU sampling is prepared first, from warm caches."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    runner = launched_runner(launched_network(torch.device(device)), launched_pool(torch.device(device)))
+    calls: list[str] = []
+    monkeypatch.setattr(runner.model, "forward", lambda batch, pool: calls.append("forward"))
+    monkeypatch.setattr(runner.sampler, "prepare", lambda rows: calls.append("prepare"))
+    runner.launch(StepPlan((chunk(0, SamplingParams(), 1),)))
+    assert calls == order

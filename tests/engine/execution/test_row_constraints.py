@@ -42,14 +42,10 @@ def test_biases_are_those_of_a_loop_over_the_ids() -> None:
         assert pairs == naive(words, bias, generated, 3 - len(generated))
 
 
-@pytest.mark.parametrize(
-    ("row", "is_fixed"),
-    [
-        (constraints([(3,)], {5: 1.0}), True),
-        (constraints([(3,), (4, 5)]), False),
-        (constraints(min_tokens=4), True),
-        (constraints(min_tokens=5), False),
-    ],
-)
-def test_constraints_are_fixed_unless_the_next_tokens_can_change_them(row: RowConstraints, is_fixed: bool) -> None:
-    assert row.is_fixed(4) == is_fixed
+@pytest.mark.parametrize(("words", "are_long"), [((), False), ([(3,)], False), ([(3,), (4, 5)], True)])
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_without_long_words_only_the_number_of_tokens_changes_biases(words: Words, are_long: bool, length: int) -> None:
+    row = constraints(words, {5: 1.0}, min_tokens=2)
+    behind_4, behind_9 = (row.biases([token] * length, length, EOS)[0].tolist() for token in (4, 9))
+    assert row.has_long_words == are_long == (behind_4 != behind_9)
+    assert (row.min_tokens > length) == (EOS[0] in behind_4)

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from engine.errors import GrammarError
 from engine.execution.decode_batch import LogitRows
 from engine.execution.draft_rows import DraftRows
+from engine.execution.logit_masks import GRAMMAR_FAILED
 from engine.execution.persistent_batch import PersistentBatch
 from engine.execution.row_constraints import Int32s, RowConstraints
-from engine.execution.sampler import PromptLogprobs, Sampler
+from engine.execution.sampler import PreparedRows, PromptLogprobs, Sampler
 from engine.scheduling.sequence import Sequence
 from engine.scheduling.step_plan import Chunk, RowFailed, Sampled
 from engine.types import Request
@@ -50,7 +52,7 @@ def random_logits(seed: int, rows: int = 1) -> torch.Tensor:
 
 
 def sample(ops: Ops, logits: torch.Tensor, sequences: list[Sequence]) -> list[Sampled | RowFailed]:
-    requests = PersistentBatch(len(sequences), 100, 16, VOCAB, torch.device("cpu"))
+    requests = PersistentBatch(len(sequences), 400, 16, VOCAB, torch.device("cpu"))
     positions = np.array([len(s.token_ids) - 1 for s in sequences])
     rows = LogitRows(sequences, requests.update(sequences), positions, len(sequences))
     sampler = Sampler(ops, requests, (EOS,))
@@ -272,6 +274,49 @@ def test_fixed_constraints_are_prepared_once_and_hold_in_later_steps(ops: Ops, m
         assert isinstance(outcome, Sampled) and outcome.token_id == 8
         row.token_ids.append(8)
     assert prepared == [0, 1]  # min_tokens ends at the second token
+
+
+class OddOrEven:
+    """A grammar of odd token ids behind an even number of generated tokens, and of even ones behind an odd number."""
+
+    def bitmask(self, token_ids: list[int], start: int) -> bytes:
+        if len(token_ids) - start > 300:
+            raise GrammarError
+        return (b"\xaa" if (len(token_ids) - start) % 2 == 0 else b"\x55") * 8
+
+
+def test_kept_parameters_sample_like_new_ones_in_each_step(ops: Ops, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Penalties, a grammar, min_tokens and log probabilities, over enough steps to widen the history. The grammar fails
+    in the last step."""
+    filled: list[int] = []
+    fill = Sampler._fill_new
+
+    def counted(sampler: Sampler, rows: LogitRows) -> PreparedRows:
+        filled.append(int(rows.positions[0]))
+        return fill(sampler, rows)
+
+    monkeypatch.setattr(Sampler, "_fill_new", counted)
+    penalties = {"frequency_penalty": 0.2, "repetition_penalty": 1.1, "num_logprobs": 2}
+    running = [sequence(seed=1, **penalties), sequence(seed=2), sequence(seed=3, min_tokens=290, stop_token_ids=(7,))]
+    running[1].matcher = OddOrEven()  # type: ignore[assignment]
+    requests = PersistentBatch(3, 400, 16, VOCAB, torch.device("cpu"))
+    sampler, rows = Sampler(ops, requests, (EOS,)), requests.update(running)
+    logits = random_logits(8, 3)
+    ends: list[int] = []
+    for step in range(302):
+        positions = np.array([2 + step] * 3)
+        outcomes, *_ = sampler.finish(sampler.launch(logits, sampler.prepare(LogitRows(running, rows, positions, 3))))
+        if step % 20 in (0, 1) or step in (254, 255, 289, 290):
+            num_filled = len(filled)
+            assert list(outcomes.values()) == sample(ops, logits, running), step
+            del filled[num_filled:]
+        for made in running:
+            outcome = outcomes[made.request_id]
+            made.token_ids.append(outcome.token_id if isinstance(outcome, Sampled) else 0)
+        ends.append(running[2].token_ids[-1])
+    assert outcomes[running[1].request_id] == GRAMMAR_FAILED
+    assert not {EOS, 7} & set(ends[:290])
+    assert [position - 2 for position in filled] == [0, 290, 301]
 
 
 def test_rows_behind_drafted_tokens_sample_as_if_these_were_known(ops: Ops) -> None:

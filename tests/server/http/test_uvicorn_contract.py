@@ -11,6 +11,7 @@ import h11
 import pytest
 import uvicorn
 from h11._readers import ContentLengthReader
+from h11._writers import ChunkedWriter
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
@@ -35,7 +36,7 @@ METHODS = {
     uvicorn.Config: ("load",),
 }
 ATTRIBUTES = {
-    "H11Protocol": ("conn", "flow", "loop", "transport"),
+    "H11Protocol": ("config", "conn", "flow", "loop", "transport"),
     "FlowControl": ("read_paused",),
     "Server": ("should_exit", "started", "config"),
 }
@@ -101,6 +102,17 @@ def test_h11_counts_what_is_left_of_a_body() -> None:
     while parser.next_event() is not h11.NEED_DATA:
         pass
     assert (type(parser._reader), parser._reader._remaining) == (ContentLengthReader, 5), f"h11 {h11.__version__}"
+
+
+def test_h11_has_a_writer_of_chunks_only_while_it_sends_a_body() -> None:
+    sender = h11.Connection(h11.SERVER)
+    sender.receive_data(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+    sender.next_event()
+    writers = [type(sender._writer)]
+    for event in (h11.Response(status_code=200, headers=[]), h11.Data(data=b"a"), h11.EndOfMessage()):
+        sender.send(event)
+        writers.append(type(sender._writer))
+    assert [writer is ChunkedWriter for writer in writers] == [False, True, True, False], f"h11 {h11.__version__}"
 
 
 def test_the_version_of_uvicorn_has_an_upper_bound() -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import Histogram
 
-from server.observability.metric_families import OUTCOMES, SECONDS, TokenHistogram
+from server.observability.metric_families import OUTCOMES, SECONDS, UnlockedHistogram
 from tests.support.metric_samples import fresh, samples
 
 
@@ -16,7 +16,7 @@ def test_every_outcome_is_there_from_the_start() -> None:
 
 @given(st.lists(st.tuples(st.floats(0, 700), st.integers(1, 4)), max_size=30))
 def test_the_token_histogram_counts_as_prometheus_clients_does(observed: list[tuple[float, int]]) -> None:
-    ours = TokenHistogram("gap_seconds", "Gaps.", SECONDS)
+    ours = UnlockedHistogram("gap_seconds", "Gaps.", SECONDS)
     theirs = Histogram("gap_seconds", "Gaps.", buckets=SECONDS, registry=None)
     for amount, times in [*observed, (0.01, 1), (600.0, 1)]:  # two of the bounds themselves
         ours.observe(amount, times)

@@ -32,12 +32,20 @@ def _random_step(rng: random.Random, num_rows: int, max_k: int) -> Step:
     return ids, [[rng.sample(range(E), count) for count in k] for _ in range(L)]
 
 
-def _record(counts: ExpertStats, step: Step) -> None:
+def _rows(step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the step's rows, [T] and [L, T, K]."""
     ids, layers = step
     room = max(len(row) for row in layers[0])
     padded = [[row + [-1] * (room - len(row)) for row in layer] for layer in layers]
-    token_ids, expert_ids = torch.tensor(ids), torch.tensor(padded, dtype=torch.int32)
-    counts.record(token_ids, expert_ids)
+    return torch.tensor(ids), torch.tensor(padded, dtype=torch.int32)
+
+
+def _record(counts: ExpertStats, step: Step, *, as_arrays: bool = False) -> None:
+    token_ids, expert_ids = _rows(step)
+    if as_arrays:
+        counts.record(token_ids.numpy(), expert_ids.numpy())
+    else:
+        counts.record(token_ids, expert_ids)
     token_ids.zero_()  # as the next step may, which has the same tensors
     expert_ids.zero_()
 
@@ -64,17 +72,31 @@ def _tokens(steps: list[Step]) -> list[list[int]]:
     return [layer.tokens for layer in _naive(steps)]
 
 
-def test_reports_equal_a_loop_over_every_choice() -> None:
+@pytest.mark.parametrize("as_arrays", [False, True], ids=["tensors", "arrays"])
+def test_reports_equal_a_loop_over_every_choice(as_arrays: bool) -> None:
     rng, counts = random.Random(0), ExpertStats(MODEL, CPU)
     counts.reset(0.0, 1000.0)
     steps = [_random_step(rng, rng.choice((1, 3, 40)), rng.choice((1, 2, 8))) for _ in range(30)]
     for number, step in enumerate(steps):
-        _record(counts, step)
+        _record(counts, step, as_arrays=as_arrays)
         if number % 7 == 0:
             counts.pop_new_counts(float(number))
     report = counts.report(None, 30.0, 1030.0)
     assert report.since == 1000.0
     assert report.layers == _naive(steps)
+
+
+def test_rows_that_no_later_step_overwrites_are_not_copied() -> None:
+    rng, counts = random.Random(5), ExpertStats(MODEL, CPU)
+    steps = [_random_step(rng, 40, 2) for _ in range(2)]
+    kept = [tensor.numpy() for tensor in _rows(steps[0])]
+    for rows in kept:
+        rows[:] = 0
+    counts.record(*kept, is_overwritten=False)
+    for rows, now in zip(kept, _rows(steps[0]), strict=True):
+        rows[:] = now  # seen by the count: these are the same arrays
+    _record(counts, steps[1], as_arrays=True)
+    assert counts.report(None, 0.0, 0.0).layers == _naive(steps)
 
 
 def test_a_window_has_exactly_the_steps_computed_in_it() -> None:
