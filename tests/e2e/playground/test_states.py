@@ -12,6 +12,9 @@ from tests.support.playground.states import EXPECTED_STATUSES, STATES
 from tests.support.playground.stub_server import stub_server
 
 pytestmark = pytest.mark.browser
+# Sizes of text, in pixels. The weights of a map with many layers are smaller.
+SIZES = """() => [...new Set([...document.querySelectorAll("body *")].filter((node) => node.checkVisibility()
+  && [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim())).map((node) => getComputedStyle(node).fontSize))]"""
 FITS = "document.documentElement.scrollWidth <= innerWidth && document.documentElement.scrollHeight <= innerHeight"
 
 
@@ -31,6 +34,8 @@ def test_every_state_fits_its_window_and_axe_finds_nothing(
             for scheme in schemes:
                 visit.page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
                 faults += [f"{state.__name__}, {scheme}: {violation}" for violation in violations(visit)]
+            if others := set(visit.page.evaluate(SIZES)) - {"12px", "14px", "16px", "20px"}:
+                faults.append(f"{state.__name__}: text of {others}")
             if not visit.page.evaluate(FITS):
                 faults.append(f"{state.__name__}: larger than the window")
     assert not faults, "\n".join(faults)
