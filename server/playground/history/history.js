@@ -143,7 +143,7 @@ async function readExport(file) {
   const content = await file.text().then(JSON.parse).catch(() => {
     throw new TypeError("The file is not JSON.");
   });
-  if (content?.format !== FORMAT || !Array.isArray(content.entries)) throw new TypeError("The file is not an of this page.");
+  if (content?.format !== FORMAT || !Array.isArray(content.entries)) throw new TypeError("The file is not an export of this page.");
   const broken = content.entries.findIndex((entry) => !isEntry(entry));
   if (broken >= 0) throw new TypeError(`Entry ${broken + 1} of the file is damaged; nothing was imported.`);
   return content.entries;

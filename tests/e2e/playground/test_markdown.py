@@ -29,7 +29,7 @@ CASES = {
     "| a | b |\n|---|---|": '<div class="table"><table><thead><tr><th style="--align: left;">a</th>'
     '<th style="--align: left;">b</th></tr></thead><tbody></tbody></table></div>',
     "[a](https://b.c/d)": '<p><a href="https://b.c/d" target="_blank" rel="noopener noreferrer">a</a></p>',
-    "[a](https://b.c/d_(e)?f=g)": '<p><a href="https://b.c/d_(e)?f=g" target="_blank" rel="noopener noreferrer">a</a></p>',
+    "[a](https://b.c/d_(e)?f)": '<p><a href="https://b.c/d_(e)?f" target="_blank" rel="noopener noreferrer">a</a></p>',
     "[a](javascript:b)": "<p>[a](javascript:b)</p>",
     "<img src=x onerror=b>": "<p>&lt;img src=x onerror=b&gt;</p>",
     "```c++\n<b>\n": '<div class="code"><div class="code-head"><span>c++</span>'

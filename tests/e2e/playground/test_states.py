@@ -13,8 +13,11 @@ from tests.support.playground.stub_server import stub_server
 
 pytestmark = pytest.mark.browser
 # Sizes of text, in pixels. The weights of a map with many layers are smaller.
-SIZES = """() => [...new Set([...document.querySelectorAll("body *")].filter((node) => node.checkVisibility()
-  && [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim())).map((node) => getComputedStyle(node).fontSize))]"""
+SIZES = """() => {
+  const hasText = (node) => [...node.childNodes].some((child) => child.nodeType === Node.TEXT_NODE && child.data.trim());
+  const shown = [...document.querySelectorAll("body *")].filter((node) => node.checkVisibility() && hasText(node));
+  return [...new Set(shown.map((node) => getComputedStyle(node).fontSize))];
+}"""
 FITS = "document.documentElement.scrollWidth <= innerWidth && document.documentElement.scrollHeight <= innerHeight"
 
 

@@ -308,4 +308,6 @@ def test_files_become_text_of_the_message_or_the_prompt(browser: Browser, tmp_pa
         visit.page.evaluate(DROP, ["#paper", "b.txt", "two"])
         expect(visit.get("#prompt")).to_have_value("One, two")
         expect(visit.get("#prompt-copy")).to_have_text("One, two")
-        assert not visit.page.evaluate(DROP.replace("new File([content], name)", "content, 'text/plain'"), ["#prompt", "", "a"])
+        assert not visit.page.evaluate(
+            DROP.replace("new File([content], name)", "content, 'text/plain'"), ["#prompt", "", "a"]
+        )
