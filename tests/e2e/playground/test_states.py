@@ -14,8 +14,10 @@ from tests.support.playground.stub_server import stub_server
 pytestmark = pytest.mark.browser
 # Sizes of text, in pixels. The weights of a map with many layers are smaller.
 SIZES = """() => {
-  const hasText = (node) => [...node.childNodes].some((child) => child.nodeType === Node.TEXT_NODE && child.data.trim());
-  const shown = [...document.querySelectorAll("body *")].filter((node) => node.checkVisibility() && hasText(node));
+  const isText = (node) => node.nodeType === Node.TEXT_NODE && node.data.trim();
+  const hasText = (node) => [...node.childNodes].some(isText);
+  const all = [...document.querySelectorAll("body *")];
+  const shown = all.filter((node) => node.checkVisibility() && hasText(node));
   return [...new Set(shown.map((node) => getComputedStyle(node).fontSize))];
 }"""
 FITS = "document.documentElement.scrollWidth <= innerWidth && document.documentElement.scrollHeight <= innerHeight"
