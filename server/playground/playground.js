@@ -17,8 +17,8 @@ import { endingOf, summaryNodes } from "./text/summary.js";
 
 const [failure, paper, summary] = ["failure", "paper", "summary"].map(byId);
 const END_PX = 48;
-const PASSING = [0, 408, 429, 503]; // worth another try
-const UNTIL_READY = ["loading", "engine_dead"]; // codes of a server that becomes ready by itself
+const PASSING = [0, 408, 429, 503];
+const UNTIL_READY = ["loading", "engine_dead"]; // codes of a server that recovers
 
 // The open panel, its request, and the buttons around it.
 export let isReady = false;
@@ -167,6 +167,8 @@ function showButtons() {
 }
 
 function show(name) {
+  isFollowing = true;
+  setTimeout(follow); // when it is shown
   const isOpen = mode() === name;
   byId(`mode-${name}`).control.checked = true;
   document.body.dataset.tab = "text";

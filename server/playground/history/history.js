@@ -13,7 +13,7 @@ const SEARCHED = ["title", "name", "system", "prompt", "text"];
 let panels;
 let playground;
 const popover = byId("history-panel");
-const opened = { chat: {}, completion: {} }; // {id, title} of the entries that are open
+const opened = { chat: {}, completion: {} }; // {id, title}
 const timers = {};
 
 /** Opens what the tab had open before a reload. */

@@ -135,7 +135,7 @@ def test_a_text_that_a_reload_cuts_goes_on_and_what_is_typed_stops_that(visit: V
     num_sent = len(stub.bodies)
     visit.page.reload()
     expect(visit.get("#prompt")).to_have_value("A prompt: alpha beta")
-    visit.page.wait_for_function("document.getElementById('health').dataset.phase === 'ready'")
+    expect(visit.get("#health")).to_have_attribute("data-phase", "ready")
     expect(visit.get("#run")).to_be_visible()
     assert len(stub.bodies) == num_sent, "a text that was complete is not written again"
 
