@@ -19,6 +19,7 @@ ROWS = {
     ("engine", "cpu"): [1, 4, 8, 16, 64],
     ("engine", "cuda"): [1, 4, 8, 16, 64, 256],
 }
+INVALID = 2  # exit code of a measuring process that has said in one line what is wrong
 PREFILLS = [128, 512, 2048]
 PRESET = {"cpu": "bench-400m", "cuda": "mixtral-8x7b"}
 
@@ -82,6 +83,8 @@ def measure(task: Task) -> dict[str, Any]:
     """Run the measuring process and return its figures. It writes its progress to standard error. Raises BenchError."""
     command = [sys.executable, "-m", "engine.bench", msgspec.json.encode(task).decode()]
     result = subprocess.run(command, stdout=subprocess.PIPE, check=False, env=engine_environment())
+    if result.returncode == INVALID:
+        sys.exit(INVALID)
     if result.returncode:
         raise BenchError(f"the measurement ended with exit code {result.returncode}")
     figures = msgspec.json.decode(result.stdout)

@@ -16,7 +16,9 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except (socket.gaierror, UnicodeError):
-        raise ListenError(f"--host {host}: this name has no address") from None
+        name, _, last = host.rpartition(":")
+        hint = f"; for a port: --host {name} --port {last}" if name and last.isdecimal() else ""
+        raise ListenError(f"--host {host}: this name has no address{hint}") from None
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -5,7 +5,7 @@ const TITLES = {
   429: "The server is busy", 503: "Not ready",
 };
 const STORED_KEY = "smoe-api-key"; // in the tab's storage
-// Names this page to proxies, which keep its requests on one replica. crypto.randomUUID exists only on secure origins.
+// By it proxies keep this page on one replica. crypto.randomUUID exists only on secure origins.
 const SESSION_ID = [...crypto.getRandomValues(new Uint32Array(4))].map((part) => part.toString(16).padStart(8, "0")).join("");
 
 /** A failed request. `status` is 0 without a response; `param` is the invalid field. */
@@ -20,14 +20,13 @@ export class ApiError extends Error {
   }
 }
 
-/** The API key to send, or "" to send none. */
 export const key = () => sessionStorage.getItem(STORED_KEY) ?? "";
 export const setKey = (text) => sessionStorage.setItem(STORED_KEY, text);
 
 /** Resolves to the JSON at `path`. Throws ApiError. */
 export const read = async (path) => (await request(path, {})).json();
 
-/** Handles a failure of a request that the page can do without. */
+/** Handles a failure that the page can do without. */
 export function ignore(error) {
   if (!(error instanceof ApiError)) throw error;
 }

@@ -2,8 +2,8 @@ const TOAST_MS = 1600;
 let toastTimer;
 
 /**
- * Creates an element. `selector` is a tag with classes, "p.hint"; then come properties, if any, and children. A name such as
- * "--share" is a variable of its style. Strings become text nodes and are never parsed as HTML. Arrays hold many children.
+ * Creates an element from a tag with classes, "p.hint", properties, if any ("--share" is a variable of its style), and children,
+ * also in arrays. Strings become text nodes and are never parsed as HTML.
  */
 export function element(selector, ...children) {
   const [tag, ...classes] = selector.split(".");

@@ -1,12 +1,13 @@
 import * as api from "./api.js";
 import "./controls/theme.js";
+import "./text/attachment.js";
 import { byId, on } from "./dom.js";
 import * as dashboard from "./inside/dashboard.js";
 import * as experts from "./inside/experts.js";
 import * as health from "./inside/health.js";
 import * as playground from "./playground.js";
 
-const POLL_MS = 2000; // from the end of a refresh to the next one
+const POLL_MS = 2000;
 const [panel, field, fault] = ["key-panel", "key", "key-fault"].map(byId);
 let timer = null;
 let isRefreshing = false;

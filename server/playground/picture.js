@@ -1,10 +1,10 @@
 import { byId, element, save } from "./dom.js";
 
 const SCALE = 2; // pixels per pixel of the page; fewer if a side would be too long
-const MAX_SIDE = 16_000; // pixels that a canvas has in every browser
+const MAX_SIDE = 16_000; // of a canvas in every browser
 const MARGIN = 24;
 
-/** Saves a part of the page as a PNG, without its controls and with lines of text below. Calls `onFailure` if it is too large. */
+/** Saves a part of the page as a PNG, without controls, with lines of text below. `onFailure`: it is too large. */
 export function savePicture(root, captions, onFailure) {
   const lines = captions.map((text) => element("p.caption", text));
   root.append(...lines);
@@ -49,7 +49,6 @@ function drawBox(pen, { left, top, width, height }, { backgroundColor, borderTop
   if (borderLeftWidth !== "0px") pen.stroke();
 }
 
-/** Draws each word where the browser has placed it. */
 function drawWords(pen, node, { fontStyle, fontWeight, fontSize, fontFamily, color }) {
   pen.font = `${fontStyle} ${fontWeight} ${fontSize} ${fontFamily}`;
   pen.fillStyle = color;

@@ -16,21 +16,21 @@ import { asCurl, asPython } from "./text/snippets.js";
 import { endingOf, summaryNodes } from "./text/summary.js";
 
 const [failure, paper, summary] = ["failure", "paper", "summary"].map(byId);
-const END_PX = 48; // so close to the end counts as its end
-const PASSING = [0, 408, 429, 503]; // statuses that another try may not meet
-const UNTIL_READY = ["loading", "engine_dead"]; // codes of a server that becomes ready by itself
+const END_PX = 48;
+const PASSING = [0, 408, 429, 503];
+const UNTIL_READY = ["loading", "engine_dead"]; // codes of a server that recovers
 
-// The text part of the page: the open panel, its request, and the buttons around it.
-export let isReady = false; // the model is loaded and known
+// The open panel, its request, and the buttons around it.
+export let isReady = false;
 export let hasExperts = false;
 let modelId = "";
 const panels = { completion, chat, compare };
 let panel = completion;
-let maxLen = 0; // tokens of prompt and answer together
-let running = null; // AbortController of the running request
-let send = () => run(); // sends the last request again
+let maxLen = 0;
+let running = null; // AbortController
+let send = () => run();
 let isWaiting = false; // the last request is sent when the server is ready
-let isFollowing = true; // the end of the text stays in view
+let isFollowing = true; // the end of the text
 let paperTop = 0;
 
 const needExperts = ["mode-compare", "tint-expert", "weights-switch"];
@@ -167,6 +167,8 @@ function showButtons() {
 }
 
 function show(name) {
+  isFollowing = true;
+  setTimeout(follow); // when it is shown
   const isOpen = mode() === name;
   byId(`mode-${name}`).control.checked = true;
   document.body.dataset.tab = "text";
@@ -191,15 +193,44 @@ async function copyAs(name, make) {
 
 function snippet(write) {
   const [request] = requestsOf() || [];
-  return request && write(request, document.baseURI, Boolean(api.key()));
+  return request && write(request);
+}
+
+function settings() {
+  const { details: _, ...fields } = sampling.values();
+  return { ...fields, off: experts.off() };
+}
+
+function setSettings({ off, ...fields }) {
+  sampling.setValues(fields);
+  experts.setOff(off);
+}
+
+/** Returns what a reload opens again, beside the texts of the history. */
+function state() {
+  const typed = ["prompt", "message", "system"].map((id) => byId(id).value);
+  return { typed, compared: compare.link(), isWriting: isRunning(), settings: sampling.check() ? settings() : {} };
+}
+
+/** Opens it. A text goes on as soon as the server is ready. */
+function setState({ mode: name, typed, compared, isWriting, settings: fields }) {
+  if (typed) {
+    [byId("prompt").value, byId("message").value] = typed;
+    chat.setSystem(typed[2]);
+    compare.open(compared);
+    setSettings(fields);
+  }
+  if (name) show(name);
+  completion.edited();
+  isWaiting = Boolean(isWriting);
+  send = () => run(panel.resumeJob());
 }
 
 /** Returns an address with the open text and its settings in the fragment, which no server gets. */
 function link() {
-  const { details: _, ...settings } = sampling.values();
   const text = panel.link();
   const seed = summary.querySelector(".seed")?.value; // of the text that is shown
-  const fields = { mode: mode(), text, seed, ...settings, off: experts.off() };
+  const fields = { mode: mode(), text, seed, ...settings() };
   return text && new URL(`#${encodeURIComponent(JSON.stringify(fields))}`, document.baseURI).href;
 }
 
@@ -210,13 +241,12 @@ async function openLink() {
   history.replaceState(null, "", pathname + search);
   if (running) return toast("Stop the text before you open a link");
   try {
-    const { mode: name, text, off, ...fields } = JSON.parse(decodeURIComponent(hash.slice(1)));
+    const { mode: name, text, ...fields } = JSON.parse(decodeURIComponent(hash.slice(1)));
     if (!Object.hasOwn(panels, name)) throw new TypeError("Unknown mode.");
     if (name === "compare") compare.open(text);
     else await texts.putNew(name, text);
     show(name);
-    sampling.setValues(fields);
-    experts.setOff(off);
+    setSettings(fields);
   } catch (error) {
     if (![TypeError, SyntaxError, URIError].includes(error.constructor)) throw error;
     toast("This link is damaged");
@@ -304,4 +334,4 @@ on(document, "keydown", (event) => {
 });
 experts.listen((place) => dim(place && ((routing) => routing[place[0]].includes(place[1]))), () => (panel === chat ? repeat() : start()));
 showButtons();
-texts.restore({ completion, chat }, { mode, show, showButtons, isRunning }).then(openLink);
+texts.restore({ completion, chat }, { mode, show, showButtons, isRunning, state, setState }).then(openLink);

@@ -13,6 +13,7 @@ export function formatRate(rate) {
   return rate < 10 ? rate.toFixed(1) : Math.round(rate).toLocaleString("en");
 }
 
+export const sumOf = (numbers) => numbers.reduce((total, number) => total + number, 0);
 export const hueOf = (expert, numExperts) => Math.round((360 * expert) / numExperts) + 30;
 
 /** Makes a token's blanks visible: " was\n" is "␣was⏎". */

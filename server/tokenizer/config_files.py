@@ -94,7 +94,8 @@ def read_json(path: Path) -> Json | None:
     try:
         value = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError, MemoryError) as error:
-        raise TokenizerError(f"{path}: cannot be read as JSON ({type(error).__name__})") from None
+        reason = f"not valid JSON: {error}" if isinstance(error, ValueError) else "nested too deeply"
+        raise TokenizerError(f"{path}: {reason}") from None
     if not isinstance(value, dict):
         raise TokenizerError(f"{path}: not a JSON object")
     return value

@@ -27,7 +27,7 @@ def run(
     """
     try:
         if png is not None:
-            report.check_drawable()
+            report.check_drawable(png)
         settings = load_settings(flags)
         model_dir = locate_model(settings.model, model_stores())
         texts = measurement.read_texts(paths, load_tokenizer(model_dir), max_tokens)

@@ -57,10 +57,12 @@ def sweep_json(points: Sequence[SweepPoint]) -> str:
     return orjson.dumps({"dial": list(map(asdict, points))}).decode()
 
 
-def check_drawable() -> None:
-    """Raise ExpertTextError if matplotlib is not installed."""
+def check_drawable(path: Path) -> None:
+    """Raise ExpertTextError if matplotlib is not installed, or the file's folder does not exist."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ExpertTextError("--png needs matplotlib: pip install 'smoe[bench]'")
+    if not path.parent.is_dir():
+        raise ExpertTextError(f"--png {path}: there is no such folder")
 
 
 def draw_counts(counts: Counts, path: Path) -> None:
@@ -111,4 +113,5 @@ def _save(figure: "Figure", path: Path) -> None:
     try:
         figure.savefig(path, dpi=110)
     except (OSError, ValueError) as error:
-        raise ExpertTextError(f"--png {path}: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ExpertTextError(f"--png {path}: {reason}") from None

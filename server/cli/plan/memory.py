@@ -82,7 +82,7 @@ class PlanReport:
         plan = self.fitting
         if plan is None or plan.limits is None:
             return []
-        size = ["--kv-cache-memory-bytes", str(plan.kv_cache_bytes)]
+        size = ["--kv-cache-memory-bytes", exact_size(plan.kv_cache_bytes)]
         if plan.config.num_kv_blocks is not None:  # --num-kv-blocks excludes --kv-cache-memory-bytes
             size = ["--num-kv-blocks", str(plan.limits.num_blocks)]
         named = [] if self.model is None else [self.model]
@@ -125,6 +125,14 @@ def make_report(settings: Settings, memory_bytes: int | None) -> PlanReport:
     fitting = next((candidate for candidate in candidates if candidate.limits), None)
     fits_if_given_memory = with_memory.limits is not None
     return PlanReport(settings.model, plan, fitting, tuple(candidates), fits_if_given_memory)
+
+
+def exact_size(num_bytes: int) -> str:
+    """Return a size as flags take it, in the largest unit of which it is a whole number, such as "20482MiB"."""
+    for exponent, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if num_bytes % (1 << exponent) == 0:
+            return f"{num_bytes >> exponent}{unit}"
+    return str(num_bytes)
 
 
 def adapter_flags(config: EngineConfig) -> list[str]:

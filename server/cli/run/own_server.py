@@ -34,22 +34,21 @@ class OwnServer:
     def __init__(self, flags: Sequence[str], log: Path) -> None:
         """Start `smoe serve` with `flags`, the model first. Raises ApiError if the log cannot be written."""
         self.port = _free_port()
-        self._log = log
         command = [sys.executable, "-P", "-c", RUN, str(package_root()), str(os.getpid()), "serve", *flags]
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
-            output = log.open("wb")
+            log.unlink(missing_ok=True)  # a server that runs beside this one goes on with its own file
+            self._log = log.open("w+b")
         except OSError as error:
             raise ApiError(f"{log}: {error.strerror}") from None
-        with output:
-            self._process = subprocess.Popen(
-                [*command, "--host", HOST, "--port", str(self.port), "--log-format", "text"],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=environment_without_address(),
-                start_new_session=True,  # Ctrl-C stops an answer, not the server
-            )
+        self._process = subprocess.Popen(
+            [*command, "--host", HOST, "--port", str(self.port), "--log-format", "text"],
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            env=environment_without_address(),
+            start_new_session=True,  # Ctrl-C stops an answer, not the server
+        )
 
     @property
     def url(self) -> str:
@@ -76,10 +75,12 @@ class OwnServer:
             self._process.wait(STOP_TIMEOUT_S)
         self._process.kill()
         self._process.wait()
+        self._log.close()
 
     def _last_words(self) -> str:
         """Return the last line of the log, which says why the server ended."""
-        lines = self._log.read_text(errors="replace").strip().splitlines()
+        self._log.seek(0)
+        lines = self._log.read().decode(errors="replace").strip().splitlines()
         if not lines:
             return f"the server ended with code {self._process.returncode} before it was ready"
         return lines[-1].removeprefix("smoe: ")

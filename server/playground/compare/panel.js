@@ -14,13 +14,14 @@ const field = byId("compare-prompt");
 const box = byId("columns");
 const addButton = byId("add-column");
 const columns = [];
-let numShared = 0; // tokens from the first one on that all texts have in common
-let isDifferent = false; // the texts differ behind them
-let linked; // settings of the columns of a link
+let numShared = 0; // first tokens that all texts have in common
+let isDifferent = false; // behind them
+let linked;
 
 export const views = () => columns.map((column) => column.view).filter(Boolean);
 export const canRepeat = () => false;
-export const link = () => ({ prompt: field.value, columns: columns.map(({ settings }) => settings) });
+export const link = () => ({ prompt: field.value, columns: columns.length ? columns.map(({ settings }) => settings) : linked });
+export const resumeJob = () => ({});
 
 export function start() {
   const first = (linked ?? FIRST_KS.filter((k) => k <= display.numExperts).map((k) => [k])).slice(0, MAX_COLUMNS);
@@ -35,7 +36,7 @@ export function open(shared) {
   if (display.numExperts) start();
 }
 
-/** Returns a request per column, or null without a prompt. All have one seed: a random one unless one is set. */
+/** Returns a request per column, or null without a prompt. All have one seed. */
 export function requests(model, sampling) {
   if (!field.value) return null;
   const { experts_per_token: _, seed = `${Math.floor(Math.random() * Number.MAX_SAFE_INTEGER)}`, ...shared } = sampling;

@@ -4,7 +4,7 @@ const SCHEMA = '{"type": "object", "properties": {"name": {"type": "string"}}, "
 const TOOLS = "Tools of chats, a JSON list";
 const TOOL = '[{"name": "get_weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}]';
 
-/** Formats: name, label and example of the text that describes it, and the request's fields for such a text. */
+/** Formats: name, label and example of their text, and the request's fields for a text. */
 const FORMATS = {
   text: ["Any text", "", "", () => ({})],
   json: ["JSON", "", "", () => ({ response_format: { type: "json_object" } })],

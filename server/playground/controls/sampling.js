@@ -25,9 +25,9 @@ const seed = element("input", { type: "text", id: "seed", inputMode: "numeric", 
 const stop = element("textarea", { id: "stop-strings", rows: 1, placeholder: "one per line" });
 const details = element("input", { type: "checkbox", id: "details", checked: true });
 const weights = element("input", { type: "checkbox", id: "weights" });
-let linkedK; // that a link sets before the model is known
+let linkedK;
 
-/** Returns the fields to send, and `details`: whether to request the probabilities and experts of tokens. */
+/** Returns the fields to send, and `details`: whether to request those of tokens. */
 export function values() {
   const set = sliders.filter((slider) => slider.isSent).map(({ name, number }) => ({ [name]: number.valueAsNumber }));
   const stops = stop.value.split("\n").filter(Boolean);
@@ -51,7 +51,7 @@ export function setSeed(text) {
 
 function reveal(input) {
   input.closest("details")?.setAttribute("open", "");
-  byId("map-size").ariaPressed = "false"; // a wide map hides the controls
+  byId("map-size").ariaPressed = "false"; // a wide map hides it
 }
 
 /** Returns false if a field is invalid; it is then in view, with the browser's message. */

@@ -1,7 +1,7 @@
 import { byId, on } from "../dom.js";
 
 const SIGNS = { system: "◐", light: "○", dark: "●" }; // "system" follows the machine
-const STORED = "smoe-theme"; // in the browser
+const STORED = "smoe-theme";
 const button = byId("theme");
 
 function show(choice) {
@@ -17,4 +17,4 @@ on(button, "click", () => {
   show(next);
 });
 const stored = localStorage.getItem(STORED);
-show(Object.hasOwn(SIGNS, stored) ? stored : "system");
+show(stored in SIGNS ? stored : "system");

@@ -1,36 +1,36 @@
-import { button, byId, deleteButton, element, on, onEnter } from "../dom.js";
+import { button, byId, deleteButton, element, on, onEnter, save as saveFile } from "../dom.js";
+import { Conversation, areTexts } from "../text/conversation.js";
 import { display } from "../text/display.js";
-import { exportEntries, readExport } from "./exchange.js";
 import * as store from "./store.js";
 
 const OPEN = "smoe-open"; // in the tab's storage: what a reload opens again
+const FORMAT = "smoe-history";
 const SAVE_MS = 500;
 const MAX_NAME = 80;
 const KINDS = { chat: "Chat", completion: "Text" };
 const SEARCHED = ["title", "name", "system", "prompt", "text"];
 
-// The texts of this browser.
 let panels;
 let playground;
 const popover = byId("history-panel");
-const opened = { chat: {}, completion: {} }; // {id, title} of the entries that are open
+const opened = { chat: {}, completion: {} }; // {id, title}
 const timers = {};
 
 /** Opens what the tab had open before a reload. */
 export async function restore(texts, page) {
   [panels, playground] = [texts, page];
-  const { mode, ids = [] } = JSON.parse(sessionStorage.getItem(OPEN) ?? "{}");
+  const { ids = [], ...state } = JSON.parse(sessionStorage.getItem(OPEN) ?? "{}");
   await guard(async () => {
     for (const id of ids) {
       const entry = id && (await store.get(id));
       if (entry) put(entry.kind, entry);
     }
   });
-  if (mode in panels) playground.show(mode);
+  playground.setState(state);
 }
 
-export function note() {
-  sessionStorage.setItem(OPEN, JSON.stringify({ mode: playground.mode(), ids: Object.values(opened).map(({ id }) => id) }));
+export function note(state) {
+  sessionStorage.setItem(OPEN, JSON.stringify({ mode: playground.mode(), ids: Object.values(opened).map(({ id }) => id), ...state }));
 }
 
 display.changed = (kind) => {
@@ -133,6 +133,33 @@ async function importFile(input) {
   input.value = "";
 }
 
+function exportEntries(entries) {
+  const json = JSON.stringify({ format: FORMAT, version: 1, entries }, null, 1);
+  saveFile(new Blob([json]), `smoe-history-${new Date().toISOString().slice(0, 10)}.json`);
+}
+
+/** Reads the entries of an exported file. Throws TypeError, one line for the user, if it is something else. */
+async function readExport(file) {
+  const content = await file.text().then(JSON.parse).catch(() => {
+    throw new TypeError("The file is not JSON.");
+  });
+  if (content?.format !== FORMAT || !Array.isArray(content.entries)) throw new TypeError("The file is not an export of this page.");
+  const broken = content.entries.findIndex((entry) => !isEntry(entry));
+  if (broken >= 0) throw new TypeError(`Entry ${broken + 1} of the file is damaged; nothing was imported.`);
+  return content.entries;
+}
+
+function isEntry(entry) {
+  try {
+    const { id, kind, name, title = "", system = "", updated, tree, versions } = entry;
+    if (kind === "chat") Conversation.fromTree(tree);
+    const texts = [id, name, title, system, ...(kind === "chat" ? [] : versions.flatMap(({ prompt, text, note = "" }) => [prompt, text, note]))];
+    return ["chat", "completion"].includes(kind) && Number.isFinite(updated) && areTexts(texts);
+  } catch {
+    return false;
+  }
+}
+
 async function guard(action) {
   try {
     await action();
@@ -161,4 +188,7 @@ on("history-search", "input", draw);
 on("history-export", "click", () => guard(async () => exportEntries(await store.list())));
 on("history-import", "click", () => byId("history-file").click());
 on("history-file", "change", ({ target }) => importFile(target));
-on(window, "pagehide", saveAll);
+on(window, "pagehide", () => {
+  saveAll();
+  note(playground.state());
+});

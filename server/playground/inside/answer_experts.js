@@ -1,3 +1,5 @@
+import { sumOf } from "../words.js";
+
 /** Counts the experts of tokens, {spelled, routing}, as GET /experts does: an entry per layer. */
 export const countExperts = (tokens, numLayers, numExperts) => Array.from({ length: numLayers }, (_, layer) =>
   entryOf(layer, tokens.map(({ spelled, routing }) => [spelled, routing[layer]]), numExperts));
@@ -14,14 +16,12 @@ function entryOf(layer, rows, numExperts) {
   }
   const tokens = pairs.map((row, expert) => row[expert]);
   pairs.forEach((row, expert) => (row[expert] = 0));
-  const total = sum(tokens);
+  const total = sumOf(tokens);
   const share = tokens.map((count) => count / (total || 1));
   return {
     layer, tokens, share, pairs,
-    entropy: -sum(share.map((part) => (part ? part * Math.log2(part) : 0))),
+    entropy: -sumOf(share.map((part) => (part ? part * Math.log2(part) : 0))),
     imbalance: Math.max(...share) * numExperts,
     top_tokens: tops.map((top) => [...top].map(([text, count]) => ({ text, count })).sort((a, b) => b.count - a.count)),
   };
 }
-
-const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);

@@ -1,7 +1,9 @@
 import * as api from "../api.js";
-import { byId } from "../dom.js";
+import { byId, drawn, element } from "../dom.js";
 import { formatRate, milliseconds, percent } from "../words.js";
-import { lineChart } from "./charts.js";
+
+const WIDTH = 120;
+const HEIGHT = 22;
 
 /** Charts: title, how a value is written, and lines {name: column of GET /load/recent}. */
 const CHARTS = [
@@ -12,7 +14,6 @@ const CHARTS = [
   ["Time of a step", milliseconds, { mean: "step_ms" }],
 ];
 
-// The server's figures, beside a text or large in a tab of their own.
 const box = byId("charts");
 const charts = CHARTS.map(([title, format, lines]) => [lineChart(title, format, Object.keys(lines)), Object.values(lines)]);
 
@@ -43,6 +44,38 @@ function describe({ id, max_model_len: length, num_layers: layers, num_experts: 
   if (!length) return `${id}, which is loading`;
   const network = experts ? `${layers} layers, ${k} of ${experts} experts per token` : `${layers} layers`;
   return [id, network, `${length.toLocaleString("en")} tokens of context`].join(" · ");
+}
+
+/** Makes a chart of several lines over time: {element, draw(columns)}, a column per name; null is a gap. */
+function lineChart(title, format, names) {
+  const lines = names.map(() => drawn("path", {}));
+  const svg = drawn("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" }, ...lines);
+  const values = names.map(() => element("b", "–"));
+  const highest = element("span");
+  const keys = names.map((name, i) => element("li", values[i], ` ${name}`));
+  const axis = element("p", element("span", "5 min ago"), highest, element("span", "now"));
+  return {
+    element: element("section.chart", element("h3", title), element("ul", keys), svg, axis),
+    draw: (columns) => {
+      const top = Math.max(...columns.flat(), 0);
+      highest.textContent = top ? `highest ${format(top)}` : "";
+      columns.forEach((column, i) => {
+        lines[i].setAttribute("d", pathOf(column, top || 1));
+        const newest = column.findLast((value) => value !== null);
+        values[i].textContent = newest === undefined ? "–" : format(newest);
+      });
+    },
+  };
+}
+
+/** Returns a line that is broken at gaps; a value between two gaps is a dot. */
+function pathOf(values, highest) {
+  const part = (value, i) => {
+    if (value === null) return "";
+    const point = `${(WIDTH * i) / (values.length - 1)},${HEIGHT - 1 - ((HEIGHT - 2) * value) / highest}`;
+    return Number.isFinite(values[i - 1]) ? `L${point}` : `M${point}h0`;
+  };
+  return values.map(part).join("");
 }
 
 box.append(...charts.map(([chart]) => chart.element));

@@ -8,9 +8,9 @@ import { expertPanel } from "./expert_panel.js";
 const FULL_HEAT = 4; // the hottest colour: this many times the even share
 const STEPS = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] };
 
-// The heat map of the experts' shares: a row per layer, a column per expert. A click or Enter pins a panel.
-let onHover; // called with [layer, expert] or null
-let onSwitch; // called when an expert was switched off or on
+// The heat map: a row per layer, a column per expert. A click or Enter pins a panel.
+let onHover; // gets [layer, expert] or null
+let onSwitch;
 const table = byId("heat");
 const readout = byId("readout");
 const period = byId("window");
@@ -81,7 +81,7 @@ function build(numExperts) {
   const experts = Array.from({ length: numExperts }, (_, expert) => element("th", { scope: "col" }, `${expert}`));
   const head = element("tr", element("td"), experts);
   cells = layers.map(() => experts.map(() => element("td", { tabIndex: -1 }, element("span.unseen"))));
-  cells[0][0].tabIndex = 0; // one stop for the whole map; arrow keys move inside it
+  cells[0][0].tabIndex = 0; // the map's only stop
   const rows = cells.map((row, layer) => element("tr", element("th", { scope: "row" }, `${layer}`), row));
   const caption = element("caption.unseen", "Share of the tokens of each expert, by layer; Enter opens an expert");
   table.replaceChildren(caption, element("thead", head), element("tbody", rows));

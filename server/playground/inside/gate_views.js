@@ -1,5 +1,5 @@
 import { element, on } from "../dom.js";
-import { percent } from "../words.js";
+import { percent, sumOf } from "../words.js";
 
 export function layerRows(numLayers, numExperts, layer, onLayer) {
   const rows = Array.from({ length: numLayers }, (_, index) => {
@@ -12,7 +12,6 @@ export function layerRows(numLayers, numExperts, layer, onLayer) {
   return group;
 }
 
-/** Colours these cells by the weights of each layer. */
 export function paintLayers(group, layers) {
   group.querySelectorAll("label").forEach((row, index) => {
     const { chosen, weights } = layers[index];
@@ -25,46 +24,41 @@ export function paintLayers(group, layers) {
   });
 }
 
-/** Returns one layer: a row per expert with logit, power and weight, and the steps in sentences. */
+/** Returns one layer: a row per expert with logit, power, weight, and weight if all worked; the steps in sentences. */
 export function layerDetail(layer, index, k, mask) {
   const { logits, chosen, weights } = layer;
   const largest = logits[chosen[0]];
   const [low, high] = [Math.min(...logits), Math.max(...logits)];
+  const masses = logits.map((logit, expert) => (mask?.[index][expert] === false ? 0 : Math.exp(logit - largest)));
+  const dense = masses.map((mass) => mass / sumOf(masses));
   const rows = logits.map((logit, expert) => {
     const place = chosen.indexOf(expert);
-    const isOff = mask?.[index][expert] === false;
     return element(place < 0 ? "tr" : "tr.chosen",
       element("th", { scope: "row" }, `${expert}`),
       barCell(logit.toFixed(3), (logit - low) / (high - low || 1)),
-      element("td", place < 0 ? (isOff ? "off" : "–") : Math.exp(logit - largest).toFixed(3)),
-      barCell(place < 0 ? "–" : weights[place].toFixed(3), weights[place] ?? 0));
+      element("td", place < 0 ? (masses[expert] ? "–" : "off") : masses[expert].toFixed(3)),
+      barCell(place < 0 ? "–" : weights[place].toFixed(3), weights[place] ?? 0),
+      barCell(dense[expert].toFixed(3), dense[expert]));
   });
-  const heads = ["Expert", "Gate logit", "e^(logit − largest)", "Weight"].map((name) => element("th", { scope: "col" }, name));
+  const heads = ["Expert", "Gate logit", "e^(logit − largest)", "Weight", "If all worked"].map((name) => element("th", { scope: "col" }, name));
   return [
     element("table.gate-table",
       element("caption", `Layer ${index}, ${k} of ${logits.length} experts`),
       element("thead", element("tr", heads)), element("tbody", rows)),
-    ...sentences(layer).map((sentence) => element("p", sentence)),
+    ...sentences(layer, masses).map((sentence) => element("p", sentence)),
   ];
 }
 
 const barCell = (text, share) => element("td", element("span", text), element("i", { "--share": share }));
 
-/** Returns the sentences about one layer, {logits, chosen, weights} with the strongest expert first. */
-function sentences({ logits, chosen, weights }) {
-  const largest = logits[chosen[0]];
-  const masses = chosen.map((expert) => Math.exp(logits[expert] - largest));
-  const sum = masses.reduce((total, mass) => total + mass, 0);
-  const experts = list(chosen.map((expert) => `${logits[expert].toFixed(3)} (expert\u00a0${expert})`));
+/** Returns the sentences about one layer, whose strongest expert comes first. */
+function sentences({ logits, chosen, weights }, masses) {
+  const parts = chosen.map((expert) => masses[expert]);
+  const experts = chosen.map((expert) => `${logits[expert].toFixed(3)} (expert\u00a0${expert})`).join(", ");
   const terms = chosen.map((expert, i) => `${weights[i].toFixed(3)} × expert\u00a0${expert}`).join(" + ");
-  if (chosen.length === 1) {
-    return [`The largest logit is ${experts}. One expert alone has the weight 1.`, `The layer adds ${terms}.`];
-  }
   return [
-    `The ${chosen.length} largest logits are ${experts}.`,
-    `e to the power of each, less the largest (${largest.toFixed(3)}): ${list(masses.map((mass) => mass.toFixed(3)))}, together ${sum.toFixed(3)}.`,
+    `The largest logits: ${experts}.`,
+    `e to the power of each, less the largest: ${parts.map((mass) => mass.toFixed(3)).join(", ")}; together ${sumOf(parts).toFixed(3)}.`,
     `Divided by this sum they are the weights. The layer adds ${terms}.`,
   ];
 }
-
-const list = (words) => (words.length < 2 ? words.join("") : `${words.slice(0, -1).join(", ")} and ${words.at(-1)}`);

@@ -10,7 +10,7 @@ const PHASES = {
   unreachable: "cannot be reached",
 };
 
-// The server's health: a dot beside the model's name and, unless it is ready, words with the progress of a load.
+// A dot beside the model's name and, unless the server is ready, words with the progress of a load.
 export let phase = "loading"; // of the last reading; "unreachable" without an answer
 const dot = byId("health");
 

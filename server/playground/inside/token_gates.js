@@ -1,8 +1,7 @@
-import { ApiError } from "../api.js";
+import * as api from "../api.js";
 import { button, byId, closeButton, element, on, radios } from "../dom.js";
 import { display } from "../text/display.js";
 import { percent, visible } from "../words.js";
-import { readGates } from "./gates.js";
 import { layerDetail, layerRows, paintLayers } from "./gate_views.js";
 
 const UNWRITABLE = /^$|^<\/?s>$|\ufffd/; // tokens that no text contains
@@ -13,11 +12,22 @@ let token = null;
 const replies = new Map(); // layers by experts per token
 let k = 0;
 let layer = 0;
-let group = null; // of the layers
+let group = null;
 const detail = element("div.gate-detail");
 const status = element("p.gate-status", { role: "status" });
 
-/** Opens the dialog on a token with what `readGates` needs, `k` of its text and `onBranch`, which goes on with one of `others`. */
+/** Lets the server read a token again, behind the ids `before`. Resolves to {logits, chosen, weights} of each layer. Throws ApiError. */
+export async function readGates({ model, before, id, mask }, k, signal) {
+  const body = {
+    model, prompt: before, max_tokens: 2, allowed_token_ids: [id], ignore_eos: true, temperature: 0,
+    gate_logits: true, experts_per_token: k, ...(mask && { expert_mask: mask }),
+  };
+  const reply = await api.post("v1/completions", JSON.stringify(body), signal);
+  const [choice] = (await reply.json()).choices;
+  return choice.gate_logits[0].map((logits, i) => ({ logits, chosen: choice.expert_routing[0][i], weights: choice.expert_weights[0][i] }));
+}
+
+/** Opens the dialog on a token with what `readGates` needs, and `onBranch`, which goes on with one of `others`. */
 export function open(opened) {
   token = opened;
   replies.clear();
@@ -72,7 +82,7 @@ async function read() {
     if (token === asked) replies.set(askedK, layers);
     if (isCurrent()) show();
   } catch (error) {
-    if (!(error instanceof ApiError)) throw error;
+    if (!(error instanceof api.ApiError)) throw error;
     if (isCurrent()) status.textContent = `${error.title}: ${error.message}`;
   }
 }

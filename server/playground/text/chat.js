@@ -4,7 +4,11 @@ import { display } from "./display.js";
 import { chatRequest } from "./request.js";
 import { newTurn } from "./turn.js";
 
-const EXAMPLES = ["What can you do?", "Count from 3 to 7.", "Reverse the words: river house garden", "What is 3 + 4?"];
+const EXAMPLES = [
+  "What can you do?", "Count from 3 to 7.", "Reverse the words: river house garden", "What is 3 + 4?",
+  "Answer in JSON: Mary is 20 years old.", "Name the domain: And the LORD said unto Moses, Go in unto Pharaoh.",
+];
+const OF_WHOLE_ANSWERS = ["tools", "tool_choice", "response_format", "structured_outputs"]; // useless for the rest of one
 
 // The panel of a conversation. A job is {} for the message in the field, {answer: user message}, {edit: user message, text},
 // {send: answer, results}, {resume: answer} or {branch: answer, text}. Every new answer is a branch beside the ones before.
@@ -12,9 +16,9 @@ export const name = "Send";
 export const repeatLabel = "Answer again";
 let conversation = new Conversation();
 const turns = []; // of the open path
-let added = []; // {node, before}: messages that the running request has added, and the branch that was open
-let lastJob = {}; // of the running or last request
-let running = null; // turn of the running request
+let added = []; // by the running request: {node, before}, a message and the branch that was open
+let lastJob = {};
+let running = null;
 const box = byId("turns");
 const field = byId("message");
 const system = byId("system");
@@ -31,6 +35,12 @@ export function repeatJob() {
   return { answer: last.role === "assistant" ? last.parent : last };
 }
 
+/** Returns the job that goes on with an answer that a reload has cut, or answers again: calls cannot be continued. */
+export function resumeJob() {
+  const { last } = conversation;
+  return last.role === "assistant" && !last.calls.length ? { resume: last } : repeatJob();
+}
+
 /** Returns the job that goes on from `text`, in place of what is in `view` up to there. */
 export function branchJob(view, text) {
   const turn = turns.find((one) => one.views.includes(view));
@@ -40,7 +50,10 @@ export function branchJob(view, text) {
 export function requests(model, sampling, job = {}) {
   const content = system.value.trim();
   const messages = [...(content ? [{ role: "system", content }] : []), ...messagesOf(job)];
-  if (job.resume || job.branch) return [chatRequest(model, messages, { ...sampling, continue_final_message: true, add_generation_prompt: false })];
+  if (job.resume || job.branch) {
+    const rest = Object.fromEntries(Object.entries(sampling).filter(([field]) => !OF_WHOLE_ANSWERS.includes(field)));
+    return [chatRequest(model, messages, { ...rest, continue_final_message: true, add_generation_prompt: false })];
+  }
   return ["user", "tool"].includes(messages.at(-1)?.role) && [chatRequest(model, messages, sampling)];
 }
 
@@ -58,7 +71,7 @@ export function begin(job = {}) {
   return running;
 }
 
-/** Ends the running answer. One without tokens leaves everything as it was, with a new message back in the field. */
+/** Ends the running answer. One without tokens leaves everything as it was. */
 export function end(meter) {
   box.classList.remove("busy");
   const { node } = running;
@@ -79,10 +92,16 @@ export function entry() {
 /** Opens a stored conversation, or an empty one. Throws TypeError. */
 export function open(stored) {
   conversation = stored ? Conversation.fromTree(stored.tree) : new Conversation();
-  system.value = stored?.system ?? "";
-  system.closest("details").open = Boolean(stored?.system);
+  const { last } = conversation;
+  if (last.role === "assistant" && !last.text && !last.calls.length) conversation.remove(last); // cut before its first token
+  setSystem(stored?.system);
   examples.hidden = stored !== null;
   draw();
+}
+
+export function setSystem(text = "") {
+  system.value = text;
+  system.closest("details").open = Boolean(text);
 }
 
 function messagesOf({ answer, edit, text, send, results, resume, branch }) {
@@ -146,7 +165,7 @@ function changed() {
   display.changed("chat");
 }
 
-/** Shows the open path. Messages that stay are not touched; those of other branches keep their tokens. */
+/** Shows the open path. Messages that stay are not touched. */
 function draw() {
   const { path } = conversation;
   const numSame = turns.findIndex(({ node }, i) => node !== path[i]);

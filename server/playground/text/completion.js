@@ -17,17 +17,18 @@ const EXAMPLES = [
 export const name = "Complete";
 export const repeatLabel = "Continue";
 const field = byId("prompt");
-const copy = byId("prompt-copy"); // invisible, so that the generated text starts where the prompt ends
+const copy = byId("prompt-copy"); // invisible: the generated text starts where it ends
 const output = byId("continuation");
 const promptTokens = byId("prompt-tokens");
 const examples = byId("completion-examples");
 let versions = []; // {prompt, text, note} or {prompt, view}
-let shown = null; // one of them
+let shown = null;
 let previous = null; // the one that the running request replaces
 
 export const views = () => [shown?.promptView, shown?.view].filter(Boolean);
 export const canRepeat = () => Boolean(shown && textOf(shown));
 export const repeatJob = () => ({ prompt: field.value + textOf(shown) });
+export const resumeJob = () => ({ prompt: shown ? shown.prompt + textOf(shown) : field.value });
 export const branchJob = (view, text) => ({ prompt: (versions.find((version) => version.view === view)?.prompt ?? "") + text });
 export const focus = () => field.focus();
 
@@ -82,7 +83,7 @@ export async function readPrompt() {
   const view = (version.promptView = tokenView("Prompt"));
   const scoring = { ...fields, stream: false, stream_options: undefined, echo: true, max_tokens: 0 };
   const reply = await api.post("v1/completions", JSON.stringify(scoring)).then((response) => response.json(), api.ignore);
-  if (!reply) return void delete version.promptView; // only the answer is coloured
+  if (!reply) return void delete version.promptView;
   const [choice] = reply.choices;
   view.add(parsePrompt(choice), choice.expert_routing ?? [], { fields, promptIds: [] });
   edited();
@@ -96,7 +97,7 @@ function openVersion(place) {
 }
 
 /** Keeps the text, dimmed: it follows another prompt than the one that is written now. */
-function edited() {
+export function edited() {
   copy.textContent = field.value;
   const isStale = shown !== null && shown.prompt !== field.value;
   output.classList.toggle("stale", isStale);

@@ -3,9 +3,8 @@ const ROLES = ["root", "user", "assistant", "tool"];
 export const areTexts = (values) => values.every((value) => typeof value === "string");
 
 /**
- * A conversation as a tree. A message is {role, text, parent, children, chosen, note, calls, callId}: its children are the branches
- * that go on from it, `chosen` is the open one. `note` has an answer's figures, `calls` its calls of tools, {id, name, arguments};
- * `callId` is the call whose result a message is.
+ * A conversation as a tree. A message is {role, text, parent, children, chosen, note, calls, callId}: `children` are the branches
+ * behind it, `chosen` the open one; `note` has its figures, `calls` its calls {id, name, arguments}; it is the result of `callId`.
  */
 export class Conversation {
   root = { role: "root", text: "", parent: null, children: [], chosen: 0 };

@@ -1,7 +1,6 @@
 import { button, byId } from "../dom.js";
 import { hueOf, percent } from "../words.js";
 
-// The legend of the experts' colours.
 const box = byId("expert-legend");
 let shown = null; // the expert whose tokens stay
 

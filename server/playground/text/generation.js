@@ -29,16 +29,16 @@ class Meter {
   numTokens = 0;
   numPrompt = 0;
   finishReason = null;
-  calls = []; // of tools, {id, name, arguments}; the arguments are JSON, and incomplete while they come
-  seed = null; // as text: 64 bits are more than a JavaScript number holds
-  promptIds = null; // token ids of the prompt, if the request has asked for ids
-  fields; // of the request
+  calls = []; // of tools, {id, name, arguments}, which is JSON
+  seed = null; // as text
+  promptIds = null;
+  fields;
 
   constructor(fields) {
     this.fields = fields;
   }
 
-  /** Adds a chunk; `data` is its text, for the seed, and `ms` when its packet arrived. */
+  /** Adds a chunk; `data` is its text, `ms` when its packet arrived. */
   update(chunk, data, ms) {
     this.seed ??= data.match(/"seed":\s*(-?\d+)/)?.[1] ?? null;
     this.promptIds ??= chunk.prompt_token_ids ?? chunk.choices[0]?.prompt_token_ids ?? null;

@@ -1,13 +1,19 @@
 import { copyButton, element, nodesOf } from "../dom.js";
-import { coloured } from "./highlight.js";
 
 const MARKS = /^(#{1,6} |[ \t]*([-*+]|\d+[.)]) |> |```|[ \t]*(\|[ \t]*)?:?-+:?[ \t]*\|)|`[^`\n]+`|\*\*[^*\n]+\*\*|\]\(https?:/m;
-const INLINE = /`([^`\n]+)`|\*\*([^*\n]+)\*\*|\*([^*\s][^*\n]*)\*|\[([^[\]\n]+)\]\((https?:\/\/[^\s)]+)\)/g;
+const INLINE = /`([^`\n]+)`|\*\*([^*\n]+)\*\*|\*([^*\s][^*\n]*)\*|\[([^[\]\n]+)\]\((https?:\/\/(?:[^\s()]|\([^\s()]*\))+)\)/g;
 const ITEM = /^(\s*)([-*+]|\d+[.)]) +(.*)$/;
 const MAX_DEPTH = 8; // of quotes in quotes
 const MAX_COLUMNS = 64; // of a table: a few lines could ask for millions of cells
+const INNER = "(?:\\\\.|(?!\\k<quote>)[^\\\\\\n])";
+// The limit keeps open quotes from quadratic time; a longer string may stay open up to the end of its line.
+const STRINGS = `"""[^]*?(?:"""|$)|(?<quote>["'\`])(?:${INNER}{0,999}\\k<quote>|${INNER}{1000,}\\k<quote>?)`;
+const WORDS = "and as async await break case catch class const continue def default elif else enum except export extends false finally fn for from " +
+  "func function if import in interface let match new nil none not null or pass pub public raise return select self static struct switch this " +
+  "throw true try type use var void where while with yield";
 
 export const hasMarkdown = (text) => MARKS.test(text);
+export const hasCode = (text) => /^```/m.test(text);
 
 /** Returns Markdown as nodes: headings, lists, quotes, tables, code, emphasis; all else is text. */
 export function markdown(text, depth = 0) {
@@ -103,4 +109,13 @@ function inlineNode([, code, strong, emphasis, label, href]) {
   if (strong) return element("strong", strong);
   if (emphasis) return element("em", emphasis);
   return element("a", { href, target: "_blank", rel: "noopener noreferrer" }, label);
+}
+
+/** Returns code as nodes: comments, strings, numbers and the keywords of common languages have a colour. */
+function coloured(code, language) {
+  if (/^(te?xt|plain|md|markdown|http|diff)/i.test(language)) return [code];
+  const comment = /^(py|(ba|z)?sh|ya?ml|toml|r$|ruby|perl|make|docker)/i.test(language) ? "#.*" : /sql$/i.test(language) ? "--.*" : "//.*|/\\*[^]*?(?:\\*/|$)";
+  const words = `\\b(?<word>${WORDS.replaceAll(" ", "|")})\\b`;
+  const pattern = new RegExp(`(?<comment>${comment})|(?<string>${STRINGS})|(?<number>\\b\\d[\\w.]*)|${words}`, "gi");
+  return nodesOf(code, pattern, ({ 0: text, groups }) => element(`span.${Object.keys(groups).find((kind) => groups[kind])}`, text));
 }

@@ -9,7 +9,7 @@ export function completionRequest(model, prompt, sampling) {
 /** Like `completionRequest`, for a chat. A tool's result is answered with a text, even if answers have to be calls. */
 export function chatRequest(model, messages, { tools, tool_choice: choice, ...rest }) {
   const mustCall = choice && { tool_choice: messages.at(-1).role === "tool" ? "none" : choice };
-  const calls = tools && !rest.continue_final_message && { tools, ...mustCall }; // the API continues texts only
+  const calls = tools && { tools, ...mustCall };
   return request("v1/chat/completions", { model, messages }, { ...rest, ...calls }, { logprobs: true, top_logprobs: NUM_ALTERNATIVES });
 }
 

@@ -1,3 +1,4 @@
+import { key } from "../api.js";
 import { withSeed } from "./request.js";
 
 // A request as a curl command and as a program for OpenAI's Python client. They read the key from SMOE_API_KEY.
@@ -7,25 +8,25 @@ const OPENAI_FIELDS = [
   "stream", "logprobs", "top_logprobs", "tools", "tool_choice",
 ];
 
-export function asCurl({ path, fields, seed }, base, hasKey) {
+export function asCurl({ path, fields, seed }) {
   return [
-    `curl -N ${shellQuote(new URL(path, base).href)}`,
+    `curl -N ${shellQuote(new URL(path, document.baseURI).href)}`,
     "-H 'Content-Type: application/json'",
-    ...(hasKey ? ['-H "Authorization: Bearer $SMOE_API_KEY"'] : []),
+    ...(key() ? ['-H "Authorization: Bearer $SMOE_API_KEY"'] : []),
     `-d ${shellQuote(withSeed(publicFields(fields), seed))}`,
   ].join(" \\\n  ");
 }
 
-export function asPython({ path, fields, seed }, base, hasKey) {
+export function asPython({ path, fields, seed }) {
   const isChat = path.includes("chat");
   const entries = Object.entries(publicFields(fields));
   const own = entries.filter(([name]) => !OPENAI_FIELDS.includes(name));
   const lines = entries.filter((entry) => !own.includes(entry)).map(([name, value]) => `    ${name}=${pythonLiteral(value)},\n`);
   if (seed !== undefined) lines.push(`    seed=${seed},\n`);
   if (own.length) lines.push(`    extra_body=${pythonLiteral(Object.fromEntries(own))},\n`);
-  return `${hasKey ? "import os\n\n" : ""}from openai import OpenAI
+  return `${key() ? "import os\n\n" : ""}from openai import OpenAI
 
-client = OpenAI(base_url=${pythonLiteral(new URL("v1", base).href)}, api_key=${hasKey ? 'os.environ["SMOE_API_KEY"]' : '"none"'})
+client = OpenAI(base_url=${pythonLiteral(new URL("v1", document.baseURI).href)}, api_key=${key() ? 'os.environ["SMOE_API_KEY"]' : '"none"'})
 stream = client.${isChat ? "chat.completions" : "completions"}.create(
 ${lines.join("")})
 for chunk in stream:

@@ -4,7 +4,7 @@ import { percent, visible } from "../words.js";
 const GAP_PX = 8;
 
 const card = byId("card");
-const spoken = byId("spoken"); // a live region, which tells screen readers what the card shows
+const spoken = byId("spoken"); // for screen readers
 
 export function show(token, span, numExperts, isSpoken) {
   if (token.logprob === null) {

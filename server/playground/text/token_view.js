@@ -1,6 +1,6 @@
 import { ignore } from "../api.js";
 import { byId, element, on, toast } from "../dom.js";
-import { readGates } from "../inside/gates.js";
+import { readGates } from "../inside/token_gates.js";
 import { hueOf } from "../words.js";
 import { display } from "./display.js";
 
@@ -8,10 +8,10 @@ let pointer = []; // where the pointer was last seen: text that moves below a re
 on(window, "pointermove", ({ clientX, clientY }) => (pointer = [clientX, clientY]));
 
 const REST_MS = 250; // on a token, before its weights are read
-let weighing = {}; // the page's only request for weights: its token, controller and layers
+let weighing = {}; // the only request for weights: its token, controller and layers
 const STEPS = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
 
-/** Makes a view of text, token by token. Hover, tap or arrow keys open a token's card; a click on its token, or Enter, its gates. */
+/** Makes a view of text by tokens. Hover, tap or arrow keys open a token's card; a click then, or Enter, its gates. */
 export function tokenView(name = "Generated text") {
   const tokens = [];
   const spans = [];
@@ -129,12 +129,12 @@ export function tokenView(name = "Generated text") {
       return tokens.length > 0;
     },
 
-    /** The tokens whose experts are known. */
+    /** Tokens whose experts are known. */
     get routed() {
       return tokens.filter(({ routing: row }) => row);
     },
 
-    /** Appends tokens, and the expert ids [token][layer][k] that arrived with them; `meter` belongs to their request. */
+    /** Appends tokens and expert ids [token][layer][k]. */
     add(added, rows, meter) {
       view.meter = meter;
       added.forEach(append);
@@ -143,7 +143,7 @@ export function tokenView(name = "Generated text") {
         if (tokens[index]) {
           tokens[index].routing = row;
           colour(index);
-          if (index === at) show(index, false); // the card was opened before the experts came
+          if (index === at) show(index, false);
         }
       }
     },

@@ -1,7 +1,4 @@
-/**
- * Returns the tokens of a chunk's choice: {text, spelled, logprob, others, id}. `text` is the token's part of the output,
- * `spelled` the token by itself, `others` the alternatives [{spelled, logprob}]. Without logprobs the chunk is one token.
- */
+/** Returns the tokens of a choice: {text, spelled, logprob, others, id}: its part of the output, the token itself, alternatives. */
 export function parseTokens(choice) {
   const text = choice.text ?? choice.delta?.content ?? "";
   const entries = parseLogprobs(choice.logprobs).map((entry, i) => ({ ...entry, id: choice.token_ids?.[i] }));

@@ -1,6 +1,5 @@
 import { branchArrows, button, copyButton, deleteButton, element, onEnter } from "../dom.js";
-import { areComplete, callCards, resultForm } from "./calls.js";
-import { hasMarkdown, markdown } from "./markdown.js";
+import { codeBox, hasCode, hasMarkdown, markdown } from "./markdown.js";
 import { noteOf } from "./summary.js";
 import { tokenView } from "./token_view.js";
 
@@ -49,7 +48,7 @@ export function newTurn(node, actions) {
   }
 
   function show() {
-    const isMarkdown = node.role === "assistant" && hasMarkdown(turn.text) && !box.classList.contains("streaming");
+    const isMarkdown = !box.classList.contains("streaming") && (node.role === "assistant" ? hasMarkdown(turn.text) : hasCode(turn.text));
     rendered.hidden = !isMarkdown || !views.length;
     rendered.textContent = isRendered ? "Tokens" : "Rendered";
     const tokens = [...(base ? [element("p", base)] : []), ...views.map((view) => view.element)];
@@ -133,4 +132,26 @@ export function newTurn(node, actions) {
   showOutcome();
   turn.update();
   return turn;
+}
+
+/** Returns a card for each call; without a language its text has no colours. */
+const callCards = (calls, language) => calls.map(({ name, arguments: json }) => codeBox(name, JSON.stringify(parsed(json), null, 2) ?? json, language));
+
+/** Returns whether all arguments are JSON: those of an answer that was cut may end anywhere. */
+const areComplete = (calls) => calls.every(({ arguments: json }) => parsed(json) !== undefined);
+
+/** Returns a field for the result of each call; `send` gets their texts, Escape calls `leave`. */
+function resultForm(calls, send, leave) {
+  const fields = calls.map(({ name }) => element("textarea.mono", { rows: 1, placeholder: "Result", ariaLabel: `Result of ${name}` }));
+  const submit = () => send(fields.map(({ value }) => value));
+  for (const field of fields) onEnter(field, submit, leave, ({ ctrlKey, metaKey }) => ctrlKey || metaKey);
+  return element("div.results", fields, button(calls.length > 1 ? "Send results" : "Send result", submit, { className: "" }));
+}
+
+function parsed(json) {
+  try {
+    return JSON.parse(json);
+  } catch {
+    return undefined; // incomplete
+  }
 }

@@ -98,8 +98,10 @@ def test_an_answer_that_was_cut_is_continued_in_place(visit: Visit, stub: StubSe
     stub.finish_reason = "length"
     answer(visit, stub, "two", "be")
     stub.tokens, stub.finish_reason = ["ta"], "stop"
+    visit.get("#format").select_option("json")
     press(visit, 3, "Continue")
     visit.wait_until_finished()
+    assert "response_format" not in stub.bodies[-1], "a format describes a whole answer, not the rest of one"
     assert sent(stub) == ["one", "alpha", "two", "be"]
     assert stub.bodies[-1]["continue_final_message"] is True
     assert shown(visit)[-1] == "beta"

@@ -74,8 +74,9 @@ def test_calls_are_cards_and_their_results_are_sent_on(browser: Browser) -> None
         until_stored(visit, "It rains.")
         visit.page.reload()
         expect(cards).to_have_count(2)
-        visit.get("#again").click()  # the tools are gone with the reload, the calls are not
+        visit.get("#again").click()
         visit.wait_until_finished()
+        assert stub.bodies[-1]["tools"] == TOOLS
         assert stub.bodies[-1]["messages"] == [question, CALLED, *results]
 
 

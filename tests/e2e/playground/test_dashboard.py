@@ -1,5 +1,7 @@
 """The tab of the server: figures of GET /load/recent, refreshed; none without a key, and none from a dead server."""
 
+import re
+
 import pytest
 from playwright.sync_api import Browser, expect
 
@@ -22,16 +24,25 @@ def test_the_dashboard_shows_five_minutes_and_follows_the_server(browser: Browse
         expect(figures.nth(0)).to_have_text("50")
         assert figures.all_inner_texts() == ["50", "100", "0.0", "0", "0", "25 %", "–", "30 ms", "0 ms"]
         expect(visit.get(".chart").first).to_contain_text("highest 100")
-        points = (visit.get(".chart polyline").first.get_attribute("points") or "").split()
-        assert len(points) == POINTS and points[-1] == "120,11", "half of the height of the largest line"
-        none, one = visit.get(".chart").nth(3).locator("polyline").all()
-        assert none.get_attribute("points") == ""
-        assert len(set((one.get_attribute("points") or "").split())) == 1, "a dot, at the last measured value"
+        line = visit.get(".chart path").first.get_attribute("d") or ""
+        assert line.count("L") == POINTS - 1 and line.endswith("L120,11"), "half of the height of the largest line"
+        none, one = (path.get_attribute("d") or "" for path in visit.get(".chart").nth(3).locator("path").all())
+        assert none == ""
+        assert re.fullmatch(r"M[\d.]+,1h0", one), "a dot, at the last measured value"
         expect(visit.get("#dashboard-status")).to_have_text(
             "stub · 4 layers, 2 of 8 experts per token · 2,048 tokens of context · smoe 1.2.3"
         )
         stub.recent["generated_tokens_per_s"][-1] = 70.0
         expect(figures.nth(0)).to_have_text("70")
+
+
+def test_a_line_is_broken_where_nothing_was_measured(browser: Browser) -> None:
+    with stub_server() as stub, visiting(browser, stub.url) as visit:
+        stub.recent["step_ms"] = [20.0, 40.0, None, 10.0, None, *([None] * (POINTS - 7)), 20.0, 40.0]
+        visit.choose("mode", "server")
+        expect(visit.get(".chart b").last).to_have_text("40 ms")
+        line = visit.get(".chart path").last.get_attribute("d") or ""
+        assert re.sub(r"[\d.]+,[\d.]+", "p", line) == "Mph0LpMph0Mph0Lp"
 
 
 def test_a_text_goes_on_behind_the_dashboard(browser: Browser) -> None:

@@ -1,6 +1,7 @@
 """Inside one token: the gates of a clicked token, compared with what the API reports."""
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -50,6 +51,11 @@ def assert_shows(visit: Visit, layer: int, expected: dict[str, Any]) -> None:
     assert [weight for weight in shown if weight is not None] == pytest.approx(
         [weights[expert] for expert in sorted(chosen)], abs=ROUNDED
     )
+    powers = rows.locator("td:nth-child(3)").all_text_contents()
+    masses = [math.exp(logit) for logit in expected["gate_logits"][layer]]
+    masses = [0.0 if power == "off" else mass for power, mass in zip(powers, masses, strict=True)]
+    dense = [mass / sum(masses) for mass in masses]
+    assert numbers(rows.locator("td:nth-child(5)")) == pytest.approx(dense, abs=ROUNDED), "as if all experts worked"
 
 
 def test_a_clicked_token_shows_the_gates_of_each_layer_for_each_number_of_experts(

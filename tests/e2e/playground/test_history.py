@@ -87,19 +87,109 @@ def test_a_reload_opens_the_same_branch_and_text_again(visit: Visit, stub: StubS
     assert [message["content"] for message in stub.bodies[-1]["messages"]] == ["one", "alpha beta", "two"]
 
 
-def test_what_was_written_before_a_reload_is_kept(visit: Visit, stub: StubServer) -> None:
+def test_an_answer_that_a_reload_cuts_is_kept_and_goes_on(visit: Visit, stub: StubServer) -> None:
     first, last = threading.Event(), threading.Event()
     stub.holds = {0: first, 2: last}
     say(visit, "one")
     until_stored(visit, "one")  # the message, before the answer begins
     first.set()
     until_stored(visit, "alpha beta")
+    stub.tokens, stub.holds = [" gamma"], {0: last}
     visit.page.reload()
+    expect(visit.get(".turn-body")).to_have_text(["one", "alpha beta"])
+    expect(visit.get("#stop")).to_be_visible()
+    last.set()
+    visit.wait_until_finished()
+    expect(visit.get(".turn-body")).to_have_text(["one", "alpha beta gamma"])
+    figures = visit.get("article").nth(1).locator(".figures")
+    expect(figures).to_have_text(re.compile(r" 2 tokens · stopped, then .* tokens · complete$"))
+    assert [message["content"] for message in stub.bodies[-1]["messages"]] == ["one", "alpha beta"]
+    assert stub.bodies[-1]["continue_final_message"] is True
+    never = threading.Event()
+    stub.holds = {0: never}
+    say(visit, "two")
+    until_stored(visit, "two")
+    stub.holds = {}
+    visit.page.reload()  # before the first token: the message is answered again
+    visit.wait_until_finished()
+    never.set()
+    expect(visit.get(".turn-body")).to_have_text(["one", "alpha beta gamma", "two", "gamma"])
+    assert [message["content"] for message in stub.bodies[-1]["messages"]] == ["one", "alpha beta gamma", "two"]
+    expect(visit.get("article").nth(3).locator(".branches")).to_be_hidden()
+
+
+def test_a_text_that_a_reload_cuts_goes_on_and_what_is_typed_stops_that(visit: Visit, stub: StubServer) -> None:
+    visit.choose("mode", "completion")
+    last = threading.Event()
+    stub.holds = {2: last}
+    visit.get("#prompt").fill("A prompt: ")
+    visit.page.keyboard.press("Control+Enter")
+    until_stored(visit, "alpha beta")
+    stub.tokens, stub.holds = [" gamma"], {}
+    visit.page.reload()
+    visit.wait_until_finished()
+    last.set()
+    assert stub.bodies[-1]["prompt"] == "A prompt: alpha beta"
+    expect(visit.get("#continuation")).to_have_text(" gamma")
+    expect(visit.get("#versions span")).to_have_text("2/2")
+    num_sent = len(stub.bodies)
+    visit.page.reload()
+    expect(visit.get("#prompt")).to_have_value("A prompt: alpha beta")
+    expect(visit.get("#health")).to_have_attribute("data-phase", "ready")
+    expect(visit.get("#run")).to_be_visible()
+    assert len(stub.bodies) == num_sent, "a text that was complete is not written again"
+
+
+def test_an_answer_of_a_tab_that_was_closed_is_marked_and_can_be_continued(visit: Visit, stub: StubServer) -> None:
+    last = threading.Event()
+    stub.holds = {2: last}
+    say(visit, "one")
+    until_stored(visit, "alpha beta")
+    context = visit.page.context
+    other = context.new_page()
+    visit.page.close()
     last.set()
     stub.holds = {}
+    other.goto(stub.url)
+    visit.page = other
+    open_history(visit)
+    visit.get("#history-list .entry").click()
     expect(visit.get(".turn-body")).to_have_text(["one", "alpha beta"])
     expect(visit.get("article").nth(1).get_by_role("button", name="Continue")).to_be_visible()
     expect(visit.get("article").nth(1).locator(".figures")).to_have_text(re.compile(r" 2 tokens · stopped$"))
+
+
+def test_a_reload_keeps_the_controls_and_what_was_not_sent(visit: Visit, stub: StubServer) -> None:
+    visit.get("#heat tbody td").nth(5).click()
+    visit.get(".switch-expert").click()
+    visit.set_slider("#temperature", 1.3)
+    visit.get("#format").select_option("regex")
+    visit.get("#format-text").fill("[a-z]+")
+    visit.get("#message").fill("not sent")
+    visit.get("#chat summary").click()
+    visit.get("#system").fill("Be brief.")
+    visit.choose("mode", "completion")
+    visit.get("#prompt").fill("A prompt, not sent")
+    visit.choose("mode", "compare")
+    visit.get("#add-column").click()
+    visit.get("#compare-prompt").fill("Another")
+    num_sent = len(stub.bodies)
+    visit.page.reload()
+    expect(visit.get("#compare-prompt")).to_have_value("Another")
+    expect(visit.get(".column")).to_have_count(4)
+    expect(visit.get("#prompt")).to_have_value("A prompt, not sent")
+    expect(visit.get("#message")).to_have_value("not sent")
+    expect(visit.get("#system")).to_have_value("Be brief.")
+    expect(visit.get("#heat tbody td").nth(5)).to_have_class(re.compile("off"))
+    assert len(stub.bodies) == num_sent
+    visit.choose("mode", "chat")
+    expect(visit.get("#system")).to_be_visible()
+    visit.page.keyboard.press("Enter")
+    visit.wait_until_finished()
+    body = stub.bodies[-1]
+    assert [message["content"] for message in body["messages"]] == ["Be brief.", "not sent"]
+    assert body["temperature"] == 1.3 and body["structured_outputs"] == {"regex": "[a-z]+"}
+    assert body["expert_mask"][0][5] is False
 
 
 def test_each_answer_keeps_its_figures_and_says_how_it_ended(visit: Visit, stub: StubServer) -> None:

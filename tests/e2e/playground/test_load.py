@@ -1,6 +1,7 @@
 """The server's load beside a text: the newest figures of GET /load/recent and lines of the two minutes before."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -28,8 +29,8 @@ def test_the_load_is_that_of_the_api_with_a_line_for_each_history(visit: Visit) 
     figures = visit.get("#load-section b")
     expect(figures.nth(0)).to_have_text("100")
     assert figures.all_inner_texts() == ["100", "0.0", "20", "3", "1", "25 %", "–", "–", "40 ms"]
-    lines = [line.get_attribute("points") or "" for line in visit.get("#load-section polyline").all()]
-    heights = [[float(point.split(",")[1]) for point in line.split()] for line in lines]
+    lines = [line.get_attribute("d") or "" for line in visit.get("#load-section path").all()]
+    heights = [list(map(float, re.findall(r",([\d.]+)", line))) for line in lines]
     assert [len(line) for line in heights] == [60] * 6 + [0, 0, 2], "nothing is drawn where nothing was measured"
     assert heights[1][-2:] == [1, 21] and set(heights[1][:-2]) == {21}, "the largest value has full height"
     assert heights[0][-2:] == [16, 11], "all lines of a chart have one scale"

@@ -48,3 +48,9 @@ def test_the_two_hundredth_turn_costs_the_page_no_more_than_the_tenth(browser: B
         assert set(counts[2:]) == {counts[2]} != {0}, "a turn touches the turns before it"
         end = "paper => paper.scrollHeight - paper.scrollTop - paper.clientHeight"
         assert visit.get("#paper").evaluate(end) < 48
+        visit.get("#history-button").click()  # stores what is left
+        expect(visit.get("#history-list li")).to_have_count(1)
+        visit.page.reload()
+        expect(visit.get("article")).to_have_count(2 * NUM_TURNS)
+        expect(visit.get("article").last).to_be_in_viewport()
+        expect(visit.get("#down")).to_be_hidden()

@@ -29,6 +29,7 @@ CASES = {
     "| a | b |\n|---|---|": '<div class="table"><table><thead><tr><th style="--align: left;">a</th>'
     '<th style="--align: left;">b</th></tr></thead><tbody></tbody></table></div>',
     "[a](https://b.c/d)": '<p><a href="https://b.c/d" target="_blank" rel="noopener noreferrer">a</a></p>',
+    "[a](https://b.c/d_(e)?f)": '<p><a href="https://b.c/d_(e)?f" target="_blank" rel="noopener noreferrer">a</a></p>',
     "[a](javascript:b)": "<p>[a](javascript:b)</p>",
     "<img src=x onerror=b>": "<p>&lt;img src=x onerror=b&gt;</p>",
     "```c++\n<b>\n": '<div class="code"><div class="code-head"><span>c++</span>'
@@ -105,6 +106,17 @@ def test_long_answers_of_few_kinds_of_characters_are_rendered(visit: Visit) -> N
         assert visit.page.evaluate(RENDER, text + "a")[1].count("<blockquote>") == MAX_DEPTH
     for text in ('"' * 19_999, "/*" * 10_000, "`\\" * 10_000, '"""' * 6_667):
         assert text in visit.page.evaluate(TEXT_OF, f"```js\n{text}")[1]
+
+
+def test_the_time_for_links_that_are_not_closed_grows_with_their_length_only(visit: Visit) -> None:
+    """Quadratic time would be minutes for these, and is less than a second for one that is an eighth of it."""
+    timed = f"""async (text) => {{
+      const started = performance.now();
+      await ({RENDER})(text);
+      return performance.now() - started;
+    }}"""
+    for opened in ("[a](https://", "[a](https://(", "[a](https://()", "[a](https://b"):
+        assert visit.page.evaluate(timed, opened * 50_000) < 10_000, opened
 
 
 def test_texts_of_very_many_nodes_are_rendered_and_a_long_string_ends_at_its_quote(visit: Visit) -> None:

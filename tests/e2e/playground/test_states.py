@@ -12,6 +12,14 @@ from tests.support.playground.states import EXPECTED_STATUSES, STATES
 from tests.support.playground.stub_server import stub_server
 
 pytestmark = pytest.mark.browser
+# Sizes of text, in pixels. The weights of a map with many layers are smaller.
+SIZES = """() => {
+  const isText = (node) => node.nodeType === Node.TEXT_NODE && node.data.trim();
+  const hasText = (node) => [...node.childNodes].some(isText);
+  const all = [...document.querySelectorAll("body *")];
+  const shown = all.filter((node) => node.checkVisibility() && hasText(node));
+  return [...new Set(shown.map((node) => getComputedStyle(node).fontSize))];
+}"""
 FITS = "document.documentElement.scrollWidth <= innerWidth && document.documentElement.scrollHeight <= innerHeight"
 
 
@@ -31,6 +39,8 @@ def test_every_state_fits_its_window_and_axe_finds_nothing(
             for scheme in schemes:
                 visit.page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
                 faults += [f"{state.__name__}, {scheme}: {violation}" for violation in violations(visit)]
+            if others := set(visit.page.evaluate(SIZES)) - {"12px", "14px", "16px", "20px"}:
+                faults.append(f"{state.__name__}: text of {others}")
             if not visit.page.evaluate(FITS):
                 faults.append(f"{state.__name__}: larger than the window")
     assert not faults, "\n".join(faults)

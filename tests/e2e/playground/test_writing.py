@@ -1,4 +1,6 @@
-"""Answer formats, presets, the composer, the legend of the experts' colours, and the card that docks."""
+"""Answer formats, presets, the composer, text files, the legend of the experts' colours, and the card that docks."""
+
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, expect
@@ -20,6 +22,15 @@ FORMATS: list[tuple[str, str, dict[str, object]]] = [  # format, its text, the r
     ),
 ]
 FIELDS = {"response_format", "structured_outputs"}
+DROP = """([selector, name, content]) => {
+  const data = new DataTransfer();
+  data.items.add(new File([content], name));
+  const target = document.querySelector(selector);
+  const over = new DragEvent("dragover", { dataTransfer: data, bubbles: true, cancelable: true });
+  target.dispatchEvent(over);
+  target.dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
+  return over.defaultPrevented;
+}"""
 
 
 def ready(visit: Visit) -> None:
@@ -260,3 +271,43 @@ def test_a_prompt_gets_its_colours_when_its_tab_opens(browser: Browser) -> None:
         visit.choose("tint", "surprise")
         visit.choose("mode", "completion")
         expect(visit.get("#prompt-tokens .t")).to_have_count(2)
+
+
+def choose(visit: Visit, *files: Path) -> None:
+    with visit.page.expect_file_chooser() as chooser:
+        visit.get("#attach").click()
+    chooser.value.set_files(files)
+
+
+def test_files_become_text_of_the_message_or_the_prompt(browser: Browser, tmp_path: Path) -> None:
+    code, image, large = (tmp_path / name for name in ("add.py", "a.png", "large.txt"))
+    code.write_text("def add(a, b):\n    return a + b  # é\n")
+    image.write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0")
+    large.write_text("a" * 1_000_001)
+    with stub_server() as stub, visiting(browser, stub.url) as visit:
+        visit.get("#heat td").first.wait_for()
+        visit.choose("mode", "chat")
+        visit.get("#message").fill("What does this do?")
+        choose(visit, code)
+        fenced = "What does this do?\n\nadd.py:\n```py\ndef add(a, b):\n    return a + b  # é\n```\n"
+        expect(visit.get("#message")).to_have_value(fenced)
+        expect(visit.get("#message")).to_be_focused()
+        for refused in (image, large):
+            choose(visit, refused)
+            expect(visit.get("#toast")).to_contain_text(refused.name)
+        expect(visit.get("#message")).to_have_value(fenced)
+        visit.page.keyboard.press("Enter")
+        visit.wait_until_finished()
+        assert stub.bodies[-1]["messages"][0]["content"] == fenced.strip()
+        expect(visit.get("article.user .code-head span")).to_have_text("py")
+        expect(visit.get("article.user .comment")).to_have_text("# é")
+        assert visit.page.evaluate(DROP, ["#turns", "b.txt", "two"])
+        expect(visit.get("#message")).to_have_value("b.txt:\n```txt\ntwo\n```\n")
+        visit.choose("mode", "completion")
+        visit.get("#prompt").fill("One, ")
+        visit.page.evaluate(DROP, ["#paper", "b.txt", "two"])
+        expect(visit.get("#prompt")).to_have_value("One, two")
+        expect(visit.get("#prompt-copy")).to_have_text("One, two")
+        assert not visit.page.evaluate(
+            DROP.replace("new File([content], name)", "content, 'text/plain'"), ["#prompt", "", "a"]
+        )

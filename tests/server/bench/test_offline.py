@@ -1,8 +1,10 @@
 """Tasks of `smoe bench kernels` and `engine` from the texts of the command line."""
 
+import subprocess
+
 import pytest
 
-from server.bench.offline import BenchError, make_task, parse_counts, table
+from server.bench.offline import BenchError, make_task, measure, parse_counts, table
 
 
 def test_counts_are_parsed_or_rejected_by_the_name_of_their_flag() -> None:
@@ -43,6 +45,17 @@ def test_a_refusal_names_the_flag_its_value_and_what_it_should_be(
     with pytest.raises(BenchError) as caught:
         make_task("kernels", {"device": "cpu", **settings}, preset, None, None, None)
     assert str(caught.value) == line
+
+
+def test_a_process_that_has_named_the_fault_ends_the_command_without_another_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    task = make_task("kernels", {"device": "cpu"}, None, None, None, None)
+    for code, ending in ((2, SystemExit), (3, BenchError)):
+        ended = subprocess.CompletedProcess([], code, b"")
+        monkeypatch.setattr(subprocess, "run", lambda *_, ended=ended, **__: ended)
+        with pytest.raises(ending):
+            measure(task)
 
 
 def test_the_table_has_the_limits_and_a_line_per_step() -> None:

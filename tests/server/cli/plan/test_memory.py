@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -106,6 +107,8 @@ def test_the_flags_it_prints_give_the_engine_it_planned(
     assert served.limits.max_model_len == fields["max_model_len"]
     assert served.kv_cache_bytes == fields["kv_cache_bytes"]
     assert served.limits.warnings == ()
+    if "--kv-cache-memory-bytes" in fields["command"]:
+        assert re.fullmatch(r"\d{1,6}[GM]iB", fields["command"][-1]), "a size that can be read"
 
 
 def served_with(command: list[str]) -> EngineConfig:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from server.cli.api_client import ApiError
 from server.cli.run import command, own_server
 from server.settings.sources import environment_without_address, load_settings
 from tests.support.ports import free_port
@@ -105,3 +106,12 @@ def test_the_health_of_a_port_without_a_server_is_empty(tmp_path: Path) -> None:
     assert own_server._health(free_port()) == {}
     with answering([1]) as port:
         assert own_server._health(port) == {}
+
+
+def test_servers_that_start_at_once_have_a_log_each(tmp_path: Path) -> None:
+    log = tmp_path / "run.log"
+    with own_server.own_server(["./first"], log) as first, own_server.own_server(["./second"], log) as second:
+        for server, name in ((first, "./first"), (second, "./second")):
+            with pytest.raises(ApiError, match=name):
+                server.wait_ready(lambda _: None)
+    assert "./second" in log.read_text()
