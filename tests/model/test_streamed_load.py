@@ -124,9 +124,8 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
 }
 
 
-def _clear(tensors: dict[str, Tensor], *experts: int) -> None:
-    for expert in experts:
-        tensors[EXPERT.format(expert, "w1")].zero_()
+def _clear(tensors: dict[str, Tensor], *experts: int) -> list[Tensor]:
+    return [tensors[EXPERT.format(expert, "w1")].zero_() for expert in experts]
 
 
 @pytest.mark.parametrize("name", DAMAGES)
