@@ -5,7 +5,6 @@ that shrinks while it is read raises an error instead of a bus fault. Letters: O
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from io import FileIO
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,8 @@ from model.ops.huge_pages import empty
 from model.ops.weights import BlockMatrix
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # by their names in files
+NUM_READS = 4  # at once: one thread copies more slowly from the page cache than several, and a disk reads more slowly
+PIECE_BYTES = 8 << 20  # of a tensor, read by one thread
 CHUNK_WEIGHTS = 1 << 15  # decoded at once: temporary arrays stay in the cache, and below the size that malloc maps anew
 # Types of the parts of quantized matrices, by their names in safetensors files.
 ARRAY_TYPES = {"I8": "i1", "U8": "u1", "F8_E4M3": "u1", "I32": "<i4", "U32": "<u4", "I64": "<i8"}
@@ -84,13 +85,15 @@ def read_bytes(tensor: StoredTensor, first: int, count: int) -> Tensor:
     entry_bytes = tensor.num_bytes // (tensor.shape[0] if tensor.shape else 1)
     # In huge pages: page faults for every 4 KB would take longer than reading.
     content = empty(count * entry_bytes, torch.uint8)
-    try:
-        with tensor.file.open("rb", buffering=0) as file:
-            file.seek(tensor.start + first * entry_bytes)
-            if not fill_from(file, content.numpy().data):
-                raise CheckpointError(f"{tensor.file} ends within tensor {tensor.name}")
-    except OSError as error:
-        raise CheckpointError(f"{tensor.file}: tensor {tensor.name} cannot be read: {error.strerror}") from None
+
+    def fill(at: int) -> None:
+        fill_from(tensor, first * entry_bytes + at, content[at : at + PIECE_BYTES])
+
+    if content.nbytes <= PIECE_BYTES:
+        fill(0)
+    else:
+        with ThreadPoolExecutor(NUM_READS, thread_name_prefix="read") as threads:
+            list(threads.map(fill, range(0, content.nbytes, PIECE_BYTES)))
     return content
 
 
@@ -103,15 +106,19 @@ def in_rotary_order(weight: Tensor, num_heads: int) -> Tensor:
     return weight.view(num_heads, -1, 2, num_inputs).transpose(1, 2).reshape(num_rows, num_inputs)
 
 
-def fill_from(file: FileIO, content: memoryview) -> bool:
-    """Read until `content` is full; return False if the file ends before that."""
-    done = 0
-    while done < len(content):
-        num_read = file.readinto(content[done:])
-        if not num_read:
-            return False
-        done += num_read
-    return True
+def fill_from(tensor: StoredTensor, start: int, content: Tensor) -> None:
+    """Read the tensor's bytes from `start` on into `content` [bytes] uint8. Raises CheckpointError."""
+    memory, done = content.numpy().data, 0
+    try:
+        with tensor.file.open("rb", buffering=0) as file:
+            file.seek(tensor.start + start)
+            while done < len(memory):
+                num_read = file.readinto(memory[done:])
+                if not num_read:
+                    raise CheckpointError(f"{tensor.file} ends within tensor {tensor.name}")
+                done += num_read
+    except OSError as error:
+        raise CheckpointError(f"{tensor.file}: tensor {tensor.name} cannot be read: {error.strerror}") from None
 
 
 def _decoded(num_rows: int, num_inputs: int, dtype: torch.dtype, decode: DecodeRows, num_threads: int) -> Tensor:

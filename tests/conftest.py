@@ -51,6 +51,7 @@ SLOW = (
     "tests/fuzz",
     "tests/model/ops/native/test_same_bits.py",
     "tests/model/ops/native/test_sanitizers.py",
+    "tests/model/ops/native/test_thread_pool.py",
     "tests/model/ops/triton/test_interpreted.py",
     "tests/model/lora/test_networks.py",
     "tests/model/pack/test_experts_in_page_cache.py",

@@ -56,7 +56,8 @@ class Ops(Protocol):
     one format. Low-rank terms of adapters are added to a product before anything else happens to it.
     """
 
-    block_formats: frozenset[str]  # formats of the BlockMatrix objects that this backend packs
+    block_formats: frozenset[str]  # formats of the BlockMatrix and BlockStream objects that this backend packs
+    packs_streams: bool  # True if it packs TensorStream objects
 
     def pack_linear(self, *weights: Weight) -> PackedWeights:
         """Pack weights [O, D], one below the other. The result may be the tensor itself."""

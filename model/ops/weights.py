@@ -1,4 +1,7 @@
-"""Weights as they arrive at a backend: tensors, or blocks as files hold them. Shape letters: model/ops/interface.py."""
+"""Weights as they arrive at a backend: tensors, or blocks as files hold them, whole or slice by slice.
+
+Shape letters: model/ops/interface.py.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -67,7 +70,20 @@ class BlockStream:
     format: str
     shape: tuple[int, int]  # (O, D)
     rows: Iterator[Tensor]  # [rows, bytes of a row] uint8, a multiple of SLICE_ROWS but the last; valid until the next
-    order: None = None
+    order: Tensor | None = None  # as BlockMatrix.order
+
+    def slices(self) -> Iterator[Tensor]:
+        """Yield the rows in order, some at a time."""
+        return self.rows
+
+
+@dataclass(frozen=True)
+class TensorStream:
+    """A matrix [O, D] of `dtype` that is read while it is packed; only once."""
+
+    dtype: torch.dtype
+    shape: tuple[int, int]  # (O, D)
+    rows: Iterator[Tensor]  # [rows, D], a multiple of SLICE_ROWS but the last; valid until the next
 
     def slices(self) -> Iterator[Tensor]:
         """Yield the rows in order, some at a time."""
@@ -99,7 +115,7 @@ def _in_groups(name: str, codes: Tensor, scales: Tensor, rest: Tensor, bits: int
     return BlockMatrix(f"{name}_G{size}", torch.cat((*per_group, numbers), dim=-1).flatten(1))
 
 
-Weight: TypeAlias = Tensor | BlockMatrix | BlockStream  # [O, D]
+Weight: TypeAlias = Tensor | TensorStream | BlockMatrix | BlockStream  # [O, D]
 
 
 def stacked(weights: Sequence[Weight]) -> Tensor:
@@ -109,6 +125,6 @@ def stacked(weights: Sequence[Weight]) -> Tensor:
 
 
 def as_tensor(weight: Weight) -> Tensor:
-    """Return the weight of a backend that takes only tensors: its `block_formats` are empty."""
+    """Return the weight of a backend that takes only tensors: no `block_formats`, no `packs_streams`."""
     assert isinstance(weight, Tensor)
     return weight

@@ -1,4 +1,8 @@
 // Thread pool of all kernels: persistent workers beside the calling thread, which is thread 0.
+//
+// Threads claim tasks one by one. With many threads a single counter of tasks would be a queue of its own: each claim
+// moves its cache line to another core. So threads form groups; the tasks of a job are dealt out to the groups, and a
+// group that has done its own takes those of others.
 #pragma once
 
 #include <atomic>
@@ -57,28 +61,43 @@ class Pool {
   private:
     using Task = void (*)(void* context, int64_t task);
 
+    static constexpr size_t LINE = 128;  // bytes; two cache lines, because cores fetch them in pairs
+
+    // Tasks of a job that a group of threads runs first. What its threads write is on lines of its own.
+    struct Share {
+        // High half: job number; low half: the next task, or CLOSED while the job is replaced. A claim compares both
+        // halves at once, so a worker that wakes late never takes a task of a job that it has not read.
+        alignas(LINE) std::atomic<uint64_t> ticket;
+        std::atomic<int64_t> end{0};                 // of its tasks
+        alignas(LINE) std::atomic<int64_t> done{0};  // tasks, of any share, that the group's threads finished
+    };
+
     void run(int64_t n, Task task, void* context);
-    void work();
+    void open_job(int64_t n, Task task, void* context);
+    void work(size_t share);
     void stop();
-    uint64_t run_open_tasks(std::atomic<uint64_t>* heartbeat);
-    void finish(Task task, void* context, int64_t index);
-    void await_job_after(uint64_t seen);
+    uint64_t run_open_tasks(size_t home, std::atomic<uint64_t>* heartbeat);
+    uint64_t run_share(Share& share, int64_t& finished, std::atomic<uint64_t>* heartbeat);
+    void add_finished(Share& home, int64_t count);
+    bool is_complete() const;
+    void await_job_after(uint64_t seen, const Share& home);
     void await_completion();
 
-    // High half: job number; low half: its next task, or CLOSED while the fields below are replaced. A claim compares
-    // both halves at once, so a worker that wakes late never takes a task of a job that it has not read.
-    std::atomic<uint64_t> ticket_;
-    std::atomic<int64_t> num_tasks_{0};
-    std::atomic<Task> task_{nullptr};
-    std::atomic<void*> context_{nullptr};
-    std::atomic<int64_t> remaining_{0};  // unfinished tasks of the job
+    std::vector<Share> shares_;  // thread i belongs to share i * shares / threads
 
-    std::mutex mutex_;
-    std::condition_variable wake_workers_;
-    std::condition_variable wake_caller_;
-    std::atomic<int> sleeping_workers_{0};
+    // Written by the caller, when it opens a job
+    alignas(LINE) std::atomic<Task> task_{nullptr};
+    std::atomic<void*> context_{nullptr};
+    std::atomic<int64_t> num_tasks_{0};
+
+    // Read often, written rarely
+    alignas(LINE) std::atomic<int> sleeping_workers_{0};
     std::atomic<bool> caller_sleeps_{false};
     std::atomic<bool> stopping_{false};
+
+    alignas(LINE) std::mutex mutex_;
+    std::condition_variable wake_workers_;
+    std::condition_variable wake_caller_;
     std::vector<std::thread> workers_;
     std::atomic<uint64_t>* heartbeat_ = nullptr;  // only the calling thread reads and writes it
 

@@ -59,6 +59,8 @@ class NativeMetadata:
 class NativeOps:
     """Implementation of model.ops.interface.Ops for tensors on the CPU. Not thread-safe: one caller at a time."""
 
+    packs_streams = True
+
     def __init__(
         self, library: NativeLibrary, threads: int, isa: str | None = None, quantization: Quantization = "none"
     ) -> None:

@@ -1,10 +1,10 @@
 """Weights in the layout of the native kernels, and how they are packed. Shape letters as in model/ops/interface.py."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from ctypes import Array
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import chain, groupby
 from typing import TypeAlias
 
 import torch
@@ -16,7 +16,7 @@ from model.ops.native.expert_store import ExpertStore
 from model.ops.native.library import NativeLibrary, ThreadPool
 from model.ops.native.structs import ExpertArguments, MatrixArguments
 from model.ops.quantization import Quantization
-from model.ops.weights import BLOCK_SIZES, SLICE_ROWS, BlockMatrix, Weight, stacked
+from model.ops.weights import BLOCK_SIZES, SLICE_ROWS, BlockStream, TensorStream, Weight
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}  # codes of smoe_native.h
 KV_DTYPES = DTYPES | {torch.int8: 2}
@@ -160,36 +160,43 @@ class WeightPacker:
         return NativeExperts(w13.view(each), w2.view(each), formats, sizes, orders, num_experts, *shape)
 
     def _pack(self, weight: Weight, to: NativeMatrix) -> None:
-        if isinstance(weight, Tensor):
-            weight = weight.contiguous()
-            kernel = self._pool.handle, self._isa, DTYPES[weight.dtype], to.format
-            self._call.smoe_pack(*kernel, weight.data_ptr(), to.panels.data_ptr(), to.stride, *weight.shape)
-            return
         place = to.panels.data_ptr()
-        for rows in weight.slices():
-            shape = len(rows), weight.shape[1]
-            self._call.smoe_pack_blocks(self._pool.handle, to.format, rows.data_ptr(), place, to.stride, *shape)
-            place += len(rows) // PANEL * to.stride
+        for rows in _slices(weight):
+            shape = rows.shape[0], weight.shape[1]
+            if isinstance(weight, Tensor | TensorStream):
+                kernel = self._pool.handle, self._isa, DTYPES[weight.dtype], to.format
+                self._call.smoe_pack(*kernel, rows.data_ptr(), place, to.stride, *shape)
+            else:
+                self._call.smoe_pack_blocks(self._pool.handle, to.format, rows.data_ptr(), place, to.stride, *shape)
+            place += rows.shape[0] // PANEL * to.stride
 
     def _format(self, weight: Weight) -> int:
-        if isinstance(weight, Tensor):
+        if isinstance(weight, Tensor | TensorStream):
             return QUANTIZED_FORMATS.get(self._quantization, DTYPES[weight.dtype])
         return BLOCK_FORMATS[weight.format]
 
 
+def _slices(weight: Weight) -> Iterator[Tensor]:
+    """Yield contiguous rows of a weight in order, some at a time."""
+    return iter((weight.contiguous(),)) if isinstance(weight, Tensor) else weight.slices()
+
+
 def _stack(weights: Sequence[Weight]) -> Weight:
-    """Join weights of one format, one below the other."""
+    """Join weights of one format and order, one below the other."""
     first = weights[0]
-    if isinstance(first, Tensor):
-        return stacked(weights)
     if len(weights) == 1:
         return first
-    rows = [rows.clone() for weight in weights if not isinstance(weight, Tensor) for rows in weight.slices()]
-    return BlockMatrix(first.format, torch.cat(rows), first.order)
+    slices = chain.from_iterable(map(_slices, weights))
+    if any(weight.shape[0] % PANEL for weight in weights[:-1]):  # some panel has outputs of two weights
+        slices = iter((torch.cat([rows.clone() for rows in slices]),))
+    shape = sum(weight.shape[0] for weight in weights), first.shape[1]
+    if isinstance(first, Tensor | TensorStream):
+        return TensorStream(first.dtype, shape, slices)
+    return BlockStream(first.format, shape, slices, first.order)
 
 
 def _order(weight: Weight) -> Order:
-    return None if isinstance(weight, Tensor) else weight.order
+    return None if isinstance(weight, Tensor | TensorStream) else weight.order
 
 
 def _order_bytes(weight: Weight) -> bytes:

@@ -62,6 +62,7 @@ class ReferenceOps:
     """Implementation of model.ops.interface.Ops in plain torch."""
 
     block_formats: frozenset[str] = frozenset()
+    packs_streams = False
 
     def __init__(self, quantization: Quantization = "none") -> None:
         """`quantization` applies to the weights that this object packs."""

@@ -55,6 +55,7 @@ class TritonOps:
     """Implementation of model.ops.interface.Ops for CUDA devices."""
 
     block_formats: frozenset[str] = frozenset()
+    packs_streams = False
 
     def __init__(
         self,
