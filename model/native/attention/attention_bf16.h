@@ -127,14 +127,19 @@ class Bf16Attention : SpanSoftmax {
     // Turn the scores of a KV head's queries into weights.
     void softmax(int64_t head) {
         if constexpr (IS_SCALED) cache_.scales(args_.v_cache, head, panels_, value_scales_ + panels_.begin);
+        float* scores = scores_ + head * num_queries_ * SPAN;
+        for (int64_t i = 0; i < num_queries_; ++i) {
+            const Range seen = visible(i);
+            start(partial(head * num_queries_ + i),
+                  seen.empty() ? MINUS_INFINITY : largest_seen(scores + i * SPAN, seen));
+        }
         for (int64_t i = 0; i < num_queries_; ++i)
-            softmax_row(visible(i), scores_ + (head * num_queries_ + i) * SPAN, partial(head * num_queries_ + i));
+            softmax_row(visible(i), scores + i * SPAN, partial(head * num_queries_ + i));
     }
 
-    // Turn the scores of one query into pairs of weights, for all positions of the panels, in place.
+    // Turn the scores of one query into pairs of weights, for all positions of the panels, in place; sets l.
     void softmax_row(Range seen, float* scores, float* partial) {
-        const float largest = seen.empty() ? MINUS_INFINITY : largest_seen(scores, seen);
-        start(partial, largest);
+        const float largest = partial[0];
         Vec total{};
         for (int64_t j = panels_.begin; j < panels_.end; j += 2 * LANES) {
             Vec halves[2] = {};

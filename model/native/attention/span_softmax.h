@@ -55,12 +55,11 @@ class SpanSoftmax {
 
     // Largest visible score of one query in this span.
     static float largest_seen(const float* scores, Range seen) {
-        Vec largest = broadcast(MINUS_INFINITY);
-        for (int64_t j = seen.begin / LANES * LANES; j < seen.end; j += LANES) {
-            const Vec score = mask(load(scores + j), j, seen, MINUS_INFINITY);
-            largest = largest > score ? largest : score;
-        }
-        return largest_lane(largest);
+        Vec found[2] = {broadcast(MINUS_INFINITY), broadcast(MINUS_INFINITY)};  // two, because each waits for itself
+        int turn = 0;
+        for (int64_t j = seen.begin / LANES * LANES; j < seen.end; j += LANES, turn ^= 1)
+            found[turn] = larger(found[turn], mask(load(scores + j), j, seen, MINUS_INFINITY));
+        return largest(larger(found[0], found[1]));
     }
 
     // Weights e^(score - m) of positions j .. j + LANES - 1; 0 for masked positions.
@@ -82,13 +81,6 @@ class SpanSoftmax {
         const auto begin = static_cast<int32_t>(seen.begin), end = static_cast<int32_t>(seen.end);
         const Ints is_seen = (position >= begin) & (position < end);
         return is_seen ? x : broadcast(other);
-    }
-
-    static float largest_lane(Vec x) {
-        float lanes[LANES];
-        store(lanes, x);
-        for (int i = 1; i < LANES; ++i) lanes[0] = lanes[0] > lanes[i] ? lanes[0] : lanes[i];
-        return lanes[0];
     }
 
     const AttentionArgs& args_;

@@ -37,8 +37,7 @@ inline Vec times_power_of_two(Vec x, Vec n) {
 //
 // x = n ln 2 + r with |r| <= ln 2 / 2 (ln 2 in two parts: Cody & Waite 1980), e^r by its Taylor polynomial of degree 7.
 inline Vec exp(Vec x) {
-    x = x < -104.0f ? broadcast(-104.0f) : x;
-    x = x > 89.0f ? broadcast(89.0f) : x;
+    x = smaller(broadcast(89.0f), larger(broadcast(-104.0f), x));
     const Vec n = nearest_integer(x * 1.44269504088896341f);
     const Vec r = fma(n, broadcast(2.12194440e-4f), fma(n, broadcast(-0.693359375f), x));
     Vec p = broadcast(1.0f / 5040);

@@ -124,13 +124,52 @@ inline float load_one(const uint16_t* p) { return widen(*p); }
 inline void store_one(float* p, float x) { *p = x; }
 inline void store_one(uint16_t* p, float x) { *p = narrow(x); }
 
-// Sum of the lanes by repeated halving.
+// a > b ? a : b in each lane, so b where one of them is NaN.
+inline Vec larger(Vec a, Vec b) {
+#if defined(__AVX512F__)
+    return (Vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (Vec)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    return a > b ? a : b;
+#endif
+}
+
+// a < b ? a : b in each lane, so b where one of them is NaN.
+inline Vec smaller(Vec a, Vec b) {
+#if defined(__AVX512F__)
+    return (Vec)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (Vec)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+    return a < b ? a : b;
+#endif
+}
+
+template <int WIDTH>
+struct Floats {
+    typedef float Type __attribute__((vector_size(WIDTH * 4)));
+};
+
+// Combine the lanes into one by repeated halving: lane i of the lower half with lane i of the upper half.
+template <int WIDTH, class Combine>
+inline float halved(typename Floats<WIDTH>::Type v, Combine&& combine) {
+    if constexpr (WIDTH == 4) {
+        return combine(combine(v[0], v[2]), combine(v[1], v[3]));
+    } else {
+        typename Floats<WIDTH / 2>::Type low, high;
+        std::memcpy(&low, &v, sizeof low);
+        std::memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof low, sizeof high);
+        return halved<WIDTH / 2>(combine(low, high), combine);
+    }
+}
+
 inline float sum(Vec v) {
-    float lanes[LANES];
-    store(lanes, v);
-    for (int width = LANES / 2; width; width /= 2)
-        for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-    return lanes[0];
+    return halved<LANES>(v, [](auto a, auto b) { return a + b; });
+}
+
+inline float largest(Vec v) {
+    return halved<LANES>(v, [](auto a, auto b) { return a > b ? a : b; });
 }
 
 }  // namespace SMOE_ISA

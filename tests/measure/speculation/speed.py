@@ -257,8 +257,8 @@ def compare(loaded: LoadedModel, config: EngineConfig, kind: str, count: int, cl
     for number in range(options.rounds + 1):
         if number == 1 and options.steps:
             logs = {mode: StepLog(engine) for mode, engine in engines.items()}
-        for mode, engine in engines.items():
-            run = run_texts(engine, texts, number * len(texts), clock)
+        for mode in modes if number % 2 else reversed(modes):  # neither is always the second one
+            run = run_texts(engines[mode], texts, number * len(texts), clock)
             if number:  # the first round fills the prefix cache
                 runs[mode].append(run)
     off, auto = (statistics.median(run.whole.tokens_per_s for run in runs[mode]) for mode in modes)
