@@ -12,6 +12,7 @@ from model.checkpoint.errors import CheckpointError
 from model.config import ModelConfig
 from model.lora.adapter import Adapter
 from model.lora.load import load_adapter
+from model.ops.huge_pages import empty
 
 NOT_LOADED = "out of memory while the adapter was loaded"
 
@@ -22,7 +23,9 @@ def load_adapters(config: EngineConfig, model: ModelConfig, backend: str) -> Ada
     if config.lora and (reason := why_no_adapters(config, backend)):
         raise EngineConfigError(f"--lora: {reason}")
     free_bytes = HostMemory().free_bytes
-    return AdapterStore({name: load_adapter(Path(path), model, free_bytes()) for name, path in config.lora.items()})
+    return AdapterStore(
+        {name: load_adapter(Path(path), model, free_bytes(), empty) for name, path in config.lora.items()}
+    )
 
 
 class AdapterLoading:
@@ -50,7 +53,7 @@ class AdapterLoading:
         if self._refusal:
             return self._refusal
         try:
-            return load_adapter(directory, self._model, HostMemory().free_bytes())
+            return load_adapter(directory, self._model, HostMemory().free_bytes(), empty)
         except CheckpointError as error:
             return str(error)
         except MemoryError:

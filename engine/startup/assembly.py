@@ -44,6 +44,7 @@ from model.mixtral_native import expert_store_of, in_one_call
 from model.ops.native.expert_store import ExpertStore
 from model.profile_step import run_profile_steps
 
+DISK_SAMPLE_BYTES = 256 << 20  # a start waits for the sample: 0.1 s of a disk with 2.7 GB/s
 SAMPLED_BYTES = 1 << 30  # a start does not wait until so many bytes of mapped weights are read
 
 ProgressCallback = Callable[[str, int, int], None]  # phase, loaded bytes, total bytes
@@ -211,7 +212,8 @@ class Assembly:
         else:
             budget = measure_token_budget(self._config, self.model.config, runner, limits)
         if self._loaded.experts is not None and self._loaded.experts.num_missing:
-            budget = budget_beside_reads(budget, self._loaded.experts, disk_rate(Path(self._config.model)))
+            rate = disk_rate(Path(self._config.model), DISK_SAMPLE_BYTES)
+            budget = budget_beside_reads(budget, self._loaded.experts, rate)
         return replace(limits, max_num_batched_tokens=budget)
 
     def _leading(self, network: Mixtral) -> Mixtral:

@@ -1,7 +1,8 @@
 """Load a LoRA adapter that PEFT has saved."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,36 @@ from model.lora.adapter import NUM_ATTENTION_TERMS, NUM_EXPERT_TERMS, Adapter, L
 CHUNK_BYTES = 1 << 20
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # by their names in files
 
+Allocate = Callable[[int, torch.dtype], Tensor]  # number of elements and their type -> uninitialized vector
 
-def load_adapter(directory: Path, config: ModelConfig, max_bytes: int | None = None) -> Adapter:
+
+def _allocate(num_elements: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(num_elements, dtype=dtype)
+
+
+class TermMemory:
+    """One piece of memory for all matrices of an adapter, which lie in it side by side."""
+
+    def __init__(self, num_bytes: int, allocate: Allocate) -> None:
+        self._free = allocate(num_bytes, torch.uint8)
+
+    def moved(self, term: LowRank) -> LowRank:
+        """Return a term whose matrices are copied behind those before."""
+        return replace(term, a=self._copied(term.a), b=self._copied(term.b))
+
+    def _copied(self, matrix: Tensor) -> Tensor:
+        copy, self._free = self._free[: matrix.nbytes], self._free[matrix.nbytes :]
+        return copy.view(matrix.dtype).view(matrix.shape).copy_(matrix)
+
+
+def load_adapter(
+    directory: Path, config: ModelConfig, max_bytes: int | None = None, allocate: Allocate = _allocate
+) -> Adapter:
     """Load the adapter in `directory` for a model of this config: all matrices are read, checked and packed.
 
-    Matrices in bfloat16 stay so; others become float32. Raises CheckpointError, with one line, for everything that
-    cannot be served, and if the matrices need more than `max_bytes`.
+    Matrices in bfloat16 stay so; others become float32. All of them lie in one vector of `allocate`, by layers. Raises
+    CheckpointError, with one line, for everything that cannot be served, and if the matrices need more than
+    `max_bytes`; and MemoryError.
     """
     described = read_adapter_config(directory)
     stored = read_adapter_tensors(directory, described, config)
@@ -36,8 +61,9 @@ def load_adapter(directory: Path, config: ModelConfig, max_bytes: int | None = N
     digest = _digest([directory / CONFIG_NAME, *sorted({tensor.file for tensor in tensors})])
     num_terms = NUM_ATTENTION_TERMS + NUM_EXPERT_TERMS * max(1, config.num_experts)
     layers: list[list[LowRank | None]] = [[None] * num_terms for _ in range(config.num_layers)]
-    for term in stored:
-        layers[term.layer][term.target.index] = _load_term(term, described.scale)
+    memory = TermMemory(needed, allocate)
+    for term in sorted(stored, key=lambda term: (term.layer, term.target.index)):
+        layers[term.layer][term.target.index] = memory.moved(_load_term(term, described.scale))
     if identify(tensors) != before:
         raise CheckpointError(f"{directory}: files were replaced while they were loaded; load the adapter again")
     return Adapter(digest, tuple(map(tuple, layers)))

@@ -93,6 +93,10 @@ class EngineClient:
         self._last_request_id += 1
         return self._last_request_id
 
+    async def launch(self) -> None:
+        """Start the engine process ahead of start(): its imports take a second. Raises OSError."""
+        await self._supervisor.launch()
+
     async def start(self, config: EngineConfig, vocabulary: Vocabulary | None = None) -> None:
         """Start the engine process. Returns before it has loaded; `on_status` reports the progress. Raises OSError.
 

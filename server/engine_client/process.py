@@ -76,7 +76,13 @@ class EngineProcessHandle:
         return 0 if self._heartbeat is None else self._heartbeat.count
 
     async def start(self, message: Start) -> None:
-        """Start the process and send it `message`. Returns before anything is loaded. Raises OSError.
+        """Send `message` to the process, and launch it before if it is not. Nothing is loaded yet. Raises OSError."""
+        if self._process is None:
+            await self.launch()
+        self.send(message)
+
+    async def launch(self) -> None:
+        """Start the process, which imports its modules while it waits for `start`. Raises OSError.
 
         The process gets a session of its own, so that Ctrl-C in the terminal does not reach it: it ends when its socket
         is closed, after the drain.
@@ -105,7 +111,6 @@ class EngineProcessHandle:
         protocol = _EngineProtocol(self._receive, self.fail, ours.dup())
         self._transport, _ = await loop.create_connection(lambda: protocol, sock=ours)
         self._watcher = loop.create_task(self._watch(self._process))
-        self.send(message)
         if self._is_dead:  # `fail` or `end` was called while the process was starting
             self._transport.close()
 

@@ -74,6 +74,10 @@ class EngineSupervisor:
         """Process id of the running engine."""
         return self._process.pid
 
+    async def launch(self) -> None:
+        """Start the process ahead of start(). Raises OSError."""
+        await self._process.launch()
+
     async def start(self, config: EngineConfig, vocabulary: Vocabulary | None) -> None:
         """Start the process and send it the config. Returns before anything is loaded. Raises OSError."""
         self._start_message = Start(config, vocabulary)

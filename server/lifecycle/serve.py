@@ -326,11 +326,15 @@ class Server:
         self._access_log.connection_rejected(status)
 
     async def _load(self) -> None:
-        """Load the text frontend, then start the engine: when the engine is ready, the server is."""
+        """Load the text frontend while the engine process imports its modules, then start the engine.
+
+        When the engine is ready, the server is.
+        """
         self._report.line(f"smoe {VERSION} loads {described(self._model_dir)}")
         if not self._settings.api_keys and not is_loopback(self._listener):
             self._report.line(f"WARNING: anyone who reaches {self._settings.host} can use this server; set --api-key")
         try:
+            await self._client.launch()
             await self._sandbox.start()
             self._texts = await self._shutdown.unless_requested(
                 load_texts(self._settings, self._model_dir, self._sandbox)

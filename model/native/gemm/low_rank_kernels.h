@@ -123,6 +123,8 @@ void multiply_rows(const X* const* x, const Unit* a, int64_t K, int64_t rank, fl
         int64_t at = 0;
         for (; at + VECTORS * LANES <= stride; at += VECTORS * LANES)
             multiply_ranks<ROWS, VECTORS>(wide, a + at, count, stride, sums, at);
+        for (; at + 2 * LANES <= stride; at += 2 * LANES)
+            multiply_ranks<ROWS, 2>(wide, a + at, count, stride, sums, at);
         for (; at < stride; at += LANES) multiply_ranks<ROWS, 1>(wide, a + at, count, stride, sums, at);
     }
 }

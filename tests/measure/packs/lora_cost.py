@@ -16,7 +16,9 @@ import random
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -25,27 +27,23 @@ from engine.engine import Engine
 from engine.startup.loading import load_random
 from engine.types import Request, SamplingParams
 from model.bench.shapes import PRESETS
-from model.checkpoint.adapter.tensors import target_matrices
 from model.config import ModelConfig
-from model.lora.adapter import NUM_ATTENTION_TERMS, NUM_EXPERT_TERMS, Adapter, LowRank
+from model.lora.adapter import NUM_ATTENTION_TERMS, Adapter
+from model.lora.load import load_adapter
+from model.ops.huge_pages import empty
+from tests.support.checkpoints.adapters import random_tensors, save_adapter
 
 WARM_UP, PROMPT, PREFILL = 3, 32, 512
 FEW_LAYERS_VOCAB = 2048  # 32,000 rows of the head would be a large part of a step of two layers
 
 
 def random_adapter(config: ModelConfig, rank: int, matrices: str, seed: int) -> Adapter:
-    """Make an adapter in bfloat16, with terms of all matrices of every layer or of attention's only."""
-    generator = torch.Generator().manual_seed(seed)
-    layers = []
-    for _ in range(config.num_layers):
-        terms: list[LowRank | None] = [None] * (NUM_ATTENTION_TERMS + NUM_EXPERT_TERMS * max(1, config.num_experts))
-        for target in target_matrices(config).values():
-            if matrices == "all" or target.index < NUM_ATTENTION_TERMS:
-                a = torch.randn(rank, target.num_inputs, generator=generator) * target.num_inputs**-0.5
-                b = torch.randn(target.num_outputs, rank, generator=generator) * 0.01
-                terms[target.index] = LowRank.packed(a.bfloat16(), b.bfloat16(), 1.0, target.first_output)
-        layers.append(tuple(terms))
-    return Adapter(f"adapter {seed}", tuple(layers))
+    """Save an adapter in bfloat16, with terms of all matrices of every layer or of attention's only, and load it."""
+    tensors = random_tensors(config, rank, seed, torch.bfloat16)
+    if matrices == "attention":
+        tensors = {name: tensor for name, tensor in tensors.items() if ".self_attn." in name}
+    with TemporaryDirectory() as folder:
+        return load_adapter(save_adapter(Path(folder), tensors), config, allocate=empty)
 
 
 class Bench:

@@ -15,6 +15,7 @@ from model.checkpoint.errors import CheckpointError
 from model.config import ModelConfig
 from model.lora import load
 from model.lora.load import load_adapter
+from model.ops.huge_pages import empty
 from tests.support.checkpoints.adapters import PREFIX, random_tensors, save_adapter
 from tests.support.checkpoints.mixtral import Shape, save_random_checkpoint
 
@@ -50,6 +51,27 @@ def test_bfloat16_stays_and_other_types_become_float32(config: ModelConfig, tmp_
         path = save_adapter(tmp_path / str(dtype), random_tensors(config, dtype=dtype))
         term = load_adapter(path, config).layers[0][0]
         assert term is not None and term.a.dtype == term.b.dtype == kept
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_all_matrices_lie_side_by_side_in_the_order_of_the_layers(
+    config: ModelConfig, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """Each begins at a line of the caches, in memory of the caller's."""
+    pieces: list[Tensor] = []
+
+    def allocate(num_elements: int, dtype: torch.dtype) -> Tensor:
+        pieces.append(empty(num_elements, dtype))
+        return pieces[-1]
+
+    path = save_adapter(tmp_path, random_tensors(config, rank=5, dtype=dtype))
+    adapter = load_adapter(path, config, allocate=allocate)
+    [piece] = pieces
+    matrices = [matrix for layer in adapter.layers for term in layer if term for matrix in (term.a, term.b)]
+    ends = [matrix.data_ptr() + matrix.nbytes for matrix in matrices]
+    assert [matrix.data_ptr() for matrix in matrices] == [piece.data_ptr(), *ends[:-1]]
+    assert ends[-1] == piece.data_ptr() + len(piece)
+    assert all(matrix.data_ptr() % 64 == 0 for matrix in matrices)
 
 
 def test_the_digest_is_that_of_the_files_contents(config: ModelConfig, tmp_path: Path) -> None:

@@ -48,6 +48,20 @@ def test_the_exit_of_a_process_is_described(code: str, phrase: str) -> None:
     run(scenario)
 
 
+def test_a_process_that_was_launched_ahead_gets_the_message_of_the_start() -> None:
+    async def scenario() -> None:
+        code = "import os, sys; sys.exit(os.read(int(sys.argv[1]), 1 << 16) == bytes.fromhex(sys.argv[-1]))"
+        command = (sys.executable, "-c", f"import sys; sys.argv.append({encode_frame(START).hex()!r}); {code}")
+        handle = handle_of(command, [])
+        await handle.launch()
+        launched = handle.pid
+        await handle.start(START)
+        assert handle.pid == launched is not None
+        assert await handle.end(grace_s=25.0) == "exited with 1"
+
+    run(scenario)
+
+
 def test_the_process_is_given_the_id_of_its_parent() -> None:
     async def scenario() -> None:
         handle = handle_of((sys.executable, "-c", "import os, sys; sys.exit(os.getppid() == int(sys.argv[3]))"), [])

@@ -60,7 +60,15 @@ def _terms(adapters: list[Adapter], rows: Tensor) -> LayerTerms:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("rank", "num_inputs", "num_outputs", "first"),
-    [(1, 3, 1, 0), (4, 8, 32, 0), (5, 40, 33, 64), (7, 1029, 70, 5), (16, 2052, 64, 32), (90, 65, 40, 31)],
+    [
+        (1, 3, 1, 0),
+        (4, 8, 32, 0),
+        (5, 40, 33, 64),
+        (7, 1029, 70, 5),
+        (12, 1100, 40, 0),
+        (16, 2052, 64, 32),
+        (90, 65, 40, 31),
+    ],
 )
 def test_terms_equal_a_product_in_float64(
     isa: str, dtype: torch.dtype, rank: int, num_inputs: int, num_outputs: int, first: int
