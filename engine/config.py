@@ -42,7 +42,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     num_kv_blocks: int | None = None  # usable blocks; overrides kv_cache_memory_bytes
     enable_prefix_caching: bool = True
     scheduling_policy: Literal["priority", "fcfs"] = "priority"  # fcfs: by arrival only
-    speculation: Literal["auto", "off"] = "off"  # auto: draft tokens where this is faster; needs equal bits, so native
+    speculation: Literal["auto", "off"] = "auto"  # auto: draft tokens where this is faster; needs equal bits, so native
     async_scheduling: bool | None = None  # plan a step while the one before is computed; None: on a GPU
     enforce_eager: bool = False  # on a GPU: launch every kernel by itself, without CUDA graphs
     no_programmatic_launch: bool = False  # on a GPU (9.0 or newer): start no kernel before the one before it has ended

@@ -271,7 +271,7 @@ class Settings(BaseModel):
         None, description="Plan a step while the previous one is computed. The tokens are the same."
     )
     speculation: Literal["auto", "off"] = Field(
-        "off",
+        "auto",
         description="On a CPU, guess the next tokens from the request's own text where this is faster, and verify them "
         "in one step. The tokens are the same.",
     )
