@@ -16,7 +16,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     backend: Literal["auto", "reference", "native", "triton"] = "auto"  # auto: native on a CPU, triton on a GPU
     deterministic: bool = False  # on a GPU: a row's bits do not depend on the batch (on a CPU native's never do)
     # Of the native backend; auto: the fastest.
-    isa: Literal["auto", "portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx", "neon"] = "auto"
+    isa: Literal[
+        "auto", "portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx", "neon", "neonbf16"
+    ] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: the checkpoint's own
     quantization: Literal["none", "int8", "int4", "fp8"] = "none"  # of the weights, while they are loaded
     # Of a pack's weights: map shares the file's pages, copy reads them into own memory, lock keeps mapped ones there.

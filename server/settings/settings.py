@@ -185,9 +185,9 @@ class Settings(BaseModel):
     deterministic: bool = Field(
         False, description="On a GPU, compute the same bits for a request in any batch. A CPU always does."
     )
-    isa: Literal["auto", "portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx", "neon"] = Field(
-        "auto", description="Instruction set of the native backend; auto selects the fastest that the CPU has."
-    )
+    isa: Literal[
+        "auto", "portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx", "neon", "neonbf16"
+    ] = Field("auto", description="Instruction set of the native backend; auto selects the fastest that the CPU has.")
     threads: Annotated[PositiveInt | None, DefaultText("one per core")] = Field(
         None,
         description="CPU threads of the engine; with --tensor-parallel-size of each rank, which share the cores by "

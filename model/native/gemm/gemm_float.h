@@ -2,6 +2,7 @@
 #pragma once
 
 #include "gemm/gemm.h"
+#include "gemm/paired_sums.h"
 #include "simd/vec.h"
 
 namespace smoe {
@@ -27,8 +28,39 @@ inline void prefetch_panel(const uint32_t* w, int column) {
     for (int at = 0; at < PANEL; at += LINE) __builtin_prefetch(w + AHEAD + at);
 }
 
+#if SMOE_MATRIX_PRODUCTS
+
+// Compute the sums over all pairs of units from a column on; return the number of units. x advances `stride` words per
+// unit.
+template <class Number, int ROWS, int VECTORS>
+[[gnu::always_inline]] inline int64_t multiply_in_pairs(Number (&sums)[ROWS][VECTORS], const uint32_t* x, int stride,
+                                                        const uint32_t* panel, int column, int64_t depth) {
+    PairedSums<Number, ROWS, VECTORS> paired;
+    for (int64_t pair = depth / 2; pair; --pair) {
+        prefetch_panel<VECTORS>(panel, column);
+        prefetch_panel<VECTORS>(panel + PANEL, column);
+        Words first[VECTORS], second[VECTORS];
+#pragma GCC unroll 4
+        for (int part = 0; part < VECTORS; ++part) {
+            first[part] = load_words(panel + column + part * LANES);
+            second[part] = load_words(panel + PANEL + column + part * LANES);
+        }
+        paired.add(x, stride, first, second);
+        x += 2 * stride;
+        panel += 2 * PANEL;
+    }
+#pragma GCC unroll 12
+    for (int m = 0; m < ROWS; ++m)
+#pragma GCC unroll 4
+        for (int part = 0; part < VECTORS; ++part) sums[m][part] = paired.row(m, part);
+    return depth / 2 * 2;
+}
+
+#endif
+
 struct Float32 {
     static constexpr int FORMAT = FLOAT32;
+    static constexpr bool HAS_PAIRS = false;
 
     template <int ROWS, int VECTORS>
     static inline void add(Vec (&sums)[ROWS][VECTORS], const uint32_t* x, const uint32_t* w) {
@@ -47,6 +79,7 @@ struct Float32 {
 
 struct Bfloat16 {
     static constexpr int FORMAT = BFLOAT16;
+    static constexpr bool HAS_PAIRS = SMOE_MATRIX_PRODUCTS;  // PairedSums has the same bits as add()
 
 #if defined(__AVX512BF16__)
     template <int ROWS>
@@ -57,6 +90,16 @@ struct Bfloat16 {
             const auto row = (__m512bh)broadcast_word(x[m]);
             sums[m][0] = (Vec)_mm512_dpbf16_ps((__m512)sums[m][0], row, w0);
             sums[m][1] = (Vec)_mm512_dpbf16_ps((__m512)sums[m][1], row, w1);
+        }
+    }
+#elif SMOE_MATRIX_PRODUCTS
+    template <int ROWS, int VECTORS>
+    static inline void add(Vec (&sums)[ROWS][VECTORS], const uint32_t* x, const uint32_t* w) {
+#pragma GCC unroll 8
+        for (int part = 0; part < VECTORS; ++part) {
+            const Words units = load_words(w + part * LANES);
+#pragma GCC unroll 12
+            for (int m = 0; m < ROWS; ++m) sums[m][part] = dot_bf16(sums[m][part], units, broadcast_word(x[m]));
         }
     }
 #else
@@ -96,7 +139,7 @@ inline void store_sums(float* out, int column, const Vec (&sums)[ROWS][VECTORS])
 template <class Unit>
 struct FloatBlock {
     // As many accumulators as fit into registers beside two vectors of the panel and one of x.
-    static constexpr int MAX_ROWS = LANES == 16 ? 12 : 6;
+    static constexpr int MAX_ROWS = LANES == 16 || Unit::HAS_PAIRS ? 12 : 6;
 
     // Compute out[ROWS][VECTORS * LANES of PANEL] from a column on. x advances `stride` words per k; panel and out
     // start at the first column.
@@ -104,7 +147,13 @@ struct FloatBlock {
     static void multiply(const uint32_t* x, int stride, const uint32_t* panel, int column, int64_t K, float* out) {
         const int64_t depth = depth_of(Unit::FORMAT, K);
         Vec sums[ROWS][VECTORS] = {};
-        for (int64_t k = 0; k < depth; ++k) {
+        int64_t k = 0;
+        if constexpr (Unit::HAS_PAIRS && IN_PAIRS<ROWS>) {
+            k = multiply_in_pairs(sums, x, stride, panel, column, depth);
+            x += k * stride;
+            panel += k * PANEL;
+        }
+        for (; k < depth; ++k) {
             prefetch_panel<VECTORS>(panel, column);
             Unit::add(sums, x, panel + column);
             x += stride;

@@ -36,7 +36,7 @@ struct GroupSum {
 };
 
 struct Int4Block {
-    static constexpr int MAX_ROWS = LANES == 16 ? 6 : LANES == 8 ? 3 : 2;
+    static constexpr int MAX_ROWS = LANES == 16 ? 6 : LANES == 8 ? 3 : SMOE_MATRIX_PRODUCTS ? 4 : 2;
 
     template <int ROWS, int VECTORS>
     static void multiply(const uint32_t* x, int stride, const uint32_t* panel, int column, int64_t K, float* out) {
@@ -64,12 +64,16 @@ struct Int4Block {
             for (int part = 0; part < VECTORS; ++part) sums[m][part] = GroupSum::zero();
         const uint32_t *w = panel + PANEL / 2, *units = x + stride;
         prefetch_panel<VECTORS>(panel, column);
+        if constexpr (IN_PAIRS<ROWS>) {
+            multiply_in_pairs(sums, units, stride, w, column);
+        } else {
 #pragma GCC unroll 4
-        for (int pair = 0; pair < GROUP / 8; ++pair) {
-            prefetch_panel<VECTORS>(w, column);
-            add_pair(sums, units, stride, w + column);
-            units += 2 * stride;
-            w += PANEL;
+            for (int pair = 0; pair < GROUP / 8; ++pair) {
+                prefetch_panel<VECTORS>(w, column);
+                add_pair(sums, units, stride, w + column);
+                units += 2 * stride;
+                w += PANEL;
+            }
         }
         const auto* scales = reinterpret_cast<const uint16_t*>(panel) + column;
 #pragma GCC unroll 8
@@ -79,6 +83,31 @@ struct Int4Block {
             for (int m = 0; m < ROWS; ++m)
                 totals[m][part] += to_float(sums[m][part].total() + broadcast_word(x[m])) * scale;
         }
+    }
+
+    // Compute the sums of a group, with both units of a word in one instruction.
+    template <int ROWS, int VECTORS>
+    [[gnu::always_inline]] static inline void multiply_in_pairs(GroupSum (&sums)[ROWS][VECTORS], const uint32_t* x,
+                                                                int stride, const uint32_t* w, int column) {
+        PairedSums<Words, ROWS, VECTORS> paired;
+#pragma GCC unroll 4
+        for (int pair = 0; pair < GROUP / 8; ++pair) {
+            prefetch_panel<VECTORS>(w, column);
+            Words low[VECTORS], high[VECTORS];
+#pragma GCC unroll 2
+            for (int part = 0; part < VECTORS; ++part) {
+                const Words word = load_words(w + column + part * LANES);
+                low[part] = word & 0x0f0f0f0fu;
+                high[part] = word >> 4 & 0x0f0f0f0fu;
+            }
+            paired.add(x, stride, low, high);
+            x += 2 * stride;
+            w += PANEL;
+        }
+#pragma GCC unroll 4
+        for (int m = 0; m < ROWS; ++m)
+#pragma GCC unroll 2
+            for (int part = 0; part < VECTORS; ++part) sums[m][part].sum = paired.row(m, part);
     }
 
     // Add the products of two units: the low and the high half bytes of w.

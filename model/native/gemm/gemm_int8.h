@@ -10,9 +10,10 @@ namespace SMOE_ISA {
 inline Vec to_float(Words sums) { return __builtin_convertvector((Ints)sums, Vec); }
 
 // Dot product of four bytes of x with the four bytes of each lane of w, stored as q + 128. Without VNNI no instruction
-// of x86 multiplies full-range bytes without saturation, so there the operand is q or its magnitude; on ARM it is q.
+// of x86 multiplies full-range bytes without saturation, so there the operand is q or its magnitude; on ARM without
+// I8MM it is q.
 struct Int8Unit {
-#if SMOE_VNNI
+#if SMOE_UNSIGNED_BY_SIGNED
     static constexpr bool IS_BIASED = true;
 
     static inline Words prepare(Words w) { return w; }
@@ -55,14 +56,20 @@ struct Int8Unit {
 };
 
 struct Int8Block {
-    static constexpr int MAX_ROWS = LANES == 16 ? 12 : SMOE_DOT_BYTES ? 6 : 4;
+    static constexpr int MAX_ROWS = LANES == 16 || SMOE_MATRIX_PRODUCTS ? 12 : SMOE_DOT_BYTES ? 6 : 4;
 
     template <int ROWS, int VECTORS>
     static void multiply(const uint32_t* x, int stride, const uint32_t* panel, int column, int64_t K, float* out) {
         const int64_t depth = ceil_div(K, 4);
         const uint32_t* starts = x;
         Words sums[ROWS][VECTORS] = {};
-        for (int64_t k = 0; k < depth; ++k) {
+        int64_t k = 0;
+        if constexpr (IN_PAIRS<ROWS>) {
+            k = multiply_in_pairs(sums, x + stride, stride, panel, column, depth);
+            x += k * stride;
+            panel += k * PANEL;
+        }
+        for (; k < depth; ++k) {
             x += stride;
             prefetch_panel<VECTORS>(panel, column);
             add_unit(sums, x, panel + column);

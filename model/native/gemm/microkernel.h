@@ -3,6 +3,7 @@
 
 #include "gemm/amx_tiles.h"
 #include "gemm/packed_row_layout.h"
+#include "simd/matrix_products.h"
 #include "simd/vec.h"
 
 namespace smoe {
@@ -17,6 +18,8 @@ class Microkernel {
   private:
 #if defined(__AMX_TILE__)
     AmxTiles registers_;
+#elif SMOE_MATRIX_PRODUCTS
+    UnfusedBf16 rounding_;
 #endif
 };
 

@@ -7,6 +7,7 @@
 #include "gemm/amx_tiles.h"
 #include "runtime/thread_pool.h"
 #include "simd/integer_dot_products.h"
+#include "simd/matrix_products.h"
 #include "simd/vec.h"
 
 #if SMOE_X86
@@ -87,7 +88,16 @@ using Int8 = InTiles<INT8>;
 
 #else
 
-#if defined(__AVX512BF16__)
+#if SMOE_MATRIX_PRODUCTS
+template <class Number, int PRODUCTS>
+struct MatrixStep {
+    using Register = Number;
+    static constexpr int WIDTH = PRODUCTS;
+    static Register add(Register a, Register acc) { return add_matrix_product(acc, (Words)a, (Words)a); }
+};
+using Bfloat16 = InVectors<MatrixStep<Vec, 4 * LANES> >;
+using Int8 = InVectors<MatrixStep<Words, 8 * LANES> >;
+#elif defined(__AVX512BF16__)
 struct Bfloat16Step {
     using Register = Vec;
     static constexpr int WIDTH = 2 * LANES;
@@ -100,7 +110,7 @@ using Bfloat16 = InVectors<Bfloat16Step>;
 using Bfloat16 = Float32;  // these instruction sets widen bfloat16 and multiply float32
 #endif
 
-#if SMOE_DOT_BYTES
+#if SMOE_DOT_BYTES && !SMOE_MATRIX_PRODUCTS
 struct Int8Step {
     using Register = Words;
     static constexpr int WIDTH = 4 * LANES;

@@ -43,13 +43,30 @@ bool has_tiles() {
 #if SMOE_ARM
 namespace {
 
+#if defined(__APPLE__)
+bool has_feature(const char* name) {
+    int has = 0;
+    size_t size = sizeof has;
+    return sysctlbyname(name, &has, &size, nullptr, 0) == 0 && has;
+}
+#endif
+
 bool multiplies_bytes() {
 #if defined(__linux__)
     return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
 #elif defined(__APPLE__)
-    int has = 0;
-    size_t size = sizeof has;
-    return sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &size, nullptr, 0) == 0 && has;
+    return has_feature("hw.optional.arm.FEAT_DotProd");
+#else
+    return false;
+#endif
+}
+
+bool multiplies_matrices() {
+#if defined(__linux__)
+    constexpr unsigned long I8MM = 1 << 13, BF16 = 1 << 14;  // of AT_HWCAP2; headers before Linux 5.6 lack the names
+    return (getauxval(AT_HWCAP2) & (I8MM | BF16)) == (I8MM | BF16);
+#elif defined(__APPLE__)
+    return has_feature("hw.optional.arm.FEAT_I8MM") && has_feature("hw.optional.arm.FEAT_BF16");
 #else
     return false;
 #endif
@@ -65,6 +82,7 @@ bool isa_available(int isa) {
     if (isa == PORTABLE) return true;
 #if SMOE_ARM
     if (isa == NEON) return multiplies_bytes();
+    if (isa == NEONBF16) return multiplies_bytes() && multiplies_matrices();
 #endif
 #if SMOE_X86
     __builtin_cpu_init();

@@ -59,8 +59,14 @@
     }                     \
     namespace neon {      \
     __VA_ARGS__;          \
+    }                     \
+    namespace neonbf16 {  \
+    __VA_ARGS__;          \
     }
-#define SMOE_CALL(isa, ...) ((isa) == ::smoe::NEON ? neon::__VA_ARGS__ : portable::__VA_ARGS__)
+#define SMOE_CALL(isa, ...)                            \
+    ((isa) == ::smoe::NEONBF16 ? neonbf16::__VA_ARGS__ \
+     : (isa) == ::smoe::NEON   ? neon::__VA_ARGS__     \
+                               : portable::__VA_ARGS__)
 #else
 #define SMOE_PER_ISA(...) \
     namespace portable {  \
@@ -71,8 +77,19 @@
 
 namespace smoe {
 
-// In order of preference: the last that is available is the fastest. NEON: of ARM, with dot products of bytes.
-enum Isa { PORTABLE = 0, AVX2 = 1, AVXVNNI = 2, AVX512 = 3, AVX512VNNI = 4, AVX512BF16 = 5, AMX = 6, NEON = 7 };
+// In order of preference: the last that is available is the fastest. NEON: of ARM, with dot products of bytes;
+// NEONBF16: the same with products of matrices of bytes (I8MM) and of bfloat16 numbers (BF16).
+enum Isa {
+    PORTABLE = 0,
+    AVX2 = 1,
+    AVXVNNI = 2,
+    AVX512 = 3,
+    AVX512VNNI = 4,
+    AVX512BF16 = 5,
+    AMX = 6,
+    NEON = 7,
+    NEONBF16 = 8
+};
 enum Dtype { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3 };  // INT8: KV caches and weights; INT4: weights
 
 // True if the library contains the kernels and both the CPU and the operating system support them.

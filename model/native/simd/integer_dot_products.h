@@ -1,7 +1,7 @@
 // Dot products of integers in one instruction. Included by kernel files only.
 //
-// SMOE_VNNI: the instruction set multiplies unsigned bytes by signed ones (x86). SMOE_DOT_BYTES: it has dot_bytes at
-// all; without VNNI (ARM) both operands are signed.
+// SMOE_DOT_BYTES: the instruction set has dot_bytes. SMOE_UNSIGNED_BY_SIGNED: it multiplies unsigned bytes by signed
+// ones (x86's VNNI, ARM's I8MM); else both are signed. SMOE_VNNI: it has dot_pairs.
 #pragma once
 
 #include "simd/vec.h"
@@ -12,7 +12,13 @@
 #define SMOE_VNNI 0
 #endif
 
-#if SMOE_VNNI || defined(__ARM_FEATURE_DOTPROD)
+#if SMOE_VNNI || defined(__ARM_FEATURE_MATMUL_INT8)
+#define SMOE_UNSIGNED_BY_SIGNED 1
+#else
+#define SMOE_UNSIGNED_BY_SIGNED 0
+#endif
+
+#if SMOE_UNSIGNED_BY_SIGNED || defined(__ARM_FEATURE_DOTPROD)
 #define SMOE_DOT_BYTES 1
 #else
 #define SMOE_DOT_BYTES 0
@@ -23,13 +29,15 @@ namespace SMOE_ISA {
 
 #if SMOE_DOT_BYTES
 
-// Return sums + the products of four bytes of w and four signed bytes of x per lane. Bytes of w: unsigned with VNNI,
-// else signed.
+// Return sums + the products of four bytes of w and four signed bytes of x per lane. Bytes of w: unsigned with
+// SMOE_UNSIGNED_BY_SIGNED, else signed.
 inline Words dot_bytes(Words sums, Words w, Words x) {
 #if defined(__AVX512VNNI__)
     return (Words)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)w, (__m512i)x);
 #elif defined(__AVXVNNI__)
     return (Words)_mm256_dpbusd_avx_epi32((__m256i)sums, (__m256i)w, (__m256i)x);
+#elif defined(__ARM_FEATURE_MATMUL_INT8)
+    return (Words)vusdotq_s32((int32x4_t)sums, (uint8x16_t)w, (int8x16_t)x);
 #else
     return (Words)vdotq_s32((int32x4_t)sums, (int8x16_t)w, (int8x16_t)x);
 #endif

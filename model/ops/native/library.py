@@ -22,7 +22,7 @@ from model.ops.native.structs import (
 ABI_VERSION = 20
 LIBRARY = Path(__file__).parents[2] / "native" / "libsmoe_native.so"
 # The index is the library's code of an instruction set. The last that is available is the fastest.
-ISAS = ("portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx", "neon")
+ISAS = ("portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx", "neon", "neonbf16")
 
 # pool, isa, dtype
 _KERNEL = (c_void_p, c_int, c_int)

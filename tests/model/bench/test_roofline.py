@@ -8,11 +8,13 @@ import torch
 
 from model.bench.roofline import ARITHMETICS, Roofline, captured, measure
 from model.mixtral_cuda_graphs import CaptureError, EagerRecorder
-from model.ops.native.library import ISAS, NativeLibrary
+from model.ops.native.library import NativeLibrary
 from model.ops.native.ops import NativeOps
 from model.ops.reference.ops import ReferenceOps
 from tests.support.kernels.tiny_roofline import shrink_measurements
 
+# Numbers in a register; 16 elsewhere
+VECTORS = {"portable": 4, "neon": 4, "neonbf16": 4, "avx2": 8, "avxvnni": 8}
 ROOFLINE = Roofline(100.0, {"float32": 10.0, "bfloat16": 20.0})
 
 
@@ -31,7 +33,7 @@ def test_reading_everything_sums_every_word(num_bytes: int) -> None:
     """Full strides are summed as 32-bit words, the bytes behind the last one singly."""
     buffer = torch.randint(0, 256, (num_bytes,), dtype=torch.uint8)
     for ops in native_ops():
-        stride = 8 * {"portable": 16, "neon": 16, "avx2": 32, "avxvnni": 32}.get(ops.isa, 64)
+        stride = 8 * 4 * VECTORS.get(ops.isa, 16)
         whole = num_bytes // stride * stride
         array = buffer.numpy()
         expected = int(array[:whole].view(np.uint32).sum(dtype=np.uint64)) + int(array[whole:].sum(dtype=np.uint64))
@@ -40,12 +42,13 @@ def test_reading_everything_sums_every_word(num_bytes: int) -> None:
 
 def test_peaks_count_the_operations_of_all_threads() -> None:
     """16 tasks per thread, each with 12 chains of two operations per number in a register, or with tile products."""
-    vectors = dict.fromkeys(ISAS, 16) | {"portable": 4, "neon": 4, "avx2": 8, "avxvnni": 8}  # numbers in a register
     for ops in native_ops():
-        in_float32, in_tiles = 32 * 12 * vectors[ops.isa] * 2, 32 * 4 * 16 * 16 * 32 * 2
-        in_bfloat16 = {"amx": in_tiles, "avx512bf16": 2 * in_float32}.get(ops.isa, in_float32)
+        in_float32, in_tiles = 32 * 12 * VECTORS.get(ops.isa, 16) * 2, 32 * 4 * 16 * 16 * 32 * 2
+        in_bfloat16 = {"amx": in_tiles, "avx512bf16": 2 * in_float32, "neonbf16": 4 * in_float32}.get(
+            ops.isa, in_float32
+        )
         without_int8 = {"portable": 0, "avx2": 0, "avx512": 0}
-        in_int8 = ({"amx": 2 * in_tiles} | without_int8).get(ops.isa, 4 * in_float32)
+        in_int8 = ({"amx": 2 * in_tiles, "neonbf16": 8 * in_float32} | without_int8).get(ops.isa, 4 * in_float32)
         assert [ops.peak_operations(kind, 16) for kind in range(3)] == [in_float32, in_bfloat16, in_int8]
         assert ops.peak_operations(0, 160) == 10 * in_float32
 

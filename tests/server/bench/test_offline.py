@@ -33,7 +33,7 @@ def test_an_invalid_setting_is_named(settings: dict[str, str]) -> None:
         (
             {"isa": "mmx"},
             None,
-            "--isa mmx: should be auto, portable, avx2, avxvnni, avx512, avx512vnni, avx512bf16, amx or neon",
+            "--isa mmx: should be auto, portable, avx2, avxvnni, avx512, avx512vnni, avx512bf16, amx, neon or neonbf16",
         ),
         ({"threads": "many"}, None, "--threads many: should be a number"),
         ({}, "nope", "--preset nope: should be mixtral-8x7b, bench-400m or tiny"),

@@ -14,7 +14,7 @@
 
 namespace {
 
-constexpr int NUM_ISAS = 8, FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3;
+constexpr int NUM_ISAS = 9, FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3;
 constexpr int64_t OUTPUTS = 75, K = 512;  // the last panel is not full
 constexpr int64_t ROWS[] = {1, 2, 3, 5, 8, 13, 29};
 

@@ -29,6 +29,7 @@ void multiply(int format, int rows, const uint32_t* tile, const uint32_t* panel,
     for (int first = 0, count; first < rows; first += count) {
         const int left = rows - first;
         count = static_cast<int>(ceil_div(left, ceil_div(left, Kernel::MAX_ROWS)));  // 12 rows: 6 + 6, not 8 + 4
+        if constexpr (IN_PAIRS<Kernel::MAX_ROWS>) count = std::min(left, Kernel::MAX_ROWS);  // 9 rows: 4 + 4 + 1
         const Add add = add_of<Kernel>(count, std::make_integer_sequence<int, Kernel::MAX_ROWS>());
         for (int64_t block = 0; block < num_blocks; block += Kernel::BLOCKS) {
             const auto blocks = static_cast<int>(std::min<int64_t>(Kernel::BLOCKS, num_blocks - block));

@@ -7,6 +7,7 @@
 #include "gemm/block_formats.h"
 #include "gemm/blocks/byte_sums.h"
 #include "gemm/blocks/iq4_values.h"
+#include "gemm/paired_sums.h"
 #include "simd/byte_table.h"
 #include "simd/float16.h"
 
@@ -95,7 +96,7 @@ struct GgufIq4 : GgufQ8 {
 
 template <class Format>
 struct SmallBlocks {
-    static constexpr int MAX_ROWS = LANES == 16 ? 6 : LANES == 8 ? 3 : 2;
+    static constexpr int MAX_ROWS = LANES == 16 ? 6 : LANES == 8 ? 3 : SMOE_MATRIX_PRODUCTS ? 4 : 2;
     static constexpr int BLOCKS = blocks_per_call(Format::UNITS);
     static constexpr int ROW_WORDS = Format::UNITS + 2;
 
@@ -129,11 +130,15 @@ struct SmallBlocks {
     [[gnu::always_inline]] static inline void add_block(Vec (&totals)[ROWS][2], const uint32_t* x, int64_t stride,
                                                         const uint32_t* block, int column) {
         Words sums[ROWS][2] = {};
-        typename Format::Sum parts[ROWS][2] = {};
         for (int at = 0; at < Format::UNITS_AT; at += LANES)
             __builtin_prefetch(block + Format::PANEL_WORDS * BLOCKS + at);
-        add_units(sums, parts, x + stride, stride, block + column,
-                  std::make_integer_sequence<int, Format::UNITS / RUN>());
+        if constexpr (IN_PAIRS<ROWS>) {
+            multiply_in_pairs(sums, x + stride, stride, block + column);
+        } else {
+            typename Format::Sum parts[ROWS][2] = {};
+            add_units(sums, parts, x + stride, stride, block + column,
+                      std::make_integer_sequence<int, Format::UNITS / RUN>());
+        }
         const auto columns0 = Format::columns(block, column), columns1 = Format::columns(block, column + LANES);
         const uint32_t* scales = x + (Format::UNITS + 1) * stride;
 #pragma GCC unroll 6
@@ -141,6 +146,24 @@ struct SmallBlocks {
             const Vec scale = broadcast(float_of(scales[m]));
             totals[m][0] += Format::value(sums[m][0], x[m], columns0) * scale;
             totals[m][1] += Format::value(sums[m][1], x[m], columns1) * scale;
+        }
+    }
+
+    // Compute the sums of a block, unit i of both halves in one instruction.
+    template <int ROWS>
+    [[gnu::always_inline]] static inline void multiply_in_pairs(Words (&sums)[ROWS][2], const uint32_t* x,
+                                                                int64_t stride, const uint32_t* block) {
+        PairedSums<Words, ROWS, 2> paired;
+#pragma GCC unroll 1
+        for (int i = 0; i < Format::UNITS / 2; ++i) {
+            const Words first[] = {Format::template unit<0>(block, i), Format::template unit<0>(block + LANES, i)};
+            const Words second[] = {Format::template unit<1>(block, i), Format::template unit<1>(block + LANES, i)};
+            paired.add(x + i * stride, Format::UNITS / 2 * stride, first, second);
+        }
+#pragma GCC unroll 4
+        for (int m = 0; m < ROWS; ++m) {
+            sums[m][0] = paired.row(m, 0);
+            sums[m][1] = paired.row(m, 1);
         }
     }
 

@@ -9,6 +9,7 @@
 #include "gemm/block_formats.h"
 #include "gemm/blocks/byte_sums.h"
 #include "gemm/blocks/iq4_values.h"
+#include "gemm/paired_sums.h"
 #include "simd/byte_table.h"
 #include "simd/float16.h"
 
@@ -152,7 +153,7 @@ struct Iq4XsBlock : SuperblockFormat {
 
 template <class Format>
 struct Superblocks {
-    static constexpr int MAX_ROWS = LANES == 16 ? 8 : LANES == 8 ? 3 : 2;
+    static constexpr int MAX_ROWS = LANES == 16 ? 8 : LANES == 8 ? 3 : SMOE_MATRIX_PRODUCTS ? 4 : 2;
     static constexpr int BLOCKS = 1;  // per call of add()
     static constexpr int ROW_WORDS = 64 + Format::PAIRS + 1;
     // Memory is read at an even rate, a line with each unit: in bursts, or from much farther, a row loses up to a fifth
@@ -229,6 +230,8 @@ struct Superblocks {
         const uint32_t* ahead = block + WORDS_AHEAD + (2 * PAIR + HALF) * GROUP_LINES * LINE_WORDS;
 #pragma GCC unroll 4
         for (int line = Format::UNITS; line < GROUP_LINES; ++line) __builtin_prefetch(ahead + line * LINE_WORDS);
+        if constexpr (IN_PAIRS<ROWS>)
+            return add_group_in_pairs<PAIR, HALF>(totals, x, stride, block, ahead, factor0, factor1);
 #pragma GCC unroll 4
         for (int first = 0; first < Format::UNITS; first += CHUNK) {
             typename Format::Sum sums[ROWS][2];
@@ -251,6 +254,32 @@ struct Superblocks {
                 totals[m][0] = Format::add(totals[m][0], sums[m][0].sum, factor0);
                 totals[m][1] = Format::add(totals[m][1], sums[m][1].sum, factor1);
             }
+        }
+    }
+
+    // The same, with two units in one instruction.
+    template <int PAIR, int HALF, int ROWS>
+    [[gnu::always_inline]] static inline void add_group_in_pairs(Words (&totals)[ROWS][2], const uint32_t* x,
+                                                                 int64_t stride, const uint32_t* block,
+                                                                 const uint32_t* ahead, Words factor0, Words factor1) {
+        PairedSums<Words, ROWS, 2> paired;
+#pragma GCC unroll 1
+        for (int i = 0; i < Format::UNITS; i += 2) {
+            __builtin_prefetch(ahead + i * LINE_WORDS);
+            __builtin_prefetch(ahead + (i + 1) * LINE_WORDS);
+            Words units[2][2];
+#pragma GCC unroll 2
+            for (int u = 0; u < 2; ++u) {
+                units[u][0] = Format::template unit<PAIR, HALF>(block, i + u);
+                units[u][1] = Format::template unit<PAIR, HALF>(block + LANES, i + u);
+            }
+            paired.add(x, stride, units[0], units[1]);
+            x += 2 * stride;
+        }
+#pragma GCC unroll 4
+        for (int m = 0; m < ROWS; ++m) {
+            totals[m][0] = Format::add(totals[m][0], paired.row(m, 0), factor0);
+            totals[m][1] = Format::add(totals[m][1], paired.row(m, 1), factor1);
         }
     }
 
