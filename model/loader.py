@@ -171,8 +171,8 @@ class TensorReader:
     def _read_blocks(self, name: str) -> BlockMatrix | BlockStream:
         tensor = self._parts.part(name)
         if isinstance(tensor, StoredTensor) and self.is_streamed(name):
-            rows = self._counted(tensor, self._slices.read(tensor))
-            return BlockStream(tensor.dtype, (tensor.shape[0], tensor.shape[1]), rows)
+            slices = self._counted(tensor, self._slices.read(tensor))
+            return BlockStream(tensor.dtype, (tensor.shape[0], tensor.shape[1]), slices)
         if isinstance(tensor, PackedMatrix):
             if self._options.check_values:
                 _check_numbers(tensor, read_weight(tensor, self._dtype, num_threads=self._options.num_threads))

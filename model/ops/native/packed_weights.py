@@ -186,7 +186,7 @@ def _stack(weights: Sequence[Weight]) -> Weight:
     first = weights[0]
     if len(weights) == 1:
         return first
-    slices = chain.from_iterable(map(_slices, weights))
+    slices: Iterator[Tensor] = chain.from_iterable(map(_slices, weights))
     if any(weight.shape[0] % PANEL for weight in weights[:-1]):  # some panel has outputs of two weights
         slices = iter((torch.cat([rows.clone() for rows in slices]),))
     shape = sum(weight.shape[0] for weight in weights), first.shape[1]
