@@ -14,22 +14,16 @@ template <int FORMAT, bool BOTH>
 inline void add_line(const uint32_t* x, const uint32_t* w) {
     _tile_loadd(6, w, PANEL * 4);
     _tile_loadd(7, w + 16, PANEL * 4);
-    if constexpr (BOTH) {
-        _tile_stream_loadd(4, x, LINE * 4);  // so many rows do not stay in the first-level cache until the next panel
-        _tile_stream_loadd(5, x + 16 * LINE, LINE * 4);
-    } else {
-        _tile_loadd(4, x, LINE * 4);
-    }
+    _tile_loadd(4, x, LINE * 4);
+    if constexpr (BOTH) _tile_loadd(5, x + 16 * LINE, LINE * 4);
     add_products<FORMAT, BOTH>();
 }
 
 template <int FORMAT, bool BOTH>
 void add_lines(const uint32_t* x, int rows, const uint32_t* panel, int64_t depth) {
-    constexpr int PREFETCH_DISTANCE = 4 * LINE * PANEL;  // words
+    constexpr int PREFETCH_DISTANCE = 4 * LINE * PANEL;  // words: with few rows the panel comes from memory
     for (; depth >= LINE; depth -= LINE) {
-        // Few rows wait for the panel from memory; more of them wait for loads, each of which costs.
-        if constexpr (!BOTH)
-            for (int word = 0; word < LINE * PANEL; word += LINE) __builtin_prefetch(panel + PREFETCH_DISTANCE + word);
+        for (int word = 0; word < LINE * PANEL; word += LINE) __builtin_prefetch(panel + PREFETCH_DISTANCE + word);
         add_line<FORMAT, BOTH>(x, panel);
         x += rows * LINE;
         panel += LINE * PANEL;
