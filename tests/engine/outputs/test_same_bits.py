@@ -155,7 +155,9 @@ def test_a_request_gets_the_same_bits_alone_and_under_any_load(
     common: dict[str, Any] = {"backend": "native", "isa": isa, "max_model_len": MAX_MODEL_LEN}
     common |= {"dtype": dtype, "kv_cache_dtype": kv_cache_dtype, "quantization": quantization}
     work = _random_work(rng, 14 if scale == 1 else 12 * scale)
-    solo_engine = LocalEngine(path, threads=1, enable_prefix_caching=False, max_num_batched_tokens=1024, **common)
+    solo_engine = LocalEngine(
+        path, threads=1, enable_prefix_caching=False, max_num_batched_tokens=1024, speculation="off", **common
+    )
     alone = [solo_engine.generate(prompt, params)[0] for prompt, params in work]
     loads = [(_tight_load(rng), ALL_AT_ONCE)] + [(_random_load(rng), SCATTERED) for _ in range(min(scale, 2))]
     for load, arrivals in loads:

@@ -114,6 +114,7 @@ def serve_alone(path: Path, work: list[Work], **numerics: Any) -> list[Completio
         enable_prefix_caching=False,
         max_num_batched_tokens=1024,
         max_model_len=MAX_MODEL_LEN,
+        speculation="off",
         **numerics,
     )
     return [engine.generate(prompt, params)[0] for prompt, params in work]
