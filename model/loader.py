@@ -49,8 +49,8 @@ def load_model(path: Path, config: ModelConfig, ops: Ops, options: LoadOptions) 
     Checks all headers against the config before it allocates the first weight. Then reads, converts and packs (by
     `ops`) one tensor at a time. Where `ops` packs streams, matrices are read in slices, the next ones while one is
     packed: the peak is then one copy of the weights and the slices of model/slice_reader.py. Elsewhere, and for
-    matrices that are decoded or put in another order, it is one copy and one tensor or expert. A tensor that cannot be
-    read fails as if nothing was read ahead: the first one in order. Raises CheckpointError.
+    matrices that are decoded or put in another order, it is one copy and one tensor or expert. Of streams that
+    cannot be read, the first one in order fails, as if nothing was read ahead. Raises CheckpointError.
     """
     source = open_network(path, config, ops, options)
     embedding, layers = source.embedding(), list(source.layers())
@@ -208,7 +208,7 @@ class TensorReader:
 
 
 def _converted(slices: Iterator[Tensor], dtype: torch.dtype) -> Iterator[Tensor]:
-    """Convert slices to `dtype`, all in the same memory: touching new pages would take longer than converting."""
+    """Convert slices to `dtype`, each into the memory of the one before: touching new pages would take longer."""
     memory = empty(0, dtype)
     for rows in slices:
         if len(memory) < rows.numel():

@@ -23,7 +23,8 @@ class SliceReader:
     """Reader of slices: threads read the next ones while the caller packs one. Serves one caller at a time.
 
     Matrices are read in the order in which they are asked for. Memory: NUM_READS + 1 slices, if they are also taken in
-    this order; a slice that is taken earlier needs memory of its own.
+    this order; a slice that is taken earlier needs memory of its own. After an error, make a
+    new reader.
     """
 
     def __init__(self, num_packing_threads: int = 1) -> None:

@@ -17,7 +17,8 @@ from engine.grammars.lookahead import ForcedText, Lookahead
 from engine.grammars.panics import panics_as_errors
 from engine.types import Vocabulary
 
-# Limits are counts, not seconds: the same grammar is accepted or rejected on every machine and under any load.
+# Limits are counts, not seconds: the same grammar is accepted or rejected on every machine and under any load, but for
+# texts near them, which may pass with drafts (docs/speculation.md, Limits).
 LIMITS = llguidance.LLParserLimits(
     max_grammar_size=100_000,  # symbols
     initial_lexer_fuel=400_000,  # about 50,000 per ms

@@ -126,7 +126,7 @@ uint64_t Pool::run_share(Share& share, int64_t& finished, std::atomic<uint64_t>*
                 increment(heartbeat);
             }
         } else if (share.ticket.load() == ticket) {
-            break;  // the end belongs to this job
+            break;  // the ticket is that of before `end` was read, so `end` is this job's
         }
         ticket = share.ticket.load();
     }

@@ -1,4 +1,4 @@
-"""A server with drafts, as it is by default, gives the replies of one without it: texts, ids, logprobs, stop strings, usage."""
+"""A server with drafts, the default, gives the replies of one without: texts, ids, logprobs, stop strings, usage."""
 
 from typing import Any
 
@@ -50,10 +50,7 @@ def _replies(server: RunningServer) -> list[dict[str, Any]]:
 
 
 def _num_drafted(server: RunningServer) -> float:
-    metrics = httpx.get(f"{server.url}/metrics").text
-    return sum(
-        float(line.rsplit(" ", 1)[1]) for line in metrics.splitlines() if line.startswith("smoe_drafted_tokens_total")
-    )
+    return server.settled_metrics()["smoe_drafted_tokens_total", ()]
 
 
 def test_the_replies_are_those_of_a_server_without_drafts(server: RunningServer) -> None:

@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     size = given.expert_memory if given.expert_memory == "auto" else parse_size(given.expert_memory)
     start = time.perf_counter()
     settings = {"kv_cache_memory_bytes": 256 << 20, "max_num_batched_tokens": 128, "max_model_len": 256}
-    engine = LocalEngine(directory, expert_memory=size, **settings)
+    engine = LocalEngine(directory, expert_memory=size, speculation="off", **settings)
     loaded = engine._engine.loaded.experts
     assert loaded is not None
     show(start_s=time.perf_counter() - start, slots=loaded.num_slots, experts=loaded.num_experts)

@@ -59,6 +59,7 @@ class Bench:
             quantization=options.quantization,
             threads=options.threads,
             enable_prefix_caching=False,
+            speculation="off",
             max_model_len=1024,
             max_num_batched_tokens=2 * PREFILL,
         )

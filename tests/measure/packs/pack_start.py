@@ -177,7 +177,7 @@ def decode(model: Path, pairs: int, threads: int | None) -> None:
 
     drop(model / WEIGHTS)  # pages that are read get large, those that were written are small
     params = SamplingParams(max_tokens=NUM_TOKENS, temperature=0, ignore_eos=True)
-    settings = {"num_kv_blocks": 64, "max_num_batched_tokens": 64, "threads": threads}
+    settings = {"num_kv_blocks": 64, "max_num_batched_tokens": 64, "threads": threads, "speculation": "off"}
     engines = {memory: LocalEngine(model, weights_memory=memory, **settings) for memory in ("map", "copy")}
 
     def tokens_per_s(memory: str) -> float:
