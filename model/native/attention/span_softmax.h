@@ -55,7 +55,7 @@ class SpanSoftmax {
 
     // Largest visible score of one query in this span.
     static float largest_seen(const float* scores, Range seen) {
-        Vec found[2] = {broadcast(MINUS_INFINITY), broadcast(MINUS_INFINITY)};  // two chains: each maximum waits for the one before
+        Vec found[2] = {broadcast(MINUS_INFINITY), broadcast(MINUS_INFINITY)};  // two chains, for speed
         int turn = 0;
         for (int64_t j = seen.begin / LANES * LANES; j < seen.end; j += LANES, turn ^= 1)
             found[turn] = larger(found[turn], mask(load(scores + j), j, seen, MINUS_INFINITY));
