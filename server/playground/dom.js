@@ -58,7 +58,7 @@ export function on(target, types, action) {
   for (const type of types.split(" ")) node.addEventListener(type, action);
 }
 
-/** Calls `submit` at an Enter for which `isSubmit` holds, and `cancel` at Escape. Nobody else gets these keys. */
+/** Calls `submit` at an Enter for which `isSubmit` holds, and `cancel` at Escape. */
 export function onEnter(field, submit, cancel, isSubmit = () => true) {
   on(field, "keydown", (event) => {
     const isEnter = event.key === "Enter" && !event.isComposing && isSubmit(event);

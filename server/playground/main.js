@@ -12,7 +12,7 @@ const [panel, field, fault] = ["key-panel", "key", "key-fault"].map(byId);
 let timer = null;
 let isRefreshing = false;
 
-/** Refreshes the parts while the page is visible. One that fails does not keep the others from being shown. */
+/** Refreshes the parts while the page is visible, whichever of them fails. */
 async function refresh() {
   clearTimeout(timer);
   if (isRefreshing || document.hidden) return;

@@ -4,7 +4,7 @@ const SCALE = 2; // pixels per pixel of the page; fewer if a side would be too l
 const MAX_SIDE = 16_000; // of a canvas in every browser
 const MARGIN = 24;
 
-/** Saves a part of the page as a PNG, without controls, with lines of text below. `onFailure`: it is too large. */
+/** Saves a part of the page as a PNG, with lines of text below. */
 export function savePicture(root, captions, onFailure) {
   const lines = captions.map((text) => element("p.caption", text));
   root.append(...lines);

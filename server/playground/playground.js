@@ -30,6 +30,7 @@ let maxLen = 0;
 let running = null; // AbortController
 let send = () => run();
 let isWaiting = false; // the last request is sent when the server is ready
+let isResuming = false; // it is one that a reload has cut
 let isFollowing = true; // the end of the text
 let paperTop = 0;
 
@@ -65,7 +66,7 @@ export async function loadModel() {
 }
 
 async function run(job = {}) {
-  isWaiting = false;
+  isWaiting = isResuming = false;
   if (running || byId("run").disabled || !sampling.check()) return;
   const requests = requestsOf(job);
   if (!requests) return panel.focus();
@@ -152,7 +153,7 @@ export function sendWaiting() {
 
 function hideFailure() {
   failure.hidden = true;
-  isWaiting = false;
+  isWaiting = isResuming = false;
 }
 
 function showButtons() {
@@ -170,6 +171,7 @@ function show(name) {
   isFollowing = true;
   setTimeout(follow); // when it is shown
   const isOpen = mode() === name;
+  hideFailure();
   byId(`mode-${name}`).control.checked = true;
   document.body.dataset.tab = "text";
   if (isOpen) return showButtons();
@@ -178,7 +180,6 @@ function show(name) {
   for (const other of ["completion", "compare"]) byId(other).hidden = name !== other;
   byId("chat").hidden = byId("message").hidden = name !== "chat";
   summary.replaceChildren();
-  hideFailure();
   showButtons();
   paint();
   return panel.focus();
@@ -209,7 +210,7 @@ function setSettings({ off, ...fields }) {
 /** Returns what a reload opens again, beside the texts of the history. */
 function state() {
   const typed = ["prompt", "message", "system"].map((id) => byId(id).value);
-  return { typed, compared: compare.link(), isWriting: isRunning(), settings: sampling.check() ? settings() : {} };
+  return { typed, compared: compare.link(), isWriting: isRunning() || isResuming, settings: sampling.check() ? settings() : {} };
 }
 
 /** Opens it. A text goes on as soon as the server is ready. */
@@ -222,11 +223,12 @@ function setState({ mode: name, typed, compared, isWriting, settings: fields }) 
   }
   if (name) show(name);
   completion.edited();
-  isWaiting = Boolean(isWriting);
-  send = () => run(panel.resumeJob());
+  isWaiting = isResuming = Boolean(isWriting);
+  const job = panel.resumeJob();
+  send = () => run(job);
 }
 
-/** Returns an address with the open text and its settings in the fragment, which no server gets. */
+/** Returns an address with the open text and its settings in the fragment. */
 function link() {
   const text = panel.link();
   const seed = summary.querySelector(".seed")?.value; // of the text that is shown
@@ -234,7 +236,7 @@ function link() {
   return text && new URL(`#${encodeURIComponent(JSON.stringify(fields))}`, document.baseURI).href;
 }
 
-/** Opens such an address. Its fragment goes, so that a reload opens what has become of the text. */
+/** Opens such an address, and forgets it: a reload opens what has become of the text. */
 async function openLink() {
   const { hash, pathname, search } = location;
   if (!hash) return;

@@ -7,7 +7,7 @@ const MAX_COLUMNS = 4;
 const MIN_COLUMNS = 2;
 const FIRST_KS = [1, 2, 4];
 
-// The panel of a comparison: one prompt and one seed, continued side by side with different numbers of experts.
+// One prompt and one seed, side by side with different numbers of experts.
 export const name = "Compare";
 export const repeatLabel = "";
 const field = byId("compare-prompt");

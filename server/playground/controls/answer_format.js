@@ -32,7 +32,7 @@ export function setFields({ response_format: format, structured_outputs: { regex
   show(schema ? JSON.stringify(schema, null, 1) : regex ?? choice?.join("\n") ?? "");
 }
 
-/** Shows a text. Without one the example takes the place of a text that describes something else. */
+/** Shows a text; without one the example, in place of what describes something else. */
 function show(text) {
   const [, label, example] = FORMATS[kind.value];
   const caption = box.firstChild;

@@ -15,6 +15,7 @@ let playground;
 const popover = byId("history-panel");
 const opened = { chat: {}, completion: {} }; // {id, title}
 const timers = {};
+let isRestored = false;
 
 /** Opens what the tab had open before a reload. */
 export async function restore(texts, page) {
@@ -26,11 +27,19 @@ export async function restore(texts, page) {
       if (entry) put(entry.kind, entry);
     }
   });
+  state.isWriting &&= performance.getEntriesByType("navigation")[0].type === "reload"; // not a tab that was opened again
   playground.setState(state);
+  isRestored = true;
 }
 
 export function note(state) {
-  sessionStorage.setItem(OPEN, JSON.stringify({ mode: playground.mode(), ids: Object.values(opened).map(({ id }) => id), ...state }));
+  if (!isRestored) return; // the storage has what the last reload left
+  const ids = Object.values(opened).map(({ id }) => id);
+  try {
+    sessionStorage.setItem(OPEN, JSON.stringify({ mode: playground.mode(), ids, ...state }));
+  } catch {
+    if (state) note(); // no room for what was typed
+  }
 }
 
 display.changed = (kind) => {
@@ -138,7 +147,7 @@ function exportEntries(entries) {
   saveFile(new Blob([json]), `smoe-history-${new Date().toISOString().slice(0, 10)}.json`);
 }
 
-/** Reads the entries of an exported file. Throws TypeError, one line for the user, if it is something else. */
+/** Reads the entries of an exported file. Throws TypeError with a line for the user. */
 async function readExport(file) {
   const content = await file.text().then(JSON.parse).catch(() => {
     throw new TypeError("The file is not JSON.");

@@ -1,6 +1,6 @@
 import { sumOf } from "../words.js";
 
-/** Counts the experts of tokens, {spelled, routing}, as GET /experts does: an entry per layer. */
+/** Counts the experts of tokens {spelled, routing}, as GET /experts does. */
 export const countExperts = (tokens, numLayers, numExperts) => Array.from({ length: numLayers }, (_, layer) =>
   entryOf(layer, tokens.map(({ spelled, routing }) => [spelled, routing[layer]]), numExperts));
 

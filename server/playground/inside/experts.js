@@ -24,7 +24,7 @@ export function listen(hovered, switched) {
   onSwitch = switched;
 }
 
-/** Returns [layers][experts], false for the experts that are switched off; undefined if none is. */
+/** Returns [layers][experts], false where one is off; undefined if none is. */
 export function mask() {
   if (!disabled.size) return undefined;
   return cells.map((row, layer) => row.map((_, expert) => !disabled.has(`${layer} ${expert}`)));

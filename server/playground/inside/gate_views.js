@@ -24,7 +24,7 @@ export function paintLayers(group, layers) {
   });
 }
 
-/** Returns one layer: a row per expert with logit, power, weight, and weight if all worked; the steps in sentences. */
+/** Returns one layer: a row of figures per expert; the steps in sentences. */
 export function layerDetail(layer, index, k, mask) {
   const { logits, chosen, weights } = layer;
   const largest = logits[chosen[0]];

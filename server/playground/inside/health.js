@@ -10,7 +10,7 @@ const PHASES = {
   unreachable: "cannot be reached",
 };
 
-// A dot beside the model's name and, unless the server is ready, words with the progress of a load.
+// A dot beside the model's name, and words while the server is not ready.
 export let phase = "loading"; // of the last reading; "unreachable" without an answer
 const dot = byId("health");
 

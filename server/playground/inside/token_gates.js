@@ -16,7 +16,7 @@ let group = null;
 const detail = element("div.gate-detail");
 const status = element("p.gate-status", { role: "status" });
 
-/** Lets the server read a token again, behind the ids `before`. Resolves to {logits, chosen, weights} of each layer. Throws ApiError. */
+/** Reads a token again, behind the ids `before`: {logits, chosen, weights} of each layer. Throws ApiError. */
 export async function readGates({ model, before, id, mask }, k, signal) {
   const body = {
     model, prompt: before, max_tokens: 2, allowed_token_ids: [id], ignore_eos: true, temperature: 0,
@@ -27,7 +27,7 @@ export async function readGates({ model, before, id, mask }, k, signal) {
   return choice.gate_logits[0].map((logits, i) => ({ logits, chosen: choice.expert_routing[0][i], weights: choice.expert_weights[0][i] }));
 }
 
-/** Opens the dialog on a token with what `readGates` needs, and `onBranch`, which goes on with one of `others`. */
+/** Opens the dialog on a token; `onBranch` goes on with one of `others`. */
 export function open(opened) {
   token = opened;
   replies.clear();
@@ -58,7 +58,7 @@ function branches() {
   return buttons.length ? [element("p.gate-branches", "Go on with", buttons)] : [];
 }
 
-/** Returns the choice of experts per token: 1, the model's own, the text's, all that the mask allows. */
+/** Returns the choice of experts per token: 1, the model's, the text's, all. */
 function numbers() {
   const { numExperts, ownK } = display;
   const most = Math.min(numExperts, ...(token.mask ?? []).map((allowed) => allowed.filter(Boolean).length));

@@ -11,7 +11,7 @@ const EXAMPLES = [
 const OF_WHOLE_ANSWERS = ["tools", "tool_choice", "response_format", "structured_outputs"]; // useless for the rest of one
 
 // The panel of a conversation. A job is {} for the message in the field, {answer: user message}, {edit: user message, text},
-// {send: answer, results}, {resume: answer} or {branch: answer, text}. Every new answer is a branch beside the ones before.
+// {send: answer, results}, {resume: answer} or {branch: answer, text}.
 export const name = "Send";
 export const repeatLabel = "Answer again";
 let conversation = new Conversation();
@@ -19,6 +19,7 @@ const turns = []; // of the open path
 let added = []; // by the running request: {node, before}, a message and the branch that was open
 let lastJob = {};
 let running = null;
+let cut = null; // message whose answer a reload has cut before its first token
 const box = byId("turns");
 const field = byId("message");
 const system = byId("system");
@@ -35,9 +36,10 @@ export function repeatJob() {
   return { answer: last.role === "assistant" ? last.parent : last };
 }
 
-/** Returns the job that goes on with an answer that a reload has cut, or answers again: calls cannot be continued. */
+/** Returns the job that goes on after a reload: calls cannot be continued. */
 export function resumeJob() {
   const { last } = conversation;
+  if (cut) return { answer: cut };
   return last.role === "assistant" && !last.calls.length ? { resume: last } : repeatJob();
 }
 
@@ -48,6 +50,8 @@ export function branchJob(view, text) {
 }
 
 export function requests(model, sampling, job = {}) {
+  const { path, root } = conversation;
+  if (![...path, root, undefined].includes(job.resume ?? job.answer)) return false; // another branch was opened meanwhile
   const content = system.value.trim();
   const messages = [...(content ? [{ role: "system", content }] : []), ...messagesOf(job)];
   if (job.resume || job.branch) {
@@ -93,7 +97,8 @@ export function entry() {
 export function open(stored) {
   conversation = stored ? Conversation.fromTree(stored.tree) : new Conversation();
   const { last } = conversation;
-  if (last.role === "assistant" && !last.text && !last.calls.length) conversation.remove(last); // cut before its first token
+  cut = last.role === "assistant" && !last.text && !last.calls.length ? last.parent : null;
+  if (cut) conversation.remove(last);
   setSystem(stored?.system);
   examples.hidden = stored !== null;
   draw();

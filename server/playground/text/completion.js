@@ -24,11 +24,12 @@ const examples = byId("completion-examples");
 let versions = []; // {prompt, text, note} or {prompt, view}
 let shown = null;
 let previous = null; // the one that the running request replaces
+let cut = ""; // prompt whose text a reload has cut before its first token
 
 export const views = () => [shown?.promptView, shown?.view].filter(Boolean);
 export const canRepeat = () => Boolean(shown && textOf(shown));
 export const repeatJob = () => ({ prompt: field.value + textOf(shown) });
-export const resumeJob = () => ({ prompt: shown ? shown.prompt + textOf(shown) : field.value });
+export const resumeJob = () => ({ prompt: cut || (shown?.prompt === field.value ? field.value + textOf(shown) : "") });
 export const branchJob = (view, text) => ({ prompt: (versions.find((version) => version.view === view)?.prompt ?? "") + text });
 export const focus = () => field.focus();
 
@@ -65,7 +66,9 @@ export function open(stored) {
   if (!areTexts(texts.flatMap(({ prompt, text, note = "" }) => [prompt, text, note]))) throw new TypeError("Not a text.");
   versions = texts.filter(({ text }) => text);
   examples.hidden = stored !== null;
-  write(texts[stored?.at]?.prompt ?? "");
+  const { prompt = "", text } = texts[stored?.at] ?? {};
+  cut = text ? "" : prompt;
+  write(prompt);
   if (versions.length) openVersion(Number(stored.at));
 }
 

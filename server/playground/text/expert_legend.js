@@ -4,7 +4,7 @@ import { hueOf, percent } from "../words.js";
 const box = byId("expert-legend");
 let shown = null; // the expert whose tokens stay
 
-/** Draws a button for each strongest expert of the tokens in a layer; it dims the tokens of all others. */
+/** Draws a button for each strongest expert of a layer; it dims the tokens of others. */
 export function draw(views, { layer, numExperts, repaint }) {
   const counts = new Map();
   const strongest = views.flatMap(({ routed }) => routed.map(({ routing }) => routing[layer][0]));

@@ -67,7 +67,7 @@ class Meter {
   }
 }
 
-/** Yields {data, ms} of each server-sent event: its text and when its packet arrived. Comments are skipped. */
+/** Yields {data, ms} of each server-sent event: its text and when its packet arrived. */
 async function* eventData(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let pending = "";

@@ -55,14 +55,14 @@ const beginsBlock = (line) => /^(#{1,6} |>|\s*```)/.test(line) || ITEM.test(line
 
 const cellsOf = (line) => line.trim().replace(/^\||(?<!\\)\|$/g, "").split(/(?<!\\)\|/).map((cell) => cell.trim().replaceAll("\\|", "|"));
 
-/** Returns whether a line is the head of a table: the next line has dashes below each of its cells. */
+/** Returns whether a line is the head of a table: dashes follow below its cells. */
 function isTable([head, dashes]) {
   if (!head?.includes("|") || !dashes?.includes("|")) return false;
   const cells = cellsOf(dashes);
   return cells.length <= MAX_COLUMNS && cells.length === cellsOf(head).length && cells.every((cell) => /^:?-+:?$/.test(cell));
 }
 
-/** Reads a table. Colons beside the dashes align a column; rows have as many cells as the head. */
+/** Reads a table; rows have as many cells as the head. */
 function readTable(lines) {
   if (!isTable(lines)) return null;
   const [head, dashes, ...rows] = take(lines, (line, i) => i < 2 || (line.includes("|") && !beginsBlock(line))).map(cellsOf);
@@ -111,7 +111,7 @@ function inlineNode([, code, strong, emphasis, label, href]) {
   return element("a", { href, target: "_blank", rel: "noopener noreferrer" }, label);
 }
 
-/** Returns code as nodes: comments, strings, numbers and the keywords of common languages have a colour. */
+/** Returns code as nodes, in the colours of common languages. */
 function coloured(code, language) {
   if (/^(te?xt|plain|md|markdown|http|diff)/i.test(language)) return [code];
   const comment = /^(py|(ba|z)?sh|ya?ml|toml|r$|ruby|perl|make|docker)/i.test(language) ? "#.*" : /sql$/i.test(language) ? "--.*" : "//.*|/\\*[^]*?(?:\\*/|$)";

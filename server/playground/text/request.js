@@ -6,14 +6,14 @@ export function completionRequest(model, prompt, sampling) {
   return request("v1/completions", { model, prompt }, rest, { logprobs: NUM_ALTERNATIVES });
 }
 
-/** Like `completionRequest`, for a chat. A tool's result is answered with a text, even if answers have to be calls. */
+/** Like `completionRequest`, for a chat. A tool's result is answered with a text. */
 export function chatRequest(model, messages, { tools, tool_choice: choice, ...rest }) {
   const mustCall = choice && { tool_choice: messages.at(-1).role === "tool" ? "none" : choice };
   const calls = tools && { tools, ...mustCall };
   return request("v1/chat/completions", { model, messages }, { ...rest, ...calls }, { logprobs: true, top_logprobs: NUM_ALTERNATIVES });
 }
 
-/** `details` asks for probabilities, `routing` also for experts and ids, by which gates are asked for later. */
+/** `details` asks for probabilities, `routing` for experts and ids. */
 function request(path, subject, { details, routing, seed, ...rest }, logprobs) {
   const asked = details && { ...logprobs, ...(routing && { expert_routing: true, return_token_ids: true }) };
   const fields = { ...subject, ...rest, ...asked, stream: true, stream_options: { include_usage: true, continuous_usage_stats: true } };

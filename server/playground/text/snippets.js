@@ -1,7 +1,7 @@
 import { key } from "../api.js";
 import { withSeed } from "./request.js";
 
-// A request as a curl command and as a program for OpenAI's Python client. They read the key from SMOE_API_KEY.
+// A request as a curl command and as a Python program, with the key of SMOE_API_KEY.
 
 const OPENAI_FIELDS = [
   "model", "prompt", "messages", "max_tokens", "temperature", "top_p", "frequency_penalty", "presence_penalty", "stop",

@@ -11,7 +11,7 @@ function figures({ firstTokenMs, tokensPerSecond: rate, numTokens }) {
 
 export const noteOf = (meter) => [...figures(meter).map((figure) => figure.join(" ")), endingOf(meter)].join(" · ");
 
-/** Returns the figures as nodes. `maxLen`: the model's context; `ending`: null while it runs; `onSeed` gets the seed. */
+/** Returns the figures as nodes. `ending` is null while it runs; `onSeed` gets the seed. */
 export function summaryNodes(meter, maxLen, ending, onSeed) {
   if (meter.firstTokenMs === null) return [ending ?? "waiting"];
   const context = meter.numPrompt && maxLen ? [[percent((meter.numPrompt + meter.numTokens) / maxLen), `of ${maxLen.toLocaleString("en")} context`]] : [];

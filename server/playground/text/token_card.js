@@ -47,7 +47,7 @@ function alternatives(token) {
   return element("ol.others", rows);
 }
 
-/** Returns a grid of layers and experts, lit by weight or, if that is unknown, the strongest most. */
+/** Returns a grid of layers and experts, lit by weight, or the strongest most. */
 function routes({ routing, weights }, numExperts) {
   const grid = element("div.routes", { "--experts": numExperts, "--layers": routing.length });
   routing.forEach((chosen, layer) => {

@@ -11,7 +11,7 @@ const REST_MS = 250; // on a token, before its weights are read
 let weighing = {}; // the only request for weights: its token, controller and layers
 const STEPS = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
 
-/** Makes a view of text by tokens. Hover, tap or arrow keys open a token's card; a click then, or Enter, its gates. */
+/** Makes a view of text by tokens: hover, tap or arrow keys open a card; a click then, or Enter, the gates. */
 export function tokenView(name = "Generated text") {
   const tokens = [];
   const spans = [];

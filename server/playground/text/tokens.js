@@ -1,4 +1,4 @@
-/** Returns the tokens of a choice: {text, spelled, logprob, others, id}: its part of the output, the token itself, alternatives. */
+/** Returns the tokens of a choice: {text, spelled, logprob, others, id}; `text` is the part of the output. */
 export function parseTokens(choice) {
   const text = choice.text ?? choice.delta?.content ?? "";
   const entries = parseLogprobs(choice.logprobs).map((entry, i) => ({ ...entry, id: choice.token_ids?.[i] }));

@@ -140,6 +140,47 @@ def test_a_text_that_a_reload_cuts_goes_on_and_what_is_typed_stops_that(visit: V
     assert len(stub.bodies) == num_sent, "a text that was complete is not written again"
 
 
+def test_what_a_reload_cuts_before_its_first_token_is_written_anew(visit: Visit, stub: StubServer) -> None:
+    talk(visit, "one")
+    never = threading.Event()
+    stub.holds = {0: never}
+    visit.get("#again").click()
+    until_stored(visit, '"text": ""')
+    stub.tokens, stub.holds = ["gamma"], {}
+    visit.page.reload()
+    visit.wait_until_finished()
+    expect(visit.get(".turn-body")).to_have_text(["one", "gamma"])
+    assert [message["content"] for message in stub.bodies[-1]["messages"]] == ["one"]
+    visit.get("article.assistant").get_by_role("button", name="Previous branch").click()
+    expect(visit.get(".turn-body")).to_have_text(["one", "alpha beta"])
+    visit.choose("mode", "completion")
+    visit.write("A prompt")
+    stub.holds = {0: never}
+    visit.get("#prompt").fill("Another")
+    visit.page.keyboard.press("Control+Enter")
+    until_stored(visit, "Another")
+    stub.tokens, stub.holds = ["delta"], {}
+    visit.page.reload()
+    visit.wait_until_finished()
+    never.set()
+    assert stub.bodies[-1]["prompt"] == "Another"
+    expect(visit.get("#prompt")).to_have_value("Another")
+
+
+def test_a_second_reload_before_the_texts_are_open_loses_nothing(visit: Visit, stub: StubServer) -> None:
+    talk(visit, "one")
+    until_stored(visit, "alpha beta")
+    slow_once = (
+        "sessionStorage.slow ??= (indexedDB.open = () => new EventTarget()) && 'was'"  # a request without an answer
+    )
+    visit.page.add_init_script(slow_once)
+    visit.page.reload()
+    expect(visit.get("#health")).to_have_attribute("data-phase", "ready")
+    expect(visit.get(".turn-body")).to_have_count(0)
+    visit.page.reload()
+    expect(visit.get(".turn-body")).to_have_text(["one", "alpha beta"])
+
+
 def test_an_answer_of_a_tab_that_was_closed_is_marked_and_can_be_continued(visit: Visit, stub: StubServer) -> None:
     last = threading.Event()
     stub.holds = {2: last}
