@@ -17,4 +17,4 @@ on(button, "click", () => {
   show(next);
 });
 const stored = localStorage.getItem(STORED);
-show(stored in SIGNS ? stored : "system");
+show(Object.hasOwn(SIGNS, stored) ? stored : "system");

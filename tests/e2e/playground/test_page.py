@@ -216,6 +216,9 @@ def test_a_theme_is_kept_after_a_reload(visit: Visit) -> None:
     dark = visit.page.evaluate(paper)
     visit.page.reload()
     assert visit.page.evaluate(paper) == dark != light
+    visit.page.evaluate("localStorage.setItem('smoe-theme', 'constructor')")
+    visit.page.reload()
+    expect(visit.get("html")).to_have_attribute("data-theme", "system")
 
 
 def test_a_phone_shows_one_part_at_a_time_without_horizontal_scrolling(browser: Browser, server: RunningServer) -> None:
