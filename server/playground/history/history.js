@@ -33,7 +33,7 @@ export async function restore(texts, page) {
 }
 
 export function note(state) {
-  if (!isRestored) return; // the storage has what the last reload left
+  if (!isRestored) return; // the storage has what a reload left
   const ids = Object.values(opened).map(({ id }) => id);
   try {
     sessionStorage.setItem(OPEN, JSON.stringify({ mode: playground.mode(), ids, ...state }));

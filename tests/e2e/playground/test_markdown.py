@@ -108,15 +108,11 @@ def test_long_answers_of_few_kinds_of_characters_are_rendered(visit: Visit) -> N
         assert text in visit.page.evaluate(TEXT_OF, f"```js\n{text}")[1]
 
 
+@pytest.mark.timeout(60)
 def test_the_time_for_links_that_are_not_closed_grows_with_their_length_only(visit: Visit) -> None:
-    """Quadratic time would be minutes for these, and is less than a second for one that is an eighth of it."""
-    timed = f"""async (text) => {{
-      const started = performance.now();
-      await ({RENDER})(text);
-      return performance.now() - started;
-    }}"""
+    """Quadratic time would be minutes for these."""
     for opened in ("[a](https://", "[a](https://(", "[a](https://()", "[a](https://b"):
-        assert visit.page.evaluate(timed, opened * 50_000) < 10_000, opened
+        assert opened in visit.page.evaluate(TEXT_OF, opened * 50_000)[1]
 
 
 def test_texts_of_very_many_nodes_are_rendered_and_a_long_string_ends_at_its_quote(visit: Visit) -> None:

@@ -229,11 +229,9 @@ def _unneeded_experts(wide: Pack, seed: int) -> float:
     network = wide.stored(3, read=held.read)
     step = in_thread(lambda: logits_of(network, [1], seed))
     held.wait(6)  # two pieces of each of two experts of the first layer, and of one that is read ahead
-    while step.is_alive():
-        for position in held.wait(1, timeout_s=0.05):
+    while (positions := held.wait(1, timeout_s=0.05)) or step.is_alive():
+        for position in positions:
             held.release(position)
-    for position in held.wait(0):
-        held.release(position)
     store = store_of(network)
     slot_bytes = store.num_bytes // 3
     wait_until(lambda: store.counts().unneeded_bytes in (0, slot_bytes))
