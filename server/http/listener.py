@@ -17,7 +17,7 @@ def listen(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except (socket.gaierror, UnicodeError):
         name, _, last = host.rpartition(":")
-        hint = f"; for a port: --host {name} --port {last}" if name and last.isdecimal() else ""
+        hint = f"; for a port: --host {name.strip('[]')} --port {last}" if name and last.isdecimal() else ""
         raise ListenError(f"--host {host}: this name has no address{hint}") from None
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:

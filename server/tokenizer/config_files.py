@@ -94,7 +94,8 @@ def read_json(path: Path) -> Json | None:
     try:
         value = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError, MemoryError) as error:
-        reason = f"not valid JSON: {error}" if isinstance(error, ValueError) else "nested too deeply"
+        words = {RecursionError: "nested too deeply", MemoryError: "not enough memory to read it"}
+        reason = words.get(type(error), f"not valid JSON: {error}")
         raise TokenizerError(f"{path}: {reason}") from None
     if not isinstance(value, dict):
         raise TokenizerError(f"{path}: not a JSON object")

@@ -35,7 +35,8 @@ def steps_command(
 ) -> None:
     """Start a server with these settings, put load on it, and report how long its steps take: for `smoe plan --rate`.
 
-    Give the settings and lengths of the load that you plan for. The machine should be idle.
+    Give the settings and lengths of the load that you plan for. The machine should be idle. The server drafts nothing:
+    plans are without speculation.
 
     \b
     smoe bench steps /models/Mixtral-8x7B-Instruct-v0.1 --quantization int8 --json > steps.json
@@ -69,7 +70,7 @@ def _measure(settings: Mapping[str, Any], given: Mapping[str, Any], *, as_json: 
         )
         with tempfile.TemporaryDirectory(prefix="smoe-steps-") as name:
             folder = Path(name)
-            flags = [*serve_arguments(settings), "--step-log", str(folder / STEPS_NAME)]
+            flags = [*serve_arguments(settings), "--speculation", "off", "--step-log", str(folder / STEPS_NAME)]
             with own_server(flags, folder / LOG_NAME) as server:
                 server.wait_ready(lambda words: None)
                 endpoint = Endpoint.parse(server.url, client_of(server.url, None).api_key)

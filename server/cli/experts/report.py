@@ -113,5 +113,5 @@ def _save(figure: "Figure", path: Path) -> None:
     try:
         figure.savefig(path, dpi=110)
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
+        reason = getattr(error, "strerror", None) or error
         raise ExpertTextError(f"--png {path}: {reason}") from None

@@ -184,7 +184,14 @@ def served(
     """Serve the arrivals; return the steps and the clients' figures."""
     log = folder / "steps.jsonl"
     log.unlink(missing_ok=True)
-    measured_flags = [*flags, "--no-enable-prefix-caching", "--step-log", str(log)]  # the plan has no prefix cache
+    measured_flags = [
+        *flags,
+        "--no-enable-prefix-caching",
+        "--speculation",
+        "off",
+        "--step-log",
+        str(log),
+    ]  # as planned
     with own_server([str(folder), *measured_flags], folder / "server.log") as server:
         server.wait_ready(lambda words: None)
         result = measured(server.url, arrivals, folder)

@@ -25,6 +25,7 @@ WRONG = (
     ("serve --kv-cache-memory-bytes 20GB5", "--kv-cache-memory-bytes"),
     ("serve --threads 0", "--threads"),
     ("serve --host 127.0.0.1:8000", "--host 127.0.0.1 --port 8000"),
+    ("serve --host [::1]:8000", "--host ::1 --port 8000"),
     ("plan {}/damaged", "not valid JSON"),
     ("serve --experts-per-token 0", "--experts-per-token"),
     ("serve --log-level loud", "info"),
