@@ -13,7 +13,9 @@ from tests.support.paths import DEMO
 @pytest.fixture(scope="module")
 def engine() -> LocalEngine:
     torch.set_num_threads(1)
-    return LocalEngine(DEMO, dtype="float32", threads=1, check_integrity=True, max_num_batched_tokens=256)
+    return LocalEngine(
+        DEMO, dtype="float32", threads=1, check_integrity=True, speculation="off", max_num_batched_tokens=256
+    )
 
 
 def random_request(rng: random.Random, vocab: int) -> tuple[list[int], SamplingParams]:
