@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from server.cli.api_client import ApiError
 from server.engine_client.process import package_root
@@ -37,8 +37,7 @@ class OwnServer:
         command = [sys.executable, "-P", "-c", RUN, str(package_root()), str(os.getpid()), "serve", *flags]
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
-            log.unlink(missing_ok=True)  # a server that runs beside this one goes on with its own file
-            self._log = log.open("w+b")
+            self._log = _new_log(log)
         except OSError as error:
             raise ApiError(f"{log}: {error.strerror}") from None
         self._process = subprocess.Popen(
@@ -104,6 +103,14 @@ def serve_arguments(settings: Mapping[str, Any]) -> list[str]:
             flag = f"--{name.replace('_', '-')}"
             arguments += [flag] if value is True else [flag, str(value)]
     return arguments
+
+
+def _new_log(path: Path) -> BinaryIO:
+    """Create a log in place of the older one, whose server keeps its file. Raises OSError."""
+    while True:
+        path.unlink(missing_ok=True)
+        with contextlib.suppress(FileExistsError):  # another command has created it since
+            return path.open("x+b")
 
 
 def _free_port() -> int:

@@ -1,8 +1,10 @@
 """`smoe run` uses the server that runs if it fits; the flags of its own one."""
 
 import json
+import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -115,3 +117,21 @@ def test_servers_that_start_at_once_have_a_log_each(tmp_path: Path) -> None:
             with pytest.raises(ApiError, match=name):
                 server.wait_ready(lambda _: None)
     assert "./second" in log.read_text()
+
+
+def test_logs_that_are_created_at_the_same_moment_are_two_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both, unlink, waited = threading.Barrier(2, timeout=60), Path.unlink, threading.local()
+
+    def unlink_together(path: Path, *, missing_ok: bool) -> None:
+        unlink(path, missing_ok=missing_ok)
+        if not hasattr(waited, "once"):
+            waited.once = True
+            both.wait()
+
+    monkeypatch.setattr(Path, "unlink", unlink_together)
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(own_server._new_log, [tmp_path / "run.log"] * 2)
+    with first, second:
+        assert not os.path.sameopenfile(first.fileno(), second.fileno())
