@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from server.tokenizer.config_files import AddedToken, TokenizerError, TokenizerSettings, read_settings
+from server.tokenizer.config_files import AddedToken, TokenizerError, TokenizerSettings, read_json, read_settings
 from tests.support.checkpoints.mistral_tokenizers import write_json_files
 
 
@@ -67,3 +67,18 @@ def test_a_damaged_file_gives_one_line_that_names_it(tmp_path: Path, name: str, 
         read_settings(tmp_path)
     assert "\n" not in str(caught.value)
     assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"), [(RecursionError(), "nested too deeply"), (MemoryError(), "not enough memory to read it")]
+)
+def test_a_file_that_exceeds_the_interpreters_limits_is_reported_in_words(
+    error: Exception, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(text: str) -> None:
+        raise error
+
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(json, "loads", fail)
+    with pytest.raises(TokenizerError, match=words):
+        read_json(tmp_path / "config.json")

@@ -1,9 +1,12 @@
 """Tables and JSON of `smoe experts`."""
 
 import json
+from pathlib import Path
 
-from server.cli.experts.measurement import SweepPoint
-from server.cli.experts.report import count_json, count_table, sweep_table
+import pytest
+
+from server.cli.experts.measurement import ExpertTextError, SweepPoint
+from server.cli.experts.report import _save, count_json, count_table, sweep_table
 
 
 def test_the_table_marks_the_expert_with_most_tokens_of_each_text() -> None:
@@ -28,3 +31,12 @@ def test_a_sweep_has_a_line_per_number_of_experts() -> None:
     lines = [line.split() for line in sweep_table(points).splitlines()]
     assert lines[1:3] == [["1", "1,000", "100", "10.00"], ["2", "2,000", "200", "5.00"]]
     assert lines[0][-1] == "prose"
+
+
+def test_a_picture_that_cannot_be_written_is_reported_without_an_errno_too() -> None:
+    class Figure:
+        def savefig(self, path: Path, dpi: int) -> None:
+            raise OSError("the encoder failed")
+
+    with pytest.raises(ExpertTextError, match=r"--png a\.png: the encoder failed"):
+        _save(Figure(), Path("a.png"))
