@@ -109,6 +109,7 @@ def test_the_command_measures_a_server_and_plan_reads_it(tmp_path: Path) -> None
 def test_a_measurement_that_plan_would_refuse_is_not_printed(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     @contextlib.contextmanager
     def no_server(flags: list[str], log: Path) -> Iterator[SimpleNamespace]:
+        assert flags[flags.index("--speculation") + 1] == "off"  # as plans are
         yield SimpleNamespace(url="http://127.0.0.1:1", wait_ready=lambda show: None)
 
     async def too_few(*arguments: object) -> dict[str, Any]:
