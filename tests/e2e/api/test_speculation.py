@@ -3,6 +3,7 @@
 from typing import Any
 
 import httpx
+import pytest
 
 from tests.support.servers.running import MODEL, RunningServer, start_server
 
@@ -35,6 +36,7 @@ BODIES: list[tuple[str, dict[str, Any]]] = [
         {**CHAT, "temperature": 0, "response_format": {"type": "json_schema", "json_schema": SCHEMA}},
     ),
 ]
+MAX_ROUNDS = 10  # while other processes take the cores, no draft may seem worth its time
 
 
 def _replies(server: RunningServer) -> list[dict[str, Any]]:
@@ -58,5 +60,8 @@ def test_the_replies_are_those_of_a_server_without_drafts(server: RunningServer)
         expected = _replies(plain)
         assert _num_drafted(plain) == 0
     before = _num_drafted(server)
-    assert _replies(server) == expected
-    assert _num_drafted(server) > before
+    for _ in range(MAX_ROUNDS):
+        assert _replies(server) == expected
+        if _num_drafted(server) > before:
+            return
+    pytest.fail("nothing was drafted")

@@ -167,7 +167,9 @@ def test_the_prompts_tokens_have_the_colours_of_their_scores_and_experts(visit: 
     place = "spans => spans.map(span => span.getBoundingClientRect()).map(({ x, y }) => [x, y])"
     field = visit.get("#prompt").bounding_box()
     assert field and tokens.evaluate_all(place)[0] == [field["x"], pytest.approx(field["y"], abs=5)]
-    box = tokens.nth(len(scores) - 2).bounding_box()
+    token = tokens.nth(len(scores) - 2)
+    token.scroll_into_view_if_needed()  # the page may show the end of a long text
+    box = token.bounding_box()
     assert box
     visit.page.mouse.move(box["x"] + 3, box["y"] + 9)
     visit.page.mouse.move(box["x"] + 4, box["y"] + 9)

@@ -220,22 +220,29 @@ def test_experts_of_the_next_layer_are_read_ahead_while_one_is_computed(wide: Pa
 
 def test_an_expert_that_was_read_ahead_in_vain_is_counted(wide: Pack) -> None:
     """The forecast follows the residual stream before a layer's experts: of these first steps it errs in some."""
-    assert {_unneeded_experts(wide, seed) for seed in range(12)} == {0, 1}
+    unneeded = [_unneeded_bytes(wide, seed) for seed in range(12)]
+    assert min(unneeded) == 0 < max(unneeded)
 
 
-def _unneeded_experts(wide: Pack, seed: int) -> float:
-    """Compute the first step of a new network; return the number of experts that it read and did not need."""
+def _unneeded_bytes(wide: Pack, seed: int) -> int:
+    """Compute the first step of a new network, which needs two experts in each layer; return the bytes that were read
+    beyond those."""
     held = HeldReads(wide.file)
     network = wide.stored(3, read=held.read)
+    store = store_of(network)
     step = in_thread(lambda: logits_of(network, [1], seed))
     held.wait(6)  # two pieces of each of two experts of the first layer, and of one that is read ahead
-    while (positions := held.wait(1, timeout_s=0.05)) or step.is_alive():
-        for position in positions:
+
+    def is_settled() -> bool:
+        for position in held.wait(1, timeout_s=0.05):
             held.release(position)
-    store = store_of(network)
-    slot_bytes = store.num_bytes // 3
-    wait_until(lambda: store.counts().unneeded_bytes in (0, slot_bytes))
-    return store.counts().unneeded_bytes / slot_bytes
+        counts = store.counts()
+        return not step.is_alive() and counts.read_bytes + counts.unneeded_bytes == held.num_bytes
+
+    wait_until(is_settled)
+    counts = store.counts()
+    assert counts.read_bytes == 4 * store.num_bytes // 3, "what the layers need"
+    return counts.unneeded_bytes
 
 
 def test_experts_that_were_read_ahead_in_vain_make_room(wide: Pack) -> None:

@@ -124,6 +124,7 @@ class Source:
         self._result = result
         self._lock = threading.Lock()
         self._num_calls = 0
+        self.num_bytes = 0  # that were read so far
 
     def read(self, memory: int, num_bytes: int, position: int) -> int:
         with self._lock:
@@ -133,6 +134,8 @@ class Source:
             return result
         content = os.pread(self._descriptor, num_bytes if result is None else min(num_bytes, result), position)
         ctypes.memmove(memory, content, len(content))
+        with self._lock:
+            self.num_bytes += len(content)
         return len(content)
 
 
@@ -142,7 +145,8 @@ class HeldReads:
     def __init__(self, file: Path) -> None:
         self._held: dict[int, threading.Event] = {}  # by position, in the order in which they began
         self._changed = threading.Condition()
-        self.read = Source(file, self._hold).read
+        self._source = Source(file, self._hold)
+        self.read = self._source.read
 
     def _hold(self, number: int, position: int) -> None:
         event = threading.Event()
@@ -160,6 +164,11 @@ class HeldReads:
     def release(self, position: int) -> None:
         with self._changed:
             self._held.pop(position).set()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that were read so far."""
+        return self._source.num_bytes
 
 
 def in_thread(compute: Callable[[], object]) -> threading.Thread:
