@@ -2,6 +2,7 @@
 #pragma once
 
 #include "gemm/gemm.h"
+#include "gemm/packed_row_layout.h"
 #include "gemm/paired_sums.h"
 #include "simd/vec.h"
 
@@ -58,21 +59,28 @@ template <class Number, int ROWS, int VECTORS>
 
 #endif
 
+// Add the products of one number of each row with two vectors of columns, from vector `part` on.
+template <int ROWS, int VECTORS>
+[[gnu::always_inline]] inline void add_products(Vec (&sums)[ROWS][VECTORS], int part, const uint32_t* x, Vec w0,
+                                                Vec w1) {
+#pragma GCC unroll 12
+    for (int m = 0; m < ROWS; ++m) {
+        const Vec row = from_bits(broadcast_word(x[m]));
+        add_product(sums[m][part], row, w0);
+        add_product(sums[m][part + 1], row, w1);
+    }
+}
+
 struct Float32 {
     static constexpr int FORMAT = FLOAT32;
     static constexpr bool HAS_PAIRS = false;
 
     template <int ROWS, int VECTORS>
-    static inline void add(Vec (&sums)[ROWS][VECTORS], const uint32_t* x, const uint32_t* w) {
+    static inline void add(Vec (&sums)[ROWS][VECTORS], const uint32_t* x, int, const uint32_t* w) {
 #pragma GCC unroll 4
         for (int part = 0; part < VECTORS; part += 2) {
             const Vec w0 = from_bits(load_words(w + part * LANES)), w1 = from_bits(load_words(w + (part + 1) * LANES));
-#pragma GCC unroll 12
-            for (int m = 0; m < ROWS; ++m) {
-                const Vec row = from_bits(broadcast_word(x[m]));
-                sums[m][part] = fma(row, w0, sums[m][part]);
-                sums[m][part + 1] = fma(row, w1, sums[m][part + 1]);
-            }
+            add_products(sums, part, x, w0, w1);
         }
     }
 };
@@ -83,7 +91,7 @@ struct Bfloat16 {
 
 #if defined(__AVX512BF16__)
     template <int ROWS>
-    static inline void add(Vec (&sums)[ROWS][2], const uint32_t* x, const uint32_t* w) {
+    static inline void add(Vec (&sums)[ROWS][2], const uint32_t* x, int, const uint32_t* w) {
         const auto w0 = (__m512bh)load_words(w), w1 = (__m512bh)load_words(w + LANES);
 #pragma GCC unroll 12
         for (int m = 0; m < ROWS; ++m) {
@@ -94,7 +102,7 @@ struct Bfloat16 {
     }
 #elif SMOE_MATRIX_PRODUCTS
     template <int ROWS, int VECTORS>
-    static inline void add(Vec (&sums)[ROWS][VECTORS], const uint32_t* x, const uint32_t* w) {
+    static inline void add(Vec (&sums)[ROWS][VECTORS], const uint32_t* x, int, const uint32_t* w) {
 #pragma GCC unroll 8
         for (int part = 0; part < VECTORS; ++part) {
             const Words units = load_words(w + part * LANES);
@@ -104,24 +112,12 @@ struct Bfloat16 {
     }
 #else
     template <int ROWS, int VECTORS>
-    static inline void add(Vec (&sums)[ROWS][VECTORS], const uint32_t* x, const uint32_t* w) {
+    static inline void add(Vec (&sums)[ROWS][VECTORS], const uint32_t* x, int stride, const uint32_t* w) {
 #pragma GCC unroll 4
         for (int part = 0; part < VECTORS; part += 2) {
             const Words units0 = load_words(w + part * LANES), units1 = load_words(w + (part + 1) * LANES);
-            const Vec even0 = from_bits(units0 << 16), even1 = from_bits(units1 << 16);
-#pragma GCC unroll 12
-            for (int m = 0; m < ROWS; ++m) {
-                const Vec row = from_bits(broadcast_word(x[m] << 16));
-                sums[m][part] = fma(row, even0, sums[m][part]);
-                sums[m][part + 1] = fma(row, even1, sums[m][part + 1]);
-            }
-            const Vec odd0 = from_bits(units0 & 0xffff0000u), odd1 = from_bits(units1 & 0xffff0000u);
-#pragma GCC unroll 12
-            for (int m = 0; m < ROWS; ++m) {
-                const Vec row = from_bits(broadcast_word(x[m] & 0xffff0000u));
-                sums[m][part] = fma(row, odd0, sums[m][part]);
-                sums[m][part + 1] = fma(row, odd1, sums[m][part + 1]);
-            }
+            add_products(sums, part, x, from_bits(units0 << 16), from_bits(units1 << 16));
+            add_products(sums, part, x + stride, from_bits(units0 & 0xffff0000u), from_bits(units1 & 0xffff0000u));
         }
     }
 #endif
@@ -140,9 +136,10 @@ template <class Unit>
 struct FloatBlock {
     // As many accumulators as fit into registers beside two vectors of the panel and one of x.
     static constexpr int MAX_ROWS = LANES == 16 || Unit::HAS_PAIRS ? 12 : 6;
+    static constexpr int X_WORDS = is_widened(Unit::FORMAT) ? 2 : 1;  // of a row's unit
 
-    // Compute out[ROWS][VECTORS * LANES of PANEL] from a column on. x advances `stride` words per k; panel and out
-    // start at the first column.
+    // Compute out[ROWS][VECTORS * LANES of PANEL] from a column on. x advances `stride` words per word of a row; panel
+    // and out start at the first column.
     template <int ROWS, int VECTORS>
     static void multiply(const uint32_t* x, int stride, const uint32_t* panel, int column, int64_t K, float* out) {
         const int64_t depth = depth_of(Unit::FORMAT, K);
@@ -155,8 +152,8 @@ struct FloatBlock {
         }
         for (; k < depth; ++k) {
             prefetch_panel<VECTORS>(panel, column);
-            Unit::add(sums, x, panel + column);
-            x += stride;
+            Unit::add(sums, x, stride, panel + column);
+            x += X_WORDS * stride;
             panel += PANEL;
         }
         store_sums(out, column, sums);

@@ -3,9 +3,13 @@
 // Unit layout: [depth][rows], for blocks that multiply one unit of each row at a time. AMX layout: lines of LINE units,
 // [depth / LINE][rows], the last line zero-padded. gemm/quant_formats.h and gemm/block_formats.h describe the rest of a
 // quantized row; in the AMX layout int8's [rows] starting sums and then [rows] scales follow the units.
+//
+// Where no instruction multiplies bfloat16 numbers their rows are packed as float32, [K, rounded up to even][rows], so
+// that a product does not convert them again for each panel.
 #pragma once
 
 #include "gemm/gemm.h"
+#include "simd/matrix_products.h"
 
 namespace smoe {
 namespace SMOE_ISA {
@@ -22,6 +26,12 @@ constexpr bool uses_amx_layout(int, int) { return false; }
 constexpr int MAX_TILE_ROWS = MAX_UNIT_ROWS;
 #endif
 
+#if defined(__AVX512BF16__) || SMOE_MATRIX_PRODUCTS
+constexpr bool is_widened(int) { return false; }
+#else
+constexpr bool is_widened(int format) { return format == BFLOAT16; }
+#endif
+
 constexpr int max_tile_rows(int format) {
     return uses_amx_layout(format, MAX_TILE_ROWS) ? MAX_TILE_ROWS : MAX_UNIT_ROWS;
 }
@@ -31,6 +41,7 @@ inline int64_t row_words(int format, int64_t K) {
     if (format == INT4) return ceil_div(K, GROUP) * INT4_ROW_WORDS + 1;
     if (is_block_format(format)) return K / block_layout(format).numbers * block_layout(format).row_words;
     const int64_t depth = depth_of(format, K);
+    if (is_widened(format)) return 2 * depth;
     return (uses_amx_layout(format, MAX_TILE_ROWS) ? ceil_div(depth, LINE) * LINE : depth) + (format == INT8 ? 2 : 0);
 }
 

@@ -24,15 +24,18 @@ void silu_multiply(float* a, const float* b, int count) {
 
 // Convert panel `panel` of sums [rows][PANEL] to words of a tile, in the layout of pack_rows. Columns past the matrix's
 // end are zeros, because their weights are zeros.
-void store_words(int dtype, const float* sums, int rows, int64_t panel, int64_t depth, uint32_t* tile) {
-    const int num_words = dtype == BFLOAT16 ? PANEL / 2 : PANEL;
-    const auto count = static_cast<int>(std::min<int64_t>(num_words, depth - panel * num_words));
+void store_words(int dtype, const float* sums, int rows, int64_t panel, int64_t width, uint32_t* tile) {
+    const int num_words = dtype == BFLOAT16 && !is_widened(dtype) ? PANEL / 2 : PANEL;
+    const auto count = static_cast<int>(std::min<int64_t>(num_words, width - panel * num_words));
     for (int m = 0; m < rows; ++m) {
         uint32_t words[PANEL];
         if (dtype == BFLOAT16) {
             uint16_t halves[PANEL];
             for (int n = 0; n < PANEL; n += LANES) store(halves + n, load(sums + m * PANEL + n));
-            std::memcpy(words, halves, sizeof halves);
+            if (is_widened(dtype))
+                for (int n = 0; n < PANEL; n += LANES) store(reinterpret_cast<float*>(words) + n, load(halves + n));
+            else
+                std::memcpy(words, halves, sizeof halves);
         } else {
             std::memcpy(words, sums + m * PANEL, sizeof words);
         }
@@ -106,9 +109,9 @@ int hidden_dtype(int format2) { return is_quantized(format2) ? FLOAT32 : format2
 void pack_hidden(Pool& pool, const PackedRows& x, const Experts& weights, const std::vector<Tile>& tiles,
                  uint32_t* hidden) {
     const int dtype = weights[0].w2.format;
-    const int64_t words = row_words(dtype, weights.F), depth = depth_of(dtype, weights.F);
+    const int64_t words = row_words(dtype, weights.F);
     gate_up_gemm(pool, x, weights, tiles, [=](const Tile& tile, int64_t panel, const float* sums) {
-        store_words(dtype, sums, tile.rows, panel, depth, hidden + tile.first_row * words);
+        store_words(dtype, sums, tile.rows, panel, words, hidden + tile.first_row * words);
     });
 }
 

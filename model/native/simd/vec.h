@@ -52,6 +52,16 @@ inline Vec fma(Vec a, Vec b, Vec c) {
 #endif
 }
 
+// sum = a * b + sum, rounded as fma() does. Where sums fill the registers, GCC moves them to memory and back unless an
+// instruction leaves them where they are.
+inline void add_product(Vec& sum, Vec a, Vec b) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
+#else
+    sum = fma(a, b, sum);
+#endif
+}
+
 inline Words bits(Vec v) { return (Words)v; }
 inline Vec from_bits(Words w) { return (Vec)w; }
 

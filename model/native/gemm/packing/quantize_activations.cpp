@@ -140,9 +140,28 @@ void copy_for_amx(const uint16_t* x, const int32_t* row_ids, int rows, int64_t K
         }
 }
 
+// Pack bfloat16 rows as float32 numbers: square by square, the last rows first, because whole vectors are stored and
+// the excess belongs to the first rows of the next k.
+void widen_tile(const uint16_t* x, const int32_t* row_ids, int rows, int64_t K, float* tile) {
+    const int64_t width = 2 * depth_of(BFLOAT16, K);
+    for (int64_t k = 0; k < width; k += LANES)
+        for (int first = (rows - 1) / LANES * LANES; first >= 0; first -= LANES) {
+            Vec square[LANES] = {};
+            for (int m = 0; m < std::min(LANES, rows - first); ++m)
+                square[m] = load_first(x + row_ids[first + m] * K + k, K - k);
+            transpose(square);
+            for (int64_t i = 0; i < std::min<int64_t>(LANES, width - k); ++i) {
+                float* to = tile + (k + i) * rows + first;
+                store_first(to, square[i], tile + width * rows - to);
+            }
+        }
+}
+
 // Pack a tile in dtype's own format.
 void copy_tile(int dtype, const void* x, const int32_t* row_ids, int rows, int64_t K, uint32_t* tile) {
     if (uses_amx_layout(dtype, rows)) return copy_for_amx(static_cast<const uint16_t*>(x), row_ids, rows, K, tile);
+    if (is_widened(dtype))
+        return widen_tile(static_cast<const uint16_t*>(x), row_ids, rows, K, reinterpret_cast<float*>(tile));
     pack_tile(dtype, x, row_ids, rows, K, tile);
 }
 
