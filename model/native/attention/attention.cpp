@@ -23,7 +23,8 @@ class SpanAttention : SpanSoftmax {
     SpanAttention(const AttentionArgs& args, const RowBlock& block, int64_t span_start, const KvPrefetchSpan& prefetch,
                   float* partials, float* scratch)
         : SpanSoftmax(args, block, span_start, prefetch, partials), query_stride_(padded_dim(args.head_dim)),
-          queries_(scratch), scores_(queries_ + num_queries_ * query_stride_), panel_(scores_ + num_queries_ * SPAN) {}
+          value_stride_(value_dims(args.head_dim)), queries_(scratch), scores_(queries_ + num_queries_ * query_stride_),
+          panel_(scores_ + num_queries_ * SPAN) {}
 
     void run() {
         const Range keys = visible();
@@ -33,16 +34,11 @@ class SpanAttention : SpanSoftmax {
         const int64_t first_panel = keys.begin / TILE_WIDTH, end_panel = (keys.end + TILE_WIDTH - 1) / TILE_WIDTH;
         const int64_t num_squares = (end_panel - first_panel) * key_squares(TILE_WIDTH, args_.head_dim);
         KvPrefetcher prefetcher(prefetch_, num_squares + keys.end - keys.begin);
-        for (int64_t first = first_panel * TILE_WIDTH; first < keys.end; first += TILE_WIDTH) {
-            cache.template pack_keys<TILE_WIDTH>(first, panel_, prefetcher);
-            score({first, first + TILE_WIDTH});
-        }
+        for (int64_t first = first_panel * TILE_WIDTH; first < keys.end; first += TILE_WIDTH)
+            score(cache, {first, first + TILE_WIDTH}, prefetcher);
         for (int64_t i = 0; i < num_queries_; ++i) softmax_row(i);
-        for (int64_t first = keys.begin; first < keys.end; first += MAX_KEY_PANEL) {
-            const Range positions{first, min(first + MAX_KEY_PANEL, keys.end)};
-            cache.pack_values(positions.begin, positions.end, panel_, prefetcher);
-            add_values(positions);
-        }
+        for (int64_t first = keys.begin; first < keys.end; first += MAX_KEY_PANEL)
+            add_values(cache, {first, min(first + MAX_KEY_PANEL, keys.end)}, prefetcher);
     }
 
   private:
@@ -52,8 +48,16 @@ class SpanAttention : SpanSoftmax {
             store(queries_ + i * query_stride_ + k, load_first(from + k, args_.head_dim - k));
     }
 
-    // Compute the scores of the panel's keys. Masked positions get a score too; no code reads it.
-    void score(Range keys) {
+    // True if keys and values are not packed: few queries read them once or twice.
+    bool reads_pairs() const {
+        return Cache::HAS_PAIRS && num_queries_ <= TILE_ROWS && args_.head_dim == value_stride_;
+    }
+
+    // Compute the scores of a panel of keys. Masked positions get a score too; no code reads it.
+    void score(const Cache& cache, Range keys, KvPrefetcher& prefetcher) {
+        if constexpr (Cache::HAS_PAIRS)
+            if (reads_pairs()) return score_in_place(cache, keys, prefetcher);
+        cache.template pack_keys<TILE_WIDTH>(keys.begin, panel_, prefetcher);
         for (int64_t first = 0; first < num_queries_; first += TILE_ROWS) {
             const int64_t rows = min(TILE_ROWS, num_queries_ - first);
             if (intersect(keys, visible(first, rows)).empty()) continue;
@@ -62,6 +66,15 @@ class SpanAttention : SpanSoftmax {
                                        scores_ + first * SPAN + keys.begin);
             });
         }
+    }
+
+    void score_in_place(const Cache& cache, Range keys, KvPrefetcher& prefetcher) {
+        typename Cache::KeyPairs pairs[TILE_VECS];
+        for (int n = 0; n < TILE_VECS; ++n) pairs[n] = cache.key_pairs(keys.begin + n * LANES);
+        with_rows(num_queries_, [&](auto tile) {
+            score_pairs<tile.value>(queries_, query_stride_, pairs, args_.head_dim, scale(), scores_ + keys.begin,
+                                    prefetcher);
+        });
     }
 
     // Turn the scores of query i into weights; set m and l; clear o.
@@ -79,39 +92,49 @@ class SpanAttention : SpanSoftmax {
         partial(i)[1] = sum(total);
     }
 
-    void add_values(Range positions) {
+    void add_values(const Cache& cache, Range positions, KvPrefetcher& prefetcher) {
+        if (reads_pairs())
+            prefetcher.step(positions.end - positions.begin);
+        else
+            cache.pack_values(positions.begin, positions.end, panel_, prefetcher);
         for (int64_t first = 0; first < num_queries_; first += TILE_ROWS) {
             const int64_t rows = min(TILE_ROWS, num_queries_ - first);
             // Add the positions that all queries of the tile see at once, and the rest per query.
             const Range shared = intersect(positions, {visible(first + rows - 1).begin, visible(first).end});
             if (shared.empty()) {
-                for (int64_t i = first; i < first + rows; ++i) add(i, 1, intersect(positions, visible(i)), positions);
+                for (int64_t i = first; i < first + rows; ++i)
+                    add(cache, i, 1, intersect(positions, visible(i)), positions);
                 continue;
             }
             for (int64_t i = first; i < first + rows; ++i)
-                add(i, 1, intersect({positions.begin, shared.begin}, visible(i)), positions);
-            add(first, rows, shared, positions);
+                add(cache, i, 1, intersect({positions.begin, shared.begin}, visible(i)), positions);
+            add(cache, first, rows, shared, positions);
             for (int64_t i = first; i < first + rows; ++i)
-                add(i, 1, intersect({shared.end, positions.end}, visible(i)), positions);
+                add(cache, i, 1, intersect({shared.end, positions.end}, visible(i)), positions);
         }
     }
 
     // Add the values of positions `added` to o of queries first .. first + rows - 1. The panel holds `packed`.
-    void add(int64_t first, int64_t rows, Range added, Range packed) {
+    void add(const Cache& cache, int64_t first, int64_t rows, Range added, Range packed) {
         if (added.empty()) return;
-        for (int64_t dim = 0; dim < query_stride_; dim += TILE_WIDTH)
+        const float* weights = scores_ + first * SPAN;
+        const float* values = panel_ + (added.begin - packed.begin) * value_stride_;
+        for (int64_t dim = 0; dim < value_stride_; dim += TILE_WIDTH)
             with_rows(rows, [&](auto tile) {
-                value_tile<tile.value>(scores_ + first * SPAN + added.begin,
-                                       panel_ + (added.begin - packed.begin) * query_stride_ + dim, query_stride_,
-                                       added.end - added.begin, partial(first) + PARTIAL_HEADER + dim,
-                                       partial_floats(args_.head_dim));
+                float* outputs = partial(first) + PARTIAL_HEADER + dim;
+                const int64_t stride = partial_floats(args_.head_dim);
+                if constexpr (Cache::HAS_PAIRS)
+                    if (reads_pairs()) return value_pairs<tile.value>(weights, cache, dim, added, outputs, stride);
+                value_tile<tile.value>(weights + added.begin, values + dim, value_stride_, added.end - added.begin,
+                                       outputs, stride);
             });
     }
 
-    const int64_t query_stride_;  // also the stride of a position in the value panel
+    const int64_t query_stride_;
+    const int64_t value_stride_;  // of a position in the value panel
     float* const queries_;        // [Q, query_stride]
     float* const scores_;         // [Q, SPAN]
-    float* const panel_;          // [K, TILE_WIDTH] of keys, then [MAX_KEY_PANEL, query_stride] of values
+    float* const panel_;          // [K, TILE_WIDTH] of keys, then [MAX_KEY_PANEL, value_stride] of values
 };
 
 template <class T>

@@ -93,9 +93,11 @@ class KvSpan {
     KvTiles tiles(const void*, int64_t, int64_t) const { return {}; }
 #endif
 
-    // Pack values of positions first .. last - 1 into panel [last - first, padded K]; zeros past dim K.
+    static constexpr bool HAS_PAIRS = false;
+
+    // Pack values of positions first .. last - 1 into panel [last - first, value_dims(K)]; zeros past dim K.
     void pack_values(int64_t first, int64_t last, float* panel, KvPrefetcher& prefetcher) const {
-        const int64_t stride = padded_dim(args_.head_dim);
+        const int64_t stride = value_dims(args_.head_dim);
         for (int64_t j = first; j < last; ++j) {
             const KvRow<Number> values(static_cast<const char*>(args_.v_cache) + offsets_[j], args_.head_dim);
             for (int64_t k = 0; k < stride; k += LANES)

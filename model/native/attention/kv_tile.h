@@ -63,9 +63,8 @@ inline PairVecs load_pairs(const uint16_t* pairs) {
 inline PairVecs load_pairs(const int8_t* pairs) {
     Halves halves;
     std::memcpy(&halves, pairs, sizeof halves);
-    const Words words = __builtin_convertvector(halves, Words);
-    return {__builtin_convertvector((Ints)(words << 24) >> 24, Vec),
-            __builtin_convertvector((Ints)(words << 16) >> 24, Vec)};
+    const Ints words = sign_extended(halves);
+    return {__builtin_convertvector(words << 24 >> 24, Vec), __builtin_convertvector(words >> 8, Vec)};
 }
 
 // Load the first n pairs and zeros after them; LANES pairs if n >= LANES.

@@ -23,6 +23,8 @@ class KvTileSpan {
     static constexpr bool HAS_PAIRS_IN_PLACE = sizeof(Number) == 1;
 #endif
 
+    static constexpr bool IS_SCALED = sizeof(Number) == 1;
+
     KvTileSpan(const AttentionArgs& args, const RowBlock& block, int64_t span_start, int64_t begin, int64_t end)
         : args_(args), begin_(begin), end_(end), first_tile_(begin / KV_TILE), last_tile_((end - 1) / KV_TILE),
           tile_bytes_(KV_TILE * args.kv_row_bytes()) {
@@ -35,35 +37,81 @@ class KvTileSpan {
         }
     }
 
+    static constexpr bool HAS_PAIRS = true;
+
+    // Keys of LANES positions: at(k) has those of dims k and k + 1, k even.
+    struct KeyPairs {
+        const Number* pairs;
+        Vec scale;
+
+        PairVecs at(int64_t k) const {
+            const PairVecs loaded = load_pairs(pairs + k * KV_TILE);
+            return IS_SCALED ? PairVecs{loaded.first * scale, loaded.second * scale} : loaded;
+        }
+    };
+
+    // The keys of positions from `position`, a multiple of LANES, on.
+    KeyPairs key_pairs(int64_t position) const {
+        const int64_t tile = existing(position / KV_TILE), place = position % KV_TILE;
+        return {numbers(args_.k_cache, tile) + 2 * place,
+                IS_SCALED ? load(scales_of(args_.k_cache, tile) + place) : Vec{}};
+    }
+
+    // Values of two positions, from one dim on.
+    struct ValuePair {
+        const Number* pairs;
+        const float* scales;
+        int64_t head_dim;
+
+        // Load TILE_WIDTH dims, which exist, of both positions.
+        [[gnu::always_inline]] inline void load(Vec (&first)[TILE_VECS], Vec (&second)[TILE_VECS]) const {
+#pragma GCC unroll 4
+            for (int n = 0; n < TILE_VECS; ++n) {
+                const PairVecs loaded = load_pairs(pairs + 2 * n * LANES);
+                first[n] = IS_SCALED ? loaded.first * broadcast(scales[0]) : loaded.first;
+                second[n] = IS_SCALED ? loaded.second * broadcast(scales[1]) : loaded.second;
+            }
+        }
+
+        // Go on to the next pair of the tile.
+        void advance() { pairs += 2 * head_dim, scales += 2; }
+    };
+
+    // The values of an even position and of the next one, from dim k on.
+    ValuePair value_pair(int64_t position, int64_t k) const {
+        const int64_t tile = position / KV_TILE, place = position % KV_TILE, K = args_.head_dim;
+        return {numbers(args_.v_cache, tile) + place * K + 2 * k, scales_of(args_.v_cache, tile) + place, K};
+    }
+
     // Pack keys of positions first .. first + WIDTH - 1 (WIDTH a multiple of LANES) into panel [K, WIDTH].
     template <int WIDTH>
     void pack_keys(int64_t first, float* panel, KvPrefetcher& prefetcher) const {
         for (int64_t group = 0; group < WIDTH; group += LANES) {
-            const int64_t position = first + group, tile = existing(position / KV_TILE), place = position % KV_TILE;
-            const Number* pairs = numbers(args_.k_cache, tile) + 2 * place;
-            const Vec scale = IS_SCALED ? load(scales_of(args_.k_cache, tile) + place) : Vec{};
+            const KeyPairs keys = key_pairs(first + group);
             for (int64_t k = 0; k < args_.head_dim; k += 2) {
-                const PairVecs loaded = load_pairs(pairs + k * KV_TILE);
-                store(panel + k * WIDTH + group, IS_SCALED ? loaded.first * scale : loaded.first);
-                store(panel + (k + 1) * WIDTH + group, IS_SCALED ? loaded.second * scale : loaded.second);
+                const PairVecs loaded = keys.at(k);
+                store(panel + k * WIDTH + group, loaded.first);
+                store(panel + (k + 1) * WIDTH + group, loaded.second);
                 if (k % LANES == 0) prefetcher.step();
             }
         }
     }
 
-    // Pack values of positions first .. last - 1, which exist, into panel [last - first, padded K]; zeros past dim K.
+    // Pack values of positions first .. last - 1, which exist, into panel [last - first, value_dims(K)]; zeros past dim
+    // K.
     void pack_values(int64_t first, int64_t last, float* panel, KvPrefetcher& prefetcher) const {
-        const int64_t K = args_.head_dim, stride = padded_dim(K);
-        for (int64_t j = first; j < last; ++j, panel += stride) {
-            const int64_t tile = j / KV_TILE, place = j % KV_TILE;
-            const Number* pairs = numbers(args_.v_cache, tile) + place / 2 * 2 * K;
-            const Vec scale = IS_SCALED ? broadcast(scales_of(args_.v_cache, tile)[place]) : Vec{};
+        const int64_t K = args_.head_dim, stride = value_dims(K);
+        for (int64_t j = first / 2 * 2; j < last; j += 2) {
+            const ValuePair pair = value_pair(j, 0);
+            const Vec scales[2] = {IS_SCALED ? broadcast(pair.scales[0]) : Vec{},
+                                   IS_SCALED ? broadcast(pair.scales[1]) : Vec{}};
             for (int64_t k = 0; k < stride; k += LANES) {
-                const PairVecs loaded = load_first_pairs(pairs + 2 * k, K - k);
-                const Vec value = place % 2 ? loaded.second : loaded.first;
-                store(panel + k, IS_SCALED ? value * scale : value);
+                const PairVecs loaded = load_first_pairs(pair.pairs + 2 * k, K - k);
+                float* to = panel + (j - first) * stride + k;
+                if (j >= first) store(to, IS_SCALED ? loaded.first * scales[0] : loaded.first);
+                if (j + 1 < last) store(to + stride, IS_SCALED ? loaded.second * scales[1] : loaded.second);
             }
-            prefetcher.step();
+            prefetcher.step(2);
         }
     }
 
@@ -146,8 +194,6 @@ class KvTileSpan {
 #endif
 
   private:
-    static constexpr bool IS_SCALED = sizeof(Number) == 1;
-
     // The tile itself, or another one of the span if no position of it exists.
     int64_t existing(int64_t tile) const {
         return tile < first_tile_ ? first_tile_ : tile > last_tile_ ? last_tile_ : tile;

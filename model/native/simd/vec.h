@@ -114,10 +114,31 @@ inline uint16_t narrow(float x) {
     return static_cast<uint16_t>((word + 0x7fffu + (word >> 16 & 1u)) >> 16);
 }
 
+// Extend each number with zeros, or with copies of its sign. Written with intrinsics because GCC widens in two halves.
+inline Words zero_extended(Halves halves) {
+#if defined(__AVX512F__)
+    return (Words)_mm512_cvtepu16_epi32((__m256i)halves);
+#elif defined(__AVX2__)
+    return (Words)_mm256_cvtepu16_epi32((__m128i)halves);
+#else
+    return __builtin_convertvector(halves, Words);
+#endif
+}
+
+inline Ints sign_extended(Halves halves) {
+#if defined(__AVX512F__)
+    return (Ints)_mm512_cvtepi16_epi32((__m256i)halves);
+#elif defined(__AVX2__)
+    return (Ints)_mm256_cvtepi16_epi32((__m128i)halves);
+#else
+    return (Ints)(__builtin_convertvector(halves, Words) << 16) >> 16;
+#endif
+}
+
 inline Vec load(const uint16_t* p) {
     Halves h;
     std::memcpy(&h, p, sizeof h);
-    return from_bits(__builtin_convertvector(h, Words) << 16);
+    return from_bits(zero_extended(h) << 16);
 }
 
 inline void store(uint16_t* p, Vec v) {
