@@ -43,6 +43,19 @@ void multiply_tile(int rows, const uint32_t* tile, const uint32_t* panel, int64_
     }
 }
 
+// As multiply_tile(), in parts of the units if several passes compute the columns.
+template <class Unit>
+void multiply_float_tile(int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out) {
+    const int64_t numbers = PART * (Unit::FORMAT == BFLOAT16 ? 2 : 1);
+    const int64_t first = PART && rows > MAX_ROWS_IN_ONE_PASS ? std::min(numbers, K) : K;
+    multiply_tile<FloatBlock<Unit>>(rows, tile, panel, first, out);
+    if constexpr (PART)
+        for (int64_t k = first; k < K; k += numbers) {
+            tile += numbers * rows, panel += PART * PANEL;
+            multiply_tile<FloatBlock<Unit, true>>(rows, tile, panel, std::min(numbers, K - k), out);
+        }
+}
+
 std::vector<int32_t> in_order(int64_t count) {
     std::vector<int32_t> ids(count);
     std::iota(ids.begin(), ids.end(), 0);
@@ -92,8 +105,8 @@ void Microkernel::multiply(int format, int rows, const uint32_t* tile, const uin
     if (is_block_format(format)) return multiply_blocks(format, rows, tile, panel, K, out);
     if (format == INT4) return multiply_tile<Int4Block>(rows, tile, panel, K, out);
     if (format == INT8) return multiply_tile<Int8Block>(rows, tile, panel, K, out);
-    if (format == BFLOAT16) return multiply_tile<FloatBlock<Bfloat16>>(rows, tile, panel, K, out);
-    multiply_tile<FloatBlock<Float32>>(rows, tile, panel, K, out);
+    if (format == BFLOAT16) return multiply_float_tile<Bfloat16>(rows, tile, panel, K, out);
+    multiply_float_tile<Float32>(rows, tile, panel, K, out);
 }
 
 void linear(Pool& pool, int dtype, const void* x, const Matrix* matrices, int64_t num_matrices, void* y, int64_t T,

@@ -19,11 +19,16 @@ constexpr int MAX_ROWS_IN_ONE_PASS = 2;
 constexpr int MAX_ROWS_IN_ONE_PASS = 0;
 #endif
 
-// With few rows the panel comes from memory: fetch what the loop reads some kilobytes later. The first pass fetches for
-// all.
+// Units that all passes multiply before they go on, so that the panel comes from memory once and its part of the next
+// units while all passes multiply. 0: one pass computes all columns, or sums cannot be stored in between.
+constexpr int64_t PART = LANES == 16 || SMOE_MATRIX_PRODUCTS ? 0 : 64;
+
+// With few rows the panel comes from memory: fetch what the loop reads some kilobytes later.
 template <int VECTORS>
 inline void prefetch_panel(const uint32_t* w, int column) {
-    constexpr int AHEAD = VECTORS * LANES == PANEL && LANES < 16 ? 2048 : 1024, LINE = 16;  // words
+    constexpr bool IS_ONE_PASS = VECTORS * LANES == PANEL;
+    constexpr int AHEAD = IS_ONE_PASS && LANES < 16 ? 2048 : 1024, LINE = 16;  // words
+    if (PART && !IS_ONE_PASS) return __builtin_prefetch(w + PART * PANEL + column);
     if (column) return;
 #pragma GCC unroll 2
     for (int at = 0; at < PANEL; at += LINE) __builtin_prefetch(w + AHEAD + at);
@@ -85,6 +90,22 @@ struct Float32 {
     }
 };
 
+// The first and the second numbers of LANES units, as float32.
+inline Vec load_even(const uint32_t* units) { return from_bits(load_words(units) << 16); }
+
+inline Vec load_odd(const uint32_t* units) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    // From memory, because a register for the mask would displace a sum.
+    alignas(32) static constexpr uint32_t MASK[LANES] = {0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u,
+                                                         0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u};
+    Words odd = load_words(units);
+    asm("vpand %1, %0, %0" : "+x"(odd) : "m"(MASK));
+    return from_bits(odd);
+#else
+    return from_bits(load_words(units) & 0xffff0000u);
+#endif
+}
+
 struct Bfloat16 {
     static constexpr int FORMAT = BFLOAT16;
     static constexpr bool HAS_PAIRS = SMOE_MATRIX_PRODUCTS;  // PairedSums has the same bits as add()
@@ -115,9 +136,9 @@ struct Bfloat16 {
     static inline void add(Vec (&sums)[ROWS][VECTORS], const uint32_t* x, int stride, const uint32_t* w) {
 #pragma GCC unroll 4
         for (int part = 0; part < VECTORS; part += 2) {
-            const Words units0 = load_words(w + part * LANES), units1 = load_words(w + (part + 1) * LANES);
-            add_products(sums, part, x, from_bits(units0 << 16), from_bits(units1 << 16));
-            add_products(sums, part, x + stride, from_bits(units0 & 0xffff0000u), from_bits(units1 & 0xffff0000u));
+            const uint32_t *w0 = w + part * LANES, *w1 = w0 + LANES;
+            add_products(sums, part, x, load_even(w0), load_even(w1));
+            add_products(sums, part, x + stride, load_odd(w0), load_odd(w1));
         }
     }
 #endif
@@ -132,7 +153,16 @@ inline void store_sums(float* out, int column, const Vec (&sums)[ROWS][VECTORS])
         for (int part = 0; part < VECTORS; ++part) store(out + m * PANEL + column + part * LANES, sums[m][part]);
 }
 
-template <class Unit>
+template <int ROWS, int VECTORS>
+inline void load_sums(const float* out, int column, Vec (&sums)[ROWS][VECTORS]) {
+#pragma GCC unroll 12
+    for (int m = 0; m < ROWS; ++m)
+#pragma GCC unroll 8
+        for (int part = 0; part < VECTORS; ++part) sums[m][part] = load(out + m * PANEL + column + part * LANES);
+}
+
+// CONTINUES: `out` has the sums of the units before.
+template <class Unit, bool CONTINUES = false>
 struct FloatBlock {
     // As many accumulators as fit into registers beside two vectors of the panel and one of x.
     static constexpr int MAX_ROWS = LANES == 16 || Unit::HAS_PAIRS ? 12 : 6;
@@ -144,6 +174,7 @@ struct FloatBlock {
     static void multiply(const uint32_t* x, int stride, const uint32_t* panel, int column, int64_t K, float* out) {
         const int64_t depth = depth_of(Unit::FORMAT, K);
         Vec sums[ROWS][VECTORS] = {};
+        if constexpr (CONTINUES) load_sums(out, column, sums);
         int64_t k = 0;
         if constexpr (Unit::HAS_PAIRS && IN_PAIRS<ROWS>) {
             k = multiply_in_pairs(sums, x, stride, panel, column, depth);
