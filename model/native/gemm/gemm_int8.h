@@ -41,7 +41,7 @@ struct Int8Unit {
     static inline Words add(Words sums, Words x, Words w) {
         const auto w8 = (__m256i)w;
         const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w8), _mm256_sign_epi8((__m256i)x, w8));
-        return sums + (Words)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+        return add_to(sums, (Words)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
     }
 #else
     static constexpr bool IS_BIASED = true;

@@ -17,6 +17,14 @@ constexpr bool SUMS_OF_16_BITS = true;  // maddubs adds up pairs of products in 
 constexpr bool SUMS_OF_16_BITS = false;
 #endif
 
+// True if the first products of a sum are stored rather than added to zero.
+constexpr bool STARTS_SUMS = SUMS_OF_16_BITS && LANES == 8;
+
+// Vectors of columns in one pass over a panel. With 8 lanes one row reads all columns at once, so that memory is asked
+// for in the order of its addresses; more sums than 8 leave too few of the 16 registers for weights and masks.
+template <int ROWS>
+constexpr int VECTORS_OF = LANES == 8 && ROWS == 1 ? PANEL / LANES : COLUMNS / LANES;
+
 constexpr int MANY_UNITS = 64;  // as many as any block has
 
 // Sum of the products of unsigned bytes w, at most MAX_W, and signed bytes x, -127 .. 127.
@@ -27,13 +35,23 @@ struct ByteSum {
 
     Words sum = {};
 
+    // The same as add() to a sum of zero.
+    inline void start(Words x, Words w) {
+#if defined(__AVX2__) && !SMOE_DOT_BYTES && !defined(__AVX512BW__)
+        sum = (Words)_mm256_maddubs_epi16((__m256i)w, (__m256i)x);
+#else
+        sum = {};
+        add(x, w);
+#endif
+    }
+
     inline void add(Words x, Words w) {
 #if SMOE_DOT_BYTES
         sum = dot_bytes(sum, w, x);
 #elif defined(__AVX512BW__)
         sum = (Words)_mm512_add_epi16((__m512i)sum, _mm512_maddubs_epi16((__m512i)w, (__m512i)x));
 #elif defined(__AVX2__)
-        sum = (Words)_mm256_add_epi16((__m256i)sum, _mm256_maddubs_epi16((__m256i)w, (__m256i)x));
+        sum = add_byte_pairs(sum, w, x);
 #else
         for (int shift = 0; shift < 32; shift += 8)
             sum += (w >> shift & 0xffu) * (Words)((Ints)(x << (24 - shift)) >> 24);
@@ -48,8 +66,22 @@ struct BiasedByteSum {
 
     Words sum = {};
 
+    inline void start(Words x, Words w) { sum = Int8Unit::add(Words{}, x, w); }
     inline void add(Words x, Words w) { sum = Int8Unit::add(sum, x, w); }
 };
+
+// Add the products of one unit of each row, at x, and of each vector of columns, or start the sums with them.
+template <bool STARTS, class Sum, int ROWS, int VECTORS>
+[[gnu::always_inline]] inline void add_products(Sum (&sums)[ROWS][VECTORS], const uint32_t* x,
+                                                const Words (&w)[VECTORS]) {
+#pragma GCC unroll 8
+    for (int m = 0; m < ROWS; ++m) {
+        const Words row = broadcast_word(x[m]);
+#pragma GCC unroll 4
+        for (int part = 0; part < VECTORS; ++part)
+            STARTS ? sums[m][part].start(row, w[part]) : sums[m][part].add(row, w[part]);
+    }
+}
 
 // Return total + a.low * b.low + a.high * b.high, of signed 16-bit halves.
 inline Words add_pairs(Words total, Words a, Words b) {
@@ -58,20 +90,37 @@ inline Words add_pairs(Words total, Words a, Words b) {
 #elif defined(__AVX512BW__)
     return total + (Words)_mm512_madd_epi16((__m512i)a, (__m512i)b);
 #elif defined(__AVX2__)
-    return total + (Words)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+    return add_word_pairs(total, a, b);
 #else
     const Words low = (Words)((Ints)(a << 16) >> 16) * (Words)((Ints)(b << 16) >> 16);
     return total + low + (Words)((Ints)a >> 16) * (Words)((Ints)b >> 16);
 #endif
 }
 
+#if defined(__AVX2__) && !defined(__AVX512BW__)
+// Two bytes of each lane, twice: one instruction instead of three.
+template <int BYTES>
+inline Words repeat_bytes(Words words) {
+    constexpr int TWICE = BYTES << 16 | BYTES;
+    const __m256i order = _mm256_setr_epi32(TWICE, TWICE + 0x04040404, TWICE + 0x08080808, TWICE + 0x0c0c0c0c, TWICE,
+                                            TWICE + 0x04040404, TWICE + 0x08080808, TWICE + 0x0c0c0c0c);
+    return (Words)_mm256_shuffle_epi8((__m256i)words, order);
+}
+#endif
+
 // Factor of `add_scaled` from the low or high 16 bits of each lane: an integer, or the same 16 bits twice.
 inline Words low_factor(Words pairs) {
+#if defined(__AVX2__) && !defined(__AVX512BW__)
+    if constexpr (SUMS_OF_16_BITS) return repeat_bytes<0x0100>(pairs);
+#endif
     if constexpr (SUMS_OF_16_BITS) return (pairs & 0xffffu) | pairs << 16;
     return (Words)((Ints)(pairs << 16) >> 16);
 }
 
 inline Words high_factor(Words pairs) {
+#if defined(__AVX2__) && !defined(__AVX512BW__)
+    if constexpr (SUMS_OF_16_BITS) return repeat_bytes<0x0302>(pairs);
+#endif
     if constexpr (SUMS_OF_16_BITS) return (pairs & 0xffff0000u) | pairs >> 16;
     return (Words)((Ints)pairs >> 16);
 }
@@ -98,18 +147,28 @@ inline Words merge(Words low, uint32_t mask, Words high, uint32_t high_mask) {
 #endif
 }
 
+// Prefetch a line at this place among the instructions. GCC moves __builtin_prefetch() to the start of straight code.
+inline void prefetch_in_place(const uint32_t* p) {
+#if defined(__x86_64__)
+    asm volatile("prefetcht0 %0" : : "m"(*p));
+#else
+    __builtin_prefetch(p);
+#endif
+}
+
+// Prefetch the lines of WORDS words.
+template <int WORDS>
+[[gnu::always_inline]] inline void prefetch_lines(const uint32_t* words) {
+    constexpr int LINE_WORDS = 16;
+#pragma GCC unroll 8
+    for (int at = 0; at < WORDS; at += LINE_WORDS) prefetch_in_place(words + at);
+}
+
 // Return words shifted by `places` bits to the left, or to the right if it is negative.
 template <int places>
 inline Words shift_left(Words words) {
     if constexpr (places >= 0) return words << places;
     return words >> -places;
-}
-
-// Load the words at p; if they are read for the FIRST time, fetch those DISTANCE words later.
-template <int DISTANCE, bool FIRST>
-inline Words load_ahead(const uint32_t* p) {
-    if constexpr (FIRST) __builtin_prefetch(p + DISTANCE);
-    return load_words(p);
 }
 
 // Load two signed bytes per lane as 16-bit integers.
