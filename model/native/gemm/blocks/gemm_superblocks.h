@@ -207,8 +207,11 @@ struct Superblocks {
     }
 
   private:
-    // Lines of a later block that are asked for before unit `unit` of this one.
-    static constexpr int lines_before(int unit) { return LINES * unit / (2 * Format::PAIRS * Format::UNITS); }
+    // Q5_K's chunks are a loop on AVX2: unrolled, the code of a block hardly fits into the cache of decoded instructions.
+    static constexpr bool LOOPS_OVER_CHUNKS = STARTS_SUMS && Format::UNITS == 2 * Format::Sum::CAPACITY && Format::UNITS == 8;
+
+    // Lines of a later block that are asked for before group `group` of this one.
+    static constexpr int lines_before(int group) { return LINES * group / (2 * Format::PAIRS); }
 
     template <int ROWS, int VECTORS, int... PAIRS>
     [[gnu::always_inline]] static inline void add_pairs_of_groups(Words (&totals)[ROWS][VECTORS], const uint32_t* x,
@@ -241,28 +244,30 @@ struct Superblocks {
                                                         int64_t stride, const uint32_t* panel, int column) {
         constexpr int CHUNK = std::min(Format::UNITS, Format::Sum::CAPACITY);
         const uint32_t* block = panel + column;
-        const uint32_t* ahead = block + WORDS_AHEAD;
+        constexpr int FIRST_LINE = lines_before(2 * PAIR + HALF), LINES_HERE = lines_before(2 * PAIR + HALF + 1) - FIRST_LINE;
+        constexpr int CHUNK_LINES = (LINES_HERE * CHUNK + Format::UNITS - 1) / Format::UNITS;
+        const uint32_t* ahead = block + WORDS_AHEAD + FIRST_LINE * LINE_WORDS;
         if constexpr (IN_PAIRS<ROWS>)
             return add_group_in_pairs<PAIR, HALF>(totals, x, stride, panel, column, ahead);
-#pragma GCC unroll 4
+#pragma GCC unroll 1
         for (int first = 0; first < Format::UNITS; first += CHUNK) {
-            const int line = lines_before((2 * PAIR + HALF) * Format::UNITS + first);
-            const int end_line = lines_before((2 * PAIR + HALF) * Format::UNITS + first + CHUNK);
+            if constexpr (LOOPS_OVER_CHUNKS) asm("" : "+r"(first));  // hides how often the loop runs
             typename Format::Sum sums[ROWS][VECTORS];
             if constexpr (STARTS_SUMS) {
-                prefetch_in_place(ahead + line * LINE_WORDS);
+                prefetch_in_place(ahead);
                 add_unit<PAIR, HALF, true>(sums, x, block, first);
                 x += stride;
             }
 // A loop: unrolled, GCC computes all addresses first and keeps them in memory.
 #pragma GCC unroll 1
             for (int i = STARTS_SUMS; i < CHUNK; ++i) {
-                prefetch_in_place(ahead + (line + i) * LINE_WORDS);
+                prefetch_in_place(ahead + i * LINE_WORDS);
                 add_unit<PAIR, HALF, false>(sums, x, block, first + i);
                 x += stride;
             }
 #pragma GCC unroll 4
-            for (int i = line + CHUNK; i < end_line; ++i) prefetch_in_place(ahead + i * LINE_WORDS);
+            for (int i = CHUNK; i < CHUNK_LINES; ++i) prefetch_in_place(ahead + i * LINE_WORDS);
+            ahead += CHUNK_LINES * LINE_WORDS;
             Words factors[VECTORS];
             load_factors<PAIR, HALF>(factors, panel, column);
 #pragma GCC unroll 8
