@@ -35,7 +35,7 @@ struct ByteSum {
 
     Words sum = {};
 
-    // The same as add() to a sum of zero.
+    // The same as adding to a sum of zero.
     inline void start(Words x, Words w) {
 #if defined(__AVX2__) && !SMOE_DOT_BYTES && !defined(__AVX512BW__)
         sum = (Words)_mm256_maddubs_epi16((__m256i)w, (__m256i)x);
@@ -97,31 +97,26 @@ inline Words add_pairs(Words total, Words a, Words b) {
 #endif
 }
 
+// Return the low (HALF = 0) or high 16 bits of each lane, twice.
+template <int HALF>
+inline Words repeat_half(Words pairs) {
 #if defined(__AVX2__) && !defined(__AVX512BW__)
-// Two bytes of each lane, twice: one instruction instead of three.
-template <int BYTES>
-inline Words repeat_bytes(Words words) {
-    constexpr int TWICE = BYTES << 16 | BYTES;
-    const __m256i order = _mm256_setr_epi32(TWICE, TWICE + 0x04040404, TWICE + 0x08080808, TWICE + 0x0c0c0c0c, TWICE,
-                                            TWICE + 0x04040404, TWICE + 0x08080808, TWICE + 0x0c0c0c0c);
-    return (Words)_mm256_shuffle_epi8((__m256i)words, order);
-}
+    constexpr int BYTES = 0x01000100 + 0x02020202 * HALF;  // of the first lane; one instruction instead of three
+    const __m128i order = _mm_setr_epi32(BYTES, BYTES + 0x04040404, BYTES + 0x08080808, BYTES + 0x0c0c0c0c);
+    return (Words)_mm256_shuffle_epi8((__m256i)pairs, _mm256_broadcastsi128_si256(order));
+#else
+    return HALF ? (pairs & 0xffff0000u) | pairs >> 16 : (pairs & 0xffffu) | pairs << 16;
 #endif
+}
 
 // Factor of `add_scaled` from the low or high 16 bits of each lane: an integer, or the same 16 bits twice.
 inline Words low_factor(Words pairs) {
-#if defined(__AVX2__) && !defined(__AVX512BW__)
-    if constexpr (SUMS_OF_16_BITS) return repeat_bytes<0x0100>(pairs);
-#endif
-    if constexpr (SUMS_OF_16_BITS) return (pairs & 0xffffu) | pairs << 16;
+    if constexpr (SUMS_OF_16_BITS) return repeat_half<0>(pairs);
     return (Words)((Ints)(pairs << 16) >> 16);
 }
 
 inline Words high_factor(Words pairs) {
-#if defined(__AVX2__) && !defined(__AVX512BW__)
-    if constexpr (SUMS_OF_16_BITS) return repeat_bytes<0x0302>(pairs);
-#endif
-    if constexpr (SUMS_OF_16_BITS) return (pairs & 0xffff0000u) | pairs >> 16;
+    if constexpr (SUMS_OF_16_BITS) return repeat_half<1>(pairs);
     return (Words)((Ints)pairs >> 16);
 }
 
@@ -133,6 +128,10 @@ inline Words add_scaled(Words total, Words sum, Words factor) {
 
 // Return total + sum.
 inline Words add_unscaled(Words total, Words sum) {
+#if defined(__AVX2__) && !defined(__AVX512BW__)
+    // Intrinsics, so that GCC leaves out a total of zero.
+    if constexpr (SUMS_OF_16_BITS) return total + (Words)_mm256_madd_epi16((__m256i)sum, _mm256_set1_epi16(1));
+#endif
     if constexpr (SUMS_OF_16_BITS) return add_pairs(total, sum, broadcast_word(0x00010001u));
     return total + sum;
 }

@@ -13,15 +13,16 @@ namespace {
 
 using Add = void (*)(const uint32_t* x, int64_t stride, const uint32_t* panel, int column, int blocks, float* out);
 
-// Table of functions for 1, 2, .. MAX_ROWS rows.
 struct AddColumns {
     Add add;
     int columns;  // per call
 };
 
+// Table of functions for 1, 2, .. MAX_ROWS rows.
 template <class Kernel, int... ROWS>
 AddColumns add_of(int rows, std::integer_sequence<int, ROWS...>) {
-    static constexpr AddColumns of_rows[] = {{Kernel::template add<ROWS + 1>, Kernel::template COLUMNS_OF<ROWS + 1>}...};
+    static constexpr AddColumns of_rows[] = {
+        {Kernel::template add<ROWS + 1>, Kernel::template COLUMNS_OF<ROWS + 1>}...};
     return of_rows[rows - 1];
 }
 

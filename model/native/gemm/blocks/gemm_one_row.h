@@ -16,7 +16,7 @@ namespace SMOE_ISA {
 
 template <class Format>
 struct SuperblockRow {
-    // With 8 lanes a panel takes two passes, and only Q6_K gains (decision 87).
+    // With 8 lanes Superblocks reads as fast (decision 102).
     static constexpr bool IS_FASTER = LANES == 16;
 
     // out[PANEL] = the products of a row's blocks.

@@ -121,8 +121,7 @@ struct SmallBlocks {
 #pragma GCC unroll 6
         for (int m = 0; m < ROWS; ++m)
 #pragma GCC unroll 4
-            for (int part = 0; part < VECTORS; ++part)
-                store(out + m * PANEL + column + part * LANES, totals[m][part]);
+            for (int part = 0; part < VECTORS; ++part) store(out + m * PANEL + column + part * LANES, totals[m][part]);
     }
 
   private:
@@ -132,8 +131,8 @@ struct SmallBlocks {
     static constexpr int WORDS_AHEAD = Format::PANEL_WORDS * BLOCKS;
 
     template <int ROWS, int VECTORS>
-    [[gnu::always_inline]] static inline void add_block(Vec (&totals)[ROWS][VECTORS], const uint32_t* x,
-                                                        int64_t stride, const uint32_t* block, int column) {
+    [[gnu::always_inline]] static inline void add_block(Vec (&totals)[ROWS][VECTORS], const uint32_t* x, int64_t stride,
+                                                        const uint32_t* block, int column) {
         Words sums[ROWS][VECTORS] = {};
         prefetch_lines<Format::UNITS_AT>(block + WORDS_AHEAD);
         if constexpr (IN_PAIRS<ROWS>) {
@@ -215,7 +214,8 @@ struct SmallBlocks {
     template <int HALF, int VECTORS>
     [[gnu::always_inline]] static inline void prefetch_unit(const uint32_t* block, int i) {
         if constexpr (HALF && Format::SHARES_WORDS) return;
-        prefetch_lines<VECTORS * LANES>(block + WORDS_AHEAD + Format::UNITS_AT + (HALF * Format::UNITS / 2 + i) * PANEL);
+        prefetch_lines<VECTORS * LANES>(block + WORDS_AHEAD + Format::UNITS_AT +
+                                        (HALF * Format::UNITS / 2 + i) * PANEL);
     }
 
     // Add the products of unit i of a HALF, or start the sums with them.

@@ -20,6 +20,7 @@ namespace SMOE_ISA {
 struct SuperblockFormat {
     static constexpr bool HAS_MIN = false;
     static constexpr int OFFSET = 0;  // subtracted from each number, if the format has no minima
+    static constexpr int MAX_ROWS_OF_8_LANES = 4;
 
     static inline Words scale_pairs(Words pairs) { return pairs; }
     static inline Words min_pairs(Words pairs) { return pairs; }
@@ -68,7 +69,7 @@ struct Q5KBlock : SuperblockFormat {
 // Pairs r and r + 2 of a half block share words of 4 bits; all four share the words of the plane, which holds two bits
 // of each.
 struct Q6KBlock : SuperblockFormat {
-    static constexpr int OFFSET = 32;
+    static constexpr int OFFSET = 32, MAX_ROWS_OF_8_LANES = 3;  // with 4, a quarter slower
     static constexpr int PAIRS = 8, UNITS = 4, SHARING = 4;
     static constexpr int PANEL_WORDS = block_layout(Q6_K).panel_words;
     static constexpr int SCALES_AT = PANEL / 2, MINS_AT = SCALES_AT;
@@ -108,7 +109,7 @@ struct Q2KBlock : SuperblockFormat {
 // The four pairs of a half block share words of 2 bits. All pairs share the words of the plane: bit p of each byte is
 // the third bit of a number of pair p.
 struct Q3KBlock : SuperblockFormat {
-    static constexpr int OFFSET = 4;
+    static constexpr int OFFSET = 4, MAX_ROWS_OF_8_LANES = 3;  // as Q6_K
     static constexpr int PAIRS = 8, UNITS = 4;
     static constexpr int PANEL_WORDS = block_layout(Q3_K).panel_words;
     static constexpr int SCALES_AT = PANEL / 2, MINS_AT = SCALES_AT;
@@ -153,11 +154,12 @@ struct Iq4XsBlock : SuperblockFormat {
 
 template <class Format>
 struct Superblocks {
-    static constexpr int MAX_ROWS = LANES == 16 ? 8 : LANES == 8 ? 4 : SMOE_MATRIX_PRODUCTS ? 4 : 2;
+    static constexpr int FEW_ROWS = LANES == 8 ? Format::MAX_ROWS_OF_8_LANES : SMOE_MATRIX_PRODUCTS ? 4 : 2;
+    static constexpr int MAX_ROWS = LANES == 16 ? 8 : FEW_ROWS;
     static constexpr int BLOCKS = 1;  // per call of add()
     static constexpr int ROW_WORDS = 64 + Format::PAIRS + 1;
-    // Memory is read at an even rate, a line with each unit: in bursts, or from much farther, a row loses up to a fifth
-    // of the bandwidth (decision 53).
+    // Memory is asked for at an even rate, a line with each unit, and in the order of its addresses: in bursts a row
+    // loses a fifth of the bandwidth (decision 53), with two lines of a group before the others a third (decision 102).
     static constexpr int LINE_WORDS = 16, WORDS_AHEAD = 112 * LINE_WORDS, LINES = Format::PANEL_WORDS / LINE_WORDS;
 
     template <int ROWS>
@@ -207,8 +209,9 @@ struct Superblocks {
     }
 
   private:
-    // Q5_K's chunks are a loop on AVX2: unrolled, the code of a block hardly fits into the cache of decoded instructions.
-    static constexpr bool LOOPS_OVER_CHUNKS = STARTS_SUMS && Format::UNITS == 2 * Format::Sum::CAPACITY && Format::UNITS == 8;
+    // Units between two reductions of sums. Q5_K's are a loop on AVX2: unrolled, the code of a block is slower.
+    static constexpr int CHUNK = std::min(Format::UNITS, Format::Sum::CAPACITY);
+    static constexpr bool LOOPS_OVER_CHUNKS = STARTS_SUMS && Format::UNITS == 8 && CHUNK == 4;
 
     // Lines of a later block that are asked for before group `group` of this one.
     static constexpr int lines_before(int group) { return LINES * group / (2 * Format::PAIRS); }
@@ -242,13 +245,10 @@ struct Superblocks {
     template <int PAIR, int HALF, int ROWS, int VECTORS>
     [[gnu::always_inline]] static inline void add_group(Words (&totals)[ROWS][VECTORS], const uint32_t* x,
                                                         int64_t stride, const uint32_t* panel, int column) {
-        constexpr int CHUNK = std::min(Format::UNITS, Format::Sum::CAPACITY);
-        const uint32_t* block = panel + column;
-        constexpr int FIRST_LINE = lines_before(2 * PAIR + HALF), LINES_HERE = lines_before(2 * PAIR + HALF + 1) - FIRST_LINE;
-        constexpr int CHUNK_LINES = (LINES_HERE * CHUNK + Format::UNITS - 1) / Format::UNITS;
-        const uint32_t* ahead = block + WORDS_AHEAD + FIRST_LINE * LINE_WORDS;
-        if constexpr (IN_PAIRS<ROWS>)
-            return add_group_in_pairs<PAIR, HALF>(totals, x, stride, panel, column, ahead);
+        constexpr int FIRST_LINE = lines_before(2 * PAIR + HALF), END_LINE = lines_before(2 * PAIR + HALF + 1);
+        constexpr int CHUNK_LINES = ((END_LINE - FIRST_LINE) * CHUNK + Format::UNITS - 1) / Format::UNITS;
+        const uint32_t *block = panel + column, *ahead = block + WORDS_AHEAD + FIRST_LINE * LINE_WORDS;
+        if constexpr (IN_PAIRS<ROWS>) return add_group_in_pairs<PAIR, HALF>(totals, x, stride, panel, column, ahead);
 #pragma GCC unroll 1
         for (int first = 0; first < Format::UNITS; first += CHUNK) {
             if constexpr (LOOPS_OVER_CHUNKS) asm("" : "+r"(first));  // hides how often the loop runs
@@ -284,8 +284,7 @@ struct Superblocks {
                                                        const uint32_t* block, int i) {
         Words w[VECTORS];
 #pragma GCC unroll 4
-        for (int part = 0; part < VECTORS; ++part)
-            w[part] = Format::template unit<PAIR, HALF>(block + part * LANES, i);
+        for (int part = 0; part < VECTORS; ++part) w[part] = Format::template unit<PAIR, HALF>(block + part * LANES, i);
         add_products<STARTS>(sums, x, w);
     }
 
