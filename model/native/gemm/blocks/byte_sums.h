@@ -40,7 +40,7 @@ struct ByteSum {
 #if defined(__AVX2__) && !SMOE_DOT_BYTES && !defined(__AVX512BW__)
         sum = (Words)_mm256_maddubs_epi16((__m256i)w, (__m256i)x);
 #else
-        sum = {};
+        sum = Words{};
         add(x, w);
 #endif
     }
@@ -78,8 +78,12 @@ template <bool STARTS, class Sum, int ROWS, int VECTORS>
     for (int m = 0; m < ROWS; ++m) {
         const Words row = broadcast_word(x[m]);
 #pragma GCC unroll 4
-        for (int part = 0; part < VECTORS; ++part)
-            STARTS ? sums[m][part].start(row, w[part]) : sums[m][part].add(row, w[part]);
+        for (int part = 0; part < VECTORS; ++part) {
+            if constexpr (STARTS)
+                sums[m][part].start(row, w[part]);
+            else
+                sums[m][part].add(row, w[part]);
+        }
     }
 }
 
