@@ -31,31 +31,24 @@ struct Int4Block {
     // Unrolled for 8 lanes, GCC computes all addresses first and keeps them in memory.
     static constexpr int UNROLLED_PAIRS = LANES == 8 ? 1 : 4;
 
-    // Prefetch what the loop reads some kilobytes later. The first pass does so for all columns.
-    template <int VECTORS, int WORDS>
-    [[gnu::always_inline]] static inline void prefetch(const uint32_t* words, int column) {
-        constexpr int AHEAD = VECTORS * LANES == PANEL && LANES < 16 ? 2048 : 1024;  // words
-        if (!column) prefetch_lines<WORDS>(words + AHEAD);
-    }
-
     template <int ROWS, int VECTORS>
     static inline void add_group(Vec (&totals)[ROWS][VECTORS], const uint32_t* x, int stride, const uint32_t* panel,
                                  int column) {
         GroupSum sums[ROWS][VECTORS];
         const uint32_t *w = panel + PANEL / 2, *units = x + stride;
-        prefetch<VECTORS, PANEL / 2>(panel, column);
+        prefetch_words<PANEL / 2, VECTORS>(panel, column);
         if constexpr (IN_PAIRS<ROWS>) {
             multiply_in_pairs(sums, units, stride, w, column);
         } else {
             if constexpr (STARTS_SUMS) {
-                prefetch<VECTORS, PANEL>(w, column);
+                prefetch_words<PANEL, VECTORS>(w, column);
                 add_pair<true>(sums, units, stride, w + column);
                 units += 2 * stride;
                 w += PANEL;
             }
 #pragma GCC unroll UNROLLED_PAIRS
             for (int pair = STARTS_SUMS; pair < GROUP / 8; ++pair) {
-                prefetch<VECTORS, PANEL>(w, column);
+                prefetch_words<PANEL, VECTORS>(w, column);
                 add_pair<false>(sums, units, stride, w + column);
                 units += 2 * stride;
                 w += PANEL;
@@ -78,7 +71,7 @@ struct Int4Block {
         PairedSums<Words, ROWS, VECTORS> paired;
 #pragma GCC unroll 4
         for (int pair = 0; pair < GROUP / 8; ++pair) {
-            prefetch<VECTORS, PANEL>(w, column);
+            prefetch_words<PANEL, VECTORS>(w, column);
             Words low[VECTORS], high[VECTORS];
 #pragma GCC unroll 2
             for (int part = 0; part < VECTORS; ++part) {

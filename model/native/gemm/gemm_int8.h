@@ -3,6 +3,7 @@
 
 #include "gemm/gemm_float.h"
 #include "simd/integer_dot_products.h"
+#include "simd/prefetch.h"
 
 namespace smoe {
 namespace SMOE_ISA {
@@ -55,6 +56,13 @@ struct Int8Unit {
 #endif
 };
 
+// Prefetch WORDS words of a panel that the loop reads some kilobytes later. The first pass fetches for all columns.
+template <int WORDS, int VECTORS>
+[[gnu::always_inline]] inline void prefetch_words(const uint32_t* w, int column) {
+    constexpr int AHEAD = VECTORS * LANES == PANEL && LANES == 8 ? WORDS_AHEAD_IN_ORDER : 1024;
+    if (!column) prefetch_lines<WORDS>(w + AHEAD);
+}
+
 struct Int8Block {
     static constexpr int MAX_ROWS = LANES == 16 || SMOE_MATRIX_PRODUCTS ? 12 : SMOE_DOT_BYTES ? 6 : 4;
 
@@ -71,7 +79,7 @@ struct Int8Block {
         }
         for (; k < depth; ++k) {
             x += stride;
-            prefetch_panel<VECTORS>(panel, column);
+            prefetch_words<PANEL, VECTORS>(panel, column);
             add_unit(sums, x, panel + column);
             panel += PANEL;
         }

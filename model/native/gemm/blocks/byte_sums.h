@@ -7,6 +7,7 @@
 
 #include "gemm/gemm_int8.h"
 #include "simd/integer_dot_products.h"
+#include "simd/prefetch.h"
 
 namespace smoe {
 namespace SMOE_ISA {
@@ -148,23 +149,6 @@ inline Words merge(Words low, uint32_t mask, Words high, uint32_t high_mask) {
 #else
     return (low & mask) | (high & high_mask);
 #endif
-}
-
-// Prefetch a line at this place among the instructions. GCC moves __builtin_prefetch() to the start of straight code.
-inline void prefetch_in_place(const uint32_t* p) {
-#if defined(__x86_64__)
-    asm volatile("prefetcht0 %0" : : "m"(*p));
-#else
-    __builtin_prefetch(p);
-#endif
-}
-
-// Prefetch the lines of WORDS words.
-template <int WORDS>
-[[gnu::always_inline]] inline void prefetch_lines(const uint32_t* words) {
-    constexpr int LINE_WORDS = 16;
-#pragma GCC unroll 8
-    for (int at = 0; at < WORDS; at += LINE_WORDS) prefetch_in_place(words + at);
 }
 
 // Return words shifted by `places` bits to the left, or to the right if it is negative.

@@ -41,7 +41,7 @@ struct SuperblockRow {
     using Sum = typename Format::Sum;
     static constexpr int UNITS = Format::UNITS, CHUNK = std::min(UNITS, Sum::CAPACITY);
     static constexpr int SHARING = Format::SHARING, SETS = 2 * Format::PAIRS / SHARING;  // of groups that share words
-    static constexpr int LINE_WORDS = 16, WORDS_AHEAD = 4096;
+    static constexpr int WORDS_AHEAD = 4096;
     static constexpr int STEPS = SETS * UNITS * SHARING;  // products of a pass over some columns of a block
     static constexpr int PASS_LINES = (Format::PANEL_WORDS / LINE_WORDS * COLUMNS + PANEL - 1) / PANEL;
 

@@ -128,13 +128,15 @@ struct SmallBlocks {
     // Units between two reductions of sums, and units of a loop: all in one half of the block.
     static constexpr int CHUNK = std::min(Format::UNITS, Format::Sum::CAPACITY);
     static constexpr int RUN = std::min(Format::UNITS / 2, CHUNK);
-    static constexpr int WORDS_AHEAD = Format::PANEL_WORDS * BLOCKS;
+
+    template <int ROWS>
+    static constexpr int WORDS_AHEAD = LANES == 8 && ROWS == 1 ? WORDS_AHEAD_IN_ORDER : Format::PANEL_WORDS * BLOCKS;
 
     template <int ROWS, int VECTORS>
     [[gnu::always_inline]] static inline void add_block(Vec (&totals)[ROWS][VECTORS], const uint32_t* x, int64_t stride,
                                                         const uint32_t* block, int column) {
         Words sums[ROWS][VECTORS] = {};
-        prefetch_lines<Format::UNITS_AT>(block + WORDS_AHEAD);
+        prefetch_lines<Format::UNITS_AT>(block + WORDS_AHEAD<ROWS>);
         if constexpr (IN_PAIRS<ROWS>) {
             multiply_in_pairs(sums, x + stride, stride, block + column);
         } else {
@@ -159,8 +161,8 @@ struct SmallBlocks {
         PairedSums<Words, ROWS, 2> paired;
 #pragma GCC unroll 1
         for (int i = 0; i < Format::UNITS / 2; ++i) {
-            prefetch_unit<0, 2>(block, i);
-            prefetch_unit<1, 2>(block, i);
+            prefetch_unit<0, ROWS>(block, i);
+            prefetch_unit<1, ROWS>(block, i);
             const Words first[] = {Format::template unit<0>(block, i), Format::template unit<0>(block + LANES, i)};
             const Words second[] = {Format::template unit<1>(block, i), Format::template unit<1>(block + LANES, i)};
             paired.add(x + i * stride, Format::UNITS / 2 * stride, first, second);
@@ -188,14 +190,14 @@ struct SmallBlocks {
         constexpr int HALF = INDEX * RUN / (Format::UNITS / 2), FIRST = INDEX * RUN % (Format::UNITS / 2);
         constexpr bool STARTS = STARTS_SUMS && INDEX * RUN % CHUNK == 0;
         if constexpr (STARTS) {
-            prefetch_unit<HALF, VECTORS>(block, FIRST);
+            prefetch_unit<HALF, ROWS>(block, FIRST);
             add_unit<HALF, true>(parts, x, block, FIRST);
             x += stride;
         }
 // A loop: unrolled, GCC computes all addresses first and keeps them in memory.
 #pragma GCC unroll 1
         for (int i = FIRST + STARTS; i < FIRST + RUN; ++i) {
-            prefetch_unit<HALF, VECTORS>(block, i);
+            prefetch_unit<HALF, ROWS>(block, i);
             add_unit<HALF, false>(parts, x, block, i);
             x += stride;
         }
@@ -210,12 +212,16 @@ struct SmallBlocks {
         }
     }
 
-    // Prefetch the words of unit i of a later block, if they are read for the first time.
-    template <int HALF, int VECTORS>
+    // Prefetch the words of unit i of a later block, if they are read for the first time; with all columns at once, an
+    // even share of the lines with every unit.
+    template <int HALF, int ROWS>
     [[gnu::always_inline]] static inline void prefetch_unit(const uint32_t* block, int i) {
-        if constexpr (HALF && Format::SHARES_WORDS) return;
-        prefetch_lines<VECTORS * LANES>(block + WORDS_AHEAD + Format::UNITS_AT +
-                                        (HALF * Format::UNITS / 2 + i) * PANEL);
+        const uint32_t* words = block + Format::UNITS_AT + WORDS_AHEAD<ROWS>;
+        const int unit = HALF * Format::UNITS / 2 + i;
+        if constexpr (COLUMNS_OF<ROWS> == PANEL && LANES == 8 && Format::SHARES_WORDS)
+            prefetch_in_place(words + unit * LINE_WORDS);
+        else if constexpr (!HALF || !Format::SHARES_WORDS)
+            prefetch_lines<COLUMNS_OF<ROWS>>(words + unit * PANEL);
     }
 
     // Add the products of unit i of a HALF, or start the sums with them.

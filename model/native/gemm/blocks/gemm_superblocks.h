@@ -160,7 +160,7 @@ struct Superblocks {
     static constexpr int ROW_WORDS = 64 + Format::PAIRS + 1;
     // Memory is asked for at an even rate, a line with each unit, and in the order of its addresses: in bursts a row
     // loses a fifth of the bandwidth (decision 53), with two lines of a group before the others a third (decision 102).
-    static constexpr int LINE_WORDS = 16, WORDS_AHEAD = 112 * LINE_WORDS, LINES = Format::PANEL_WORDS / LINE_WORDS;
+    static constexpr int WORDS_AHEAD = 112 * LINE_WORDS, LINES = Format::PANEL_WORDS / LINE_WORDS;
 
     template <int ROWS>
     static constexpr int COLUMNS_OF = VECTORS_OF<ROWS> * LANES;
