@@ -3,6 +3,7 @@
 
 #include "gemm/gemm_float.h"
 #include "simd/integer_dot_products.h"
+#include "simd/prefetch.h"
 
 namespace smoe {
 namespace SMOE_ISA {
@@ -41,7 +42,7 @@ struct Int8Unit {
     static inline Words add(Words sums, Words x, Words w) {
         const auto w8 = (__m256i)w;
         const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w8), _mm256_sign_epi8((__m256i)x, w8));
-        return sums + (Words)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+        return add_to(sums, (Words)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
     }
 #else
     static constexpr bool IS_BIASED = true;
@@ -54,6 +55,13 @@ struct Int8Unit {
     }
 #endif
 };
+
+// Prefetch WORDS words of a panel that the loop reads some kilobytes later. The first pass fetches for all columns.
+template <int WORDS, int VECTORS>
+[[gnu::always_inline]] inline void prefetch_words(const uint32_t* w, int column) {
+    constexpr int AHEAD = VECTORS * LANES == PANEL && LANES == 8 ? WORDS_AHEAD_IN_ORDER : 1024;
+    if (!column) prefetch_lines<WORDS>(w + AHEAD);
+}
 
 struct Int8Block {
     static constexpr int MAX_ROWS = LANES == 16 || SMOE_MATRIX_PRODUCTS ? 12 : SMOE_DOT_BYTES ? 6 : 4;
@@ -71,7 +79,7 @@ struct Int8Block {
         }
         for (; k < depth; ++k) {
             x += stride;
-            prefetch_panel<VECTORS>(panel, column);
+            prefetch_words<PANEL, VECTORS>(panel, column);
             add_unit(sums, x, panel + column);
             panel += PANEL;
         }

@@ -58,5 +58,32 @@ inline Words dot_pairs(Words sums, Words a, Words b) {
 
 #endif
 
+#if defined(__AVX2__)
+
+// The sums of AVX2 are written in assembly that changes their registers. From intrinsics GCC adds to another register
+// and copies it back, or adds products up in another order and keeps them in memory meanwhile.
+
+// Return sums + products.
+inline Words add_to(Words sums, Words products) {
+    asm("vpaddd %1, %0, %0" : "+x"(sums) : "x"(products));
+    return sums;
+}
+
+// Return sums + the products of bytes, in 16 bits: two unsigned bytes of w and two signed ones of x per sum.
+inline Words add_byte_pairs(Words sums, Words w, Words x) {
+    Words products;
+    asm("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(sums), "=&x"(products) : "x"(w), "x"(x));
+    return sums;
+}
+
+// Return sums + the products of two signed 16-bit integers per lane. The sums may be in memory.
+inline Words add_word_pairs(Words sums, Words a, Words b) {
+    Words result;
+    asm("vpmaddwd %3, %2, %0\n\tvpaddd %1, %0, %0" : "=&x"(result) : "xm"(sums), "x"(a), "x"(b));
+    return result;
+}
+
+#endif
+
 }  // namespace SMOE_ISA
 }  // namespace smoe

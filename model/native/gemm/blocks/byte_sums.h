@@ -7,6 +7,7 @@
 
 #include "gemm/gemm_int8.h"
 #include "simd/integer_dot_products.h"
+#include "simd/prefetch.h"
 
 namespace smoe {
 namespace SMOE_ISA {
@@ -16,6 +17,14 @@ constexpr bool SUMS_OF_16_BITS = true;  // maddubs adds up pairs of products in 
 #else
 constexpr bool SUMS_OF_16_BITS = false;
 #endif
+
+// True if the first products of a sum are stored rather than added to zero.
+constexpr bool STARTS_SUMS = SUMS_OF_16_BITS && LANES == 8;
+
+// Vectors of columns in one pass over a panel. With 8 lanes one row reads all columns at once, so that memory is asked
+// for in the order of its addresses; more sums than 8 leave too few of the 16 registers for weights and masks.
+template <int ROWS>
+constexpr int VECTORS_OF = LANES == 8 && ROWS == 1 ? PANEL / LANES : COLUMNS / LANES;
 
 constexpr int MANY_UNITS = 64;  // as many as any block has
 
@@ -27,13 +36,23 @@ struct ByteSum {
 
     Words sum = {};
 
+    // The same as adding to a sum of zero.
+    inline void start(Words x, Words w) {
+#if defined(__AVX2__) && !SMOE_DOT_BYTES && !defined(__AVX512BW__)
+        sum = (Words)_mm256_maddubs_epi16((__m256i)w, (__m256i)x);
+#else
+        sum = Words{};
+        add(x, w);
+#endif
+    }
+
     inline void add(Words x, Words w) {
 #if SMOE_DOT_BYTES
         sum = dot_bytes(sum, w, x);
 #elif defined(__AVX512BW__)
         sum = (Words)_mm512_add_epi16((__m512i)sum, _mm512_maddubs_epi16((__m512i)w, (__m512i)x));
 #elif defined(__AVX2__)
-        sum = (Words)_mm256_add_epi16((__m256i)sum, _mm256_maddubs_epi16((__m256i)w, (__m256i)x));
+        sum = add_byte_pairs(sum, w, x);
 #else
         for (int shift = 0; shift < 32; shift += 8)
             sum += (w >> shift & 0xffu) * (Words)((Ints)(x << (24 - shift)) >> 24);
@@ -48,8 +67,26 @@ struct BiasedByteSum {
 
     Words sum = {};
 
+    inline void start(Words x, Words w) { sum = Int8Unit::add(Words{}, x, w); }
     inline void add(Words x, Words w) { sum = Int8Unit::add(sum, x, w); }
 };
+
+// Add the products of one unit of each row, at x, and of each vector of columns, or start the sums with them.
+template <bool STARTS, class Sum, int ROWS, int VECTORS>
+[[gnu::always_inline]] inline void add_products(Sum (&sums)[ROWS][VECTORS], const uint32_t* x,
+                                                const Words (&w)[VECTORS]) {
+#pragma GCC unroll 8
+    for (int m = 0; m < ROWS; ++m) {
+        const Words row = broadcast_word(x[m]);
+#pragma GCC unroll 4
+        for (int part = 0; part < VECTORS; ++part) {
+            if constexpr (STARTS)
+                sums[m][part].start(row, w[part]);
+            else
+                sums[m][part].add(row, w[part]);
+        }
+    }
+}
 
 // Return total + a.low * b.low + a.high * b.high, of signed 16-bit halves.
 inline Words add_pairs(Words total, Words a, Words b) {
@@ -58,21 +95,33 @@ inline Words add_pairs(Words total, Words a, Words b) {
 #elif defined(__AVX512BW__)
     return total + (Words)_mm512_madd_epi16((__m512i)a, (__m512i)b);
 #elif defined(__AVX2__)
-    return total + (Words)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+    return add_word_pairs(total, a, b);
 #else
     const Words low = (Words)((Ints)(a << 16) >> 16) * (Words)((Ints)(b << 16) >> 16);
     return total + low + (Words)((Ints)a >> 16) * (Words)((Ints)b >> 16);
 #endif
 }
 
+// Return the low (HALF = 0) or high 16 bits of each lane, twice.
+template <int HALF>
+inline Words repeat_half(Words pairs) {
+#if defined(__AVX2__) && !defined(__AVX512BW__)
+    constexpr int BYTES = 0x01000100 + 0x02020202 * HALF;  // of the first lane; one instruction instead of three
+    const __m128i order = _mm_setr_epi32(BYTES, BYTES + 0x04040404, BYTES + 0x08080808, BYTES + 0x0c0c0c0c);
+    return (Words)_mm256_shuffle_epi8((__m256i)pairs, _mm256_broadcastsi128_si256(order));
+#else
+    return HALF ? (pairs & 0xffff0000u) | pairs >> 16 : (pairs & 0xffffu) | pairs << 16;
+#endif
+}
+
 // Factor of `add_scaled` from the low or high 16 bits of each lane: an integer, or the same 16 bits twice.
 inline Words low_factor(Words pairs) {
-    if constexpr (SUMS_OF_16_BITS) return (pairs & 0xffffu) | pairs << 16;
+    if constexpr (SUMS_OF_16_BITS) return repeat_half<0>(pairs);
     return (Words)((Ints)(pairs << 16) >> 16);
 }
 
 inline Words high_factor(Words pairs) {
-    if constexpr (SUMS_OF_16_BITS) return (pairs & 0xffff0000u) | pairs >> 16;
+    if constexpr (SUMS_OF_16_BITS) return repeat_half<1>(pairs);
     return (Words)((Ints)pairs >> 16);
 }
 
@@ -84,6 +133,10 @@ inline Words add_scaled(Words total, Words sum, Words factor) {
 
 // Return total + sum.
 inline Words add_unscaled(Words total, Words sum) {
+#if defined(__AVX2__) && !defined(__AVX512BW__)
+    // Intrinsics, so that GCC leaves out a total of zero.
+    if constexpr (SUMS_OF_16_BITS) return total + (Words)_mm256_madd_epi16((__m256i)sum, _mm256_set1_epi16(1));
+#endif
     if constexpr (SUMS_OF_16_BITS) return add_pairs(total, sum, broadcast_word(0x00010001u));
     return total + sum;
 }
@@ -103,13 +156,6 @@ template <int places>
 inline Words shift_left(Words words) {
     if constexpr (places >= 0) return words << places;
     return words >> -places;
-}
-
-// Load the words at p; if they are read for the FIRST time, fetch those DISTANCE words later.
-template <int DISTANCE, bool FIRST>
-inline Words load_ahead(const uint32_t* p) {
-    if constexpr (FIRST) __builtin_prefetch(p + DISTANCE);
-    return load_words(p);
 }
 
 // Load two signed bytes per lane as 16-bit integers.

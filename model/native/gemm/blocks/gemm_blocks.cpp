@@ -13,10 +13,16 @@ namespace {
 
 using Add = void (*)(const uint32_t* x, int64_t stride, const uint32_t* panel, int column, int blocks, float* out);
 
+struct AddColumns {
+    Add add;
+    int columns;  // per call
+};
+
 // Table of functions for 1, 2, .. MAX_ROWS rows.
 template <class Kernel, int... ROWS>
-Add add_of(int rows, std::integer_sequence<int, ROWS...>) {
-    static constexpr Add of_rows[] = {Kernel::template add<ROWS + 1>...};
+AddColumns add_of(int rows, std::integer_sequence<int, ROWS...>) {
+    static constexpr AddColumns of_rows[] = {
+        {Kernel::template add<ROWS + 1>, Kernel::template COLUMNS_OF<ROWS + 1>}...};
     return of_rows[rows - 1];
 }
 
@@ -30,10 +36,10 @@ void multiply(int format, int rows, const uint32_t* tile, const uint32_t* panel,
         const int left = rows - first;
         count = static_cast<int>(ceil_div(left, ceil_div(left, Kernel::MAX_ROWS)));  // 12 rows: 6 + 6, not 8 + 4
         if constexpr (IN_PAIRS<Kernel::MAX_ROWS>) count = std::min(left, Kernel::MAX_ROWS);  // 9 rows: 4 + 4 + 1
-        const Add add = add_of<Kernel>(count, std::make_integer_sequence<int, Kernel::MAX_ROWS>());
+        const auto [add, columns] = add_of<Kernel>(count, std::make_integer_sequence<int, Kernel::MAX_ROWS>());
         for (int64_t block = 0; block < num_blocks; block += Kernel::BLOCKS) {
             const auto blocks = static_cast<int>(std::min<int64_t>(Kernel::BLOCKS, num_blocks - block));
-            for (int column = 0; column < PANEL; column += COLUMNS)
+            for (int column = 0; column < PANEL; column += columns)
                 add(tile + block * layout.row_words * rows + first, rows, panel + block * layout.panel_words, column,
                     blocks, out + first * PANEL);
         }

@@ -12,6 +12,7 @@ template <int FORMAT>
 struct GroupsOf4 {
     static constexpr int UNITS = block_layout(FORMAT).numbers / 4, PANEL_WORDS = block_layout(FORMAT).panel_words;
     static constexpr int UNITS_AT = PANEL_WORDS - UNITS / 2 * PANEL;
+    static constexpr bool SHARES_WORDS = true;
 
     using Sum = ByteSum<15>;
 
@@ -19,8 +20,7 @@ struct GroupsOf4 {
 
     template <int HALF>
     static inline Words unit(const uint32_t* block, int i) {
-        constexpr int AHEAD = PANEL_WORDS * blocks_per_call(UNITS);
-        return load_ahead<AHEAD, HALF == 0>(block + UNITS_AT + i * PANEL) >> 4 * HALF & 0x0f0f0f0fu;
+        return load_words(block + UNITS_AT + i * PANEL) >> 4 * HALF & 0x0f0f0f0fu;
     }
 };
 
@@ -29,6 +29,7 @@ template <int FORMAT>
 struct GroupsOf8 {
     static constexpr int UNITS = block_layout(FORMAT).numbers / 4, PANEL_WORDS = block_layout(FORMAT).panel_words;
     static constexpr int UNITS_AT = PANEL_WORDS - UNITS * PANEL;
+    static constexpr bool SHARES_WORDS = false;
 
     using Sum = BiasedByteSum;
 
@@ -36,8 +37,7 @@ struct GroupsOf8 {
 
     template <int HALF>
     static inline Words unit(const uint32_t* block, int i) {
-        constexpr int AHEAD = PANEL_WORDS * blocks_per_call(UNITS);
-        return Int8Unit::prepare(load_ahead<AHEAD, true>(block + UNITS_AT + (UNITS / 2 * HALF + i) * PANEL));
+        return Int8Unit::prepare(load_words(block + UNITS_AT + (UNITS / 2 * HALF + i) * PANEL));
     }
 };
 

@@ -14,19 +14,10 @@
 namespace smoe {
 namespace SMOE_ISA {
 
-// Prefetch a line at this place among the instructions. GCC moves __builtin_prefetch() to the start of straight code.
-inline void prefetch_in_place(const uint32_t* p) {
-#if defined(__x86_64__)
-    asm volatile("prefetcht0 %0" : : "m"(*p));
-#else
-    __builtin_prefetch(p);
-#endif
-}
-
 template <class Format>
 struct SuperblockRow {
-    // With 8 lanes a panel takes two passes, and only Q6_K gains (decision 87).
-    static constexpr bool IS_FASTER = LANES == 16 || (LANES == 8 && Format::SHARING == 4);
+    // With 8 lanes Superblocks reads as fast (decision 102).
+    static constexpr bool IS_FASTER = LANES == 16;
 
     // out[PANEL] = the products of a row's blocks.
     static void multiply(const uint32_t* x, const uint32_t* panel, int64_t num_blocks, float* out) {
@@ -50,7 +41,7 @@ struct SuperblockRow {
     using Sum = typename Format::Sum;
     static constexpr int UNITS = Format::UNITS, CHUNK = std::min(UNITS, Sum::CAPACITY);
     static constexpr int SHARING = Format::SHARING, SETS = 2 * Format::PAIRS / SHARING;  // of groups that share words
-    static constexpr int LINE_WORDS = 16, WORDS_AHEAD = 4096;
+    static constexpr int WORDS_AHEAD = 4096;
     static constexpr int STEPS = SETS * UNITS * SHARING;  // products of a pass over some columns of a block
     static constexpr int PASS_LINES = (Format::PANEL_WORDS / LINE_WORDS * COLUMNS + PANEL - 1) / PANEL;
 

@@ -15,7 +15,8 @@ namespace smoe {
 namespace SMOE_ISA {
 
 // A format says how to read unit i of a block's first or second HALF, and what a block's sum I adds to y / s: value(I,
-// first word of the row, columns), with Columns the scales of LANES outputs.
+// first word of the row, columns), with Columns the scales of LANES outputs. With SHARES_WORDS unit i of both halves is
+// in the same words.
 
 // Blocks per call of SmallBlocks::add(): few enough to stay in the first-level cache for all columns.
 constexpr int blocks_per_call(int units) { return 64 / units; }
@@ -29,7 +30,7 @@ struct Gguf32 {
     static constexpr int UNITS = 8, PANEL_WORDS = block_layout(FORMAT).panel_words;
     static constexpr int PLANE_AT = MIN ? PANEL : PANEL / 2;  // after d, m
     static constexpr int UNITS_AT = PLANE_AT + (PLANE ? PANEL : 0);
-    static constexpr int AHEAD = PANEL_WORDS * blocks_per_call(UNITS);
+    static constexpr bool SHARES_WORDS = true;
 
     using Sum = ByteSum<PLANE ? 31 : 15>;
     struct Columns {
@@ -50,7 +51,7 @@ struct Gguf32 {
 
     template <int HALF>
     static inline Words unit(const uint32_t* block, int i) {
-        const Words low = load_ahead<AHEAD, HALF == 0>(block + UNITS_AT + i * PANEL) >> 4 * HALF;
+        const Words low = load_words(block + UNITS_AT + i * PANEL) >> 4 * HALF;
         if constexpr (!PLANE) return low & 0x0f0f0f0fu;
         return merge(low, 0x0f0f0f0fu, load_words(block + PLANE_AT) >> (4 * HALF + i) << 4, 0x10101010u);
     }
@@ -59,6 +60,7 @@ struct Gguf32 {
 // Bytes q + 128, as in int8.
 struct GgufQ8 {
     static constexpr int UNITS = 8, PANEL_WORDS = block_layout(Q8_0).panel_words, UNITS_AT = PANEL / 2;
+    static constexpr bool SHARES_WORDS = false;
 
     using Sum = BiasedByteSum;
     struct Columns {
@@ -77,48 +79,49 @@ struct GgufQ8 {
 
     template <int HALF>
     static inline Words unit(const uint32_t* block, int i) {
-        constexpr int AHEAD = PANEL_WORDS * blocks_per_call(UNITS);
-        return Int8Unit::prepare(load_ahead<AHEAD, true>(block + UNITS_AT + (4 * HALF + i) * PANEL));
+        return Int8Unit::prepare(load_words(block + UNITS_AT + (4 * HALF + i) * PANEL));
     }
 };
 
 // Indices of values, which are bytes q + 128.
 struct GgufIq4 : GgufQ8 {
     static constexpr int PANEL_WORDS = block_layout(IQ4_NL).panel_words;
+    static constexpr bool SHARES_WORDS = true;
 
     template <int HALF>
     static inline Words unit(const uint32_t* block, int i) {
-        constexpr int AHEAD = PANEL_WORDS * blocks_per_call(UNITS);
-        const Words word = load_ahead<AHEAD, HALF == 0>(block + UNITS_AT + i * PANEL);
+        const Words word = load_words(block + UNITS_AT + i * PANEL);
         return Int8Unit::prepare(look_up(IQ4_VALUES, word >> 4 * HALF & 0x0f0f0f0fu));
     }
 };
 
 template <class Format>
 struct SmallBlocks {
-    static constexpr int MAX_ROWS = LANES == 16 ? 6 : LANES == 8 ? 3 : SMOE_MATRIX_PRODUCTS ? 4 : 2;
+    static constexpr int MAX_ROWS = LANES == 16 ? 6 : LANES == 8 || SMOE_MATRIX_PRODUCTS ? 4 : 2;
     static constexpr int BLOCKS = blocks_per_call(Format::UNITS);
     static constexpr int ROW_WORDS = Format::UNITS + 2;
 
-    // Add the products of `blocks` blocks to out[ROWS][COLUMNS of PANEL].
+    template <int ROWS>
+    static constexpr int COLUMNS_OF = VECTORS_OF<ROWS> * LANES;
+
+    // Add the products of `blocks` blocks to out[ROWS][COLUMNS_OF<ROWS> of PANEL].
     template <int ROWS>
     static void add(const uint32_t* x, int64_t stride, const uint32_t* panel, int column, int blocks, float* out) {
-        Vec totals[ROWS][2];
+        constexpr int VECTORS = VECTORS_OF<ROWS>;
+        Vec totals[ROWS][VECTORS];
 #pragma GCC unroll 6
-        for (int m = 0; m < ROWS; ++m) {
-            totals[m][0] = load(out + m * PANEL + column);
-            totals[m][1] = load(out + m * PANEL + column + LANES);
-        }
+        for (int m = 0; m < ROWS; ++m)
+#pragma GCC unroll 4
+            for (int part = 0; part < VECTORS; ++part) totals[m][part] = load(out + m * PANEL + column + part * LANES);
         for (; blocks; --blocks) {
             add_block(totals, x, stride, panel, column);
             x += ROW_WORDS * stride;
             panel += Format::PANEL_WORDS;
         }
 #pragma GCC unroll 6
-        for (int m = 0; m < ROWS; ++m) {
-            store(out + m * PANEL + column, totals[m][0]);
-            store(out + m * PANEL + column + LANES, totals[m][1]);
-        }
+        for (int m = 0; m < ROWS; ++m)
+#pragma GCC unroll 4
+            for (int part = 0; part < VECTORS; ++part) store(out + m * PANEL + column + part * LANES, totals[m][part]);
     }
 
   private:
@@ -127,25 +130,27 @@ struct SmallBlocks {
     static constexpr int RUN = std::min(Format::UNITS / 2, CHUNK);
 
     template <int ROWS>
-    [[gnu::always_inline]] static inline void add_block(Vec (&totals)[ROWS][2], const uint32_t* x, int64_t stride,
+    static constexpr int WORDS_AHEAD = LANES == 8 && ROWS == 1 ? WORDS_AHEAD_IN_ORDER : Format::PANEL_WORDS * BLOCKS;
+
+    template <int ROWS, int VECTORS>
+    [[gnu::always_inline]] static inline void add_block(Vec (&totals)[ROWS][VECTORS], const uint32_t* x, int64_t stride,
                                                         const uint32_t* block, int column) {
-        Words sums[ROWS][2] = {};
-        for (int at = 0; at < Format::UNITS_AT; at += LANES)
-            __builtin_prefetch(block + Format::PANEL_WORDS * BLOCKS + at);
+        Words sums[ROWS][VECTORS] = {};
+        prefetch_lines<Format::UNITS_AT>(block + WORDS_AHEAD<ROWS>);
         if constexpr (IN_PAIRS<ROWS>) {
             multiply_in_pairs(sums, x + stride, stride, block + column);
         } else {
-            typename Format::Sum parts[ROWS][2] = {};
+            typename Format::Sum parts[ROWS][VECTORS] = {};
             add_units(sums, parts, x + stride, stride, block + column,
                       std::make_integer_sequence<int, Format::UNITS / RUN>());
         }
-        const auto columns0 = Format::columns(block, column), columns1 = Format::columns(block, column + LANES);
         const uint32_t* scales = x + (Format::UNITS + 1) * stride;
+#pragma GCC unroll 4
+        for (int part = 0; part < VECTORS; ++part) {
+            const auto columns = Format::columns(block, column + part * LANES);
 #pragma GCC unroll 6
-        for (int m = 0; m < ROWS; ++m) {
-            const Vec scale = broadcast(float_of(scales[m]));
-            totals[m][0] += Format::value(sums[m][0], x[m], columns0) * scale;
-            totals[m][1] += Format::value(sums[m][1], x[m], columns1) * scale;
+            for (int m = 0; m < ROWS; ++m)
+                totals[m][part] += Format::value(sums[m][part], x[m], columns) * broadcast(float_of(scales[m]));
         }
     }
 
@@ -156,6 +161,8 @@ struct SmallBlocks {
         PairedSums<Words, ROWS, 2> paired;
 #pragma GCC unroll 1
         for (int i = 0; i < Format::UNITS / 2; ++i) {
+            prefetch_unit<0, ROWS>(block, i);
+            prefetch_unit<1, ROWS>(block, i);
             const Words first[] = {Format::template unit<0>(block, i), Format::template unit<0>(block + LANES, i)};
             const Words second[] = {Format::template unit<1>(block, i), Format::template unit<1>(block + LANES, i)};
             paired.add(x + i * stride, Format::UNITS / 2 * stride, first, second);
@@ -167,39 +174,64 @@ struct SmallBlocks {
         }
     }
 
-    template <int ROWS, int... RUNS>
-    [[gnu::always_inline]] static inline void add_units(Words (&sums)[ROWS][2], typename Format::Sum (&parts)[ROWS][2],
-                                                        const uint32_t* x, int64_t stride, const uint32_t* block,
+    template <int ROWS, int VECTORS, int... RUNS>
+    [[gnu::always_inline]] static inline void add_units(Words (&sums)[ROWS][VECTORS],
+                                                        typename Format::Sum (&parts)[ROWS][VECTORS], const uint32_t* x,
+                                                        int64_t stride, const uint32_t* block,
                                                         std::integer_sequence<int, RUNS...>) {
         (add_run<RUNS>(sums, parts, x + RUNS * RUN * stride, stride, block), ...);
     }
 
     // parts += the products of a run of units; at the end of a chunk they are added to the sums.
-    template <int INDEX, int ROWS>
-    [[gnu::always_inline]] static inline void add_run(Words (&sums)[ROWS][2], typename Format::Sum (&parts)[ROWS][2],
-                                                      const uint32_t* x, int64_t stride, const uint32_t* block) {
+    template <int INDEX, int ROWS, int VECTORS>
+    [[gnu::always_inline]] static inline void add_run(Words (&sums)[ROWS][VECTORS],
+                                                      typename Format::Sum (&parts)[ROWS][VECTORS], const uint32_t* x,
+                                                      int64_t stride, const uint32_t* block) {
         constexpr int HALF = INDEX * RUN / (Format::UNITS / 2), FIRST = INDEX * RUN % (Format::UNITS / 2);
+        constexpr bool STARTS = STARTS_SUMS && INDEX * RUN % CHUNK == 0;
+        if constexpr (STARTS) {
+            prefetch_unit<HALF, ROWS>(block, FIRST);
+            add_unit<HALF, true>(parts, x, block, FIRST);
+            x += stride;
+        }
 // A loop: unrolled, GCC computes all addresses first and keeps them in memory.
 #pragma GCC unroll 1
-        for (int i = FIRST; i < FIRST + RUN; ++i) {
-            const Words w0 = Format::template unit<HALF>(block, i);
-            const Words w1 = Format::template unit<HALF>(block + LANES, i);
-#pragma GCC unroll 6
-            for (int m = 0; m < ROWS; ++m) {
-                const Words row = broadcast_word(x[m]);
-                parts[m][0].add(row, w0);
-                parts[m][1].add(row, w1);
-            }
+        for (int i = FIRST + STARTS; i < FIRST + RUN; ++i) {
+            prefetch_unit<HALF, ROWS>(block, i);
+            add_unit<HALF, false>(parts, x, block, i);
             x += stride;
         }
         if constexpr ((INDEX + 1) * RUN % CHUNK == 0) {
 #pragma GCC unroll 6
-            for (int m = 0; m < ROWS; ++m) {
-                sums[m][0] = Format::total(sums[m][0], parts[m][0].sum);
-                sums[m][1] = Format::total(sums[m][1], parts[m][1].sum);
-                parts[m][0] = parts[m][1] = {};
-            }
+            for (int m = 0; m < ROWS; ++m)
+#pragma GCC unroll 4
+                for (int part = 0; part < VECTORS; ++part) {
+                    sums[m][part] = Format::total(sums[m][part], parts[m][part].sum);
+                    parts[m][part] = {};
+                }
         }
+    }
+
+    // Prefetch the words of unit i of a later block, if they are read for the first time; with all columns at once, an
+    // even share of the lines with every unit.
+    template <int HALF, int ROWS>
+    [[gnu::always_inline]] static inline void prefetch_unit(const uint32_t* block, int i) {
+        const uint32_t* words = block + Format::UNITS_AT + WORDS_AHEAD<ROWS>;
+        const int unit = HALF * Format::UNITS / 2 + i;
+        if constexpr (COLUMNS_OF<ROWS> == PANEL && LANES == 8 && Format::SHARES_WORDS)
+            prefetch_in_place(words + unit * LINE_WORDS);
+        else if constexpr (!HALF || !Format::SHARES_WORDS)
+            prefetch_lines<COLUMNS_OF<ROWS>>(words + unit * PANEL);
+    }
+
+    // Add the products of unit i of a HALF, or start the sums with them.
+    template <int HALF, bool STARTS, int ROWS, int VECTORS>
+    [[gnu::always_inline]] static inline void add_unit(typename Format::Sum (&sums)[ROWS][VECTORS], const uint32_t* x,
+                                                       const uint32_t* block, int i) {
+        Words w[VECTORS];
+#pragma GCC unroll 4
+        for (int part = 0; part < VECTORS; ++part) w[part] = Format::template unit<HALF>(block + part * LANES, i);
+        add_products<STARTS>(sums, x, w);
     }
 };
 

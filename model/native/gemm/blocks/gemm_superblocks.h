@@ -20,6 +20,7 @@ namespace SMOE_ISA {
 struct SuperblockFormat {
     static constexpr bool HAS_MIN = false;
     static constexpr int OFFSET = 0;  // subtracted from each number, if the format has no minima
+    static constexpr int MAX_ROWS_OF_8_LANES = 4;
 
     static inline Words scale_pairs(Words pairs) { return pairs; }
     static inline Words min_pairs(Words pairs) { return pairs; }
@@ -68,7 +69,7 @@ struct Q5KBlock : SuperblockFormat {
 // Pairs r and r + 2 of a half block share words of 4 bits; all four share the words of the plane, which holds two bits
 // of each.
 struct Q6KBlock : SuperblockFormat {
-    static constexpr int OFFSET = 32;
+    static constexpr int OFFSET = 32, MAX_ROWS_OF_8_LANES = 3;  // with 4, a quarter slower
     static constexpr int PAIRS = 8, UNITS = 4, SHARING = 4;
     static constexpr int PANEL_WORDS = block_layout(Q6_K).panel_words;
     static constexpr int SCALES_AT = PANEL / 2, MINS_AT = SCALES_AT;
@@ -108,7 +109,7 @@ struct Q2KBlock : SuperblockFormat {
 // The four pairs of a half block share words of 2 bits. All pairs share the words of the plane: bit p of each byte is
 // the third bit of a number of pair p.
 struct Q3KBlock : SuperblockFormat {
-    static constexpr int OFFSET = 4;
+    static constexpr int OFFSET = 4, MAX_ROWS_OF_8_LANES = 3;  // as Q6_K
     static constexpr int PAIRS = 8, UNITS = 4;
     static constexpr int PANEL_WORDS = block_layout(Q3_K).panel_words;
     static constexpr int SCALES_AT = PANEL / 2, MINS_AT = SCALES_AT;
@@ -153,43 +154,49 @@ struct Iq4XsBlock : SuperblockFormat {
 
 template <class Format>
 struct Superblocks {
-    static constexpr int MAX_ROWS = LANES == 16 ? 8 : LANES == 8 ? 3 : SMOE_MATRIX_PRODUCTS ? 4 : 2;
+    static constexpr int FEW_ROWS = LANES == 8 ? Format::MAX_ROWS_OF_8_LANES : SMOE_MATRIX_PRODUCTS ? 4 : 2;
+    static constexpr int MAX_ROWS = LANES == 16 ? 8 : FEW_ROWS;
     static constexpr int BLOCKS = 1;  // per call of add()
     static constexpr int ROW_WORDS = 64 + Format::PAIRS + 1;
-    // Memory is read at an even rate, a line with each unit: in bursts, or from much farther, a row loses up to a fifth
-    // of the bandwidth (decision 53).
-    static constexpr int LINE_WORDS = 16, WORDS_AHEAD = 112 * LINE_WORDS;
-    static constexpr int GROUP_LINES = (Format::PANEL_WORDS / LINE_WORDS + 2 * Format::PAIRS - 1) / (2 * Format::PAIRS);
+    // Memory is asked for at an even rate, a line with each unit, and in the order of its addresses: in bursts a row
+    // loses a fifth of the bandwidth (decision 53), with two lines of a group before the others a third (decision 102).
+    static constexpr int WORDS_AHEAD = 112 * LINE_WORDS, LINES = Format::PANEL_WORDS / LINE_WORDS;
 
-    // Add the products of one block to out[ROWS][COLUMNS of PANEL].
+    template <int ROWS>
+    static constexpr int COLUMNS_OF = VECTORS_OF<ROWS> * LANES;
+
+    // Add the products of one block to out[ROWS][COLUMNS_OF<ROWS> of PANEL].
     template <int ROWS>
     static void add(const uint32_t* x, int64_t stride, const uint32_t* panel, int column, int, float* out) {
-        Words totals[ROWS][2] = {};
+        Words totals[ROWS][VECTORS_OF<ROWS>] = {};
         add_pairs_of_groups(totals, x, stride, panel, column, std::make_integer_sequence<int, Format::PAIRS>());
         finish(totals, x + 64 * stride, stride, panel, column, out);
     }
 
     // Subtract what the minima contribute, and add the block's products to out. x points at the sums of the groups.
-    template <int ROWS>
-    [[gnu::always_inline]] static inline void finish(const Words (&totals)[ROWS][2], const uint32_t* x, int64_t stride,
-                                                     const uint32_t* panel, int column, float* out) {
-        Words mins[ROWS][2] = {};
+    template <int ROWS, int VECTORS>
+    [[gnu::always_inline]] static inline void finish(const Words (&totals)[ROWS][VECTORS], const uint32_t* x,
+                                                     int64_t stride, const uint32_t* panel, int column, float* out) {
+        Words mins[ROWS][VECTORS] = {};
         const auto* pairs = reinterpret_cast<const uint16_t*>(panel + Format::MINS_AT) + column;
         for (int pair = 0; pair < Format::PAIRS; ++pair) {
-            const Words pair0 = Format::min_pairs(load_byte_pairs(pairs));
-            const Words pair1 = Format::min_pairs(load_byte_pairs(pairs + LANES));
+            Words columns[VECTORS];
+#pragma GCC unroll 4
+            for (int part = 0; part < VECTORS; ++part)
+                columns[part] = Format::min_pairs(load_byte_pairs(pairs + part * LANES));
 #pragma GCC unroll 8
             for (int m = 0; m < ROWS; ++m) {
                 const Words sums = broadcast_word(x[m]);
-                mins[m][0] = add_pairs(mins[m][0], pair0, sums);
-                mins[m][1] = add_pairs(mins[m][1], pair1, sums);
+#pragma GCC unroll 4
+                for (int part = 0; part < VECTORS; ++part)
+                    mins[m][part] = add_pairs(mins[m][part], columns[part], sums);
             }
             pairs += PANEL;
             x += stride;
         }
         const auto* d = reinterpret_cast<const uint16_t*>(panel) + column;
-#pragma GCC unroll 2
-        for (int part = 0; part < 2; ++part, d += LANES) {
+#pragma GCC unroll 4
+        for (int part = 0; part < VECTORS; ++part, d += LANES) {
             const Vec scale = load_float16(d);
             const Vec min_scale = Format::HAS_MIN ? load_float16(d + PANEL) : Vec{};
 #pragma GCC unroll 8
@@ -202,84 +209,110 @@ struct Superblocks {
     }
 
   private:
-    template <int ROWS, int... PAIRS>
-    [[gnu::always_inline]] static inline void add_pairs_of_groups(Words (&totals)[ROWS][2], const uint32_t* x,
+    // Units between two reductions of sums. Q5_K's are a loop on AVX2: unrolled, the code of a block is slower.
+    static constexpr int CHUNK = std::min(Format::UNITS, Format::Sum::CAPACITY);
+    static constexpr bool LOOPS_OVER_CHUNKS = STARTS_SUMS && Format::UNITS == 8 && CHUNK == 4;
+
+    // Lines of a later block that are asked for before group `group` of this one.
+    static constexpr int lines_before(int group) { return LINES * group / (2 * Format::PAIRS); }
+
+    template <int ROWS, int VECTORS, int... PAIRS>
+    [[gnu::always_inline]] static inline void add_pairs_of_groups(Words (&totals)[ROWS][VECTORS], const uint32_t* x,
                                                                   int64_t stride, const uint32_t* panel, int column,
                                                                   std::integer_sequence<int, PAIRS...>) {
         (add_pair<PAIRS>(totals, x + 2 * PAIRS * Format::UNITS * stride, stride, panel, column), ...);
     }
 
     // totals += the products of two groups times their scales.
-    template <int PAIR, int ROWS>
-    [[gnu::always_inline]] static inline void add_pair(Words (&totals)[ROWS][2], const uint32_t* x, int64_t stride,
-                                                       const uint32_t* panel, int column) {
+    template <int PAIR, int ROWS, int VECTORS>
+    [[gnu::always_inline]] static inline void add_pair(Words (&totals)[ROWS][VECTORS], const uint32_t* x,
+                                                       int64_t stride, const uint32_t* panel, int column) {
+        add_group<PAIR, 0>(totals, x, stride, panel, column);
+        add_group<PAIR, 1>(totals, x + Format::UNITS * stride, stride, panel, column);
+    }
+
+    // Factors of a pair's group HALF.
+    template <int PAIR, int HALF, int VECTORS>
+    [[gnu::always_inline]] static inline void load_factors(Words (&factors)[VECTORS], const uint32_t* panel,
+                                                           int column) {
         const auto* scales = reinterpret_cast<const uint16_t*>(panel + Format::SCALES_AT) + PAIR * PANEL + column;
-        const Words pairs0 = Format::scale_pairs(load_byte_pairs(scales));
-        const Words pairs1 = Format::scale_pairs(load_byte_pairs(scales + LANES));
-        add_group<PAIR, 0>(totals, x, stride, panel + column, Format::template factor<0>(pairs0),
-                           Format::template factor<0>(pairs1));
-        add_group<PAIR, 1>(totals, x + Format::UNITS * stride, stride, panel + column,
-                           Format::template factor<1>(pairs0), Format::template factor<1>(pairs1));
+#pragma GCC unroll 4
+        for (int part = 0; part < VECTORS; ++part)
+            factors[part] = Format::template factor<HALF>(Format::scale_pairs(load_byte_pairs(scales + part * LANES)));
     }
 
     // totals += factor * (sum of the products of a pair's group HALF).
-    template <int PAIR, int HALF, int ROWS>
-    [[gnu::always_inline]] static inline void add_group(Words (&totals)[ROWS][2], const uint32_t* x, int64_t stride,
-                                                        const uint32_t* block, Words factor0, Words factor1) {
-        constexpr int CHUNK = std::min(Format::UNITS, Format::Sum::CAPACITY);
-        const uint32_t* ahead = block + WORDS_AHEAD + (2 * PAIR + HALF) * GROUP_LINES * LINE_WORDS;
-#pragma GCC unroll 4
-        for (int line = Format::UNITS; line < GROUP_LINES; ++line) __builtin_prefetch(ahead + line * LINE_WORDS);
-        if constexpr (IN_PAIRS<ROWS>)
-            return add_group_in_pairs<PAIR, HALF>(totals, x, stride, block, ahead, factor0, factor1);
-#pragma GCC unroll 4
-        for (int first = 0; first < Format::UNITS; first += CHUNK) {
-            typename Format::Sum sums[ROWS][2];
-// A loop: unrolled, GCC computes all addresses first and keeps them in memory.
+    template <int PAIR, int HALF, int ROWS, int VECTORS>
+    [[gnu::always_inline]] static inline void add_group(Words (&totals)[ROWS][VECTORS], const uint32_t* x,
+                                                        int64_t stride, const uint32_t* panel, int column) {
+        constexpr int FIRST_LINE = lines_before(2 * PAIR + HALF), END_LINE = lines_before(2 * PAIR + HALF + 1);
+        constexpr int CHUNK_LINES = ((END_LINE - FIRST_LINE) * CHUNK + Format::UNITS - 1) / Format::UNITS;
+        const uint32_t *block = panel + column, *ahead = block + WORDS_AHEAD + FIRST_LINE * LINE_WORDS;
+        if constexpr (IN_PAIRS<ROWS>) return add_group_in_pairs<PAIR, HALF>(totals, x, stride, panel, column, ahead);
 #pragma GCC unroll 1
-            for (int i = first; i < first + CHUNK; ++i) {
-                __builtin_prefetch(ahead + i * LINE_WORDS);
-                const Words w0 = Format::template unit<PAIR, HALF>(block, i);
-                const Words w1 = Format::template unit<PAIR, HALF>(block + LANES, i);
-#pragma GCC unroll 8
-                for (int m = 0; m < ROWS; ++m) {
-                    const Words row = broadcast_word(x[m]);
-                    sums[m][0].add(row, w0);
-                    sums[m][1].add(row, w1);
-                }
+        for (int first = 0; first < Format::UNITS; first += CHUNK) {
+            if constexpr (LOOPS_OVER_CHUNKS) asm("" : "+r"(first));  // hides how often the loop runs
+            typename Format::Sum sums[ROWS][VECTORS];
+            if constexpr (STARTS_SUMS) {
+                prefetch_in_place(ahead);
+                add_unit<PAIR, HALF, true>(sums, x, block, first);
                 x += stride;
             }
-#pragma GCC unroll 8
-            for (int m = 0; m < ROWS; ++m) {
-                totals[m][0] = Format::add(totals[m][0], sums[m][0].sum, factor0);
-                totals[m][1] = Format::add(totals[m][1], sums[m][1].sum, factor1);
+// A loop: unrolled, GCC computes all addresses first and keeps them in memory.
+#pragma GCC unroll 1
+            for (int i = STARTS_SUMS; i < CHUNK; ++i) {
+                prefetch_in_place(ahead + i * LINE_WORDS);
+                add_unit<PAIR, HALF, false>(sums, x, block, first + i);
+                x += stride;
             }
+#pragma GCC unroll 4
+            for (int i = CHUNK; i < CHUNK_LINES; ++i) prefetch_in_place(ahead + i * LINE_WORDS);
+            ahead += CHUNK_LINES * LINE_WORDS;
+            Words factors[VECTORS];
+            load_factors<PAIR, HALF>(factors, panel, column);
+#pragma GCC unroll 8
+            for (int m = 0; m < ROWS; ++m)
+#pragma GCC unroll 4
+                for (int part = 0; part < VECTORS; ++part)
+                    totals[m][part] = Format::add(totals[m][part], sums[m][part].sum, factors[part]);
         }
+    }
+
+    // Add the products of unit i, or start the sums with them.
+    template <int PAIR, int HALF, bool STARTS, int ROWS, int VECTORS>
+    [[gnu::always_inline]] static inline void add_unit(typename Format::Sum (&sums)[ROWS][VECTORS], const uint32_t* x,
+                                                       const uint32_t* block, int i) {
+        Words w[VECTORS];
+#pragma GCC unroll 4
+        for (int part = 0; part < VECTORS; ++part) w[part] = Format::template unit<PAIR, HALF>(block + part * LANES, i);
+        add_products<STARTS>(sums, x, w);
     }
 
     // The same, with two units in one instruction.
     template <int PAIR, int HALF, int ROWS>
     [[gnu::always_inline]] static inline void add_group_in_pairs(Words (&totals)[ROWS][2], const uint32_t* x,
-                                                                 int64_t stride, const uint32_t* block,
-                                                                 const uint32_t* ahead, Words factor0, Words factor1) {
+                                                                 int64_t stride, const uint32_t* panel, int column,
+                                                                 const uint32_t* ahead) {
         PairedSums<Words, ROWS, 2> paired;
 #pragma GCC unroll 1
         for (int i = 0; i < Format::UNITS; i += 2) {
-            __builtin_prefetch(ahead + i * LINE_WORDS);
-            __builtin_prefetch(ahead + (i + 1) * LINE_WORDS);
+            prefetch_in_place(ahead + i * LINE_WORDS);
+            prefetch_in_place(ahead + (i + 1) * LINE_WORDS);
             Words units[2][2];
 #pragma GCC unroll 2
             for (int u = 0; u < 2; ++u) {
-                units[u][0] = Format::template unit<PAIR, HALF>(block, i + u);
-                units[u][1] = Format::template unit<PAIR, HALF>(block + LANES, i + u);
+                units[u][0] = Format::template unit<PAIR, HALF>(panel + column, i + u);
+                units[u][1] = Format::template unit<PAIR, HALF>(panel + column + LANES, i + u);
             }
             paired.add(x, stride, units[0], units[1]);
             x += 2 * stride;
         }
+        Words factors[2];
+        load_factors<PAIR, HALF>(factors, panel, column);
 #pragma GCC unroll 4
         for (int m = 0; m < ROWS; ++m) {
-            totals[m][0] = Format::add(totals[m][0], paired.row(m, 0), factor0);
-            totals[m][1] = Format::add(totals[m][1], paired.row(m, 1), factor1);
+            totals[m][0] = Format::add(totals[m][0], paired.row(m, 0), factors[0]);
+            totals[m][1] = Format::add(totals[m][1], paired.row(m, 1), factors[1]);
         }
     }
 
