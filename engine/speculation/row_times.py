@@ -2,6 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Callable
+from functools import cache
 
 RATE = 0.25  # share of an error that one step corrects
 MAX_RISE, MAX_FALL = 1.25, 2.0  # a single step counts as at most so many times the estimate, or as its 1/MAX_FALL
@@ -20,6 +21,7 @@ def time_shape(num_experts: int, experts_per_token: int) -> TimeShape:
     """
     share = experts_per_token / num_experts if num_experts else 1.0
 
+    @cache
     def shape(num_rows: int) -> float:
         experts = (1 - (1 - share) ** num_rows) / share
         return 0.15 + 0.85 * experts + num_rows / 30
