@@ -6,7 +6,8 @@ from engine.speculation.row_times import TimeShape
 
 KEPT = 0.95  # of the weight of what is known, for each new step
 FADED = 0.97  # likewise, for each step whose drafts seemed not to pay: what looks too slow is tried again some time
-NOISE = 0.1  # usual error of a step's time, relative to it
+NOISE = 0.1  # usual error of a step's time, relative to what the shape says
+OUTLIER = 1.25  # times its estimate, beyond which a step needs another one to count
 SETTLED = 0.1  # share of the way from what is held to the solution, for each new step
 FIRST = (1.0, 0.0, 0.0)  # s, m, h before any step
 SWEEPS = 4  # of the solution's refinement; it begins with the last one
@@ -17,10 +18,10 @@ class DraftTimes:
 
         p (1 + s (shape(num_rows) / shape(n) - 1)) + m (num_rows - n) + h
 
-    The three learned numbers stand for the bytes that more rows read (s), their arithmetic (m), and the work of the host
-    (h). One model of all numbers of rows instead of an estimate for each: few steps are enough, one bad measurement
-    does not keep its number of rows from being tried again, and larger steps never seem faster. It is fitted by least
-    squares of relative errors, and begins with s = 1, m = h = 0, held loosely.
+    The three learned numbers stand for what more rows read (s), their arithmetic (m), and the host's work (h). One model
+    of all numbers of rows instead of an estimate for each: few steps are enough, one bad measurement does not keep its
+    number of rows from being tried again, and larger steps never seem faster. It is fitted by least squares of relative
+    errors, and loosely held: at FIRST, then at what was learned, so that many steps of one size say nothing of others.
     """
 
     def __init__(self, shape: TimeShape) -> None:
@@ -43,14 +44,17 @@ class DraftTimes:
         return self._solution[2]
 
     def record(self, plain_s: float, num_requests: int, num_rows: int, seconds: float) -> None:
-        """Learn from a step with drafts. Slower than estimated counts as far as the step before was, too: the first
-        step of a size is often slow, and others are where the machine was busy for a moment."""
+        """Learn from a step with drafts. One much slower than estimated counts if the step before was, too, as the better
+        of both: the first step of a size is often slow, and others are where the machine is busy for a moment."""
         estimate = self.predict(plain_s, num_requests, num_rows)
-        excess = seconds / estimate
-        seconds = estimate * min(excess, max(1.0, self._last_excess))
+        excess, before = seconds / estimate, self._last_excess
         self._last_excess = excess
-        inputs = [plain_s * (self._shape(num_rows) / self._shape(num_requests) - 1), num_rows - num_requests, 1.0]
-        weight = 1.0 / (NOISE * seconds) ** 2
+        if excess > OUTLIER >= before:
+            return
+        seconds = estimate * min(excess, max(OUTLIER, before))
+        size = plain_s * self._shape(num_rows) / self._shape(num_requests)
+        inputs = [size - plain_s, num_rows - num_requests, 1.0]
+        weight = 1.0 / (NOISE * size) ** 2
         self._weaken(KEPT)
         for row, left in zip(self._squares, inputs, strict=True):
             for column, right in enumerate(inputs):

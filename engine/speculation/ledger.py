@@ -48,7 +48,7 @@ class Ledger:
             self._saved_s = max(self._saved_s, -0.75 * self._max_loss * self._spent_s)
 
     def end_pause(self) -> None:
-        """Allow drafts for a new text. If the loss is beyond its bound, the next step that saves nothing goes on with the pause."""
+        """Allow drafts for a new text. If they save nothing, the pause goes on."""
         self._num_left, self._num_interrupted = 0, self._num_left or self._num_interrupted
 
     @property
