@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from engine.speculation.row_times import TimeShape
+from engine.speculation.row_times import TimeShape, last_in_group
 
 KEPT = 0.95  # of the weight of what is known, for each new step
-FADED = 0.97  # likewise, for each step whose drafts seemed not to pay: what looks too slow is tried again some time
+FADED = 0.95  # likewise, for each step whose drafts seemed not to pay: what looks too slow is tried again some time
 NOISE = 0.1  # usual error of a step's time, relative to what the shape says
 OUTLIER = 1.25  # times its estimate, beyond which a step needs another one to count
 SETTLED = 0.1  # share of the way from what is held to the solution, for each new step
@@ -18,10 +18,11 @@ class DraftTimes:
 
         p (1 + s (shape(num_rows) / shape(n) - 1)) + m (num_rows - n) + h
 
-    The three learned numbers stand for what more rows read (s), their arithmetic (m), and the host's work (h). One model
-    of all numbers of rows instead of an estimate for each: few steps are enough, one bad measurement does not keep its
-    number of rows from being tried again, and larger steps never seem faster. It is fitted by least squares of relative
-    errors, and loosely held: at FIRST, then at what was learned, so that many steps of one size say nothing of others.
+    The three learned numbers stand for what more rows read (s), their arithmetic (m), and the host's work (h). One
+    model of all numbers of rows instead of an estimate for each: few steps are enough, one bad measurement does not
+    keep its number of rows from being tried again, and larger steps never seem faster. It is fitted by least squares of
+    relative errors, and loosely held: at FIRST, then at what was learned, so that many steps of one size say nothing of
+    others.
     """
 
     def __init__(self, shape: TimeShape) -> None:
@@ -31,6 +32,7 @@ class DraftTimes:
         self._squares = [[0.0] * 3 for _ in range(3)]  # sums of products of the inputs, weighted
         self._products = [0.0] * 3  # likewise, of the inputs and what is to be explained
         self._last_excess = 1.0  # of the last step, against its estimate
+        self._sizes: set[int] = set()  # of the steps so far
 
     def predict(self, plain_s: float, num_requests: int, num_rows: int) -> float:
         """Return the estimated seconds of a step of so many rows; `plain_s`: of one without drafts."""
@@ -44,10 +46,18 @@ class DraftTimes:
         return self._solution[2]
 
     def record(self, plain_s: float, num_requests: int, num_rows: int, seconds: float) -> None:
-        """Learn from a step with drafts. One much slower than estimated counts if the step before was, too, as the better
-        of both: the first step of a size is often slow, and others are where the machine is busy for a moment."""
+        """Learn from a step with drafts.
+
+        Of each size the first step is often slow, since memory is new; it counts only if it was fast. Any other that is
+        much slower than estimated, as all are while the machine is busy, counts if the step before was, too, as the
+        better of both."""
         estimate = self.predict(plain_s, num_requests, num_rows)
         excess, before = seconds / estimate, self._last_excess
+        group = last_in_group(num_rows)
+        is_first = group not in self._sizes
+        self._sizes.add(group)
+        if is_first and excess > 1:
+            return
         self._last_excess = excess
         if excess > OUTLIER >= before:
             return
@@ -65,10 +75,10 @@ class DraftTimes:
         self._solve(plain_s, num_requests)
         self._hold(self._solution, SETTLED)
 
-    def fade(self, plain_s: float, num_requests: int) -> None:
-        """Trust what is known a little less."""
-        self._weaken(FADED)
-        self._hold(FIRST, 1 - FADED)
+    def fade(self, plain_s: float, num_requests: int, num_steps: int = 1) -> None:
+        """Trust what is known a little less, for each of some steps without drafts."""
+        self._weaken(FADED**num_steps)
+        self._hold(FIRST, 1 - FADED**num_steps)
         self._solve(plain_s, num_requests)
 
     def _weaken(self, kept: float) -> None:

@@ -46,6 +46,8 @@ class RowTimes:
         if known is None:
             self._groups.insert(bisect_left(self._groups, group), group)
             self._seconds[group] = seconds
+        elif self._num_steps[group] <= MIN_STEPS:  # the first ones are often slow
+            self._seconds[group] = min(known, seconds)
         else:
             bounded = min(max(seconds, known / MAX_FALL), known * MAX_RISE)
             self._seconds[group] = known + RATE * (bounded - known)

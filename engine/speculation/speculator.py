@@ -105,10 +105,12 @@ class Speculator:
         return self._is_searching
 
     def _wake_up(self, num_rows: int) -> None:
-        """Enter the steps of a pause into the account, which may begin another."""
-        self._ledger.skip(self._num_skipped, self._quiet_times.predict(num_rows))
+        """Enter the steps of a pause into the account. The next ones are quiet: nothing was measured for long."""
+        plain_s = self._quiet_times.predict(num_rows)
+        self._ledger.skip(self._num_skipped, plain_s)
+        self._draft_times.fade(plain_s, num_rows, self._num_skipped)
         self._num_skipped, self._num_idle = 0, self._ledger.num_left
-        self._num_quiet = 0
+        self._num_quiet, self._num_searching = 0, SEARCHING_STEPS
 
     def record(self, step: StepTime) -> None:
         """Learn from a step. Its drafts saved the time in which quiet steps generate the accepted tokens."""
