@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 
-from engine.speculation.row_times import TimeShape, last_in_group
+from engine.speculation.row_times import OUTLIER, TimeShape, last_in_group
 
 KEPT = 0.95  # of the weight of what is known, for each new step
 FADED = 0.95  # likewise, for each step whose drafts seemed not to pay: what looks too slow is tried again some time
 NOISE = 0.1  # usual error of a step's time, relative to what the shape says
-OUTLIER = 1.25  # times its estimate, beyond which a step needs another one to count
 SETTLED = 0.1  # share of the way from what is held to the solution, for each new step
 FIRST = (1.0, 0.0, 0.0)  # s, m, h before any step
 SWEEPS = 4  # of the solution's refinement; it begins with the last one
