@@ -57,9 +57,11 @@ class NativeMixtral(Mixtral):
             self._network, self._pool = self._arguments(kv_pool), weakref.ref(kv_pool)
         step = self._last
         if step is None or step.batch() is not batch:
-            step = self._last = None  # frees its logits
+            step = None
+            if is_decode := len(batch.token_ids) == len(batch.context_len):
+                self._last = None  # frees its logits
             step = self._prepare(batch)
-            if len(batch.token_ids) == len(batch.context_len):  # a decode step; logits of a prompt may be large
+            if is_decode:  # logits of a prompt may be large
                 self._last = step
         self._native.forward(self._network, step.arguments, self._joined, self.expert_store)
         return step.logits  # [N, V]

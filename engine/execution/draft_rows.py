@@ -26,6 +26,17 @@ class DraftRows(NamedTuple):
         return range(self.first, self.first + len(self.draft) + 1)
 
 
+def draft_rows(chunks: Sequence[Chunk]) -> tuple[DraftRows, ...]:
+    """Return the rows of logits of each chunk with a draft."""
+    found = []
+    first = 0
+    for chunk in chunks:
+        if chunk.draft:
+            found.append(DraftRows(first, chunk.draft))
+        first += chunk.samples + len(chunk.draft)
+    return tuple(found)
+
+
 def count_accepted(drafted: DraftRows, token_ids: Sequence[int], status: Sequence[int]) -> int:
     """Return how many drafted tokens are right, given the sampled tokens [N] and their status [N].
 

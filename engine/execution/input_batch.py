@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from engine.execution.adapters import AdapterStore
 from engine.execution.decode_batch import DecodeBatch, InputBatch, LogitRows
 from engine.execution.device_transfer import to_device
-from engine.execution.draft_rows import DraftRows
+from engine.execution.draft_batch import build_draft_batch, is_decode_step
+from engine.execution.draft_rows import draft_rows
 from engine.execution.experts.gate_logits import gate_rows
 from engine.execution.experts.routing import Routed, build_routing
 from engine.execution.persistent_batch import Int64s, PersistentBatch
@@ -41,6 +42,8 @@ class BatchBuilder:
         rows = self._requests.update(list(sequences))
         if any(drafts) or self._requests.has_drafts:
             self._requests.write_drafts(plan.chunks, rows)
+        if any(drafts) and self._requests.device.type == "cpu" and is_decode_step(plan.chunks):
+            return build_draft_batch(plan.chunks, rows, self._requests, self._model, self._adapters)
         if max(lengths) > 1 or not all(samples):
             starts = np.array(chunk_starts, dtype=np.int64)
             return build_batch(
@@ -112,7 +115,7 @@ def _logit_rows(
     starts = np.array([chunk.start for chunk in chunks])
     indices = query_start[owners] + positions - starts[owners]
     sequences = [chunks[index].sequence for index in owners.tolist()]
-    logit_rows = LogitRows(sequences, rows[owners], np.ascontiguousarray(positions), len(sampled), _draft_rows(chunks))
+    logit_rows = LogitRows(sequences, rows[owners], np.ascontiguousarray(positions), len(sampled), draft_rows(chunks))
     return logit_rows, indices
 
 
@@ -120,16 +123,6 @@ def _sampling_positions(chunk: Chunk) -> range:
     """Positions of the chunk that sample a token: the last known one, and those of its draft."""
     end = chunk.start + chunk.length
     return range(end - len(chunk.draft) - 1, end) if chunk.samples else range(0)
-
-
-def _draft_rows(chunks: tuple[Chunk, ...]) -> tuple[DraftRows, ...]:
-    found = []
-    first = 0
-    for chunk in chunks:
-        if chunk.draft:
-            found.append(DraftRows(first, chunk.draft))
-        first += chunk.samples + len(chunk.draft)
-    return tuple(found)
 
 
 def _scoring_positions(chunk: Chunk) -> range:

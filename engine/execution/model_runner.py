@@ -145,9 +145,8 @@ def _draft_slots(plan: StepPlan, block_size: int) -> NDArray[np.int64]:
     """Return block_id * block_size + offset of each position with a drafted token."""
     slots = []
     for chunk in plan.chunks:
-        end, table = chunk.start + chunk.length, chunk.sequence.block_table
-        positions = range(end - len(chunk.draft), end)
-        slots += [table[position // block_size] * block_size + position % block_size for position in positions]
+        num_drafted = len(chunk.draft)
+        slots += chunk.sequence.slots(chunk.start + chunk.length - num_drafted, num_drafted, block_size)
     return np.array(slots, dtype=np.int64)
 
 

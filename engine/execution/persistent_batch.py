@@ -51,6 +51,7 @@ class PersistentBatch:
         self.device = device
         self.tokens = torch.zeros(num_rows, max_tokens + 1, dtype=torch.int32, device=device)  # [R, L]
         self.host_tokens = self.tokens.numpy() if device.type == "cpu" else None  # the same memory
+        self._token_view = None if self.host_tokens is None else view_of(self.host_tokens)
         self.block_tables = np.zeros((num_rows, -(-max_tokens // block_size)), dtype=np.int32)  # [R, M], padded with 0
         self.float_params = np.zeros((num_rows, len(FloatParam)), dtype=np.float32)
         self.int_params = np.zeros((num_rows, len(IntParam)), dtype=np.int64)
@@ -140,13 +141,31 @@ class PersistentBatch:
         for chunk, row in zip(chunks, rows.tolist(), strict=True):
             if not chunk.draft and row not in self._drafted_rows:
                 continue
-            ids = np.array([*chunk.sequence.token_ids[chunk.start :], *chunk.draft], dtype=np.int32)
-            self.tokens[row, chunk.start : chunk.start + len(ids)] = to_device(ids, self.device)
+            self._write_tokens(row, chunk.start, [*chunk.sequence.token_ids[chunk.start :], *chunk.draft])
             (self._drafted_rows.add if chunk.draft else self._drafted_rows.discard)(row)
+
+    def _write_tokens(self, row: int, start: int, token_ids: list[int]) -> None:
+        """Write tokens that the host knows. On a CPU in a loop: a step writes one or a few for each of many rows."""
+        if self._token_view is None:
+            ids = to_device(np.array(token_ids, dtype=np.int32), self.device)
+            self.tokens[row, start : start + len(ids)] = ids
+            return
+        for position, token_id in enumerate(token_ids, start):
+            self._token_view[row, position] = token_id
 
     def write_sampled(self, rows: Int64s, positions: Int64s, token_ids: torch.Tensor) -> None:
         """Write sampled tokens [N] at these positions of these rows, [N] each, without waiting for the device."""
-        self.tokens[to_device(rows, self.device), to_device(positions, self.device)] = token_ids.int()
+        if self._token_view is None:
+            self.tokens[to_device(rows, self.device), to_device(positions, self.device)] = token_ids.int()
+            return
+        for row, position, token_id in zip(rows.tolist(), positions.tolist(), token_ids.tolist(), strict=True):
+            self._token_view[row, position] = token_id
+
+    def host_tokens_of(self, row: int, start: int, length: int) -> list[int]:
+        """Return the tokens at these positions of a row. Only on a CPU."""
+        assert self.host_tokens is not None
+        tokens: list[int] = self.host_tokens[row, start : start + length].tolist()
+        return tokens
 
     def tables_of(self, rows: Int64s) -> tuple[Int32s, torch.Tensor]:
         """Return the block tables of the rows that update() returned last, [S, M], padded with 0: on the host and on

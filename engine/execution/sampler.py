@@ -78,6 +78,7 @@ class Sampler:
         self._requests = requests
         self._eos_token_ids = eos_token_ids
         self._kept: _KeptRows | None = None
+        self._unread: Tensor | None = None  # as _unread_histories() returns
 
     def launch(self, logits: Tensor, step: PreparedRows) -> PendingSamples:
         """Sample logits [N, V] float32, one row for each of the prepared ones, without waiting for the device."""
@@ -148,8 +149,10 @@ class Sampler:
         else:
             sampling_rows = self._with_history(sampling_rows, rows.positions.tolist())
         num_logprobs = int_params[:, IntParam.NUM_LOGPROBS].tolist()
+        if rows.drafted:  # what is kept stays for the step behind it
+            return PreparedRows(rows, sampling_rows, num_logprobs, masks.failed)
         self._kept = None
-        if bias_ends is not None and rows.num_sampled == len(int_params) and not (rows.drafted or masks.failed):
+        if bias_ends is not None and rows.num_sampled == len(int_params) and not masks.failed:
             num_tokens = view_of(int_params[:, IntParam.NUM_TOKENS])
             self._kept = _KeptRows(rows.rows, int_params, num_tokens, sampling_rows, num_logprobs, masks, bias_ends)
         return PreparedRows(rows, sampling_rows, num_logprobs, masks.failed)
@@ -175,8 +178,16 @@ class Sampler:
         reads the drafted one."""
         tokens, width = self._requests.tokens, int(rows.positions.max()) + 2
         if not are_read:
-            return tokens.new_empty(len(rows.rows), width)
+            return self._unread_histories(len(rows.rows))
         return tokens[:, :width].index_select(0, to_device(rows.rows, self._requests.device))
+
+    def _unread_histories(self, num_rows: int) -> Tensor:
+        """Return histories that are only written. They are kept: the system would fill the pages of new ones with zeros
+        where the tokens are written."""
+        if self._unread is None or len(self._unread) < num_rows:
+            tokens = self._requests.tokens
+            self._unread = tokens.new_empty(num_rows, tokens.shape[1])
+        return self._unread[:num_rows]
 
     @staticmethod
     def _fill_scores(rows: LogitRows, int_params: np.ndarray[tuple[int, int], np.dtype[np.int64]]) -> None:
@@ -192,7 +203,8 @@ class Sampler:
         token_ids, status, *scored = pending.results.wait()
         logprobs = _logprobs(pending.num_logprobs, token_ids, *scored) if scored else [None] * len(ids)
         count = rows.num_sampled
-        outcomes: Outcomes = dict(zip(ids[:count], map(Sampled, token_ids[:count], logprobs), strict=True))
+        sampled = list(map(Sampled, token_ids, logprobs))
+        outcomes: Outcomes = dict(zip(ids[:count], sampled[:count], strict=True))
         scores: PromptLogprobs = {}
         for index in range(count, len(ids)):
             score = logprobs[index]
@@ -206,7 +218,7 @@ class Sampler:
                 outcomes[request_id] = failure
         if not rows.drafted:
             return outcomes, scores, {}
-        return outcomes, scores, _accept_drafts(rows, outcomes, list(map(Sampled, token_ids, logprobs)), status)
+        return outcomes, scores, _accept_drafts(rows, outcomes, sampled, status)
 
 
 def _accept_drafts(rows: LogitRows, outcomes: Outcomes, sampled: list[Sampled], status: list[int]) -> BehindDrafts:

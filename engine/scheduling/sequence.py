@@ -143,6 +143,14 @@ class Sequence:
         assert len(tokens) == block_size, "only a full block has a hash"
         return tuple(tokens)
 
+    def slots(self, start: int, length: int, block_size: int) -> list[int]:
+        """Return block_id * block_size + offset of positions that have blocks."""
+        table = self.block_table
+        return [
+            table[position // block_size] * block_size + position % block_size
+            for position in range(start, start + length)
+        ]
+
     def restart(self) -> None:
         """Reset the computed counts, keep the generated tokens: preemption by recompute. The caller frees blocks."""
         self.status = Status.WAITING

@@ -2,10 +2,12 @@
 
 from bisect import bisect_left
 from collections.abc import Callable
+from functools import cache
 
 RATE = 0.25  # share of an error that one step corrects
 MAX_RISE, MAX_FALL = 1.25, 2.0  # a single step counts as at most so many times the estimate, or as its 1/MAX_FALL
 MIN_STEPS = 3  # of so many rows, before their time is known well enough to compare others with it
+OUTLIER = 1.25  # times its estimate, beyond which a step counts only if the one before was slow, too
 NEAR = 0.25  # share of the rows, by which others may differ whose time is known
 GROUPS = ((16, 1), (64, 8), (1 << 20, 16))  # up to so many rows, so many share an estimate
 
@@ -20,6 +22,7 @@ def time_shape(num_experts: int, experts_per_token: int) -> TimeShape:
     """
     share = experts_per_token / num_experts if num_experts else 1.0
 
+    @cache
     def shape(num_rows: int) -> float:
         experts = (1 - (1 - share) ** num_rows) / share
         return 0.15 + 0.85 * experts + num_rows / 30
@@ -35,6 +38,7 @@ class RowTimes:
         self._groups: list[int] = []  # measured numbers of rows, ascending
         self._seconds: dict[int, float] = {}
         self._num_steps: dict[int, int] = {}
+        self._last_excess = 1.0  # of the last step, against its estimate
 
     def record(self, num_rows: int, seconds: float) -> None:
         """Learn from a step."""
@@ -44,9 +48,16 @@ class RowTimes:
         if known is None:
             self._groups.insert(bisect_left(self._groups, group), group)
             self._seconds[group] = seconds
-        else:
+        elif self._num_steps[group] <= MIN_STEPS:  # the first ones are often slow
+            self._seconds[group] = min(known, seconds)
+        elif not self._is_outlier(seconds / known):
             bounded = min(max(seconds, known / MAX_FALL), known * MAX_RISE)
             self._seconds[group] = known + RATE * (bounded - known)
+
+    def _is_outlier(self, excess: float) -> bool:
+        """Return whether a step is much slower than its estimate and the one before was not."""
+        before, self._last_excess = self._last_excess, excess
+        return excess > OUTLIER >= before
 
     @property
     def is_known(self) -> bool:

@@ -12,19 +12,19 @@ from typing import NamedTuple, Protocol
 
 from engine.speculation.acceptance import AcceptanceRates
 from engine.speculation.draft_source import DraftSource, Grammar
+from engine.speculation.draft_times import DraftTimes
 from engine.speculation.ledger import Ledger
 from engine.speculation.row_times import RowTimes, TimeShape, last_in_group
+from engine.speculation.time_left import MAX_STRETCH, TimeLeft
 from engine.types import Request
 
 MIN_GAIN = 1.05  # expected tokens per second with drafts, against those without
 MAX_DRAFTED = 256  # tokens of all requests in one step
-MAX_STRETCH = 3.0  # a step with drafts takes at most so many times as long, where a request has none
 MAX_SHARED_STRETCH = 1.5  # where several tenants share the steps, even if every request has a draft
 MAX_REQUESTS = 64  # that decode; with more, a row costs arithmetic, and no guess is worth as much as a sure token
 QUIET_STEPS = 2  # without a search, after so many that searched: the first one rebuilds what drafts changed
 SEARCHING_STEPS = 62
 MAX_OUTLIER = 2.0  # a step counts as at most so many times its estimate in the account of saved time
-FORGET_STEPS = 1024  # that searched; then times of drafts are learned anew, in case one was measured too slow
 
 
 class Candidate(NamedTuple):
@@ -68,15 +68,14 @@ class Speculator:
 
     def __init__(self, shape: TimeShape) -> None:
         """`shape`: the relative time of a step by its rows, until it is measured."""
-        self._shape = shape
         self._rates = AcceptanceRates()
         self._quiet_times = RowTimes(shape)
-        self._draft_times = RowTimes(shape)
+        self._draft_times = DraftTimes(shape)
         self._ledger = Ledger()
+        self._time_left = TimeLeft()
         self._is_searching = False  # in the present step
         self._num_quiet = 0  # steps in a row
         self._num_searching = 0  # steps since the last QUIET_STEPS quiet ones
-        self._num_remembered = 0  # steps that searched, since the times of drafts were forgotten
         self.is_measuring = True  # False in a pause, in which a step costs next to nothing here
         self._num_idle = 0  # steps left of a pause
         self._num_skipped = 0  # steps of a pause that the account does not have yet
@@ -106,10 +105,12 @@ class Speculator:
         return self._is_searching
 
     def _wake_up(self, num_rows: int) -> None:
-        """Enter the steps of a pause into the account, which may begin another."""
-        self._ledger.skip(self._num_skipped, self._quiet_times.predict(num_rows))
+        """Enter the steps of a pause into the account. The next ones are quiet: nothing was measured for long."""
+        plain_s = self._quiet_times.predict(num_rows)
+        self._ledger.skip(self._num_skipped, plain_s)
+        self._draft_times.fade(plain_s, num_rows, self._num_skipped)
         self._num_skipped, self._num_idle = 0, self._ledger.num_left
-        self._num_quiet = 0
+        self._num_quiet, self._num_searching = 0, SEARCHING_STEPS
 
     def record(self, step: StepTime) -> None:
         """Learn from a step. Its drafts saved the time in which quiet steps generate the accepted tokens."""
@@ -122,12 +123,13 @@ class Speculator:
     def _record_search(self, step: StepTime) -> None:
         self._num_quiet = 0
         self._num_searching += 1
-        self._forget()
         plain_s = self._quiet_times.predict(step.num_requests)
         limit_s = plain_s * MAX_OUTLIER
         if step.num_rows > step.num_requests:
-            limit_s = self._draft_s(step.num_rows) * MAX_OUTLIER
-            self._draft_times.record(step.num_rows, min(step.seconds, limit_s))
+            rows = step.num_requests, step.num_rows
+            limit_s = self._draft_times.predict(plain_s, *rows) * MAX_OUTLIER
+            self._draft_times.record(plain_s, *rows, step.seconds)
+            self._time_left.record(step.seconds)
         gained_s = plain_s * (1 + step.num_accepted / step.num_requests)
         self._ledger.record(step.seconds, gained_s - min(step.seconds, limit_s))
 
@@ -141,16 +143,6 @@ class Speculator:
             plain_s = self._quiet_times.predict(step.num_rows)
             self._ledger.record(step.seconds, plain_s - min(step.seconds, plain_s * MAX_OUTLIER))
 
-    def _forget(self) -> None:
-        """Forget the times of drafts once in a while: one that seems too slow is not tried, and so not corrected."""
-        self._num_remembered += 1
-        if self._num_remembered == FORGET_STEPS:
-            self._num_remembered, self._draft_times = 0, RowTimes(self._shape)
-
-    def _draft_s(self, num_rows: int) -> float:
-        """Return the estimated seconds of a step with drafts."""
-        return (self._draft_times if self._draft_times.is_known else self._quiet_times).predict(num_rows)
-
     def choose(
         self, candidates: Sequence[Candidate], num_rows: int, max_drafted: int, *, is_shared: bool = False
     ) -> list[tuple[int, ...]]:
@@ -159,15 +151,31 @@ class Speculator:
         `num_rows`: of the step without drafts, one for each request that decodes. `max_drafted`: tokens of all drafts.
         `is_shared`: True if several tenants are active, whose first tokens wait for the end of the step.
         """
+        plain_s = self._quiet_times.predict(num_rows)
+        self._time_left.begin([(source, len(token_ids)) for source, token_ids, _, _ in candidates], plain_s)
         drafts = [source.propose(token_ids, max_len, grammar) for source, token_ids, max_len, grammar in candidates]
         if not any(drafts):
             return [()] * len(drafts)
         chances = self._worth_now([draft.chances if draft else () for draft in drafts], num_rows)
         ordered = sorted(chain.from_iterable(chances), reverse=True)[: min(max_drafted, MAX_DRAFTED)]
-        has_all = len(drafts) == num_rows and all(drafts)
-        max_stretch = MAX_SHARED_STRETCH if is_shared else inf if has_all else MAX_STRETCH
-        lengths = _lengths_of(chances, ordered[: self._best_count(ordered, num_rows, max_stretch)])
+        waiting = [source for (source, *_), draft in zip(candidates, drafts, strict=True) if not draft]
+        limit_s = self._limit_s(waiting, plain_s, has_others=len(drafts) < num_rows, is_shared=is_shared)
+        count = self._best_count(ordered, num_rows, limit_s)
+        if not count:
+            self._draft_times.fade(plain_s, num_rows)
+        lengths = _lengths_of(chances, ordered[:count])
+        found = zip(candidates, lengths, strict=True)
+        self._time_left.give([(source, len(token_ids), length) for (source, token_ids, _, _), length in found])
         return [draft.token_ids[:length] if draft else () for draft, length in zip(drafts, lengths, strict=True)]
+
+    def _limit_s(self, waiting: Sequence[DraftSource], plain_s: float, *, has_others: bool, is_shared: bool) -> float:
+        """Return how long the step may take. `waiting`: sources without a draft. `has_others`: there are requests that
+        never draft."""
+        if is_shared:
+            return MAX_SHARED_STRETCH * plain_s
+        if has_others:
+            return MAX_STRETCH * plain_s
+        return self._time_left.limit_s(waiting, plain_s) if waiting else inf
 
     def _worth_now(self, chances: Sequence[Sequence[float]], num_rows: int) -> list[Sequence[float]]:
         """Return the chances of those first tokens of each draft that need not wait for the next step.
@@ -175,19 +183,18 @@ class Speculator:
         A step computes the first token of a guess anyway, and so tells whether the next ones are worth their rows. With
         chance p of the first one, waiting saves (1 - p) of the time of the rows and costs p of a token's time.
         """
-        plain_s = self._quiet_times.predict(num_rows)
+        plain_s, times = self._quiet_times.predict(num_rows), self._draft_times
         longest = max(map(len, chances))
-        extra_s = [self._draft_s(num_rows + length) - plain_s for length in range(1, longest + 1)]
-        extra_s = list(accumulate(reversed(extra_s), min))[::-1]  # one slow step of few rows says nothing of many
+        row_s = plain_s + times.fixed_s
+        extra_s = [times.predict(plain_s, num_rows, num_rows + length) - row_s for length in range(1, longest + 1)]
         token_s = plain_s / num_rows
         return [c and c[: bisect_right(extra_s, token_s * c[0] / (1 - c[0]))] for c in chances]
 
-    def _best_count(self, chances: Sequence[float], num_rows: int, max_stretch: float) -> int:
+    def _best_count(self, chances: Sequence[float], num_rows: int, limit_s: float) -> int:
         """Return how many drafted tokens the best step has, the likeliest first; 0 if none pays.
 
         A first row may cost more than it gains where many gain (alone, each of the first rows reads other experts): all
-        numbers are tried, of those with one estimated time the largest. `max_stretch`: how many times as long as
-        without drafts the step may take.
+        numbers are tried, of those with one estimated time the largest. `limit_s`: how long the step may take.
         """
         plain_s = self._quiet_times.predict(num_rows)
         best_count, best_rate = 0, MIN_GAIN * num_rows / plain_s
@@ -195,9 +202,9 @@ class Speculator:
         count = 0
         while count < len(chances):
             count = min(last_in_group(num_rows + count + 1) - num_rows, len(chances))
-            seconds = self._draft_s(num_rows + count)
-            if seconds > max_stretch * plain_s:
-                continue  # one slow step of few rows says nothing of many
+            seconds = self._draft_times.predict(plain_s, num_rows, num_rows + count)
+            if seconds > limit_s:
+                break
             if expected[count] > best_rate * seconds:
                 best_count, best_rate = count, expected[count] / seconds
         return best_count

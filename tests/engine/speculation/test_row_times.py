@@ -16,16 +16,26 @@ def test_an_estimate_moves_towards_what_is_measured() -> None:
     times = RowTimes(time_shape(8, 2))
     times.record(1, 0.010)
     assert times.predict(1) == 0.010
-    for _ in range(20):
+    for _ in range(25):
         times.record(1, 0.020)
     assert times.predict(1) == pytest.approx(0.020, rel=0.01)
 
 
+def test_of_the_first_steps_the_fastest_counts() -> None:
+    times = RowTimes(time_shape(8, 2))
+    for seconds in (0.050, 0.010, 0.030):
+        times.record(1, seconds)
+    assert times.predict(1) == 0.010
+
+
 def test_one_slow_step_moves_an_estimate_little() -> None:
     times = RowTimes(time_shape(8, 2))
-    times.record(4, 0.010)
+    for _ in range(MIN_STEPS):
+        times.record(4, 0.010)
     times.record(4, 10.0)
-    assert times.predict(4) <= 0.0126
+    assert times.predict(4) == 0.010
+    times.record(4, 10.0)
+    assert 0.010 < times.predict(4) <= 0.0126
 
 
 def test_rows_that_were_not_measured_follow_the_shape_from_the_nearest_that_were() -> None:

@@ -11,13 +11,13 @@ from engine.speculation.speculator import (
     MAX_DRAFTED,
     MAX_REQUESTS,
     MAX_SHARED_STRETCH,
-    MAX_STRETCH,
     QUIET_STEPS,
     Candidate,
     Speculator,
     StepTime,
     _lengths_of,
 )
+from engine.speculation.time_left import MAX_STRETCH
 from engine.types import Request, SamplingParams
 from tests.support.speculation.guessing_drafter import EagerDrafter
 
@@ -251,7 +251,7 @@ def _drafts(
     `num_rows` rows, and has been measured."""
     speculator = _measured(num_rows)
     for rows in range(num_rows + 1, num_rows + 200):
-        speculator._draft_times.record(rows, 1.0 + row_s * (rows - num_rows))
+        speculator._draft_times.record(1.0, num_rows, rows, 1.0 + row_s * (rows - num_rows))
     candidates = [Candidate(_FixedSource(chances), [1], 100) for _ in range(num_copies)]
     return [len(draft) for draft in speculator.choose(candidates, num_rows, 1000, is_shared=is_shared)]
 
@@ -290,7 +290,7 @@ def test_drafts_stretch_steps_that_tenants_share_less(num_candidates: int) -> No
 def test_a_step_of_few_rows_that_was_slow_once_does_not_keep_longer_drafts_waiting() -> None:
     speculator = _measured(8)
     for rows in range(9, 60):
-        speculator._draft_times.record(rows, 1.0 if rows > 10 else 2 * MAX_STRETCH)
+        speculator._draft_times.record(1.0, 8, rows, 1.0 if rows > 10 else 2 * MAX_STRETCH)
     candidates = [Candidate(_FixedSource([0.9] * 6), [1], 100) for _ in range(7)]
     assert all(len(draft) == 6 for draft in speculator.choose(candidates, 8, 1000))
 

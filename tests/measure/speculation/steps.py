@@ -51,14 +51,23 @@ class StepLog:
     def _applied(self, plan: StepPlan, result: StepResult, now: float) -> list[RequestOutput]:
         if plan.chunks and not any(chunk.is_prefill for chunk in plan.chunks):
             accepted = sum(map(len, result.behind_drafts.values()))
-            times = self._drafter and (self._drafter._draft_times if plan.num_drafted else self._drafter._quiet_times)
-            estimated_s = times.predict(plan.num_tokens) if times and times.is_known else 0.0
             step = StepTime(len(plan.chunks), plan.num_tokens, accepted, now - plan.planned_s)
+            estimated_s = self._estimated_s(step)
             self._steps.append(Step(*step, estimated_s, self._choosing_s))
             self._choosing_s = 0.0
             for chunk in plan.chunks:
                 self._note_places(len(chunk.draft), len(result.behind_drafts.get(chunk.sequence.request_id, ())))
         return self._apply(plan, result, now)
+
+    def _estimated_s(self, step: StepTime) -> float:
+        """Return how long the step was expected to take; 0 if that is unknown."""
+        if self._drafter is None or not self._drafter._quiet_times.is_known:
+            return 0.0
+        plain_s: float = self._drafter._quiet_times.predict(step.num_requests)
+        if step.num_rows == step.num_requests:
+            return plain_s
+        estimated_s: float = self._drafter._draft_times.predict(plain_s, step.num_requests, step.num_rows)
+        return estimated_s
 
     def _note_places(self, drafted: int, accepted: int) -> None:
         """Count the places of a draft up to its first wrong token."""
