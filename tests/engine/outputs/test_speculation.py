@@ -4,13 +4,16 @@ The same for every dtype and quantization, with more requests: python -m tests.m
 """
 
 import random
+from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.support.checkpoints.mixtral import Shape, save_random_checkpoint
-from tests.support.speculation.drafted_runs import compare, random_loads, random_work, serve_alone
+from tests.support.speculation.drafted_runs import Census, compare, random_loads, random_work, serve_alone
+
+MAX_RUNS = 12  # where a CPU rounds otherwise, the first ones may meet no preemption
 
 
 @pytest.mark.parametrize(
@@ -32,14 +35,19 @@ def test_a_request_gets_the_same_bits_with_right_wrong_and_random_drafts(
     rng = random.Random(f"drafts {shape.seed}")
     work = random_work(rng, 20 * scale)
     alone = serve_alone(tmp_path, work, backend="native", **numerics)
-    loads = random_loads(rng)
-    runs = [
-        compare(tmp_path, work, alone, next(loads) | {"backend": "native"} | numerics, rng) for _ in range(2 + scale)
-    ]
+    runs: list[Census] = []
+    for load in islice(random_loads(rng), MAX_RUNS):
+        runs.append(compare(tmp_path, work, alone, load | {"backend": "native"} | numerics, rng))
+        if len(runs) >= 2 + scale and _met_every_case(runs, shape):
+            break
     assert sum(run.requests for run in runs) > len(runs) * len(work) * 0.8
-    assert sum(run.accepted for run in runs) > 100 < sum(run.drafted - run.accepted for run in runs)
-    assert sum(run.stops for run in runs)
-    assert sum(run.window_slides if shape.window else run.preemptions for run in runs)
+    assert _met_every_case(runs, shape), runs
+
+
+def _met_every_case(runs: list[Census], shape: Shape) -> bool:
+    accepted, drafted = sum(run.accepted for run in runs), sum(run.drafted for run in runs)
+    has_waited = any(run.window_slides if shape.window else run.preemptions for run in runs)
+    return accepted > 100 < drafted - accepted and any(run.stops for run in runs) and has_waited
 
 
 def test_a_request_with_a_grammar_gets_the_same_bits_with_drafts(tmp_path: Path, scale: int) -> None:
