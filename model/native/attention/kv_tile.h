@@ -64,7 +64,7 @@ inline PairVecs load_pairs(const int8_t* pairs) {
     Halves halves;
     std::memcpy(&halves, pairs, sizeof halves);
     const Ints words = sign_extended(halves);
-    return {__builtin_convertvector(words << 24 >> 24, Vec), __builtin_convertvector(words >> 8, Vec)};
+    return {__builtin_convertvector((Ints)((Words)words << 24) >> 24, Vec), __builtin_convertvector(words >> 8, Vec)};
 }
 
 // Load the first n pairs and zeros after them; LANES pairs if n >= LANES.

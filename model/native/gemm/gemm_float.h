@@ -19,8 +19,8 @@ constexpr int MAX_ROWS_IN_ONE_PASS = 2;
 constexpr int MAX_ROWS_IN_ONE_PASS = 0;
 #endif
 
-// Units that all passes multiply before they go on, so that the panel comes from memory once and its part of the next
-// units while all passes multiply. 0: one pass computes all columns, or sums cannot be stored in between.
+// Units that each pass multiplies before the next pass begins, so that the panel is read from memory once; meanwhile
+// the passes prefetch the next units. 0: one pass computes all columns, or sums cannot be stored in between.
 constexpr int64_t PART = LANES == 16 || SMOE_MATRIX_PRODUCTS ? 0 : 64;
 
 // With few rows the panel comes from memory: fetch what the loop reads some kilobytes later.

@@ -59,7 +59,8 @@ struct Int8Unit {
 // Prefetch WORDS words of a panel that the loop reads some kilobytes later. The first pass fetches for all columns.
 template <int WORDS, int VECTORS>
 [[gnu::always_inline]] inline void prefetch_words(const uint32_t* w, int column) {
-    constexpr int AHEAD = VECTORS * LANES == PANEL && LANES == 8 ? WORDS_AHEAD_IN_ORDER : 1024;
+    constexpr int IN_ORDER = LANES == 8 ? WORDS_AHEAD_IN_ORDER : 2048;
+    constexpr int AHEAD = VECTORS * LANES == PANEL && LANES < 16 ? IN_ORDER : 1024;
     if (!column) prefetch_lines<WORDS>(w + AHEAD);
 }
 

@@ -211,6 +211,7 @@ struct Superblocks {
   private:
     // Units between two reductions of sums. Q5_K's are a loop on AVX2: unrolled, the code of a block is slower.
     static constexpr int CHUNK = std::min(Format::UNITS, Format::Sum::CAPACITY);
+    static constexpr int UNROLLED_CHUNKS = LANES == 8 ? 1 : 4;
     static constexpr bool LOOPS_OVER_CHUNKS = STARTS_SUMS && Format::UNITS == 8 && CHUNK == 4;
 
     // Lines of a later block that are asked for before group `group` of this one.
@@ -248,8 +249,9 @@ struct Superblocks {
         constexpr int FIRST_LINE = lines_before(2 * PAIR + HALF), END_LINE = lines_before(2 * PAIR + HALF + 1);
         constexpr int CHUNK_LINES = ((END_LINE - FIRST_LINE) * CHUNK + Format::UNITS - 1) / Format::UNITS;
         const uint32_t *block = panel + column, *ahead = block + WORDS_AHEAD + FIRST_LINE * LINE_WORDS;
-        if constexpr (IN_PAIRS<ROWS>) return add_group_in_pairs<PAIR, HALF>(totals, x, stride, panel, column, ahead);
-#pragma GCC unroll 1
+        if constexpr (IN_PAIRS<ROWS>)
+            return add_group_in_pairs<PAIR, HALF, END_LINE - FIRST_LINE>(totals, x, stride, panel, column, ahead);
+#pragma GCC unroll UNROLLED_CHUNKS
         for (int first = 0; first < Format::UNITS; first += CHUNK) {
             if constexpr (LOOPS_OVER_CHUNKS) asm("" : "+r"(first));  // hides how often the loop runs
             typename Format::Sum sums[ROWS][VECTORS];
@@ -289,7 +291,7 @@ struct Superblocks {
     }
 
     // The same, with two units in one instruction.
-    template <int PAIR, int HALF, int ROWS>
+    template <int PAIR, int HALF, int GROUP_LINES, int ROWS>
     [[gnu::always_inline]] static inline void add_group_in_pairs(Words (&totals)[ROWS][2], const uint32_t* x,
                                                                  int64_t stride, const uint32_t* panel, int column,
                                                                  const uint32_t* ahead) {
@@ -307,6 +309,8 @@ struct Superblocks {
             paired.add(x, stride, units[0], units[1]);
             x += 2 * stride;
         }
+#pragma GCC unroll 4
+        for (int i = Format::UNITS; i < GROUP_LINES; ++i) prefetch_in_place(ahead + i * LINE_WORDS);
         Words factors[2];
         load_factors<PAIR, HALF>(factors, panel, column);
 #pragma GCC unroll 4
