@@ -43,10 +43,10 @@ class NativeMixtral(Mixtral):
         self._inverse_frequencies = inverse_frequencies(model.config.head_dim, model.config.rope_theta)
         self._pool: weakref.ref[KvPool] | None = None  # the pool whose addresses are in _network
         self._network = NetworkArguments()
-        self._last: _PreparedStep | None = None  # the last step, if it was a decode step
+        self._last: _PreparedStep | None = None  # the last decode step, while its batch is kept
 
     def forward(self, batch: ForwardBatch, kv_pool: KvPool) -> Tensor:
-        """Compute one step, like Mixtral.forward. If a decode step has the same batch as the one before, it overwrites
+        """Compute one step, like Mixtral.forward. If a decode step has the same batch as the last one, it overwrites
         that one's logits.
 
         A step with hidden rows runs op by op: the C++ call does not return them, and the bits are the same.
@@ -57,6 +57,8 @@ class NativeMixtral(Mixtral):
             self._network, self._pool = self._arguments(kv_pool), weakref.ref(kv_pool)
         step = self._last
         if step is None or step.batch() is not batch:
+            if step is not None and step.batch() is None:
+                self._last = None  # frees its logits
             step = None
             if is_decode := len(batch.token_ids) == len(batch.context_len):
                 self._last = None  # frees its logits

@@ -20,6 +20,7 @@ from model.ops.interface import Ops
 from model.sampling_batch import MIN_TEMPERATURE, FloatParam, IntParam, SamplingRows, Status
 
 HISTORY_STEP = 256  # tokens
+MAX_KEPT_BYTES = 32 << 20  # of histories that are only written
 NUM_TOKEN_FIELDS = 2  # of SampledRows: those in front of the log probabilities
 NO_TOKEN = RowFailed(NOTHING_TO_SAMPLE)
 NOT_FINITE = RowFailed("the model computed no finite logits for this request")
@@ -182,12 +183,15 @@ class Sampler:
         return tokens[:, :width].index_select(0, to_device(rows.rows, self._requests.device))
 
     def _unread_histories(self, num_rows: int) -> Tensor:
-        """Return histories that are only written. They are kept: the system would fill the pages of new ones with zeros
-        where the tokens are written."""
-        if self._unread is None or len(self._unread) < num_rows:
-            tokens = self._requests.tokens
-            self._unread = tokens.new_empty(num_rows, tokens.shape[1])
-        return self._unread[:num_rows]
+        """Return histories that are only written. Small ones are kept: the system would fill the pages of new ones with
+        zeros where the tokens are written."""
+        if self._unread is not None and len(self._unread) >= num_rows:
+            return self._unread[:num_rows]
+        tokens = self._requests.tokens
+        unread = tokens.new_empty(num_rows, tokens.shape[1])
+        if unread.nbytes <= MAX_KEPT_BYTES:
+            self._unread = unread
+        return unread
 
     @staticmethod
     def _fill_scores(rows: LogitRows, int_params: np.ndarray[tuple[int, int], np.dtype[np.int64]]) -> None:

@@ -130,7 +130,7 @@ class Scheduler:
         if not step.num_preemptions:
             self._admit(step, now)
         drafter = self.drafter
-        if drafter is not None and not step.has_prefill and drafter.may_draft(len(step.chunks)):
+        if drafter is not None and step.chunks and not step.has_prefill and drafter.may_draft(len(step.chunks)):
             self._add_drafts(step, drafter, draft_masks)
         return step.build(self.block_manager.take_blocks_to_zero() if step.chunks else (), now)
 

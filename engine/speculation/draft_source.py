@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 from engine.speculation.acceptance import FORCED, LAST_FORCED, AcceptanceRates, Evidence, Ground
+from engine.speculation.time_left import Account
 
 MATCH_LENS = (2, 4, 8, 16)  # numbers of last tokens that are looked for
 MAX_MATCHES = 4  # places that vote for the next token, the latest first
@@ -76,6 +77,8 @@ class Proposal(NamedTuple):
 
 class DraftSource:
     """Text of one request as a string with a character for each token id, because str.rfind is a fast search."""
+
+    account: Account | None = None  # of the time that the request has left
 
     def __init__(
         self,

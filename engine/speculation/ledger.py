@@ -42,14 +42,16 @@ class Ledger:
         self._rest(num_steps)
 
     def _rest(self, num_steps: int) -> None:
-        """Shorten the pause. Behind it a quarter of the bound may be lost, so that drafts get another try."""
-        self._num_left = max(0, self._num_left - num_steps)
-        if not self._num_left:
+        """Shorten the pause. Behind a whole one a quarter of the bound may be lost, so that drafts get another try."""
+        before, self._num_left = self._num_left, max(0, self._num_left - num_steps)
+        if before and not self._num_left:
             self._saved_s = max(self._saved_s, -0.75 * self._max_loss * self._spent_s)
 
     def end_pause(self) -> None:
-        """Allow drafts for a new text. If they save nothing, the pause goes on."""
-        self._num_left, self._num_interrupted = 0, self._num_left or self._num_interrupted
+        """Allow drafts for a new text if the loss is within its bound again. If they save nothing, the pause goes
+        on."""
+        if self._saved_s >= -self._max_loss * self._spent_s:
+            self._num_left, self._num_interrupted = 0, self._num_left or self._num_interrupted
 
     @property
     def num_left(self) -> int:

@@ -7,7 +7,6 @@ measured times.
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Sequence
 from itertools import accumulate, chain
-from math import inf
 from typing import NamedTuple, Protocol
 
 from engine.speculation.acceptance import AcceptanceRates
@@ -79,15 +78,15 @@ class Speculator:
         self.is_measuring = True  # False in a pause, in which a step costs next to nothing here
         self._num_idle = 0  # steps left of a pause
         self._num_skipped = 0  # steps of a pause that the account does not have yet
+        self._has_new_text = False  # since the pause was last entered there
 
     def source(self, request: Request, end_token_ids: Collection[int]) -> DraftSource:
         """Return the source of a request's drafts, none of which has a token that would end it."""
-        self._num_idle = 0
-        self._ledger.end_pause()
+        self._num_idle, self._has_new_text = 0, True
         return DraftSource(len(request.prompt_token_ids), self._rates, request.prediction_token_ids, end_token_ids)
 
     def may_draft(self, num_rows: int) -> bool:
-        """Return whether the next step, of `num_rows` without drafts, is one that searches texts."""
+        """Return whether the next step, of `num_rows` without drafts (at least one), is one that searches texts."""
         if self._num_skipped and not self._num_idle:
             self._wake_up(num_rows)
         if self._num_idle:
@@ -108,12 +107,16 @@ class Speculator:
         """Enter the steps of a pause into the account. The next ones are quiet: nothing was measured for long."""
         plain_s = self._quiet_times.predict(num_rows)
         self._ledger.skip(self._num_skipped, plain_s)
+        if self._has_new_text:
+            self._ledger.end_pause()
         self._draft_times.fade(plain_s, num_rows, self._num_skipped)
-        self._num_skipped, self._num_idle = 0, self._ledger.num_left
+        self._num_skipped, self._num_idle, self._has_new_text = 0, self._ledger.num_left, False
         self._num_quiet, self._num_searching = 0, SEARCHING_STEPS
 
     def record(self, step: StepTime) -> None:
         """Learn from a step. Its drafts saved the time in which quiet steps generate the accepted tokens."""
+        if step.seconds <= 0.0:
+            return  # shorter than the clock's resolution
         if self._is_searching:
             self._record_search(step)
         else:
@@ -129,7 +132,7 @@ class Speculator:
             rows = step.num_requests, step.num_rows
             limit_s = self._draft_times.predict(plain_s, *rows) * MAX_OUTLIER
             self._draft_times.record(plain_s, *rows, step.seconds)
-            self._time_left.record(step.seconds)
+        self._time_left.record(step.seconds, plain_s, has_drafts=step.num_rows > step.num_requests)
         gained_s = plain_s * (1 + step.num_accepted / step.num_requests)
         self._ledger.record(step.seconds, gained_s - min(step.seconds, limit_s))
 
@@ -138,9 +141,11 @@ class Speculator:
         if self._num_quiet >= QUIET_STEPS:
             self._num_searching = 0
             self._quiet_times.record(step.num_rows, step.seconds)
+            self._time_left.record(step.seconds, self._quiet_times.predict(step.num_rows), has_drafts=False)
             self._ledger.record(step.seconds)
         elif self._quiet_times.is_measured(step.num_rows):
             plain_s = self._quiet_times.predict(step.num_rows)
+            self._time_left.record(step.seconds, plain_s, has_drafts=False)
             self._ledger.record(step.seconds, plain_s - min(step.seconds, plain_s * MAX_OUTLIER))
 
     def choose(
@@ -157,25 +162,28 @@ class Speculator:
         if not any(drafts):
             return [()] * len(drafts)
         chances = self._worth_now([draft.chances if draft else () for draft in drafts], num_rows)
-        ordered = sorted(chain.from_iterable(chances), reverse=True)[: min(max_drafted, MAX_DRAFTED)]
-        waiting = [source for (source, *_), draft in zip(candidates, drafts, strict=True) if not draft]
-        limit_s = self._limit_s(waiting, plain_s, has_others=len(drafts) < num_rows, is_shared=is_shared)
-        count = self._best_count(ordered, num_rows, limit_s)
-        if not count:
+        sources = [candidate.source for candidate in candidates]
+        max_drafted = min(max_drafted, MAX_DRAFTED)
+        if is_shared or len(drafts) < num_rows:
+            limit_s = (MAX_SHARED_STRETCH if is_shared else MAX_STRETCH) * plain_s
+            lengths = self._lengths(chances, num_rows, max_drafted, limit_s)
+        else:
+            waiting = [source for source, worth in zip(sources, chances, strict=True) if not worth]
+            lengths = self._lengths(chances, num_rows, max_drafted, self._time_left.limit_s(waiting, plain_s))
+            if lengths.count(0) > len(waiting) and any(lengths):  # those that got none wait, too
+                waiting = [source for source, length in zip(sources, lengths, strict=True) if not length]
+                lengths = self._lengths(chances, num_rows, max_drafted, self._time_left.limit_s(waiting, plain_s))
+        if any(chances) and not any(lengths) and not is_shared:
             self._draft_times.fade(plain_s, num_rows)
-        lengths = _lengths_of(chances, ordered[:count])
-        found = zip(candidates, lengths, strict=True)
-        self._time_left.give([(source, len(token_ids), length) for (source, token_ids, _, _), length in found])
+        self._time_left.give(list(zip(sources, lengths, strict=True)))
         return [draft.token_ids[:length] if draft else () for draft, length in zip(drafts, lengths, strict=True)]
 
-    def _limit_s(self, waiting: Sequence[DraftSource], plain_s: float, *, has_others: bool, is_shared: bool) -> float:
-        """Return how long the step may take. `waiting`: sources without a draft. `has_others`: there are requests that
-        never draft."""
-        if is_shared:
-            return MAX_SHARED_STRETCH * plain_s
-        if has_others:
-            return MAX_STRETCH * plain_s
-        return self._time_left.limit_s(waiting, plain_s) if waiting else inf
+    def _lengths(
+        self, chances: Sequence[Sequence[float]], num_rows: int, max_drafted: int, limit_s: float
+    ) -> list[int]:
+        """Return how many tokens of each draft the best step has."""
+        ordered = sorted(chain.from_iterable(chances), reverse=True)[:max_drafted]
+        return _lengths_of(chances, ordered[: self._best_count(ordered, num_rows, limit_s)])
 
     def _worth_now(self, chances: Sequence[Sequence[float]], num_rows: int) -> list[Sequence[float]]:
         """Return the chances of those first tokens of each draft that need not wait for the next step.
@@ -193,8 +201,8 @@ class Speculator:
     def _best_count(self, chances: Sequence[float], num_rows: int, limit_s: float) -> int:
         """Return how many drafted tokens the best step has, the likeliest first; 0 if none pays.
 
-        A first row may cost more than it gains where many gain (alone, each of the first rows reads other experts): all
-        numbers are tried, of those with one estimated time the largest. `limit_s`: how long the step may take.
+        A first row may cost more than it gains where many gain (alone, each of the first rows reads other experts): a
+        number of each size of steps is tried, the largest. `limit_s`: how long the step may take.
         """
         plain_s = self._quiet_times.predict(num_rows)
         best_count, best_rate = 0, MIN_GAIN * num_rows / plain_s

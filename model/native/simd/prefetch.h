@@ -8,8 +8,8 @@ namespace SMOE_ISA {
 
 constexpr int LINE_WORDS = 16;
 
-// Distance at which AVX2 reads memory fastest where one pass reads it in the order of the addresses: 8 KB cost 10 to 15 %
-// of the bandwidth (decision 102).
+// Distance at which AVX2 reads memory fastest where one pass reads it in the order of the addresses: 8 KB cost 10 to 15
+// % of the bandwidth (decision 102).
 constexpr int WORDS_AHEAD_IN_ORDER = 40 * LINE_WORDS;
 
 // Prefetch a line at this place among the instructions. GCC moves __builtin_prefetch() to the start of straight code.

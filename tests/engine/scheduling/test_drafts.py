@@ -28,6 +28,7 @@ class FixedDrafter:
         )
 
     def may_draft(self, num_rows: int) -> bool:
+        assert num_rows > 0
         return True
 
     def choose(
@@ -51,6 +52,12 @@ class FixedDrafter:
 
 def chunks(bench: Bench) -> list[Chunk]:
     return [chunk for plan in bench.plans for chunk in plan.chunks]
+
+
+def test_a_step_of_no_request_asks_for_no_draft() -> None:
+    bench = Bench()
+    bench.scheduler.drafter = FixedDrafter(4)
+    assert not bench.scheduler.plan(0.0).chunks
 
 
 def test_right_drafts_save_steps_and_wrong_ones_cost_none() -> None:

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -289,10 +290,35 @@ def test_drafts_stretch_steps_that_tenants_share_less(num_candidates: int) -> No
 
 def test_a_step_of_few_rows_that_was_slow_once_does_not_keep_longer_drafts_waiting() -> None:
     speculator = _measured(8)
-    for rows in range(9, 60):
-        speculator._draft_times.record(1.0, 8, rows, 1.0 if rows > 10 else 2 * MAX_STRETCH)
+    for rows in (*range(9, 60), *range(9, 60)):  # the first step of a size counts only if it was fast
+        speculator._draft_times.record(1.0, 8, rows, 1.0 if rows != 10 else 2 * MAX_STRETCH)
     candidates = [Candidate(_FixedSource([0.9] * 6), [1], 100) for _ in range(7)]
     assert all(len(draft) == 6 for draft in speculator.choose(candidates, 8, 1000))
+
+
+@pytest.mark.parametrize("every", [5, 10, 50, 200])
+def test_searches_that_find_nothing_cost_little_however_often_a_new_text_comes(every: int) -> None:
+    """A search takes three tenths of a step, and no text repeats anything."""
+    rng = random.Random(every)
+    machine = Machine([[rng.randrange(10**6) for _ in range(9000)] for _ in range(4)], 10, search_s=0.3 * SHAPE(4) / 4)
+    for number in range(8000 // every):
+        machine.speculator.source(_request(4 + number, [1]), ())
+        machine.run(every)
+    assert machine.num_searches > 5
+    assert 1 < machine.spent_s / machine.plain_s < 1.02
+
+
+def test_requests_whose_guesses_are_not_worth_it_wait_no_longer_than_those_without() -> None:
+    speculator = _measured(8)
+    for _ in range(40):
+        speculator._draft_times.record(1.0, 8, 8 + 7 * 20, 10.0)
+    likely = [Candidate(_FixedSource([0.95] * 20), [1], 100) for _ in range(7)]
+    for last in (_FixedSource([]), _FixedSource([0.01])):
+        candidates = [*likely, Candidate(last, [1], 100)]
+        speculator.choose(candidates, 8, 1000)
+        last.account = replace(last.account, left_s=0.0) if last.account else None
+        num_drafted = sum(map(len, speculator.choose(candidates, 8, 1000)))
+        assert speculator._draft_times.predict(1.0, 8, 8 + num_drafted) <= MAX_STRETCH
 
 
 @pytest.mark.parametrize("seed", range(3))
