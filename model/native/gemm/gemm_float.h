@@ -23,12 +23,11 @@ constexpr int MAX_ROWS_IN_ONE_PASS = 0;
 // the passes prefetch the next units. 0: one pass computes all columns, or sums cannot be stored in between.
 constexpr int64_t PART = LANES == 16 || SMOE_MATRIX_PRODUCTS ? 0 : 64;
 
-// With few rows the panel comes from memory: fetch what the loop reads some kilobytes later.
+// With few rows the panel comes from memory: fetch what the loop reads some kilobytes later. The first pass fetches for
+// all.
 template <int VECTORS>
 inline void prefetch_panel(const uint32_t* w, int column) {
-    constexpr bool IS_ONE_PASS = VECTORS * LANES == PANEL;
-    constexpr int AHEAD = IS_ONE_PASS && LANES < 16 ? 2048 : 1024, LINE = 16;  // words
-    if (PART && !IS_ONE_PASS) return __builtin_prefetch(w + PART * PANEL + column);
+    constexpr int AHEAD = VECTORS * LANES == PANEL && LANES < 16 ? 2048 : 1024, LINE = 16;  // words
     if (column) return;
 #pragma GCC unroll 2
     for (int at = 0; at < PANEL; at += LINE) __builtin_prefetch(w + AHEAD + at);
@@ -181,8 +180,12 @@ struct FloatBlock {
             x += k * stride;
             panel += k * PANEL;
         }
-        for (; k < depth; ++k) {
-            prefetch_panel<VECTORS>(panel, column);
+        const uint32_t* ahead = panel + PART * (PANEL + column);  // this pass's share of the next part
+        for (; k < depth; ++k, ahead += VECTORS * LANES) {
+            if constexpr (PART && VECTORS * LANES < PANEL)
+                __builtin_prefetch(ahead);  // in the order of the addresses
+            else
+                prefetch_panel<VECTORS>(panel, column);
             Unit::add(sums, x, stride, panel + column);
             x += X_WORDS * stride;
             panel += PANEL;
