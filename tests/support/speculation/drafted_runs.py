@@ -16,7 +16,7 @@ from tests.support.speculation.guessing_drafter import EagerDrafter, GuessingDra
 
 Work = tuple[list[int], SamplingParams]
 
-MAX_MODEL_LEN = 400
+MAX_MODEL_LEN = 220
 
 
 @dataclass
@@ -99,7 +99,7 @@ def random_loads(rng: random.Random) -> Iterator[dict[str, Any]]:
             yield {
                 "threads": rng.choice((1, 2)),
                 "max_num_batched_tokens": rng.choice((13, 40, 300)),
-                "max_num_seqs": rng.choice((1, 5, 64)),
+                "max_num_seqs": rng.choice((5, 64) if num_blocks == smallest else (1, 5, 64)),
                 "block_size": block_size,
                 "num_kv_blocks": num_blocks,
                 "check_integrity": True,
