@@ -1,14 +1,15 @@
 """python -m tests.measure.scale.fleet_cost [--model MODEL] [--rounds N] [--clients N] [--requests N] [--threads N]
-       [--output-tokens N,M]
+       [--prompt-tokens N,M] [--output-tokens N,M]
 
 Measure what Envoy costs: the same load on one server, directly and through Envoy with deploy/envoy/envoy.yaml, in
 turns. Print tokens per second and the median time to the first token of each run, then the median of the ratios; and,
 from Envoy's access log, how long a request and the first byte of its response were inside Envoy. What first tokens lose
 beyond these two is not Envoy's work but waiting: for a core, or for the engine's next step. `--threads 1` leaves a core
 of two to all but the engine. Answers of one length end in the same step, so that all clients ask again at once, and
-which of them the next step finds decides its size and all first tokens: `--output-tokens 32,96` keeps them apart. The
-bundled model is so small that server, Envoy and clients compete for the cores. For a machine without other load;
-about two minutes.
+which of them the next step finds decides its size and all first tokens: `--output-tokens 32,96` keeps them apart. A
+first token waits for the end of a step, which moves it by more than Envoy does: short prompts, short steps and some
+thousand requests show the difference, whose standard error over the rounds is printed. The bundled model is so small
+that server, Envoy and clients compete for the cores. For a machine without other load; about two minutes.
 """
 
 import argparse
@@ -43,7 +44,7 @@ def load(url: str, options: argparse.Namespace) -> dict[str, Any]:
     """Return the figures of a closed loop on `url`."""
     loop = ("--clients", str(options.clients), "--requests", str(options.requests))
     command = [sys.executable, "-m", "server", "bench", "serve", url, *loop]
-    command += ["--output-tokens", options.output_tokens, "--json"]
+    command += ["--prompt-tokens", options.prompt_tokens, "--output-tokens", options.output_tokens, "--json"]
     result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
     [run] = json.loads(result.stdout)["runs"]
     assert not run["errors"], run["error_messages"]
@@ -82,16 +83,20 @@ def measure(url: str, proxy_url: str, options: argparse.Namespace) -> None:
         ratios.append(proxied["output_tokens_per_s"] / direct["output_tokens_per_s"])
         delays_s.append(proxied["ttft_s"]["p50"] - direct["ttft_s"]["p50"])
     ratio, delay_ms = statistics.median(ratios), 1e3 * statistics.median(delays_s)
+    error_ms = 1e3 * statistics.stdev(delays_s) / len(delays_s) ** 0.5
+    mean_ms = 1e3 * statistics.fmean(delays_s)
     say(f"median: {ratio:.1%} of the direct throughput, first token {delay_ms:+.1f} ms")
+    say(f"mean of the rounds: first token {mean_ms:+.2f} +- {error_ms:.2f} ms")
 
 
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", help="default: the bundled model")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="two or more")
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--requests", type=int, default=128)
+    parser.add_argument("--prompt-tokens", default="16,256", help="of each prompt, or a range")
     parser.add_argument("--output-tokens", default="64", help="of each answer, or a range")
     parser.add_argument("--threads", type=int, help="of the server (default: all cores)")
     options = parser.parse_args()
