@@ -87,7 +87,9 @@ class Engine:
         """Load a checkpoint. Requests with a grammar need `vocabulary`. Loading and computing advance `heartbeat`.
 
         Raises CheckpointError or EngineConfigError, each with one line for the person at the terminal."""
-        return cls(config, load(config, on_progress, heartbeat), vocabulary)
+        engine = cls(config, load(config, on_progress, heartbeat), vocabulary)
+        engine.loaded.read_ahead()  # last, because its threads take the cores from a start
+        return engine
 
     def add(self, request: Request) -> None:
         """Queue a request, or compile its grammar first if it has one. The output of the next step reports a request

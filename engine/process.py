@@ -5,14 +5,15 @@ It receives Start, loads, sends Ready, and then loops until the other end is clo
 The kernel kills it when its parent ends.
 """
 
+import gc
 import sys
 
 from engine.parent_death import die_with_parent
 
 if __name__ == "__main__":
     die_with_parent(*map(int, sys.argv[3:4]))  # before the imports below, which take seconds
+    gc.disable()  # until main(): modules stay, and collections would visit all that is imported again and again
 
-import gc
 import logging
 import os
 import select
@@ -243,6 +244,8 @@ def _exit_without_rank(death: str) -> None:
 
 def main() -> int:
     """Run the process and return its exit code. The server reads its standard error."""
+    gc.freeze()
+    gc.enable()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the API process decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -8,7 +8,7 @@ import pytest
 from tests.test_layering import module_name, product_files
 
 DATES_FOR_PEOPLE = {
-    "server.lifecycle.serve",  # `created` of the models
+    "server.lifecycle.server",  # `created` of the models
     "server.api.formats.embeddings",
     "server.api.formats.reply",  # `created` of a reply
     "engine.execution.experts.stats",  # `since` of a report

@@ -261,6 +261,14 @@ def test_importing_the_app_does_not_import_torch() -> None:
     assert result.stdout.strip() == "[]"
 
 
+def test_before_the_engine_is_launched_no_large_package_is_imported() -> None:
+    """What `smoe serve` imports until then delays torch's import in the engine."""
+    large = {"fastapi", "starlette", "uvicorn", "jinja2", "tokenizers", "prometheus_client", "torch", "numpy"}
+    code = f"import sys, server.cli.main, server.cli.serve, server.lifecycle.serve; print({large!r} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"
+
+
 def test_only_the_settings_read_the_environment() -> None:
     readers = {module_name(path) for path in product_files() if reads_environment(ast.parse(path.read_text()))}
     assert readers <= {"server.settings.sources"}

@@ -89,6 +89,7 @@ class LoadedModel:
     mapped_bytes: int = 0  # of the weights that the system may drop and read again from a pack
     experts: ExpertMemory | None = None  # of a pack whose experts are read when they are needed
     expert_store: ExpertStore | None = None  # the same, as the network uses it
+    read_ahead: Callable[[], None] = lambda: None  # starts threads that read mapped weights, for when nothing is timed
 
 
 def assemble(config: EngineConfig, loaded: LoadedNetwork, on_progress: ProgressCallback) -> LoadedModel:

@@ -93,9 +93,9 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
             model, backend, device, dtype, identity, weight_bytes, weights_s, warnings, ranks, experts
         )
         loaded = assemble(config, network, on_progress)
-        if reader is not None:  # now, so that it does not slow down what was measured
-            reader.start(partial(log_small_pages, path / WEIGHTS_NAME))
-        return loaded
+        if reader is None:
+            return loaded
+        return replace(loaded, read_ahead=partial(reader.start, partial(log_small_pages, path / WEIGHTS_NAME)))
 
 
 def _plan_experts(

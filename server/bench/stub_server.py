@@ -6,7 +6,6 @@ It listens on a free port and writes its URL to standard error, as `smoe serve` 
 import sys
 import time
 
-from server.engine_client.supervisor import SupervisorConfig
 from server.lifecycle.serve import serve
 from server.settings.sources import load_settings
 
@@ -15,7 +14,7 @@ def main() -> int:
     """Entry point of the process."""
     settings = load_settings({"port": "0", "log_level": "warning"})
     command = (sys.executable, "-m", "server.bench.stub_engine", sys.argv[1])
-    return serve(settings, time.monotonic(), SupervisorConfig(command, restarts=True))
+    return serve(settings, time.monotonic(), command)
 
 
 if __name__ == "__main__":

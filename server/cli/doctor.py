@@ -22,7 +22,7 @@ from engine.capacity.rank_limits import check_gpus
 from engine.errors import EngineConfigError
 from server.cli.colours import WITHOUT_COLOURS, Colours
 from server.cli.plan.memory import PlanError, expert_speeds, make_report
-from server.engine_client.process import package_root
+from server.engine_client.launch import package_root
 from server.fairness.budgets import budgets, server_demand, shortage, summary
 from server.http.listener import ListenError, listen
 from server.model_files.location import ModelNotFoundError, locate_model, model_id

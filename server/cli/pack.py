@@ -20,7 +20,7 @@ from engine.errors import EngineConfigError
 from server.cli.errors import INTERRUPTED, report_error
 from server.cli.settings.loading import load_settings
 from server.cli.terminal_text import escape_controls
-from server.engine_client.process import package_root
+from server.engine_client.launch import package_root
 from server.model_files.location import ModelNotFoundError, locate_model
 from server.settings.engine_config import engine_config
 from server.settings.settings import Settings

@@ -21,7 +21,7 @@ def run(flags: Mapping[str, Any], config: Path | None, started_s: float) -> int:
         settings = load_settings(flags, config)
     except SettingsError as error:
         return report_error(error)
-    from server.lifecycle.text_frontend import StartError  # only now: a wrong flag is reported without loading this
+    from server.lifecycle.errors import StartError  # only now: a wrong flag is reported without what follows
 
     attempt = launcher_attempt(settings)
     try:
@@ -33,7 +33,8 @@ def run(flags: Mapping[str, Any], config: Path | None, started_s: float) -> int:
 
         return serve(settings, started_s, launcher_attempt=attempt)
     except StartError as error:
-        return report_error(error)
+        report_error(error)
+        return error.exit_code
 
 
 def print_config(flags: Mapping[str, Any], config: Path | None) -> int:

@@ -25,6 +25,7 @@ from engine.types import ExpertReport, Request, RequestOutput, StepStats, TokenL
 from server.engine_client.adapter_queries import AdapterQueries
 from server.engine_client.expert_queries import ExpertQueries
 from server.engine_client.inflight import CrashReport, InFlightRequests
+from server.engine_client.launch import LaunchedEngine
 from server.engine_client.output_collector import CRASHED, EngineDied, OutputCollector
 from server.engine_client.status import EngineStatus
 from server.engine_client.supervisor import EngineEvents, EngineSupervisor, SupervisorConfig
@@ -93,9 +94,9 @@ class EngineClient:
         self._last_request_id += 1
         return self._last_request_id
 
-    async def launch(self) -> None:
-        """Start the engine process ahead of start(): its imports take a second. Raises OSError."""
-        await self._supervisor.launch()
+    async def adopt(self, launched: LaunchedEngine) -> None:
+        """Take over the process that start() then starts the engine in."""
+        await self._supervisor.adopt(launched)
 
     async def start(self, config: EngineConfig, vocabulary: Vocabulary | None = None) -> None:
         """Start the engine process. Returns before it has loaded; `on_status` reports the progress. Raises OSError.

@@ -6,26 +6,21 @@ Everything runs on the event loop; nothing here blocks it.
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import socket
-import sys
-from asyncio.subprocess import DEVNULL, Process
+from asyncio.subprocess import Process
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 
-import engine
 from engine.heartbeat import Heartbeat
 from engine.messages import Failed, FrameReader, FromEngine, Start, ToEngine, encode_frame
+from server.engine_client.launch import LaunchedEngine, launch_engine
 from server.engine_client.stderr_log import StderrLog
-from server.settings.sources import engine_environment
 
 logger = logging.getLogger("smoe.engine")
 
-ENGINE_COMMAND = (sys.executable, "-m", "engine.process")
 MAX_TURN_BYTES = 1 << 19  # read from the engine in one iteration of the event loop: about 10 ms to decode
 RANKS_GRACE_S = 5.0  # for the engine's own processes to end after it: the next engine needs their memory
 EXIT_GRACE_S = 1.0  # to read what a process wrote to the socket before it exited
@@ -45,8 +40,7 @@ class EngineProcessHandle:
     def __init__(
         self, command: Sequence[str], on_message: Callable[[FromEngine], None], on_exit: Callable[[ProcessExit], None]
     ) -> None:
-        """`command` is run with three more arguments: the file descriptors of the socket and of the heartbeat's memory,
-        and the id of this process.
+        """`command`: see launch_engine().
 
         `on_message` receives every message except Failed. `on_exit` is called once: the process is gone or useless.
         """
@@ -76,41 +70,19 @@ class EngineProcessHandle:
         return 0 if self._heartbeat is None else self._heartbeat.count
 
     async def start(self, message: Start) -> None:
-        """Send `message` to the process, and launch it before if it is not. Nothing is loaded yet. Raises OSError."""
+        """Send `message` to the process; launch one before if there is none. Nothing is loaded yet. Raises OSError."""
         if self._process is None:
-            await self.launch()
+            await self.adopt(await launch_engine(self._command))
         self.send(message)
 
-    async def launch(self) -> None:
-        """Start the process, which imports its modules while it waits for `start`. Raises OSError.
-
-        The process gets a session of its own, so that Ctrl-C in the terminal does not reach it: it ends when its socket
-        is closed, after the drain.
-        """
+    async def adopt(self, launched: LaunchedEngine) -> None:
+        """Take over a launched process, which imports its modules while it waits for `start`."""
         loop = asyncio.get_running_loop()
-        with contextlib.ExitStack() as child_ends, contextlib.ExitStack() as on_error:
-            self._heartbeat = Heartbeat()
-            child_ends.callback(self._heartbeat.close)
-            ours, theirs = map(on_error.enter_context, socket.socketpair())
-            child_ends.enter_context(theirs)
-            log_reader, log_writer = (on_error.enter_context(os.fdopen(fd, "rb", 0)) for fd in os.pipe())
-            child_ends.enter_context(log_writer)
-            fds = theirs.fileno(), self._heartbeat.fd
-            self._process = await asyncio.create_subprocess_exec(
-                *self._command,
-                *map(str, (*fds, os.getpid())),
-                pass_fds=fds,
-                stdin=DEVNULL,
-                stderr=log_writer.fileno(),
-                cwd=package_root(),
-                env=engine_environment(),
-                start_new_session=True,
-            )
-            on_error.pop_all()
-        await loop.connect_read_pipe(lambda: self._log, log_reader)
-        protocol = _EngineProtocol(self._receive, self.fail, ours.dup())
-        self._transport, _ = await loop.create_connection(lambda: protocol, sock=ours)
-        self._watcher = loop.create_task(self._watch(self._process))
+        self._process, self._heartbeat = launched.process, launched.heartbeat
+        await loop.connect_read_pipe(lambda: self._log, launched.log)
+        protocol = _EngineProtocol(self._receive, self.fail, launched.connection.dup())
+        self._transport, _ = await loop.create_connection(lambda: protocol, sock=launched.connection)
+        self._watcher = loop.create_task(self._watch(launched.process))
         if self._is_dead:  # `fail` or `end` was called while the process was starting
             self._transport.close()
 
@@ -214,12 +186,6 @@ class _EngineProtocol(asyncio.Protocol):
         if exc is not None:
             logger.info("the connection to the engine broke: %s", exc)
         self._fail(ProcessExit("the engine process is gone"))
-
-
-def package_root() -> Path:
-    """Return the folder in which `-m engine.process` finds this installation, whatever the working directory is."""
-    (package_folder,) = engine.__path__
-    return Path(package_folder).parent
 
 
 def _describe_exit(exit_code: int) -> str:

@@ -17,8 +17,9 @@ from engine.config import EngineConfig
 from engine.messages import FromEngine, Progress, Ready, Start, StepDone, StepPart, ToEngine
 from engine.types import Vocabulary
 from server.engine_client.inflight import CrashReport
+from server.engine_client.launch import ENGINE_COMMAND, LaunchedEngine
 from server.engine_client.output_collector import CRASHED, SHUTTING_DOWN
-from server.engine_client.process import ENGINE_COMMAND, EngineProcessHandle, ProcessExit
+from server.engine_client.process import EngineProcessHandle, ProcessExit
 from server.engine_client.restart_policy import MAX_FAILED_STARTS, SERVED_S, RestartPolicy
 from server.engine_client.status import EngineStatus, Phase
 from server.engine_client.watchdog import DEFAULT_TIMEOUTS, Watchdog, WatchdogTimeouts
@@ -33,7 +34,7 @@ STOP_GRACE_S = 0.5  # for a process to exit after its socket was closed
 class SupervisorConfig:
     """The engine process to run, and whether to replace it."""
 
-    command: Sequence[str] = ENGINE_COMMAND  # see EngineProcessHandle
+    command: Sequence[str] = ENGINE_COMMAND  # see launch_engine()
     restarts: bool = False  # replace a process that crashes after one was ready
     timeouts: WatchdogTimeouts = DEFAULT_TIMEOUTS
 
@@ -74,9 +75,9 @@ class EngineSupervisor:
         """Process id of the running engine."""
         return self._process.pid
 
-    async def launch(self) -> None:
-        """Start the process ahead of start(). Raises OSError."""
-        await self._process.launch()
+    async def adopt(self, launched: LaunchedEngine) -> None:
+        """Take over the first process, which was launched ahead of start()."""
+        await self._process.adopt(launched)
 
     async def start(self, config: EngineConfig, vocabulary: Vocabulary | None) -> None:
         """Start the process and send it the config. Returns before anything is loaded. Raises OSError."""

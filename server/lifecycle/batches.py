@@ -11,7 +11,7 @@ from server.batch.service import BatchService
 from server.fairness.request_memory import RequestMemory
 from server.generation.state import ServerState
 from server.http.middleware import for_batches
-from server.lifecycle.text_frontend import StartError
+from server.lifecycle.errors import StartError
 from server.observability.access_log import AccessLog
 from server.settings.settings import Settings
 

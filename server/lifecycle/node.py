@@ -17,9 +17,9 @@ from server.engine_client.inflight import CrashReport
 from server.engine_client.status import EngineStatus
 from server.engine_client.supervisor import EngineEvents, EngineSupervisor, SupervisorConfig
 from server.http.listener import ListenError, listen
+from server.lifecycle.errors import StartError
 from server.lifecycle.health_page import HealthPage
 from server.lifecycle.startup_report import StartupReport
-from server.lifecycle.text_frontend import StartError
 from server.model_files.location import ModelNotFoundError, described, locate_model
 from server.observability.log_stream import logging_to, open_standard_streams
 from server.settings.engine_config import engine_config

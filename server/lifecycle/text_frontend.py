@@ -5,13 +5,10 @@ from pathlib import Path
 from server.chat.rendering import load_template
 from server.generation.sampling_params import GenerationDefaults, load_generation_defaults
 from server.generation.state import TextFrontend
+from server.lifecycle.errors import StartError
 from server.sandbox.pool import Sandbox
 from server.settings.settings import Settings
 from server.tokenizer.sandboxed_loading import load_proven_tokenizer
-
-
-class StartError(Exception):
-    """The server cannot start with these settings or this checkpoint. One line; the process exits with code 2."""
 
 
 async def load_texts(settings: Settings, model_dir: Path, sandbox: Sandbox) -> TextFrontend:

@@ -1,6 +1,6 @@
 """Start the export of traces, if it is set and its packages are installed."""
 
-from server.lifecycle.text_frontend import StartError
+from server.lifecycle.errors import StartError
 from server.observability.access_log import RequestListener
 
 

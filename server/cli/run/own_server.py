@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from server.cli.api_client import ApiError
-from server.engine_client.process import package_root
+from server.engine_client.launch import package_root
 from server.settings.sources import environment_without_address
 
 HOST = "127.0.0.1"

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from engine.engine import Engine
 from engine.errors import EngineConfigError
 from model.checkpoint.errors import CheckpointError
-from server.lifecycle.text_frontend import StartError, load_texts
+from server.lifecycle.errors import StartError
+from server.lifecycle.text_frontend import load_texts
 from server.settings.engine_config import engine_config
 from server.settings.sources import SettingsError, load_settings
 from server.tokenizer.config_files import TokenizerError

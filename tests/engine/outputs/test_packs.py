@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from engine import engine as engine_module
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from engine.startup import assembly, loading
@@ -152,6 +153,21 @@ def test_mapped_weights_are_shared_and_read_ahead(demo_pack: Path) -> None:
     with open("/proc/self/maps", encoding="ascii") as maps:
         rights = [line.split()[1] for line in maps if line.rstrip().endswith(str(file.resolve()))]
     assert rights and set(rights) == {"r--s"}
+
+
+def test_reading_ahead_begins_when_the_engine_is_made(demo_pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its threads take the cores from what is left of a start."""
+    events: list[str] = []
+    make_scheduler = engine_module.make_scheduler
+
+    def note(*arguments: Any) -> Any:
+        events.append("made")
+        return make_scheduler(*arguments)
+
+    monkeypatch.setattr(engine_module, "make_scheduler", note)
+    monkeypatch.setattr(weight_memory.BackgroundReader, "start", lambda self, on_end: events.append("read"))
+    LocalEngine(demo_pack, **SMALL)
+    assert events == ["made", "read"]
 
 
 def test_what_may_not_be_locked_is_refused_in_one_line(demo_pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,13 +13,13 @@ import uvloop
 
 from engine.config import EngineConfig
 from engine.messages import FromEngine, PrefillStarted, Start, encode_frame
-from server.engine_client import process
+from server.engine_client import launch, process
+from server.engine_client.launch import launch_engine, package_root
 from server.engine_client.process import (
     MAX_TURN_BYTES,
     EngineProcessHandle,
     ProcessExit,
     _EngineProtocol,
-    package_root,
 )
 from tests.support.servers.watched_engine import run
 
@@ -52,11 +52,11 @@ def test_a_process_that_was_launched_ahead_gets_the_message_of_the_start() -> No
     async def scenario() -> None:
         code = "import os, sys; sys.exit(os.read(int(sys.argv[1]), 1 << 16) == bytes.fromhex(sys.argv[-1]))"
         command = (sys.executable, "-c", f"import sys; sys.argv.append({encode_frame(START).hex()!r}); {code}")
-        handle = handle_of(command, [])
-        await handle.launch()
-        launched = handle.pid
+        handle = handle_of(("/nowhere",), [])
+        launched = await launch_engine(command)
+        await handle.adopt(launched)
         await handle.start(START)
-        assert handle.pid == launched is not None
+        assert handle.pid == launched.process.pid
         assert await handle.end(grace_s=25.0) == "exited with 1"
 
     run(scenario)
@@ -72,7 +72,7 @@ def test_the_process_is_given_the_id_of_its_parent() -> None:
 
 
 def test_the_process_gets_the_settings_of_torchs_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "engine_environment", lambda: {**os.environ, "PYTORCH_ALLOC_CONF": "as given"})
+    monkeypatch.setattr(launch, "engine_environment", lambda: {**os.environ, "PYTORCH_ALLOC_CONF": "as given"})
 
     async def scenario() -> None:
         code = "import os, sys; sys.exit(os.environ['PYTORCH_ALLOC_CONF'] == 'as given')"

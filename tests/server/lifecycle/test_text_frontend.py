@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from server.generation.sampling_params import GenerationDefaults
-from server.lifecycle.text_frontend import StartError, load_texts
+from server.lifecycle.errors import StartError
+from server.lifecycle.text_frontend import load_texts
 from server.settings.sources import load_settings
 from tests.support.paths import DEMO
 from tests.support.servers.inline_sandbox import InlineSandbox

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from server.lifecycle.text_frontend import StartError
+from server.lifecycle.errors import StartError
 from server.lifecycle.trace_export import start_tracing
 from tests.support.servers.server_process import LONG, running
 from tests.test_layering import import_graph, top_level

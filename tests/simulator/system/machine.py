@@ -13,7 +13,7 @@ from unittest.mock import patch
 import greenlet
 
 import engine.process
-import server.engine_client.process
+import server.engine_client.launch
 import server.engine_client.supervisor
 from tests.simulator.system.engine_host import EngineHost, EngineSocket
 from tests.simulator.system.engines import Plan
@@ -153,7 +153,7 @@ def simulated_system(machine: Machine) -> Iterator[None]:
     collector = SimpleNamespace(collect=lambda: None, freeze=lambda: None)
     with ExitStack() as stack:
         stack.enter_context(patch.object(server.engine_client.supervisor, "time", monotonic))
-        stack.enter_context(patch.object(server.engine_client.process, "Heartbeat", machine.new_heartbeat))
+        stack.enter_context(patch.object(server.engine_client.launch, "Heartbeat", machine.new_heartbeat))
         stack.enter_context(patch.object(engine.process, "select", polling))
         stack.enter_context(patch.object(engine.process, "gc", collector))
         stack.enter_context(patch.object(engine.process, "Engine", SimpleNamespace(load=load_in_host)))

@@ -9,9 +9,8 @@ import time
 from pathlib import Path
 
 from server.engine_client import restart_policy
-from server.engine_client.supervisor import SupervisorConfig
+from server.lifecycle.errors import StartError
 from server.lifecycle.serve import serve
-from server.lifecycle.text_frontend import StartError
 from server.observability import throughput_log
 from server.settings.sources import load_settings
 
@@ -25,6 +24,6 @@ if __name__ == "__main__":
     settings = load_settings(given)
     command = (sys.executable, str(Path(__file__).with_name("fake_engine_process.py")), mode)
     try:
-        sys.exit(serve(settings, time.monotonic(), SupervisorConfig(command, restarts=True)))
+        sys.exit(serve(settings, time.monotonic(), command))
     except StartError as error:
         sys.exit(f"smoe: {error}")

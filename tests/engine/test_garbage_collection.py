@@ -1,0 +1,54 @@
+"""engine/garbage_collection.py, and the collections of an engine process: none while it imports."""
+
+import gc
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from engine.garbage_collection import without_collections
+from tests.support.paths import ROOT
+
+COUNTED = """
+import gc, runpy, sys
+full = []
+gc.callbacks.append(lambda phase, details: full.append(1) if details["generation"] == 2 else None)
+try:
+    runpy.run_module("engine.process", run_name="__main__")
+except SystemExit as end:
+    print(end.code, len(full), gc.isenabled(), gc.get_freeze_count() > 100_000)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    yield
+    gc.unfreeze()
+    gc.enable()
+
+
+def test_modules_are_imported_without_collections_and_left_out_of_later_ones() -> None:
+    gc.unfreeze()
+    with without_collections():
+        assert not gc.isenabled()
+        kept: list[int] = []
+    assert gc.isenabled() and gc.get_freeze_count() > 0
+    assert not any(one is kept for one in gc.get_objects())
+
+
+def test_collections_go_on_after_an_import_that_failed() -> None:
+    with pytest.raises(ImportError), without_collections():
+        raise ImportError
+    assert gc.isenabled()
+
+
+def test_an_engine_process_imports_without_collections_and_has_them_later() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        ours.close()  # so that the process ends when it waits for its first message
+        fd = theirs.fileno()
+        command = [sys.executable, "-c", COUNTED, str(fd)]
+        result = subprocess.run(command, cwd=ROOT, pass_fds=(fd,), capture_output=True, text=True, check=True)
+    assert result.stdout == "0 0 True True\n", result.stderr
