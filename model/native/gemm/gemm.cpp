@@ -34,11 +34,11 @@ Product product_of(int rows, std::integer_sequence<int, ROWS...>) {
     return products[rows - 1];
 }
 
-template <class Format>
+template <class Format, int MAX_ROWS = Format::MAX_ROWS>
 void multiply_tile(int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out) {
-    for (int first = 0; first < rows; first += Format::MAX_ROWS) {
-        const int count = std::min(Format::MAX_ROWS, rows - first);
-        const Product product = product_of<Format>(count, std::make_integer_sequence<int, Format::MAX_ROWS>());
+    for (int first = 0; first < rows; first += MAX_ROWS) {
+        const int count = std::min(MAX_ROWS, rows - first);
+        const Product product = product_of<Format>(count, std::make_integer_sequence<int, MAX_ROWS>());
         product(tile + first, rows, panel, K, out + first * PANEL);
     }
 }
@@ -54,6 +54,21 @@ void multiply_float_tile(int rows, const uint32_t* tile, const uint32_t* panel, 
             tile += numbers * rows, panel += PART * PANEL;
             multiply_tile<FloatBlock<Unit, true>>(rows, tile, panel, std::min(numbers, K - k), out);
         }
+}
+
+// As multiply_tile(), in parts if several passes compute the columns.
+template <class Block>
+void multiply_integer_tile(int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out) {
+    if constexpr (!HAS_PARTS) {
+        multiply_tile<Block>(rows, tile, panel, K, out);
+    } else if (rows <= MAX_ROWS_IN_ONE_PASS) {
+        multiply_tile<Block, MAX_ROWS_IN_ONE_PASS>(rows, tile, panel, K, out);
+    } else {
+        const int64_t blocks = ceil_div(K, Block::NUMBERS);
+        std::fill(out, out + rows * PANEL, 0.0f);
+        add_in_parts<Block>(rows, tile + Block::FIRST_WORD * rows, panel, blocks, out);
+        Block::scale(rows, tile, panel, blocks, out);
+    }
 }
 
 std::vector<int32_t> in_order(int64_t count) {
@@ -103,8 +118,8 @@ void Microkernel::multiply(int format, int rows, const uint32_t* tile, const uin
     if (uses_amx_layout(format, rows)) return multiply_lines(registers_, format, rows, tile, panel, K, out);
 #endif
     if (is_block_format(format)) return multiply_blocks(format, rows, tile, panel, K, out);
-    if (format == INT4) return multiply_tile<Int4Block>(rows, tile, panel, K, out);
-    if (format == INT8) return multiply_tile<Int8Block>(rows, tile, panel, K, out);
+    if (format == INT4) return multiply_integer_tile<Int4Block>(rows, tile, panel, K, out);
+    if (format == INT8) return multiply_integer_tile<Int8Block>(rows, tile, panel, K, out);
     if (format == BFLOAT16) return multiply_float_tile<Bfloat16>(rows, tile, panel, K, out);
     multiply_float_tile<Float32>(rows, tile, panel, K, out);
 }

@@ -9,11 +9,41 @@ namespace SMOE_ISA {
 struct Int4Block {
     static constexpr int MAX_ROWS = LANES == 16 ? 6 : LANES == 8 || SMOE_MATRIX_PRODUCTS ? 4 : 2;
 
+    // What add_in_parts() asks for; a block is a group.
+    static constexpr int NUMBERS = GROUP, FIRST_WORD = 0, BLOCKS = 16, ROW_WORDS = INT4_ROW_WORDS,
+                         PANEL_WORDS = INT4_PANEL_WORDS;
+
+    template <int ROWS>
+    static constexpr int COLUMNS_OF = COLUMNS;
+
+    // Add the products of some groups to out[ROWS][PANEL].
+    template <int ROWS>
+    static void add(const uint32_t* x, int64_t stride, const uint32_t* panel, int column, int groups, float* out) {
+        Vec totals[ROWS][2];
+        load_sums(out, column, totals);
+        const uint32_t* ahead = share_of_next(panel, PANEL_WORDS * groups, column);
+        for (; groups; --groups) {
+            add_group<true>(totals, x, stride, panel, column, ahead);
+            x += ROW_WORDS * stride;
+            panel += PANEL_WORDS;
+            ahead += PANEL_WORDS / 2;
+        }
+        store_sums(out, column, totals);
+    }
+
+    // Make results of the totals of all groups.
+    static void scale(int rows, const uint32_t* tile, const uint32_t*, int64_t groups, float* out) {
+        const uint32_t* x_scales = tile + groups * ROW_WORDS * rows;
+        for (int m = 0; m < rows; ++m, out += PANEL)
+            for (int column = 0; column < PANEL; column += LANES)
+                store(out + column, load(out + column) * broadcast(float_of(x_scales[m])));
+    }
+
     template <int ROWS, int VECTORS>
     static void multiply(const uint32_t* x, int stride, const uint32_t* panel, int column, int64_t K, float* out) {
         Vec totals[ROWS][VECTORS] = {};
         for (int64_t group = ceil_div(K, GROUP); group; --group) {
-            add_group(totals, x, stride, panel, column);
+            add_group<false>(totals, x, stride, panel, column, panel);
             x += INT4_ROW_WORDS * stride;
             panel += INT4_PANEL_WORDS;
         }
@@ -28,27 +58,35 @@ struct Int4Block {
     using GroupSum = ByteSum<15>;
     static_assert(GroupSum::CAPACITY >= GROUP / 4);
 
+    template <bool IN_PARTS, int WORDS, int VECTORS>
+    [[gnu::always_inline]] static inline void prefetch(const uint32_t* w, int column, const uint32_t*& ahead) {
+        if constexpr (!IN_PARTS) return prefetch_words<WORDS, VECTORS>(w, column);
+        prefetch_in_place(ahead);
+        ahead += LINE_WORDS;
+    }
+
     // Unrolled for 8 lanes, GCC computes all addresses first and keeps them in memory.
     static constexpr int UNROLLED_PAIRS = LANES == 8 ? 1 : 4;
 
-    template <int ROWS, int VECTORS>
+    // IN_PARTS: prefetch 5 lines from `ahead` on.
+    template <bool IN_PARTS, int ROWS, int VECTORS>
     static inline void add_group(Vec (&totals)[ROWS][VECTORS], const uint32_t* x, int stride, const uint32_t* panel,
-                                 int column) {
+                                 int column, const uint32_t* ahead) {
         GroupSum sums[ROWS][VECTORS];
         const uint32_t *w = panel + PANEL / 2, *units = x + stride;
-        prefetch_words<PANEL / 2, VECTORS>(panel, column);
+        prefetch<IN_PARTS, PANEL / 2, VECTORS>(panel, column, ahead);
         if constexpr (IN_PAIRS<ROWS>) {
             multiply_in_pairs(sums, units, stride, w, column);
         } else {
             if constexpr (STARTS_SUMS) {
-                prefetch_words<PANEL, VECTORS>(w, column);
+                prefetch<IN_PARTS, PANEL, VECTORS>(w, column, ahead);
                 add_pair<true>(sums, units, stride, w + column);
                 units += 2 * stride;
                 w += PANEL;
             }
 #pragma GCC unroll UNROLLED_PAIRS
             for (int pair = STARTS_SUMS; pair < GROUP / 8; ++pair) {
-                prefetch_words<PANEL, VECTORS>(w, column);
+                prefetch<IN_PARTS, PANEL, VECTORS>(w, column, ahead);
                 add_pair<false>(sums, units, stride, w + column);
                 units += 2 * stride;
                 w += PANEL;

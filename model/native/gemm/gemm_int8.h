@@ -2,6 +2,7 @@
 #pragma once
 
 #include "gemm/gemm_float.h"
+#include "gemm/panel_parts.h"
 #include "simd/integer_dot_products.h"
 #include "simd/prefetch.h"
 
@@ -67,6 +68,45 @@ template <int WORDS, int VECTORS>
 struct Int8Block {
     static constexpr int MAX_ROWS = LANES == 16 || SMOE_MATRIX_PRODUCTS ? 12 : SMOE_DOT_BYTES ? 6 : 4;
 
+    // What add_in_parts() asks for; a block is a unit.
+    static constexpr int NUMBERS = 4, FIRST_WORD = 1, BLOCKS = 64, ROW_WORDS = 1, PANEL_WORDS = PANEL;
+
+    template <int ROWS>
+    static constexpr int COLUMNS_OF = COLUMNS;
+
+    // Add the products of some units to sums: integers, in the place of the floats of out[ROWS][PANEL].
+    template <int ROWS>
+    static void add(const uint32_t* x, int64_t stride, const uint32_t* panel, int column, int units, float* out) {
+        Words sums[ROWS][2];
+#pragma GCC unroll 6
+        for (int m = 0; m < ROWS; ++m)
+#pragma GCC unroll 2
+            for (int part = 0; part < 2; ++part) sums[m][part] = bits(load(out + m * PANEL + column + part * LANES));
+        const uint32_t* ahead = share_of_next(panel, PANEL * units, column);
+        for (; units; --units) {
+            prefetch_in_place(ahead);
+            add_unit(sums, x, panel + column);
+            x += stride;
+            panel += PANEL;
+            ahead += COLUMNS;
+        }
+#pragma GCC unroll 6
+        for (int m = 0; m < ROWS; ++m)
+#pragma GCC unroll 2
+            for (int part = 0; part < 2; ++part)
+                store(out + m * PANEL + column + part * LANES, from_bits(sums[m][part]));
+    }
+
+    // Make results of the sums of all units.
+    static void scale(int rows, const uint32_t* tile, const uint32_t* panel, int64_t depth, float* out) {
+        const uint32_t *x_scales = tile + (1 + depth) * rows, *scales = panel + depth * PANEL;
+        for (int m = 0; m < rows; ++m, out += PANEL)
+            for (int column = 0; column < PANEL; column += LANES) {
+                const Words sums = bits(load(out + column));
+                store(out + column, scaled(sums, tile[m], from_bits(load_words(scales + column)), x_scales[m]));
+            }
+    }
+
     template <int ROWS, int VECTORS>
     static void multiply(const uint32_t* x, int stride, const uint32_t* panel, int column, int64_t K, float* out) {
         const int64_t depth = ceil_div(K, 4);
@@ -90,15 +130,17 @@ struct Int8Block {
         for (int part = 0; part < VECTORS; ++part) {
             const Vec scale = from_bits(load_words(panel + column + part * LANES));
 #pragma GCC unroll 12
-            for (int m = 0; m < ROWS; ++m) {
-                const Words start = broadcast_word(Int8Unit::IS_BIASED ? starts[m] : 0);
-                products[m][part] = to_float(sums[m][part] + start) * scale * broadcast(float_of(x[m]));
-            }
+            for (int m = 0; m < ROWS; ++m) products[m][part] = scaled(sums[m][part], starts[m], scale, x[m]);
         }
         store_sums(out, column, products);
     }
 
   private:
+    static inline Vec scaled(Words sums, uint32_t start, Vec scale, uint32_t x_scale) {
+        const Words whole = sums + broadcast_word(Int8Unit::IS_BIASED ? start : 0);
+        return to_float(whole) * scale * broadcast(float_of(x_scale));
+    }
+
     template <int ROWS, int VECTORS>
     static inline void add_unit(Words (&sums)[ROWS][VECTORS], const uint32_t* x, const uint32_t* w) {
 #pragma GCC unroll 4

@@ -6,25 +6,11 @@
 #include "gemm/blocks/gemm_one_row.h"
 #include "gemm/blocks/gemm_small_blocks.h"
 #include "gemm/blocks/gemm_superblocks.h"
+#include "gemm/panel_parts.h"
 
 namespace smoe {
 namespace SMOE_ISA {
 namespace {
-
-using Add = void (*)(const uint32_t* x, int64_t stride, const uint32_t* panel, int column, int blocks, float* out);
-
-struct AddColumns {
-    Add add;
-    int columns;  // per call
-};
-
-// Table of functions for 1, 2, .. MAX_ROWS rows.
-template <class Kernel, int... ROWS>
-AddColumns add_of(int rows, std::integer_sequence<int, ROWS...>) {
-    static constexpr AddColumns of_rows[] = {
-        {Kernel::template add<ROWS + 1>, Kernel::template COLUMNS_OF<ROWS + 1>}...};
-    return of_rows[rows - 1];
-}
 
 // All columns of a few blocks, then the next blocks: the panel streams through the first-level cache once.
 template <class Kernel>
@@ -32,6 +18,7 @@ void multiply(int format, int rows, const uint32_t* tile, const uint32_t* panel,
     const BlockLayout& layout = block_layout(format);
     const int64_t num_blocks = K / layout.numbers;
     std::fill(out, out + rows * PANEL, 0.0f);
+    if constexpr (HAS_PARTS) return add_in_parts<Kernel>(rows, tile, panel, num_blocks, out);
     for (int first = 0, count; first < rows; first += count) {
         const int left = rows - first;
         count = static_cast<int>(ceil_div(left, ceil_div(left, Kernel::MAX_ROWS)));  // 12 rows: 6 + 6, not 8 + 4

@@ -99,7 +99,7 @@ template <class Format>
 struct SmallBlocks {
     static constexpr int MAX_ROWS = LANES == 16 ? 6 : LANES == 8 || SMOE_MATRIX_PRODUCTS ? 4 : 2;
     static constexpr int BLOCKS = blocks_per_call(Format::UNITS);
-    static constexpr int ROW_WORDS = Format::UNITS + 2;
+    static constexpr int ROW_WORDS = Format::UNITS + 2, PANEL_WORDS = Format::PANEL_WORDS;
 
     template <int ROWS>
     static constexpr int COLUMNS_OF = VECTORS_OF<ROWS> * LANES;

@@ -157,10 +157,10 @@ struct Superblocks {
     static constexpr int FEW_ROWS = LANES == 8 ? Format::MAX_ROWS_OF_8_LANES : SMOE_MATRIX_PRODUCTS ? 4 : 2;
     static constexpr int MAX_ROWS = LANES == 16 ? 8 : FEW_ROWS;
     static constexpr int BLOCKS = 1;  // per call of add()
-    static constexpr int ROW_WORDS = 64 + Format::PAIRS + 1;
+    static constexpr int ROW_WORDS = 64 + Format::PAIRS + 1, PANEL_WORDS = Format::PANEL_WORDS;
     // Memory is asked for at an even rate, a line with each unit, and in the order of its addresses: in bursts a row
     // loses a fifth of the bandwidth (decision 53), with two lines of a group before the others a third (decision 102).
-    static constexpr int WORDS_AHEAD = 112 * LINE_WORDS, LINES = Format::PANEL_WORDS / LINE_WORDS;
+    static constexpr int WORDS_AHEAD = 112 * LINE_WORDS, LINES = PANEL_WORDS / LINE_WORDS;
 
     template <int ROWS>
     static constexpr int COLUMNS_OF = VECTORS_OF<ROWS> * LANES;

@@ -125,7 +125,7 @@ def test_a_float32_row_times_bfloat16_weights_gives_the_same_bits_alone_and_in_a
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-@pytest.mark.parametrize("dim", [37, 256])
+@pytest.mark.parametrize("dim", [37, 256, 1100])  # 1100: several parts of a panel, and the rest
 def test_a_row_times_quantized_weights_gives_the_same_bits_alone_and_in_any_batch(
     isa: str, dtype: torch.dtype, kind: Quantization, dim: int
 ) -> None:

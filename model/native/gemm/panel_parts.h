@@ -1,0 +1,60 @@
+// Passes of integer kernels over a panel. Included by kernel files only.
+//
+// A pass multiplies a few rows by some columns: those whose sums fit into registers. With 8 lanes several passes share
+// a panel, so each multiplies a part of it before they all go on: memory is read once, and while they all multiply.
+// In int8 and int4 each prefetches its share of the next part, in the order of the addresses (decision 104).
+#pragma once
+
+#include <algorithm>
+#include <utility>
+
+#include "gemm/gemm.h"
+#include "simd/vec.h"
+
+namespace smoe {
+namespace SMOE_ISA {
+
+// With 16 lanes one pass computes all columns; with 4 parts were not measured.
+constexpr bool HAS_PARTS = LANES == 8;
+
+// Add the products of `blocks` blocks and of some columns, from `column` on, to out[rows][PANEL].
+using Add = void (*)(const uint32_t* x, int64_t stride, const uint32_t* panel, int column, int blocks, float* out);
+
+struct AddColumns {
+    Add add;
+    int columns;  // per call
+};
+
+// Table of functions for 1, 2, .. MAX_ROWS rows.
+template <class Kernel, int... ROWS>
+AddColumns add_of(int rows, std::integer_sequence<int, ROWS...>) {
+    static constexpr AddColumns of_rows[] = {
+        {Kernel::template add<ROWS + 1>, Kernel::template COLUMNS_OF<ROWS + 1>}...};
+    return of_rows[rows - 1];
+}
+
+// Where the pass from `column` on prefetches while it multiplies a part of `words` words: its share of the next one.
+inline const uint32_t* share_of_next(const uint32_t* part, int words, int column) {
+    return part + words + words * column / PANEL;
+}
+
+// Add the products of a tile's rows with a panel to out[rows][PANEL]: all passes over a part of Kernel::BLOCKS blocks,
+// then over the next.
+template <class Kernel>
+void add_in_parts(int rows, const uint32_t* tile, const uint32_t* panel, int64_t num_blocks, float* out) {
+    for (; num_blocks > 0; num_blocks -= Kernel::BLOCKS) {
+        const auto blocks = static_cast<int>(std::min<int64_t>(Kernel::BLOCKS, num_blocks));
+        for (int first = 0, count; first < rows; first += count) {
+            const int left = rows - first;
+            count = static_cast<int>(ceil_div(left, ceil_div(left, Kernel::MAX_ROWS)));  // 5 rows: 3 + 2, not 4 + 1
+            const auto [add, columns] = add_of<Kernel>(count, std::make_integer_sequence<int, Kernel::MAX_ROWS>());
+            for (int column = 0; column < PANEL; column += columns)
+                add(tile + first, rows, panel, column, blocks, out + first * PANEL);
+        }
+        tile += Kernel::BLOCKS * Kernel::ROW_WORDS * rows;
+        panel += Kernel::BLOCKS * Kernel::PANEL_WORDS;
+    }
+}
+
+}  // namespace SMOE_ISA
+}  // namespace smoe
