@@ -2,6 +2,7 @@
 
 import os
 import signal
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -157,6 +158,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if "not slow" in config.option.markexpr and is_slow(collection_path) else None
 
 
+@cache  # asked for each of thousands of tests
 def is_slow(path: Path) -> bool:
     """True for the paths of SLOW and for everything in its folders."""
     return any(path.is_relative_to(ROOT / slow) for slow in SLOW)
