@@ -26,7 +26,7 @@ KERNELS := $(shell find model/native -name CMakeFiles -prune -o \( -name '*.cpp'
     model/native/CMakeLists.txt
 
 PYTEST := $(BIN)/python -m pytest
-PARALLEL := --numprocesses 2 --dist loadfile  # two test files at a time
+PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder  # two test files at a time, long ones first
 GPU_WITHOUT_CARD := tests/model/ops/triton tests/triton_compiled tests/model/test_mixtral_cuda_graphs.py \
     tests/model/test_profile_step.py tests/engine/execution/test_no_device_reads.py \
     tests/engine/startup/test_device_memory.py tests/engine/test_device_lost.py
@@ -69,7 +69,7 @@ serve: $(INSTALLED)  ## install, then serve the bundled model on 127.0.0.1:8000
 
 test-fast: $(INSTALLED_FAST)  ## the tests that are not slow, for use while you work
 	$(NOTE)
-	$(PYTEST) $(FAST) $(ARGS)
+	$(PYTEST) $(PARALLEL) $(FAST) $(ARGS)
 
 test: $(INSTALLED_TEST)  ## every test, scaled to fit 15 minutes on 2 cores
 	$(NOTE)

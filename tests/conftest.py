@@ -2,6 +2,7 @@
 
 import os
 import signal
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -104,8 +105,29 @@ SLOW = (
     "tests/triton",
     "tests/triton_compiled",
 )
-MOVED = [path for path in SLOW if not (ROOT / path).exists()]
-assert not MOVED, f"change SLOW in tests/conftest.py; these were moved: {MOVED}"
+
+# Files that take long, in the order in which they start: in front of all others, so that at the end of a run no process
+# waits for one of them. Those that keep two cores busy alternate with those that use one.
+LONG = (
+    "tests/model/ops/native/test_sanitizers.py",
+    "tests/noninterference/test_noninterference.py",
+    "tests/model/ops/triton/test_interpreted.py",
+    "tests/simulator/system/test_schedules.py",
+    "tests/triton_compiled/test_compiled.py",
+    "tests/simulator/test_schedules.py",
+    "tests/model/ops/native/arm/test_arm.py",
+    "tests/e2e/faults/test_recovery.py",
+    "tests/e2e/faults/test_chaos.py",
+    "tests/e2e/faults/test_combined_faults.py",
+    "tests/e2e/faults/test_kills_under_load.py",
+    "tests/e2e/ranks/test_tensor_parallel.py",
+    "tests/e2e/ranks/test_several_hosts.py",
+    "tests/triton_compiled/test_variants.py",
+    "tests/fuzz/test_corpus.py",
+)
+PLACES = {ROOT / path: place for place, path in enumerate(LONG)}
+MOVED = [path for path in (*SLOW, *LONG) if not (ROOT / path).exists()]
+assert not MOVED, f"change SLOW and LONG in tests/conftest.py; these were moved: {MOVED}"
 
 # For httpx, which reads a file of 140 certificates for each client: all servers of tests are on this machine.
 os.environ["SSL_CERT_FILE"] = str(CERTIFICATE)
@@ -125,6 +147,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     number, count = map(int, config.getoption("--part").split("/"))
     items[:] = items[number - 1 :: count]
+    items.sort(key=lambda item: PLACES.get(item.path, len(PLACES)))
     for item in items:
         if is_slow(item.path):
             item.add_marker("slow")
@@ -135,6 +158,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if "not slow" in config.option.markexpr and is_slow(collection_path) else None
 
 
+@cache  # asked for each of thousands of tests
 def is_slow(path: Path) -> bool:
     """True for the paths of SLOW and for everything in its folders."""
     return any(path.is_relative_to(ROOT / slow) for slow in SLOW)

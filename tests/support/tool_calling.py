@@ -48,9 +48,15 @@ def v3() -> Tokenizer:
         return v3_tokenizer(Path(folder))
 
 
+@cache
+def v3_template() -> ChatTemplate:
+    """Return its chat template, one for all servers of a run of tests."""
+    return ChatTemplate(None, v3())
+
+
 def v3_state(engine: FakeEngine) -> ServerState:
     engine.ready = ready_with_vocab(32768)
-    texts = TextFrontend(v3(), ChatTemplate(None, v3()), GenerationDefaults(), InlineSandbox())
+    texts = TextFrontend(v3(), v3_template(), GenerationDefaults(), InlineSandbox())
     return replace(state_around(engine), texts=texts)
 
 

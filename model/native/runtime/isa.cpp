@@ -86,13 +86,14 @@ bool isa_available(int isa) {
 #endif
 #if SMOE_X86
     __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-    if (isa == AVX2) return avx2;
-    if (isa == AVXVNNI) return avx2 && __builtin_cpu_supports("avxvnni");
-    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    if (isa == AVX512) return avx512;
-    const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+    const bool has_avx2 =
+        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    if (isa == AVX2) return has_avx2;
+    if (isa == AVXVNNI) return has_avx2 && __builtin_cpu_supports("avxvnni");
+    const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    if (isa == AVX512) return has_avx512;
+    const bool vnni = has_avx512 && __builtin_cpu_supports("avx512vnni");
     if (isa == AVX512VNNI) return vnni;
     const bool bf16 = vnni && __builtin_cpu_supports("avx512bf16");
     if (isa == AVX512BF16) return bf16;

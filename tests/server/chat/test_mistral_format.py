@@ -22,13 +22,15 @@ def mistral_ids(oracle: MistralTokenizer, turns: list[tuple[str, str]]) -> list[
 
 
 def test_without_a_template_the_ids_are_mistral_commons(v1: Tokenizer, v3: Tokenizer, scale: int) -> None:
+    pairs = [(ChatTemplate(None, v1), MistralTokenizer.v1()), (ChatTemplate(None, v3), MistralTokenizer.v3())]
+
     @given(has_system=st.booleans(), texts=st.lists(TEXTS, min_size=6, max_size=6), num_answers=st.integers(0, 2))
     @settings(max_examples=60 * scale, deadline=None)
     def are_equal(has_system: bool, texts: list[str], num_answers: int) -> None:
         turns = [(role, texts[i]) for i, role in enumerate(["user", "assistant"] * num_answers + ["user"])]
         turns = [("system", texts[-1]), *turns] if has_system else turns
-        for ours, oracle in ((v1, MistralTokenizer.v1()), (v3, MistralTokenizer.v3())):
-            assert ChatTemplate(None, ours).render(conversation(*turns)) == mistral_ids(oracle, turns)
+        for template, oracle in pairs:
+            assert template.render(conversation(*turns)) == mistral_ids(oracle, turns)
 
     are_equal()
 

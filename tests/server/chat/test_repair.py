@@ -109,12 +109,13 @@ def test_an_empty_text_leaves_no_blank_line_where_turns_are_joined() -> None:
 
 
 def test_the_ids_are_those_of_mistral_commons_own_repair(v1: Tokenizer, v3: Tokenizer, scale: int) -> None:
+    pairs = [(ChatTemplate(None, v1), MistralTokenizer.v1()), (ChatTemplate(None, v3), MistralTokenizer.v3())]
+
     @given(letters=TAKEN_BY_MISTRAL)
     @settings(max_examples=60 * scale, deadline=None)
     def are_equal(letters: str) -> None:
         turns = conversation(letters)
-        for ours, oracle in ((v1, MistralTokenizer.v1()), (v3, MistralTokenizer.v3())):
-            template = ChatTemplate(None, ours)
+        for template, oracle in pairs:
             assert template.render(repair_conversation(turns, template.system_place)[0]) == mistral_ids(oracle, turns)
 
     are_equal()

@@ -115,9 +115,14 @@ def mistral_ids(body: dict[str, Any]) -> list[int]:
     return list(oracle().encode_chat_completion(request).tokens)
 
 
+@cache
+def template_of(tokenizer: Tokenizer) -> ChatTemplate:
+    return ChatTemplate(None, tokenizer)
+
+
 def our_ids(tokenizer: Tokenizer, body: dict[str, Any]) -> tuple[list[int], list[str]]:
     request = validate(ChatCompletionRequest, body)
-    template = ChatTemplate(None, tokenizer)
+    template = template_of(tokenizer)
     use = auto_tool_use(request.tools)
     messages = request.messages if template.takes_tools else with_prompted_tools(request.messages, use)
     turns, repairs = repair_conversation(messages, template.system_place)

@@ -49,6 +49,12 @@ def tokenizer() -> Tokenizer:
         return v1_tokenizer(Path(folder))
 
 
+@cache
+def chat_template() -> ChatTemplate:
+    """Return Mixtral's chat template. All servers of a run of tests share one: a rendering leaves nothing in it."""
+    return ChatTemplate(None, tokenizer())
+
+
 def saying(text: str) -> Callable[[Request], Sequence[int]]:
     """Return the script of an engine that answers every request with the same text."""
     ids = [*tokenizer().encode(text, add_special_tokens=False), EOS]
@@ -63,7 +69,7 @@ def state_around(engine: FakeEngine, *, max_num_queued: int = 1024) -> ServerSta
         max_num_queued=max_num_queued,
         version="0",
         created_s=1,
-        texts=TextFrontend(tokenizer(), ChatTemplate(None, tokenizer()), GenerationDefaults(), InlineSandbox()),
+        texts=TextFrontend(tokenizer(), chat_template(), GenerationDefaults(), InlineSandbox()),
     )
 
 

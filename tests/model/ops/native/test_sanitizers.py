@@ -23,7 +23,7 @@ NATIVE_TESTS = (
 
 @pytest.fixture(scope="module")
 def sanitized_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # Kernels of other instruction sets never run here, and would take as long to compile.
+    # Kernels of other instruction sets cannot run here, and would take most of the time to compile.
     tested = f"-DSMOE_SANITIZED_ISAS={';'.join(ISAS)}"
     options = ["-DSMOE_SANITIZE=ON", tested, "-DCMAKE_BUILD_TYPE=None", "-DSKBUILD_STATE=none"]
     if "amx" in ISAS:
