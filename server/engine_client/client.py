@@ -95,7 +95,7 @@ class EngineClient:
         return self._last_request_id
 
     async def adopt(self, launched: LaunchedEngine) -> None:
-        """Take over the process that start() then starts the engine in."""
+        """Take over a launched process, in which start() then loads the engine."""
         await self._supervisor.adopt(launched)
 
     async def start(self, config: EngineConfig, vocabulary: Vocabulary | None = None) -> None:

@@ -17,7 +17,7 @@ from server.settings.sources import engine_environment
 ENGINE_COMMAND = (sys.executable, "-m", "engine.process")
 
 
-@dataclass(frozen=True)
+@dataclass
 class LaunchedEngine:
     """A process that imports its modules and then waits for its first message. It ends when its socket is closed, and
     with this process at the latest."""
@@ -26,6 +26,16 @@ class LaunchedEngine:
     connection: socket.socket  # to the process
     log: IO[bytes]  # its standard error
     heartbeat: Heartbeat
+    is_adopted: bool = False  # an EngineProcessHandle owns the other fields
+
+    def end(self) -> None:
+        """Kill the process if nothing has adopted it."""
+        if self.is_adopted:
+            return
+        self.connection.close()
+        self.log.close()
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
 
 
 async def launch_engine(command: Sequence[str] = ENGINE_COMMAND) -> LaunchedEngine:

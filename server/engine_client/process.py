@@ -78,7 +78,7 @@ class EngineProcessHandle:
     async def adopt(self, launched: LaunchedEngine) -> None:
         """Take over a launched process, which imports its modules while it waits for `start`."""
         loop = asyncio.get_running_loop()
-        self._process, self._heartbeat = launched.process, launched.heartbeat
+        self._process, self._heartbeat, launched.is_adopted = launched.process, launched.heartbeat, True
         await loop.connect_read_pipe(lambda: self._log, launched.log)
         protocol = _EngineProtocol(self._receive, self.fail, launched.connection.dup())
         self._transport, _ = await loop.create_connection(lambda: protocol, sock=launched.connection)

@@ -12,7 +12,8 @@ import uvloop
 
 from engine.assertions import NO_ASSERTIONS, are_assertions_off
 from engine.garbage_collection import without_collections
-from server.engine_client.launch import ENGINE_COMMAND, launch_engine
+from server.engine_client.launch import ENGINE_COMMAND, LaunchedEngine, launch_engine
+from server.http.connections import raise_file_limit
 from server.http.listener import ListenError, listen
 from server.lifecycle.errors import StartError
 from server.lifecycle.interpreter import tune_interpreter
@@ -52,14 +53,24 @@ def serve(
         logging_to(level=settings.log_level, style=settings.log_format) as output,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
+        raise_file_limit()  # the engine inherits it
+        engine = _launch(runner, engine_command)
         try:
-            engine = runner.run(launch_engine(engine_command))
-        except OSError as error:
-            raise StartError(f"cannot start a process: {error.strerror}", exit_code=1) from None
-        with without_collections():
-            from server.lifecycle.server import Server  # only now: see above
-        server = Server(settings, model_dir, listener, started_s, inherited, output, engine_command, launcher_attempt)
-        code = runner.run(server.run(engine))
+            with without_collections():
+                from server.lifecycle.server import Server  # only now: see above
+            server = Server(
+                settings, model_dir, listener, started_s, inherited, output, engine_command, launcher_attempt
+            )
+            code = runner.run(server.run(engine))
+        finally:
+            engine.end()
     if server.is_handed_over and not inherited.has_predecessor:  # otherwise the first process is the keeper
         become_keeper()
     return code
+
+
+def _launch(runner: asyncio.Runner, command: Sequence[str]) -> LaunchedEngine:
+    try:
+        return runner.run(launch_engine(command))
+    except OSError as error:
+        raise StartError(f"cannot start a process: {error.strerror}", exit_code=1) from None

@@ -14,7 +14,7 @@
 namespace smoe {
 namespace SMOE_ISA {
 
-// With 16 lanes one pass computes all columns; with 4 parts were not measured.
+// With 16 lanes one pass computes all columns; parts were not measured with 4 lanes.
 constexpr bool HAS_PARTS = LANES == 8;
 
 // Add the products of `blocks` blocks and of some columns, from `column` on, to out[rows][PANEL].
@@ -38,12 +38,14 @@ inline const uint32_t* share_of_next(const uint32_t* part, int words, int column
     return part + words + words * column / PANEL;
 }
 
-// Add the products of a tile's rows with a panel to out[rows][PANEL]: all passes over a part of Kernel::BLOCKS blocks,
-// then over the next.
+// Add the products of a tile's rows with a panel to out[rows][PANEL]: all passes over a part of the blocks, then over the
+// next. Parts are even, at most Kernel::BLOCKS blocks: a short one would prefetch little of the next panel.
 template <class Kernel>
 void add_in_parts(int rows, const uint32_t* tile, const uint32_t* panel, int64_t num_blocks, float* out) {
-    for (; num_blocks > 0; num_blocks -= Kernel::BLOCKS) {
-        const auto blocks = static_cast<int>(std::min<int64_t>(Kernel::BLOCKS, num_blocks));
+    if (!num_blocks) return;
+    const int64_t part = ceil_div(num_blocks, ceil_div(num_blocks, Kernel::BLOCKS));
+    for (; num_blocks > 0; num_blocks -= part) {
+        const auto blocks = static_cast<int>(std::min(part, num_blocks));
         for (int first = 0, count; first < rows; first += count) {
             const int left = rows - first;
             count = static_cast<int>(ceil_div(left, ceil_div(left, Kernel::MAX_ROWS)));  // 5 rows: 3 + 2, not 4 + 1
@@ -51,8 +53,8 @@ void add_in_parts(int rows, const uint32_t* tile, const uint32_t* panel, int64_t
             for (int column = 0; column < PANEL; column += columns)
                 add(tile + first, rows, panel, column, blocks, out + first * PANEL);
         }
-        tile += Kernel::BLOCKS * Kernel::ROW_WORDS * rows;
-        panel += Kernel::BLOCKS * Kernel::PANEL_WORDS;
+        tile += part * Kernel::ROW_WORDS * rows;
+        panel += part * Kernel::PANEL_WORDS;
     }
 }
 

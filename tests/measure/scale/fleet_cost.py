@@ -100,6 +100,8 @@ def main() -> None:
     parser.add_argument("--output-tokens", default="64", help="of each answer, or a range")
     parser.add_argument("--threads", type=int, help="of the server (default: all cores)")
     options = parser.parse_args()
+    if options.rounds < 2:
+        parser.error("--rounds: an error needs two or more")
     flags = [] if options.threads is None else ["--threads", str(options.threads)]
     with tempfile.TemporaryDirectory() as folder, start_server(*flags, model=options.model) as server:
         log = Path(folder) / "access.log"

@@ -268,7 +268,7 @@ def compare(loaded: LoadedModel, config: EngineConfig, kind: str, count: int, cl
                 own_runs.append(run)
         number += 1
     off, auto, again = (statistics.median(run.whole.tokens_per_s for run in of_engine) for of_engine in runs)
-    full = [statistics.median(run.full.tokens_per_s for run in of_engine) for of_engine in runs]
+    full = [statistics.median(run.full.tokens_per_s for run in of_engine) or float("nan") for of_engine in runs]
     drafted, accepted = (sum(getattr(run, name) for run in runs[1]) for name in ("drafted", "accepted"))
     sys.stdout.write(
         f"{kind:8s} {count:3d} requests: {off:7.1f} tok/s off, {auto:7.1f} auto, {2 * auto / (off + again):5.2f} x; "
