@@ -38,8 +38,8 @@ inline const uint32_t* share_of_next(const uint32_t* part, int words, int column
     return part + words + words * column / PANEL;
 }
 
-// Add the products of a tile's rows with a panel to out[rows][PANEL]: all passes over a part of the blocks, then over the
-// next. Parts are even, at most Kernel::BLOCKS blocks: a short one would prefetch little of the next panel.
+// Add the products of a tile's rows with a panel to out[rows][PANEL]: all passes over a part of the blocks, then over
+// the next. Parts are even, at most Kernel::BLOCKS blocks: a short one would prefetch little of the next panel.
 template <class Kernel>
 void add_in_parts(int rows, const uint32_t* tile, const uint32_t* panel, int64_t num_blocks, float* out) {
     if (!num_blocks) return;
