@@ -14,11 +14,12 @@ from server.settings.sources import READY_NAME, inherited_descriptors
 
 @pytest.fixture
 def passed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
-    """Descriptors in a row, as if they began at 3: a file, a listening socket, the writing end of a pipe."""
-    first = 200
-    monkeypatch.setattr(sources, "FIRST_INHERITED_FD", first)
+    """Descriptors in a row, as if they began at 3: a file, a listening socket, the writing end of a pipe. Behind all
+    that the process of the tests has open. The last number is the reading end."""
     reader, writer = os.pipe()
     with listen("127.0.0.1", 0) as listener, (tmp_path / "file").open("w") as file:
+        first = max(map(int, os.listdir("/proc/self/fd"))) + 1
+        monkeypatch.setattr(sources, "FIRST_INHERITED_FD", first)
         for place, fd in enumerate((file.fileno(), listener.fileno(), writer)):
             os.dup2(fd, first + place, inheritable=True)
     os.close(writer)
@@ -75,5 +76,6 @@ def test_descriptors_of_other_processes_are_left_alone(
 
 def test_descriptors_without_a_name_have_their_number(passed: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LISTEN_FDNAMES", ":http")
-    assert inherited_descriptors() == {"200": 200, "http": 201, "202": 202}
+    first = passed[0]
+    assert inherited_descriptors() == {str(first): first, "http": first + 1, str(first + 2): first + 2}
     close(passed)
