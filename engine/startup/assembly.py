@@ -2,15 +2,14 @@
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 
 import torch
 
 from engine.capacity.expert_memory import ExpertMemory, bytes_beside_weights, mapped_bytes_of
 from engine.capacity.expert_speed import budget_beside_reads
-from engine.capacity.machine.disk_speed import disk_rate
 from engine.capacity.machine.host_resources import memory_limit_bytes
 from engine.capacity.memory_share import size_within_limit
 from engine.capacity.rank_limits import num_memories
@@ -44,7 +43,6 @@ from model.mixtral_native import expert_store_of, in_one_call
 from model.ops.native.expert_store import ExpertStore
 from model.profile_step import run_profile_steps
 
-DISK_SAMPLE_BYTES = 256 << 20  # a start waits for the sample: 0.1 s of a disk with 2.7 GB/s
 SAMPLED_BYTES = 1 << 30  # a start does not wait until so many bytes of mapped weights are read
 
 ProgressCallback = Callable[[str, int, int], None]  # phase, loaded bytes, total bytes
@@ -64,6 +62,7 @@ class LoadedNetwork:
     warnings: list[str] = field(default_factory=list)
     ranks: RankConnections | None = None  # the other processes that compute this model
     experts: ExpertMemory | None = None  # of a pack whose experts are read when they are needed
+    disk_rate: Future[float] | None = None  # bytes per second at which missing experts are read
 
 
 @dataclass(frozen=True)
@@ -212,9 +211,8 @@ class Assembly:
             budget = sampled_token_budget(self._config, self.model, ops, self.kv_dtype, limits)
         else:
             budget = measure_token_budget(self._config, self.model.config, runner, limits)
-        if self._loaded.experts is not None and self._loaded.experts.num_missing:
-            rate = disk_rate(Path(self._config.model), DISK_SAMPLE_BYTES)
-            budget = budget_beside_reads(budget, self._loaded.experts, rate)
+        if self._loaded.experts is not None and self._loaded.disk_rate is not None:
+            budget = budget_beside_reads(budget, self._loaded.experts, self._loaded.disk_rate.result())
         return replace(limits, max_num_batched_tokens=budget)
 
     def _leading(self, network: Mixtral) -> Mixtral:

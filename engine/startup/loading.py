@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -12,6 +13,7 @@ import torch
 
 from engine.capacity.adapters import adapter_bytes
 from engine.capacity.expert_memory import ExpertMemory, plan_cached_experts, plan_expert_memory
+from engine.capacity.machine.disk_speed import disk_rate
 from engine.capacity.machine.host_resources import num_cores
 from engine.capacity.packs import pack_advice, settings_of_pack
 from engine.capacity.rank_limits import check_gpus, check_ranks, num_memories, rank_warnings, with_rank_threads
@@ -50,6 +52,7 @@ from model.pack.weight_memory import BackgroundReader
 
 RANDOM_WEIGHTS = CheckpointIdentity("random", "random")
 ADVISED_BYTES = 4 << 30  # of weights, for which a pack is recommended
+DISK_SAMPLE_BYTES = 128 << 20  # 0.05 s of a disk with 2.7 GB/s
 CPU = torch.device("cpu")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -74,6 +77,7 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
     numerics = backend.numerics
     weight_bytes, backend = plan_weights(config, model_config, stored, backend, device, dtype)
     weight_bytes, experts = _plan_experts(config, model_config, device, weight_bytes)
+    sampled = _sample_disk(config, experts)
     if not is_pack(path):  # in which they are decoded
         warnings += decoding_warnings(stored, config.quantization, backend.ops.block_formats)
     own = RankDescription(numerics, contents_digest(stored.values()))
@@ -90,7 +94,7 @@ def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbe
         if backend.name == "native" and ranks is None and weight_bytes >= ADVISED_BYTES and not is_pack(path):
             warnings += [pack_advice(config, weights_s)]
         network = LoadedNetwork(
-            model, backend, device, dtype, identity, weight_bytes, weights_s, warnings, ranks, experts
+            model, backend, device, dtype, identity, weight_bytes, weights_s, warnings, ranks, experts, sampled
         )
         loaded = assemble(config, network, on_progress)
         if reader is None:
@@ -108,6 +112,16 @@ def _plan_experts(
     if experts is None:
         return weight_bytes, plan_cached_experts(config, model, free_bytes - of_adapters)
     return experts.dense_bytes + experts.num_bytes, experts
+
+
+def _sample_disk(config: EngineConfig, experts: ExpertMemory | None) -> Future[float] | None:
+    """Begin to measure the disk, if it decides the token budget; network and KV cache are made meanwhile."""
+    if config.max_num_batched_tokens is not None or experts is None or not experts.num_missing:
+        return None
+    executor = ThreadPoolExecutor(1, "disk sample")
+    sampled = executor.submit(disk_rate, Path(config.model), DISK_SAMPLE_BYTES)
+    executor.shutdown(wait=False)  # when the sample is taken
+    return sampled
 
 
 def _identity_after_load(

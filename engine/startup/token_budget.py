@@ -32,16 +32,18 @@ def sampled_token_budget(
 ) -> int:
     """Estimate the same from the network's first layers, so that only their weights are read from a mapped file.
 
-    All layers take the time by which a second layer lengthens a step of one.
+    All layers take the time by which a second layer lengthens a step of one. Where a store reads the experts, there
+    is no warm-up: it maps their pages before they are used, and that time does not count.
     """
     config = msgspec.structs.replace(config, max_num_seqs=1)
     num_blocks = -(-_num_tokens(limits) // config.block_size) + 1
     limits = replace(limits, num_blocks=num_blocks)
+    num_steps = 2 if expert_store_of(model) is None else 1
     seconds = []
     for num_layers in (1, 2):
         network = _first_layers(model, ops, num_layers)
         runner = _small_runner(network, config, kv_dtype, limits)
-        seconds.append(_step_seconds(config, network.config, runner, limits))
+        seconds.append(_step_seconds(config, network.config, runner, limits, num_steps))
     one, two = seconds
     return cpu_token_budget(_num_tokens(limits), one + (model.config.num_layers - 1) * max(0.0, two - one))
 
@@ -50,10 +52,12 @@ def _num_tokens(limits: EngineLimits) -> int:
     return max(1, min(CALIBRATION_TOKENS, limits.max_prompt_tokens))
 
 
-def _step_seconds(config: EngineConfig, model: ModelConfig, runner: ModelRunner, limits: EngineLimits) -> float:
-    """Time the second of two equal steps, without the time in which it waited for experts from the disk."""
+def _step_seconds(
+    config: EngineConfig, model: ModelConfig, runner: ModelRunner, limits: EngineLimits, num_steps: int = 2
+) -> float:
+    """Time the last of `num_steps` equal steps, without the time in which it waited for experts from the disk."""
     count, seconds = _num_tokens(limits), 0.0
-    for _ in range(2):
+    for _ in range(num_steps):
         scheduler = make_scheduler(config, model, replace(limits, max_num_batched_tokens=count))
         scheduler.add(Request(0, [index % model.vocab_size for index in range(count)], SamplingParams(max_tokens=1)))
         plan = scheduler.plan(0.0)
