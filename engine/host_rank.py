@@ -5,12 +5,14 @@ is an engine that gets no requests. It joins rank 0 (engine/distributed/joining.
 sends Ready, and then computes each step that rank 0 tells it. It ends when rank 0 ends or says nothing for too long.
 """
 
+import gc
 import sys
 
 from engine.parent_death import die_with_parent
 
 if __name__ == "__main__":
     die_with_parent(int(sys.argv[3]))  # before the imports below, which take seconds
+    gc.disable()  # until main(), as in engine/process.py
 
 import contextlib
 import logging
@@ -165,6 +167,8 @@ def _end_with(leader: socket.socket) -> None:
 
 def main() -> int:
     """Run the process and return its exit code. Whoever started it reads its standard error."""
+    gc.freeze()
+    gc.enable()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -5,12 +5,14 @@ config, loads its part of the weights, and then follows: it computes each step t
 but its parts of the gathers. It ends when rank 0 ends.
 """
 
+import gc
 import sys
 
 from engine.parent_death import die_with_parent
 
 if __name__ == "__main__":
     die_with_parent(int(sys.argv[4]))  # before the imports below, which take seconds
+    gc.disable()  # until main(), as in engine/process.py
 
 import logging
 import signal
@@ -80,6 +82,8 @@ def follow(connection: socket.socket, memory_fd: int, rank: int) -> None:
 
 def main() -> int:
     """Run the process and return its exit code."""
+    gc.freeze()
+    gc.enable()
     fd, memory_fd, rank = map(int, sys.argv[1:4])
     logging.basicConfig(level=logging.INFO, format=f"%(levelname)s %(name)s: rank {rank}: %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 decides
