@@ -23,6 +23,7 @@ from engine.startup.description import fingerprint
 from engine.token_constraints import token_constraints
 from engine.types import ExpertIds, ExpertReport, Request, RequestOutput, StepStats, TokenLogprobs
 from engine.types import SamplingParams as TokenSamplingParams
+from server.tokenizer.config_files import TokenizerError
 from server.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = ["Completion", "LocalEngine", "SamplingParams", "TokenLogprobs"]
@@ -90,14 +91,15 @@ class LocalEngine:
     """
 
     def __init__(self, model: str | Path, **settings: Any) -> None:
-        self._engine = Engine.load(EngineConfig(model=str(model), **settings))
-        self._tokenizer: Tokenizer | None = None
+        self._tokenizer = _tokenizer_or_none(Path(model))
+        end_ids = self._tokenizer.eos_ids if self._tokenizer else ()
+        self._engine = Engine.load(EngineConfig(model=str(model), **settings), end_ids=end_ids)
         self._next_id = 0
         self.num_preemptions = 0
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The checkpoint's tokenizer, loaded on first use."""
+        """The checkpoint's tokenizer. Raises TokenizerError if it cannot be loaded, or there is none."""
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(Path(self._engine.config.model))
         return self._tokenizer
@@ -209,6 +211,14 @@ class LocalEngine:
     def _generated_text(self, completion: Completion) -> str:
         prompt = self.tokenizer.decode(completion.prompt_token_ids)
         return self.tokenizer.decode(completion.prompt_token_ids + completion.token_ids)[len(prompt) :]
+
+
+def _tokenizer_or_none(model: Path) -> Tokenizer | None:
+    """Load the tokenizer; None if there is none, or a damaged one: token ids need none."""
+    try:
+        return load_tokenizer(model)
+    except TokenizerError:
+        return None
 
 
 def _embedding_of(output: RequestOutput) -> list[float]:

@@ -83,11 +83,14 @@ class Engine:
         *,
         vocabulary: Vocabulary | None = None,
         heartbeat: Heartbeat | None = None,
+        end_ids: Sequence[int] = (),
     ) -> "Engine":
         """Load a checkpoint. Requests with a grammar need `vocabulary`. Loading and computing advance `heartbeat`.
 
+        `end_ids`: tokens that end an answer by the tokenizer; those of the checkpoint's config files always do.
+
         Raises CheckpointError or EngineConfigError, each with one line for the person at the terminal."""
-        engine = cls(config, load(config, on_progress, heartbeat), vocabulary)
+        engine = cls(config, load(config, on_progress, heartbeat, end_ids), vocabulary)
         engine.loaded.read_ahead()  # last, because its threads take the cores from a start
         return engine
 

@@ -136,7 +136,14 @@ class EngineProcess:
         first, *early = messages
         assert isinstance(first, Start), "the first message must be Start"
         log_file = None if first.config.step_log is None else open_step_log(first.config.step_log)  # before weights
-        engine = Engine.load(first.config, self._send_progress, vocabulary=first.vocabulary, heartbeat=self.heartbeat)
+        vocabulary = first.vocabulary
+        engine = Engine.load(
+            first.config,
+            self._send_progress,
+            vocabulary=vocabulary,
+            heartbeat=self.heartbeat,
+            end_ids=vocabulary.end_ids if vocabulary else (),
+        )
         engine.on_prefill_start = lambda request_ids: self.channel.send(PrefillStarted(request_ids))
         if log_file is not None:
             self._step_log = StepLog(log_file, engine.loaded.config.window)

@@ -72,10 +72,11 @@ def num_carried_ids(request: Request) -> int:
 
 
 class Vocabulary(msgspec.Struct, frozen=True):
-    """Tokens as grammars need them; built by the server's tokenizer."""
+    """Tokens as the engine needs them; built by the server's tokenizer."""
 
     tokens: list[bytes]  # text of each id; empty for ids that never occur in a text
     special_ids: list[int]  # control tokens; they are not part of any text
+    end_ids: list[int] = []  # tokens that end an answer, by the tokenizer
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -1,6 +1,7 @@
 """Shape of a network, as in config.json, as plain data. Imports no torch."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from model.kv_format import KvDtype, row_bytes
 
@@ -36,6 +37,11 @@ class ModelConfig:
     def generates(self) -> bool:
         """False for a checkpoint without an output head. Its embedding stands in for the head, so that it loads."""
         return self.architecture != MISTRAL_EMBEDDING
+
+    def with_end_ids(self, ids: Iterable[int]) -> "ModelConfig":
+        """Return the same shape with more tokens that end an answer; ids outside the vocabulary are ignored."""
+        known = [token_id for token_id in ids if 0 <= token_id < self.vocab_size]
+        return replace(self, eos_token_ids=tuple(dict.fromkeys([*self.eos_token_ids, *known])))
 
     def kv_bytes_per_token(self, kv_dtype: KvDtype) -> int:
         """Return the bytes of K and V per position, all layers. Mixtral-8x7B, bf16: 2 * 32 * 8 * 128 * 2 = 131,072."""

@@ -1,5 +1,9 @@
 """LocalEngine: prompts of either kind, texts of completions, and counts that add up."""
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -33,6 +37,20 @@ def test_each_prompt_has_its_own_parameters(engine: LocalEngine) -> None:
         engine.generate([[1, 5], [1, 6]], each[:1])
     while engine.has_work():
         engine.step()
+
+
+def test_answers_end_at_the_end_that_the_tokenizer_names(tmp_path: Path) -> None:
+    """config.json of the copy names only </s>."""
+    copy = shutil.copytree(DEMO, tmp_path / "copy")
+    file = copy / "tokenizer_config.json"
+    turn = {"3071": {"content": "<end of turn>", "special": True}}
+    file.write_text(
+        json.dumps(json.loads(file.read_text()) | {"eos_token": "<end of turn>", "added_tokens_decoder": turn})
+    )
+    (copy / "SHA256SUMS").unlink(missing_ok=True)
+    only_end = SamplingParams(max_tokens=3, allowed_token_ids=(3071,))
+    [completion] = LocalEngine(copy, threads=1, num_kv_blocks=8, max_num_batched_tokens=64).generate([1, 5], only_end)
+    assert completion.token_ids == [3071] and completion.finish_reason == "stop"
 
 
 def test_a_text_is_embedded_between_its_control_tokens(engine: LocalEngine) -> None:

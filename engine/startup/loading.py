@@ -1,7 +1,7 @@
 """Load a model: device, dtype, weights, other ranks. engine/startup/assembly.py adds the KV pool and the rest."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -57,13 +57,20 @@ CPU = torch.device("cpu")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def load(config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbeat | None = None) -> LoadedModel:
+def load(
+    config: EngineConfig,
+    on_progress: ProgressCallback,
+    heartbeat: Heartbeat | None = None,
+    end_ids: Sequence[int] = (),
+) -> LoadedModel:
     """Load the checkpoint and size its engine. From now on all computation advances `heartbeat`.
 
+    `end_ids`: tokens that end an answer, besides those of the config files.
     Raises CheckpointError for a bad checkpoint, EngineConfigError for settings that cannot work."""
     start, path = time.monotonic(), Path(config.model)
     config = settings_of_pack(config)
     model_config, warnings = read_config(path, config.sliding_window, config.experts_per_token, config.rope_theta)
+    model_config = model_config.with_end_ids(end_ids)
     if config.verify:
         verify = verify_pack if is_pack(path) else verify_manifest
         verify(path, partial(on_progress, "checksums"))

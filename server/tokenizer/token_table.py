@@ -14,6 +14,7 @@ from server.tokenizer.config_files import (
 from server.tokenizer.encoders import SPACE, TextEncoder
 
 MAX_SPELLED_CHARS = 2**20  # of all added and control tokens together
+END_OF_TURN = "<|im_end|>"  # ChatML's; it ends an answer also where the files name only the end of a text
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -39,7 +40,8 @@ class TokenTable:
         }
         self.bos_id = self.special_ids.get(settings.bos_token or "", encoder.bos_id)
         eos_id = self.special_ids.get(settings.eos_token or "", encoder.eos_id)
-        self.eos_ids = tuple(dict.fromkeys([*([] if eos_id is None else [eos_id]), *settings.eos_ids]))
+        ends = [eos_id, *settings.eos_ids, self.special_ids.get(END_OF_TURN)]
+        self.eos_ids = tuple(dict.fromkeys(token_id for token_id in ends if token_id is not None))
         self.raw_bytes = [self._bytes_of(i, spelling) for i, spelling in enumerate(self.spellings)]
         self.text_bytes = [b"" if i in self.control_ids else raw for i, raw in enumerate(self.raw_bytes)]
         _check_lengths([*self.special_ids, *self.plain_added])

@@ -117,8 +117,8 @@ class Tokenizer:
         return self._is_legacy and self._encoder.has_dummy_prefix
 
     def vocabulary(self) -> Vocabulary:
-        """Return the token bytes and control ids that the engine's grammars need."""
-        return Vocabulary(list(self._raw_bytes), sorted(self._control_ids))
+        """Return what the engine needs: token bytes and control ids for grammars, and the ends of answers."""
+        return Vocabulary(list(self._raw_bytes), sorted(self._control_ids), list(self.eos_ids))
 
     def special_token_id(self, text: str) -> int | None:
         """Return the id of the control token spelled `text`, or None."""

@@ -38,5 +38,9 @@ def test_mistral_7b_counts_as_published() -> None:
     assert dense.num_parameters() == 7_241_732_096
 
 
+def test_more_tokens_end_an_answer_if_the_model_can_sample_them() -> None:
+    assert CONFIG.with_end_ids([31999, 2, 32000, -1]).eos_token_ids == (2, 31999)
+
+
 def test_a_tied_head_has_no_parameters_of_its_own() -> None:
     assert CONFIG.num_parameters() - replace(CONFIG, tied_head=True).num_parameters() == 32000 * 4096

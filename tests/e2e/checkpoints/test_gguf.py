@@ -11,6 +11,8 @@ from tests.support.checkpoints.gguf import GgufShape, vocabulary_fields, write_g
 from tests.support.paths import DEMO
 from tests.support.servers.running import start_server
 
+VOCAB_SIZE = 3072
+END_OF_TURN = VOCAB_SIZE - 1
 TEMPLATE = "{{ bos_token }}{% for message in messages %}<{{ message.content }}>{% endfor %}"
 
 
@@ -18,7 +20,8 @@ TEMPLATE = "{{ bos_token }}{% for message in messages %}<{{ message.content }}>{
 def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("gguf") / "mixtral-tiny.Q4_K_M.gguf"
     fields = vocabulary_fields(DEMO / "tokenizer.model") | {"tokenizer.chat_template": TEMPLATE}
-    write_gguf(path, GgufShape(vocab_size=3072, fields=fields))
+    fields["tokenizer.ggml.tokens"][END_OF_TURN] = "<|im_end|>"
+    write_gguf(path, GgufShape(vocab_size=VOCAB_SIZE, fields=fields))
     return path
 
 
@@ -33,9 +36,14 @@ def test_a_gguf_file_is_verified_and_served(gguf_file: Path) -> None:
         text = client.post("/detokenize", json={"model": name, "tokens": prompt}).json()["prompt"]
         body = {"model": name, "messages": messages, "max_tokens": 5, "temperature": 0, "ignore_eos": True}
         reply = client.post("/v1/chat/completions", json=body).json()
+        only_end = {"model": name, "messages": messages, "max_tokens": 5, "allowed_token_ids": [END_OF_TURN]}
+        ended = client.post("/v1/chat/completions", json=only_end).json()
     assert name == "mixtral-tiny.Q4_K_M"
     assert text.replace("<s>", "").strip() == "<Hello>"
     assert reply["usage"]["completion_tokens"] == 5 and reply["usage"]["prompt_tokens"] == len(prompt)
+    assert ended["choices"][0]["finish_reason"] == "stop", (
+        "ChatML's end of a turn ends an answer, whatever the file says"
+    )
 
 
 def test_a_plan_of_a_gguf_file_reads_only_headers(gguf_file: Path, tmp_path: Path) -> None:

@@ -52,6 +52,8 @@ def test_the_files_name_the_end_token_and_may_list_more(no_settings: TokenizerSe
     settings = replace(no_settings, eos_token="b", special_tokens=frozenset({"b"}), eos_ids=(2, 5, 3))
     assert TokenTable(SmallEncoder(), settings).eos_ids == (5, 2, 3)
     assert TokenTable(SmallEncoder(), no_settings).eos_ids == (2,)
+    chatml = (AddedToken(6, "<|im_start|>", True), AddedToken(7, "<|im_end|>", True))
+    assert TokenTable(SmallEncoder(), no_settings, chatml).eos_ids == (2, 7)
 
 
 def test_an_id_far_behind_the_pieces_is_refused(no_settings: TokenizerSettings) -> None:
