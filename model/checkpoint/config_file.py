@@ -9,10 +9,12 @@ from typing import Literal
 
 from model.checkpoint.config_fields import JsonFields
 from model.checkpoint.errors import CheckpointError
+from model.checkpoint.headers import read_headers
 from model.checkpoint.json_files import printable, read_json_object
 from model.checkpoint.quantized.scheme import read_scheme
 from model.checkpoint.sentence_embedding import embeds
 from model.checkpoint.stored_tensor import PackedEncoding
+from model.checkpoint.tensor_names import EMBEDDING, embedding_dtype, with_prefix
 from model.config import MISTRAL, MISTRAL_EMBEDDING, MIXTRAL, ModelConfig
 
 MAX_CONFIG_BYTES = 1 << 20
@@ -95,7 +97,7 @@ def _parse(
         rope_theta=_rope_theta(fields, rope_theta),
         norm_eps=fields.positive_float("rms_norm_eps", at_most=1.0),
         tied_head=architecture == MISTRAL_EMBEDDING or fields.flag("tie_word_embeddings"),
-        dtype=_dtype(fields, warnings),
+        dtype=_dtype(fields, path, warnings),
         bos_token_id=_bos_token_id(fields, vocab_size),
         eos_token_ids=_eos_token_ids(fields, path, vocab_size),
         embeds=embeds(path, architecture, warnings),
@@ -207,14 +209,23 @@ def _stored_window(fields: JsonFields) -> int | None:
     return None if fields.get("sliding_window") is None else fields.positive("sliding_window", at_most=1 << 26)
 
 
-def _dtype(fields: JsonFields, warnings: list[str]) -> str:
+def _dtype(fields: JsonFields, path: Path, warnings: list[str]) -> str:
     name = fields.get("torch_dtype") if fields.get("dtype") is None else fields.get("dtype")
     if name is None:
-        warnings.append("config.json has no dtype: using float32")
-        return "float32"
+        stored = _stored_dtype(path)
+        warnings.append(f"config.json has no dtype: using {stored}, as the embedding is stored")
+        return stored
     if name not in DTYPES:
         raise fields.error(f"dtype is {printable(name)}; supported are {', '.join(DTYPES)}")
     return str(name)
+
+
+def _stored_dtype(path: Path) -> str:
+    try:
+        tensors = with_prefix(read_headers(path))
+    except CheckpointError:  # who reads the weights reports it
+        tensors = {}
+    return embedding_dtype(tensors.get(EMBEDDING))
 
 
 def _bos_token_id(fields: JsonFields, vocab_size: int) -> int | None:

@@ -13,7 +13,15 @@ from model.checkpoint.errors import CheckpointError
 from model.checkpoint.headers import read_headers
 from model.checkpoint.json_files import printable, read_json_object
 from model.checkpoint.stored_tensor import StoredTensor
-from model.checkpoint.tensor_names import EMBEDDING, HEAD, NORM, and_more, check_tensor, expected_shapes
+from model.checkpoint.tensor_names import (
+    EMBEDDING,
+    HEAD,
+    NORM,
+    and_more,
+    check_tensor,
+    embedding_dtype,
+    expected_shapes,
+)
 from model.config import MISTRAL, MIXTRAL, ModelConfig
 
 PARAMS, WEIGHTS = "params.json", "consolidated.safetensors"
@@ -21,7 +29,6 @@ MAX_PARAMS_BYTES = 1 << 20
 THETA, WINDOW_THETA = 1e6, 1e4  # defaults of networks without and with a window
 CONTEXT_LEN = 32_768  # params.json may lack it
 BOS, EOS = 1, 2  # in all of Mistral's vocabularies
-DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 TOP_NAMES = {EMBEDDING: "tok_embeddings.weight", NORM: "norm.weight", HEAD: "output.weight"}
 LAYER_NAMES = {
     "input_layernorm": "attention_norm",
@@ -161,5 +168,4 @@ def _context_len(fields: JsonFields, warnings: list[str]) -> int:
 
 def _dtype(path: Path) -> str:
     """Return the type of the embedding; params.json does not store one."""
-    embedding = read_headers(path, WEIGHTS).get(TOP_NAMES[EMBEDDING])
-    return "bfloat16" if embedding is None else DTYPES.get(embedding.dtype, "bfloat16")
+    return embedding_dtype(read_headers(path, WEIGHTS).get(TOP_NAMES[EMBEDDING]))

@@ -22,7 +22,7 @@ EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_he
 FUSED_W13, FUSED_W2 = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
 # Old conversions store the rotary angles, which the config already determines.
 STORED_ANGLES = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
-READ_DTYPES = ("F32", "BF16", "F16")
+READ_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # by the names of safetensors
 
 Shape = tuple[int, ...]
 
@@ -70,6 +70,11 @@ def with_prefix(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
     "model.norm.weight"."""
     names = {name: name if name.startswith(PREFIX) or name == HEAD else PREFIX + name for name in tensors}
     return {names[name]: replace(tensor, name=names[name]) for name, tensor in tensors.items()}
+
+
+def embedding_dtype(embedding: StoredTensor | None) -> str:
+    """Return the type of an embedding; bfloat16 if it is stored in another one (quantized), or is missing."""
+    return READ_DTYPES.get(embedding.dtype, "bfloat16") if embedding else "bfloat16"
 
 
 def expected_shapes(config: ModelConfig, fused: bool) -> dict[str, Shape]:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from model.checkpoint.config_file import load_config
 from model.checkpoint.errors import CheckpointError
@@ -45,6 +47,18 @@ def test_both_spellings_give_the_same_config(tmp_path: Path) -> None:
     )
     assert classic == modern
     assert (classic.rope_theta, classic.dtype, classic.head_dim, classic.window) == (1e4, "bfloat16", 8, None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.uint32])
+@pytest.mark.parametrize("prefix", ["model.", ""])
+def test_without_a_dtype_the_model_has_that_of_its_embedding(tmp_path: Path, dtype: torch.dtype, prefix: str) -> None:
+    """One that is stored as words (quantized) says nothing: bfloat16, as without weights."""
+    save_file({f"{prefix}embed_tokens.weight": torch.zeros(2, 2, dtype=dtype)}, tmp_path / "model.safetensors")
+    config, warnings = load_config(_write(tmp_path, torch_dtype=...))
+    assert config.dtype == ("bfloat16" if dtype == torch.uint32 else str(dtype).removeprefix("torch."))
+    assert warnings == [f"config.json has no dtype: using {config.dtype}, as the embedding is stored"]
+    (tmp_path / "model.safetensors").unlink()
+    assert load_config(tmp_path)[0].dtype == "bfloat16"
 
 
 def test_a_mistral_has_no_experts(tmp_path: Path) -> None:
