@@ -108,8 +108,7 @@ def _architecture(fields: JsonFields) -> str:
     names = fields.get("architectures")
     if isinstance(names, list) and len(names) == 1 and names[0] in ARCHITECTURES:
         return str(names[0])
-    supported = ", ".join(f"[{name!r}]" for name in ARCHITECTURES)
-    raise fields.error(f"architectures is {printable(names)}; only {supported} are supported")
+    raise fields.error(f"architectures is {printable(names)}; supported is one of {', '.join(ARCHITECTURES)}")
 
 
 def _check_supported(fields: JsonFields) -> None:
@@ -167,7 +166,7 @@ def _rope_theta(fields: JsonFields, choice: float | None) -> float:
     if choice is not None:
         return choice
     if not found:
-        raise fields.error("rope_theta and rope_parameters.rope_theta are both missing")
+        raise fields.error("rope_theta and rope_parameters.rope_theta are both missing; --rope-theta sets it")
     if len(set(found)) > 1:
         raise fields.error(f"rope_theta occurs twice with different values: {', '.join(map(str, found))}")
     return found[0]

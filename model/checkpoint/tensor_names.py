@@ -20,6 +20,7 @@ from model.config import ModelConfig
 PREFIX = "model."
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 FUSED_W13, FUSED_W2 = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
+QUANTIZED = (".qweight", ".scales", ".weight_packed", ".weight_scale", ".weight_scale_inv", ".absmax")  # ends of names
 # Old conversions store the rotary angles, which the config already determines.
 STORED_ANGLES = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 READ_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # by the names of safetensors
@@ -52,9 +53,10 @@ def checked_tensors(path: Path, config: ModelConfig) -> dict[str, StoredTensor]:
     if config.tied_head and HEAD not in stored:
         del expected[HEAD]
     missing = [name for name in expected if name not in stored]
+    unknown = [name for name in stored if name not in expected]
+    _check_plain(path, unknown)
     if missing:
         raise CheckpointError(f"{path}: tensor {missing[0]} is missing{and_more(missing)}")
-    unknown = [name for name in stored if name not in expected]
     if unknown:
         file = stored[unknown[0]].file
         raise CheckpointError(
@@ -63,6 +65,15 @@ def checked_tensors(path: Path, config: ModelConfig) -> dict[str, StoredTensor]:
     for name, shape in expected.items():
         check_tensor(stored[name], shape)
     return stored
+
+
+def _check_plain(path: Path, unknown: Iterable[str]) -> None:
+    quantized = next((name for name in unknown if name.endswith(QUANTIZED)), None)
+    if quantized is not None:
+        raise CheckpointError(
+            f"{path}: tensor {printable(quantized)} is part of a quantized matrix, and config.json does not name its "
+            "format: quantization_config is missing"
+        )
 
 
 def with_prefix(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:

@@ -44,11 +44,13 @@ def read_scheme(fields: JsonFields) -> PackedEncoding | None:
     method = quantization.get("quant_method")
     if method is None and quantization.get("load_in_4bit") is not None:
         method = "bitsandbytes"
-    read = METHODS.get(method) if isinstance(method, str) else None
+    read = METHODS.get(method.lower()) if isinstance(method, str) else None
     if read is None:
         if method in REFUSED_METHODS:
             raise quantization.error(f"{method} checkpoints are not supported; {WAY_OUT}")
-        raise _refused(quantization, "quant_method")
+        raise quantization.error(
+            f"{quantization.described('quant_method')}; supported are {', '.join(METHODS)}; {WAY_OUT}"
+        )
     return read(quantization)
 
 
@@ -82,14 +84,17 @@ def _has_codes(directory: Path) -> bool:
 
 
 def _group_size(fields: JsonFields) -> int:
-    """Return the inputs that share a scale: -1 stands for all."""
-    return 0 if fields.get("group_size") == -1 else fields.positive("group_size", MAX_GROUP)
+    """Return the inputs that share a scale; 0 for all, which files write as -1."""
+    size = fields.get("group_size")
+    if type(size) is not int or not (size == -1 or 1 <= size <= MAX_GROUP):
+        raise fields.error(f"{fields.described('group_size')}, not a number of inputs, or -1 for all inputs")
+    return max(0, size)
 
 
 def _bits(fields: JsonFields, supported: tuple[int, ...], name: str = "bits") -> int:
-    bits = fields.positive(name, 64)
-    if bits not in supported:
-        raise _refused(fields, name)
+    bits = fields.get(name)
+    if type(bits) is not int or bits not in supported:
+        raise fields.error(f"{fields.described(name)}; supported: {', '.join(map(str, supported))}; {WAY_OUT}")
     return bits
 
 

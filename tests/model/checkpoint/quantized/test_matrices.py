@@ -70,10 +70,18 @@ def test_files_of_2023_that_name_the_format_in_a_file_of_its_own_are_read(
     found = _read(tmp_path / "a")
     assert [each for each, weight in expected.items() if not torch.equal(found[each], weight.float())] == []
     (tmp_path / "a" / file).write_text(json.dumps(values | {"bits": 3, "w_bit": 3}))
-    with pytest.raises(CheckpointError, match=rf"{file}: bits is 3, which is not supported; use"):
+    with pytest.raises(CheckpointError, match=rf"{file}: bits is 3; supported: [48, ]+; use"):
         read_config(tmp_path / "a")
     (tmp_path / "a" / file).write_text('{"calibration": "of another program"}')
     assert read_encoding(tmp_path / "a") is None
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_quantized_tensors_without_a_format_are_named_as_such(name: str, plain: Path, tmp_path: Path) -> None:
+    save_quantized(plain, tmp_path / "a", name)
+    edit_config(tmp_path / "a", quantization_config=..., quantization=...)
+    with pytest.raises(CheckpointError, match=r"config\.json does not name its format: quantization_config is missing"):
+        _read(tmp_path / "a")
 
 
 def test_the_keys_of_a_file_of_2023_say_which_of_two_formats_it_is(plain: Path, tmp_path: Path) -> None:
@@ -182,17 +190,18 @@ REFUSED: dict[str, dict[str, Any]] = {
     "exl2 checkpoints are not supported; use": {"quant_method": "exl2"},
     "hqq checkpoints are not supported; use": {"quant_method": "hqq"},
     "marlin checkpoints are not supported; use": {"quant_method": "marlin"},
-    "quantization_config.quant_method is 'new', which is not supported": {"quant_method": "new"},
+    "quantization_config.quant_method is 'new'; supported are awq, gptq, ": {"quant_method": "new"},
     "quantization_config.quant_method is None": {},
     "version is 'gemv', which is not supported; use a file of version gemm": {
         "quant_method": "awq", "version": "gemv", "bits": 4, "group_size": 128,
     },
     "version is 'marlin'": {"quant_method": "awq", "version": "marlin"},
-    "bits is 3, which is not supported": GPTQ | {"bits": 3},
+    "bits is 3; supported: 4, 8; use": GPTQ | {"bits": 3},
+    "bits is '4'; supported: 4, 8; use": GPTQ | {"bits": "4"},
     "is_marlin_format is True": GPTQ | {"is_marlin_format": True},
     "checkpoint_format is 'marlin'": GPTQ | {"checkpoint_format": "marlin"},
     "group_size is 0": GPTQ | {"group_size": 0},
-    "group_size is missing": {"quant_method": "gptq", "bits": 4},
+    "group_size is None, not a number of inputs, or -1": {"quant_method": "gptq", "bits": 4},
     "format is 'marlin-24'": CT | {"format": "marlin-24"},
     "has not one kind of weights": CT,
     "has not one kind": CT | {"config_groups": {"a": {"weights": WEIGHTS}, "b": {"weights": EIGHT}}},
