@@ -112,7 +112,7 @@ class LocalEngine:
     @property
     def fingerprint(self) -> str:
         """Name of the numerics, as in the server's replies."""
-        return fingerprint(self._engine.config, self._engine.loaded)
+        return fingerprint(self._engine.loaded)
 
     def generate(
         self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
@@ -245,3 +245,9 @@ def _extend(completion: Completion, output: RequestOutput) -> None:
     completion.expert_routing += output.expert_routing or []
     for packed, layers in zip(output.gate_logits or [], output.expert_routing or [], strict=False):
         completion.gate_logits.append(list(map(list, by_layer(packed, len(layers)))))
+
+
+if __name__ == "__main__":  # python -m smoe: the command, as .venv/bin/smoe
+    from server.cli.main import main
+
+    main()

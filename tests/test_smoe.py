@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,7 @@ import torch
 
 from engine.errors import RequestRejectedError
 from smoe import Completion, LocalEngine, SamplingParams
-from tests.support.paths import DEMO
+from tests.support.paths import DEMO, ROOT
 
 GREEDY = SamplingParams(max_tokens=5, temperature=0, ignore_eos=True)
 
@@ -82,3 +85,8 @@ def test_completion_counts_are_those_of_its_routing() -> None:
     completion.expert_routing = [[[0, 2], [1, 0]], [[2, 1], [1, 0]]]
     assert completion.expert_completion_tokens == [[1, 1, 2], [2, 2, 0]]
     assert Completion([1]).expert_completion_tokens == []
+
+
+def test_the_module_is_also_the_command() -> None:
+    result = subprocess.run([sys.executable, "-m", "smoe", "--version"], cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stdout.strip()) == (0, version("smoe")), result.stderr

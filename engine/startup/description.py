@@ -33,7 +33,7 @@ def ready_message(config: EngineConfig, loaded: LoadedModel) -> Ready:
         dtype=_dtype_name(loaded),
         device=str(loaded.device),
         backend=loaded.backend,
-        fingerprint=fingerprint(config, loaded),
+        fingerprint=fingerprint(loaded),
         phase_seconds=loaded.phase_seconds,
         warnings=list(loaded.warnings),
         quantization=loaded.quantization,
@@ -77,17 +77,15 @@ def rank_ready_message(
     )
 
 
-def fingerprint(config: EngineConfig, loaded: LoadedModel) -> str:
+def fingerprint(loaded: LoadedModel) -> str:
     """Name the numerics: engines of equal fingerprints compute equal bits, except on the reference backend.
 
     It does not contain the package's version, so that a release with the same bits has the same fingerprint. Example:
-    smoe-native.2-avx512bf16-float32-kv-float32-window-256-weights-0123456789ab.
+    smoe-native.2-avx512bf16-float32-kv-float32-window-256-k-2-theta-10000-weights-0123456789ab.
     """
-    window = "none" if loaded.config.window is None else loaded.config.window
-    k = "" if config.experts_per_token is None else f"-k-{config.experts_per_token}"
-    theta = "" if config.rope_theta is None else f"-theta-{config.rope_theta:g}"
-    weights = loaded.checkpoint.contents[:NUM_DIGITS]
-    network = f"window-{window}{k}{theta}-weights-{weights}"
+    model, weights = loaded.config, loaded.checkpoint.contents[:NUM_DIGITS]
+    window = "none" if model.window is None else model.window
+    network = f"window-{window}-k-{model.experts_per_token}-theta-{model.rope_theta:.17g}-weights-{weights}"
     return f"smoe-{loaded.numerics}-{_dtype_name(loaded)}-kv-{loaded.kv_dtype}-{network}"
 
 

@@ -1,6 +1,7 @@
 """A checkpoint in another format than Hugging Face's gives the tokens and logprobs of the same weights in that one."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -160,5 +161,5 @@ def test_another_theta_gives_other_answers(tmp_path: Path) -> None:
     write_gguf(tmp_path / "a.gguf", GgufShape())
     usual = LocalEngine(tmp_path / "a.gguf", **SMALL)
     changed = LocalEngine(tmp_path / "a.gguf", rope_theta=100.0, **SMALL)
-    assert changed.fingerprint == usual.fingerprint.replace("-weights-", "-theta-100-weights-")
+    assert changed.fingerprint == re.sub("-theta-.*-weights-", "-theta-100-weights-", usual.fingerprint)
     assert answers(tmp_path / "a.gguf", rope_theta=100.0) != answers(tmp_path / "a.gguf")

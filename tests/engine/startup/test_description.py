@@ -1,5 +1,6 @@
 """The fingerprint names what the bits depend on, and nothing else."""
 
+import json
 import shutil
 from importlib.metadata import version
 from pathlib import Path
@@ -25,9 +26,11 @@ def test_the_fingerprint_names_backend_and_instruction_set(tmp_path: Path) -> No
     save_random_checkpoint(Shape(), tmp_path)
     for isa in NativeLibrary().isas():
         engine = LocalEngine(tmp_path, backend="native", isa=isa, num_kv_blocks=40, max_num_batched_tokens=32)
-        assert engine.fingerprint.startswith(f"smoe-native.{NUMERICS}-{isa}-float32-kv-float32-window-none-weights-")
+        assert engine.fingerprint.startswith(
+            f"smoe-native.{NUMERICS}-{isa}-float32-kv-float32-window-none-k-2-theta-10000-weights-"
+        )
     engine = LocalEngine(tmp_path, backend="reference", num_kv_blocks=40, max_num_batched_tokens=32)
-    assert engine.fingerprint.startswith("smoe-reference-cpu-float32-kv-float32-window-none-weights-")
+    assert engine.fingerprint.startswith("smoe-reference-cpu-float32-kv-float32-window-none-k-2-theta-10000-weights-")
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
@@ -46,9 +49,9 @@ def test_the_fingerprint_changes_with_numerics_and_not_with_the_size_of_the_engi
         config = EngineConfig(model=str(DEMO), threads=1, max_num_batched_tokens=32, **settings)  # type: ignore[arg-type]
         engine = Engine.load(config)
         ready = ready_message(config, engine.loaded)
-        assert ready.fingerprint == fingerprint(config, engine.loaded)
+        assert ready.fingerprint == fingerprint(engine.loaded)
         assert ready.checkpoint_files == identify(read_headers(DEMO).values()).files
-        return fingerprint(config, engine.loaded)
+        return fingerprint(engine.loaded)
 
     base = of(num_kv_blocks=40)
     assert of(num_kv_blocks=50, max_num_seqs=3, block_size=8) == base
@@ -69,3 +72,14 @@ def test_the_fingerprint_names_the_weights(tmp_path: Path) -> None:
             write_manifest(folder)
         names.append(LocalEngine(folder, threads=1, num_kv_blocks=40, max_num_batched_tokens=32).fingerprint)
     assert names[0] == names[1] != names[2]
+
+
+@pytest.mark.parametrize("change", [{"rope_theta": 20000.0}, {"rope_theta": 10000.001}, {"num_experts_per_tok": 3}])
+def test_an_edited_config_has_another_fingerprint(change: dict[str, float], tmp_path: Path) -> None:
+    """The weights' sums in SHA256SUMS are those of the original, and are believed without --verify."""
+    config = shutil.copytree(DEMO, tmp_path / "copy") / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    edited, usual = (
+        LocalEngine(path, threads=1, num_kv_blocks=40, max_num_batched_tokens=32) for path in (config.parent, DEMO)
+    )
+    assert edited.fingerprint != usual.fingerprint
