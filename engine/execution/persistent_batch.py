@@ -53,6 +53,7 @@ class PersistentBatch:
         self.host_tokens = self.tokens.numpy() if device.type == "cpu" else None  # the same memory
         self._token_view = None if self.host_tokens is None else view_of(self.host_tokens)
         self.block_tables = np.zeros((num_rows, -(-max_tokens // block_size)), dtype=np.int32)  # [R, M], padded with 0
+        self._table_view = view_of(self.block_tables)
         self.float_params = np.zeros((num_rows, len(FloatParam)), dtype=np.float32)
         self.int_params = np.zeros((num_rows, len(IntParam)), dtype=np.int64)
         self.is_constrained = np.zeros(num_rows, dtype=bool)  # [R] biases or a mask restrict the tokens
@@ -112,9 +113,10 @@ class PersistentBatch:
         written, evicted, preemptions_before = self._written[row]
         if num_preemptions != preemptions_before:  # all of its blocks are new
             written = evicted = 0
-        if num_blocks != written:
-            self.block_tables[row, written:num_blocks] = table[written:]
+        if num_blocks < written or not written:  # blocks of an earlier request, or of this one, stand behind
             self.block_tables[row, num_blocks:] = 0
+        for place in range(written, num_blocks):  # one or two in most steps
+            self._table_view[row, place] = table[place]
         if num_evicted != evicted:
             self.block_tables[row, :num_evicted] = 0
         self._written[row] = state
