@@ -57,6 +57,7 @@ class DraftBatches:
         self._kept: dict[int, _Kept] = {}  # by T; all of as many sequences
         self._num_sequences = 0
         self._logits = torch.empty(0, model.vocab_size)  # of all steps
+        self._max_rows = 0  # of the logits
 
     def at(self, chunks: tuple[Chunk, ...], rows: Int64s) -> InputBatch:
         """Build the input of a decode step with drafts, as build_batch() does. `rows`: of the chunks in the persistent
@@ -81,8 +82,9 @@ class DraftBatches:
 
     def _arrays(self, num_rows: int, num_sequences: int) -> _Kept:
         """Return the arrays of steps of T rows."""
-        if num_rows > len(self._logits):
-            self._logits = torch.empty(-(-num_rows // LOGITS_STEP) * LOGITS_STEP, self._model.vocab_size)
+        if num_rows > self._max_rows:
+            self._max_rows = -(-num_rows // LOGITS_STEP) * LOGITS_STEP
+            self._logits = torch.empty(self._max_rows, self._model.vocab_size)
             self._kept.clear()
         if num_sequences != self._num_sequences:
             self._kept.clear()

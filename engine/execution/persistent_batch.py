@@ -54,6 +54,7 @@ class PersistentBatch:
         self._token_view = None if self.host_tokens is None else view_of(self.host_tokens)
         self.block_tables = np.zeros((num_rows, -(-max_tokens // block_size)), dtype=np.int32)  # [R, M], padded with 0
         self._table_view = view_of(self.block_tables)
+        self._table_bytes = self._table_view.cast("B")
         self.float_params = np.zeros((num_rows, len(FloatParam)), dtype=np.float32)
         self.int_params = np.zeros((num_rows, len(IntParam)), dtype=np.int64)
         self.is_constrained = np.zeros(num_rows, dtype=bool)  # [R] biases or a mask restrict the tokens
@@ -67,6 +68,7 @@ class PersistentBatch:
         self._last_rows = np.zeros(0, dtype=np.int64)
         self._last_states: list[BlocksState] = []  # of these sequences
         self._tables: tuple[Int32s, torch.Tensor] | None = None  # of these sequences; None: outdated
+        self._tables_bytes = memoryview(bytearray())  # their memory
 
     def update(self, sequences: list[Sequence]) -> Int64s:
         """Update the rows of a step's sequences; return their indices [S], the same object for the same sequences."""
@@ -130,7 +132,8 @@ class PersistentBatch:
         if self.device.type != "cpu" or num_blocks > tables.shape[1]:
             self._tables = None
         else:
-            tables[index] = self.block_tables[row, : tables.shape[1]]
+            size, width = tables.strides[0], self.block_tables.strides[0]
+            self._tables_bytes[index * size : (index + 1) * size] = self._table_bytes[row * width : row * width + size]
 
     @property
     def has_drafts(self) -> bool:
@@ -176,7 +179,7 @@ class PersistentBatch:
             spare = SPARE_BLOCKS if self.device.type == "cpu" else 0
             width = max(num_blocks for num_blocks, _, _ in self._last_states) + spare
             tables = np.take(self.block_tables[:, :width], rows, axis=0)
-            self._tables = tables, to_device(tables, self.device)
+            self._tables, self._tables_bytes = (tables, to_device(tables, self.device)), view_of(tables).cast("B")
         return self._tables
 
     def tokens_at(self, rows: Int64s, positions: Int64s) -> torch.Tensor:
