@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.errors import GrammarError
 from engine.execution.decode_batch import LogitRows
 from engine.execution.logit_masks import GRAMMAR_FAILED
-from engine.execution.persistent_batch import Int64s, PersistentBatch, view_of
+from engine.execution.persistent_batch import PARAM_BYTES, PersistentBatch, view_of
+from engine.scheduling.sequence import Sequence
 from engine.scheduling.step_plan import RowFailed
-from model.sampling_batch import MIN_TEMPERATURE, FloatParam, IntParam, SamplingRows
+from model.sampling_batch import FloatParam, IntParam, SamplingRows
 
 MASKS_STEP = 64  # rows by which the memory of the masks grows
 
@@ -25,9 +25,9 @@ class _Kept:
     """Parameters of the steps of N rows, and views that are written in each."""
 
     owners: tuple[list[int], bytes]  # of the rows in the last of these steps: their requests, and LogitRows.rows
-    float_params: NDArray[np.float32]
-    int_params: Int64s
-    num_tokens: "memoryview[int]"  # the column NUM_TOKENS of `int_params`
+    param_bytes: tuple["memoryview[int]", ...]  # of float_params and int_params
+    num_tokens: "memoryview[int]"  # column of int_params, like the next one
+    mask_rows: "memoryview[int]"
     rows: SamplingRows
     num_logprobs: list[int]
     is_usual: bool = False  # False: the present owners need parameters that are not kept
@@ -76,28 +76,38 @@ class DraftSampling:
             bias_values=torch.empty(0),
             masks=None,
             max_logprobs=-1,
-            is_greedy=False,
+            is_greedy=False,  # no claim about the rows
             has_penalties=False,
         )
-        num_tokens = view_of(int_params[:, IntParam.NUM_TOKENS])
-        return _Kept(([], b""), float_params, int_params, num_tokens, rows, [])
+        param_bytes = view_of(float_params).cast("B"), view_of(int_params).cast("B")
+        num_tokens, mask_rows = view_of(int_params[:, IntParam.NUM_TOKENS]), view_of(int_params[:, IntParam.MASK_ROW])
+        return _Kept(([], b""), param_bytes, num_tokens, mask_rows, rows, [])
 
     def _fill(self, kept: _Kept, rows: LogitRows) -> None:
         """Write the parameters of rows of other requests, or of drafts of other lengths."""
-        requests = self._requests
-        np.take(requests.float_params, rows.rows, axis=0, out=kept.float_params)
-        np.take(requests.int_params, rows.rows, axis=0, out=kept.int_params)
-        has_penalties = bool((kept.float_params[:, FloatParam.REPETITION :] != (1.0, 0.0, 0.0)).any())
-        constraints = [requests.constraints[row] for row in rows.rows.tolist()]
-        kept.is_usual = not has_penalties and all(c is None or c.is_empty for c in constraints)
-        kept.num_logprobs = kept.int_params[:, IntParam.NUM_LOGPROBS].tolist()
-        masked = [index for index, sequence in enumerate(rows.sequences) if sequence.matcher is not None]
-        kept.int_params[masked, IntParam.MASK_ROW] = masked
-        is_greedy = bool((kept.float_params[:, FloatParam.TEMPERATURE] < MIN_TEMPERATURE).all())
+        requests, row_indices = self._requests, rows.rows.tolist()
+        kept.is_usual = not any(map(self._has_more_parameters, row_indices, rows.sequences))
+        if not kept.is_usual:
+            return
+        num_logprobs = [sequence.request.params.num_logprobs for sequence in rows.sequences]
+        kept.num_logprobs = [-1 if count is None else count for count in num_logprobs]
+        has_masks = False
+        for index, (row, sequence) in enumerate(zip(row_indices, rows.sequences, strict=True)):
+            for copy, original, size in zip(kept.param_bytes, requests.param_bytes, PARAM_BYTES, strict=True):
+                copy[index * size : (index + 1) * size] = original[row * size : (row + 1) * size]
+            if sequence.matcher is not None:
+                kept.mask_rows[index], has_masks = index, True
         max_logprobs, before = max(kept.num_logprobs), kept.rows
-        if (max_logprobs, is_greedy, bool(masked)) != (before.max_logprobs, before.is_greedy, before.masks is not None):
-            masks = self._masks_of(len(rows.rows)) if masked else None
-            kept.rows = replace(before, max_logprobs=max_logprobs, is_greedy=is_greedy, masks=masks)
+        if (max_logprobs, has_masks) != (before.max_logprobs, before.masks is not None):
+            masks = self._masks_of(len(row_indices)) if has_masks else None
+            kept.rows = replace(before, max_logprobs=max_logprobs, masks=masks)
+
+    def _has_more_parameters(self, row: int, sequence: Sequence) -> bool:
+        """Return whether a request has penalties or biases."""
+        params, constraints = sequence.request.params, self._requests.constraints[row]
+        if constraints is not None and not constraints.is_empty:
+            return True
+        return (params.repetition_penalty, params.frequency_penalty, params.presence_penalty) != (1.0, 0.0, 0.0)
 
     def _masks_of(self, num_rows: int) -> Tensor:
         """Return the memory of the masks of N rows."""

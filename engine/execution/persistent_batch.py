@@ -27,6 +27,8 @@ NUM_PREEMPTIONS = attrgetter("num_preemptions")
 
 SPARE_BLOCKS = 16  # on a CPU: columns that kept block tables have behind the longest one
 
+PARAM_BYTES = 4 * len(FloatParam), 8 * len(IntParam)  # of a row of float_params, and of int_params
+
 BlocksState = tuple[int, int, int]  # blocks of a sequence, evicted ones among them, preemptions so far
 
 Int64s = NDArray[np.int64]
@@ -57,6 +59,7 @@ class PersistentBatch:
         self._table_bytes = self._table_view.cast("B")
         self.float_params = np.zeros((num_rows, len(FloatParam)), dtype=np.float32)
         self.int_params = np.zeros((num_rows, len(IntParam)), dtype=np.int64)
+        self.param_bytes = view_of(self.float_params).cast("B"), view_of(self.int_params).cast("B")
         self.is_constrained = np.zeros(num_rows, dtype=bool)  # [R] biases or a mask restrict the tokens
         self.constraints: list[RowConstraints | None] = [None] * num_rows  # of the constrained rows
         self.scores_prompt = np.zeros(num_rows, dtype=bool)
