@@ -122,8 +122,8 @@ class PersistentBatch:
             self.block_tables[row, num_blocks:] = 0
         for place in range(written, num_blocks):  # one or two in most steps
             self._table_view[row, place] = table[place]
-        if num_evicted != evicted:
-            self.block_tables[row, :num_evicted] = 0
+        for place in range(evicted, num_evicted):
+            self._table_view[row, place] = 0
         self._written[row] = state
 
     def _update_tables(self, index: int, row: int, num_blocks: int) -> None:
