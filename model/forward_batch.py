@@ -36,7 +36,7 @@ class GateRows:
     logits: Tensor  # [L, P, E] float32, WRITTEN: of every expert, also of those that are switched off
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared by identity: a backend keeps what belongs to a batch while it lives
 class ForwardBatch:
     """T rows (token positions) of S sequences, computed together; all tensors are on the model's device.
 
@@ -62,3 +62,4 @@ class ForwardBatch:
     hidden: HiddenRows | None = None  # None: no row
     gates: GateRows | None = None  # None: no row
     adapters: AdapterRows | None = None  # None: no row has an adapter
+    logits: Tensor | None = None  # [N, V] float32, WRITTEN if given: a backend may put the result there

@@ -7,6 +7,7 @@ batch: see smoe_forward in model/native/smoe_native.h.
 
 import weakref
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -43,11 +44,11 @@ class NativeMixtral(Mixtral):
         self._inverse_frequencies = inverse_frequencies(model.config.head_dim, model.config.rope_theta)
         self._pool: weakref.ref[KvPool] | None = None  # the pool whose addresses are in _network
         self._network = NetworkArguments()
-        self._last: _PreparedStep | None = None  # the last decode step, while its batch is kept
+        self._steps: WeakKeyDictionary[ForwardBatch, _PreparedStep] = WeakKeyDictionary()
 
     def forward(self, batch: ForwardBatch, kv_pool: KvPool) -> Tensor:
-        """Compute one step, like Mixtral.forward. If a decode step has the same batch as the last one, it overwrites
-        that one's logits.
+        """Compute one step, like Mixtral.forward. A step that has the batch of one before overwrites its logits, and
+        every step those in `batch.logits`.
 
         A step with hidden rows runs op by op: the C++ call does not return them, and the bits are the same.
         """
@@ -55,22 +56,15 @@ class NativeMixtral(Mixtral):
             return super().forward(batch, kv_pool)
         if self._pool is None or self._pool() is not kv_pool:
             self._network, self._pool = self._arguments(kv_pool), weakref.ref(kv_pool)
-        step = self._last
-        if step is None or step.batch() is not batch:
-            if step is not None and step.batch() is None:
-                self._last = None  # frees its logits
-            step = None
-            if is_decode := len(batch.token_ids) == len(batch.context_len):
-                self._last = None  # frees its logits
-            step = self._prepare(batch)
-            if is_decode:  # logits of a prompt may be large
-                self._last = step
+        step = self._steps.get(batch)
+        if step is None:
+            step = self._steps[batch] = self._prepare(batch)
         self._native.forward(self._network, step.arguments, self._joined, self.expert_store)
         return step.logits  # [N, V]
 
     def _prepare(self, batch: ForwardBatch) -> "_PreparedStep":
         num_rows, num_logits = len(batch.token_ids), len(batch.logit_rows)
-        logits = torch.empty(num_logits, self.config.vocab_size)
+        logits = torch.empty(num_logits, self.config.vocab_size) if batch.logits is None else batch.logits
         step = StepArguments(num_rows, *batch.block_tables.shape, num_logits)
         step.token_ids, step.positions = batch.token_ids.data_ptr(), batch.positions.data_ptr()
         step.slots, step.logit_rows = batch.slot_mapping.data_ptr(), batch.logit_rows.data_ptr()
@@ -91,7 +85,7 @@ class NativeMixtral(Mixtral):
             step.gate_logits = batch.gates.logits.data_ptr()
         adapters = self._native.adapter_addresses(batch.adapters)
         step.adapters = None if adapters is None else adapters.data_ptr()
-        return _PreparedStep(weakref.ref(batch), step, logits, (routing, allowed, adapters))
+        return _PreparedStep(step, logits, (routing, allowed, adapters))
 
     def _arguments(self, pool: KvPool) -> NetworkArguments:
         config, weights, cut = self.config, self.weights, self.group.cut
@@ -132,7 +126,6 @@ class NativeMixtral(Mixtral):
 class _PreparedStep(NamedTuple):
     """Arguments of a step, which hold the addresses of its batch's tensors, of the logits and of what is in `owned`."""
 
-    batch: "weakref.ref[ForwardBatch]"
     arguments: StepArguments
     logits: Tensor  # [N, V] float32
     owned: tuple[object, ...]

@@ -51,7 +51,7 @@ class Status(IntEnum):
     NO_TOKEN = 2  # masks and biases exclude every token
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared by identity: a backend keeps what belongs to the rows while they live
 class SamplingRows:
     """Sampling parameters of each row of logits, on the model's device.
 

@@ -21,8 +21,8 @@ from model.forward_batch import ForwardBatch, GateRows
 class LogitRows:
     """The rows of the logits: first the sampled rows, then those that score the next prompt token.
 
-    A chunk with a draft of m tokens has m + 1 sampled rows, one after the other. Two steps share `rows`, the same
-    object, only if they sample one row of each of the same sequences and score none.
+    A chunk with a draft of m tokens has m + 1 sampled rows, one after the other. Two steps without drafts share `rows`,
+    the same object, only if they sample one row of each of the same sequences and score none.
     """
 
     sequences: list[Sequence]  # N, the owner of each row

@@ -6,9 +6,6 @@ Letters: N rows of logits, T rows of the step.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from engine.scheduling.step_plan import Chunk, Sampled
 from engine.speculation.acceptance import num_accepted
 from model.sampling_batch import Status
@@ -50,15 +47,15 @@ def count_accepted(drafted: DraftRows, token_ids: Sequence[int], status: Sequenc
     return count
 
 
-def kept_rows(chunks: Sequence[Chunk], behind_drafts: dict[int, list[Sampled]], spoiled: set[int]) -> NDArray[np.int64]:
+def kept_rows(chunks: Sequence[Chunk], behind_drafts: dict[int, list[Sampled]], spoiled: set[int]) -> list[slice]:
     """Return the rows of the step, of its T, that hold known tokens or accepted drafted ones. `spoiled`: ids of the
     requests whose rows all do not count."""
-    kept: list[int] = []
+    kept: list[slice] = []
     first = 0
     for chunk in chunks:
         request_id = chunk.sequence.request_id
         count = chunk.length - len(chunk.draft) + len(behind_drafts.get(request_id, ()))
         if not (chunk.draft and request_id in spoiled):
-            kept += range(first, first + count)
+            kept.append(slice(first, first + count))
         first += chunk.length
-    return np.array(kept, dtype=np.int64)
+    return kept

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from engine.execution.adapters import AdapterStore
 from engine.execution.decode_batch import DecodeBatch, InputBatch, LogitRows
 from engine.execution.device_transfer import to_device
-from engine.execution.draft_batch import build_draft_batch, is_decode_step
+from engine.execution.draft_batch import DraftBatches, is_decode_step
 from engine.execution.draft_rows import draft_rows
 from engine.execution.experts.gate_logits import gate_rows
 from engine.execution.experts.routing import Routed, build_routing
@@ -30,6 +30,7 @@ class BatchBuilder:
         self._model = model
         self._adapters = adapters or AdapterStore()
         self._decode_batch: DecodeBatch | None = None
+        self._draft_batches = DraftBatches(requests, model, self._adapters)
 
     def forget(self) -> None:
         """Drop the arrays of the last decode step, and with them its adapters."""
@@ -43,7 +44,7 @@ class BatchBuilder:
         if any(drafts) or self._requests.has_drafts:
             self._requests.write_drafts(plan.chunks, rows)
         if any(drafts) and self._requests.device.type == "cpu" and is_decode_step(plan.chunks):
-            return build_draft_batch(plan.chunks, rows, self._requests, self._model, self._adapters)
+            return self._draft_batches.at(plan.chunks, rows)
         if max(lengths) > 1 or not all(samples):
             starts = np.array(chunk_starts, dtype=np.int64)
             return build_batch(

@@ -27,6 +27,8 @@ NUM_PREEMPTIONS = attrgetter("num_preemptions")
 
 SPARE_BLOCKS = 16  # on a CPU: columns that kept block tables have behind the longest one
 
+PARAM_BYTES = 4 * len(FloatParam), 8 * len(IntParam)  # of a row of float_params, and of int_params
+
 BlocksState = tuple[int, int, int]  # blocks of a sequence, evicted ones among them, preemptions so far
 
 Int64s = NDArray[np.int64]
@@ -53,8 +55,11 @@ class PersistentBatch:
         self.host_tokens = self.tokens.numpy() if device.type == "cpu" else None  # the same memory
         self._token_view = None if self.host_tokens is None else view_of(self.host_tokens)
         self.block_tables = np.zeros((num_rows, -(-max_tokens // block_size)), dtype=np.int32)  # [R, M], padded with 0
+        self._table_view = view_of(self.block_tables)
+        self._table_bytes = self._table_view.cast("B")
         self.float_params = np.zeros((num_rows, len(FloatParam)), dtype=np.float32)
         self.int_params = np.zeros((num_rows, len(IntParam)), dtype=np.int64)
+        self.param_bytes = view_of(self.float_params).cast("B"), view_of(self.int_params).cast("B")
         self.is_constrained = np.zeros(num_rows, dtype=bool)  # [R] biases or a mask restrict the tokens
         self.constraints: list[RowConstraints | None] = [None] * num_rows  # of the constrained rows
         self.scores_prompt = np.zeros(num_rows, dtype=bool)
@@ -66,6 +71,7 @@ class PersistentBatch:
         self._last_rows = np.zeros(0, dtype=np.int64)
         self._last_states: list[BlocksState] = []  # of these sequences
         self._tables: tuple[Int32s, torch.Tensor] | None = None  # of these sequences; None: outdated
+        self._tables_bytes = memoryview(bytearray())  # their memory
 
     def update(self, sequences: list[Sequence]) -> Int64s:
         """Update the rows of a step's sequences; return their indices [S], the same object for the same sequences."""
@@ -112,11 +118,12 @@ class PersistentBatch:
         written, evicted, preemptions_before = self._written[row]
         if num_preemptions != preemptions_before:  # all of its blocks are new
             written = evicted = 0
-        if num_blocks != written:
-            self.block_tables[row, written:num_blocks] = table[written:]
+        if num_blocks < written or not written:  # blocks of an earlier request, or of this one, stand behind
             self.block_tables[row, num_blocks:] = 0
-        if num_evicted != evicted:
-            self.block_tables[row, :num_evicted] = 0
+        for place in range(written, num_blocks):  # one or two in most steps
+            self._table_view[row, place] = table[place]
+        for place in range(evicted, num_evicted):
+            self._table_view[row, place] = 0
         self._written[row] = state
 
     def _update_tables(self, index: int, row: int, num_blocks: int) -> None:
@@ -128,7 +135,8 @@ class PersistentBatch:
         if self.device.type != "cpu" or num_blocks > tables.shape[1]:
             self._tables = None
         else:
-            tables[index] = self.block_tables[row, : tables.shape[1]]
+            size, width = tables.strides[0], self.block_tables.strides[0]
+            self._tables_bytes[index * size : (index + 1) * size] = self._table_bytes[row * width : row * width + size]
 
     @property
     def has_drafts(self) -> bool:
@@ -174,7 +182,7 @@ class PersistentBatch:
             spare = SPARE_BLOCKS if self.device.type == "cpu" else 0
             width = max(num_blocks for num_blocks, _, _ in self._last_states) + spare
             tables = np.take(self.block_tables[:, :width], rows, axis=0)
-            self._tables = tables, to_device(tables, self.device)
+            self._tables, self._tables_bytes = (tables, to_device(tables, self.device)), view_of(tables).cast("B")
         return self._tables
 
     def tokens_at(self, rows: Int64s, positions: Int64s) -> torch.Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.token_constraints import TokenConstraints
+from engine.token_constraints import NO_CONSTRAINTS, TokenConstraints
 from engine.types import SamplingParams
 
 Int32s = NDArray[np.int32]
@@ -55,6 +55,7 @@ class RowConstraints:
         self.min_tokens = params.min_tokens  # generated tokens from which on an end token is allowed
         self._words = BadWords(_words(packed, vocab_size))
         self.mask = None if packed.allowed_ids is None else _pack_bits(packed.allowed_ids, vocab_size)
+        self.is_empty = packed == NO_CONSTRAINTS and not params.min_tokens  # a grammar may be the only constraint
 
     @property
     def has_long_words(self) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 from engine.execution.decode_batch import LogitRows
 from engine.execution.device_transfer import HostLists, to_device
 from engine.execution.draft_rows import count_accepted
+from engine.execution.draft_sampling import DraftSampling
 from engine.execution.logit_masks import LogitMasks
 from engine.execution.persistent_batch import Int64s, PersistentBatch, view_of
 from engine.scheduling.step_plan import RowFailed, Sampled
@@ -20,7 +21,6 @@ from model.ops.interface import Ops
 from model.sampling_batch import MIN_TEMPERATURE, FloatParam, IntParam, SamplingRows, Status
 
 HISTORY_STEP = 256  # tokens
-MAX_KEPT_BYTES = 32 << 20  # of histories that are only written
 NUM_TOKEN_FIELDS = 2  # of SampledRows: those in front of the log probabilities
 NO_TOKEN = RowFailed(NOTHING_TO_SAMPLE)
 NOT_FINITE = RowFailed("the model computed no finite logits for this request")
@@ -46,6 +46,7 @@ class PreparedRows(NamedTuple):
     on_device: SamplingRows
     num_logprobs: list[int]  # of each row; -1: none
     failed: dict[int, RowFailed]  # by request id
+    has_copied_histories: bool = False  # sampled tokens are not written to those of the requests
 
 
 @dataclass(slots=True)
@@ -79,12 +80,12 @@ class Sampler:
         self._requests = requests
         self._eos_token_ids = eos_token_ids
         self._kept: _KeptRows | None = None
-        self._unread: Tensor | None = None  # as _unread_histories() returns
+        self._drafts = DraftSampling(requests)
 
     def launch(self, logits: Tensor, step: PreparedRows) -> PendingSamples:
         """Sample logits [N, V] float32, one row for each of the prepared ones, without waiting for the device."""
         sampled = self._ops.sample(logits, step.on_device)
-        if step.rows.drafted:
+        if step.has_copied_histories:
             self._write_undrafted(step.rows, sampled.token_ids)
         results = sampled.arrays if logits.is_cpu else sampled.tensors
         if step.on_device.max_logprobs < 0:
@@ -101,11 +102,15 @@ class Sampler:
 
     def prepare(self, rows: LogitRows) -> PreparedRows:
         """Return the parameters of these rows. On a CPU they are valid until the next call."""
+        on_cpu = self._requests.device.type == "cpu"
+        if rows.drafted and on_cpu and rows.num_sampled == len(rows.sequences):
+            drafts = self._drafts.prepare(rows)
+            if drafts is not None:
+                return PreparedRows(rows, *drafts)
         kept, positions = self._kept, rows.positions.tolist()
         if kept is None or kept.rows is not rows.rows or not kept.advance(positions):
             return self._fill_new(rows)
         kept.on_device = self._with_history(kept.on_device, positions)
-        on_cpu = self._requests.device.type == "cpu"
         return PreparedRows(rows, kept.on_device if on_cpu else self._sent(kept), kept.num_logprobs, {})
 
     def _with_history(self, rows: SamplingRows, positions: list[int]) -> SamplingRows:
@@ -146,12 +151,12 @@ class Sampler:
             has_penalties=bool(penalties.any()),
         )
         if rows.drafted:
-            sampling_rows = replace(sampling_rows, history=self._histories(rows, sampling_rows.has_penalties))
+            sampling_rows = replace(sampling_rows, history=self._histories(rows))
         else:
             sampling_rows = self._with_history(sampling_rows, rows.positions.tolist())
         num_logprobs = int_params[:, IntParam.NUM_LOGPROBS].tolist()
         if rows.drafted:  # what is kept stays for the step behind it
-            return PreparedRows(rows, sampling_rows, num_logprobs, masks.failed)
+            return PreparedRows(rows, sampling_rows, num_logprobs, masks.failed, has_copied_histories=True)
         self._kept = None
         if bias_ends is not None and rows.num_sampled == len(int_params) and not masks.failed:
             num_tokens = view_of(int_params[:, IntParam.NUM_TOKENS])
@@ -174,24 +179,11 @@ class Sampler:
                 bias_ends.append((index, sequence.num_prompt_tokens + constraints.min_tokens))
         return None if has_long_words else bias_ends
 
-    def _histories(self, rows: LogitRows, are_read: bool) -> Tensor:
+    def _histories(self, rows: LogitRows) -> Tensor:
         """Return a history for each row. In a shared one each row of a draft would write its token where the next row
         reads the drafted one."""
         tokens, width = self._requests.tokens, int(rows.positions.max()) + 2
-        if not are_read:
-            return self._unread_histories(len(rows.rows))
         return tokens[:, :width].index_select(0, to_device(rows.rows, self._requests.device))
-
-    def _unread_histories(self, num_rows: int) -> Tensor:
-        """Return histories that are only written. Small ones are kept: the system would fill the pages of new ones with
-        zeros where the tokens are written."""
-        if self._unread is not None and len(self._unread) >= num_rows:
-            return self._unread[:num_rows]
-        tokens = self._requests.tokens
-        unread = tokens.new_empty(num_rows, tokens.shape[1])
-        if unread.nbytes <= MAX_KEPT_BYTES:
-            self._unread = unread
-        return unread
 
     @staticmethod
     def _fill_scores(rows: LogitRows, int_params: np.ndarray[tuple[int, int], np.dtype[np.int64]]) -> None:

@@ -6,6 +6,7 @@ llguidance's limits is only a guess less. Copies share the lexer and its limits 
 
 from collections.abc import Callable
 from collections.abc import Sequence as Ids
+from functools import lru_cache
 
 import llguidance
 
@@ -16,6 +17,7 @@ from engine.types import Vocabulary
 
 MAX_ALTERNATIVES = 32  # tokens of a mask that may be the starts of one text; more are certainly alternatives
 MAX_FORCED_BYTES = 64
+KEPT_MASKS, KEPT_TEXTS = 256, 1024  # whose forced token, or tokens, are kept for the texts of one vocabulary
 
 
 class ForcedText:
@@ -24,9 +26,12 @@ class ForcedText:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._tokens = vocabulary.tokens
         self._special_ids = frozenset(vocabulary.special_ids)
-        self.usual = UsualTokens(vocabulary)
+        self._usual = UsualTokens(vocabulary)
+        # texts under one schema force the same again and again
+        self.longest = lru_cache(maxsize=KEPT_MASKS)(self._longest)
+        self.split = lru_cache(maxsize=KEPT_TEXTS)(self._split)
 
-    def longest(self, mask: bytes) -> int | None:
+    def _longest(self, mask: bytes) -> int | None:
         """Return the longest token of a mask if all others are its starts, so that the text goes on with it whatever is
         sampled; None if there are alternatives, or the text may end."""
         ids = _ids_of(mask)
@@ -38,6 +43,10 @@ class ForcedText:
 
     def text(self, token_id: int) -> bytes:
         return self._tokens[token_id]
+
+    def _split(self, text: bytes) -> tuple[int, ...]:
+        """Return the usual tokens of a text."""
+        return tuple(self._usual.split(text))
 
 
 class Lookahead:
@@ -85,10 +94,10 @@ class Lookahead:
         while mask is not None and (longest := self._forced.longest(mask)) is not None:
             text += self._forced.text(longest)
             if len(walked) == max_len or len(text) >= MAX_FORCED_BYTES or not has_time():
-                return self._forced.usual.split(text)[:-1][:max_len]  # the last token may be cut off
+                return list(self._forced.split(text)[:-1][:max_len])  # the last token may be cut off
             walked.append(longest)
             mask = self.mask_behind(walked)
-        return self._forced.usual.split(text)[:max_len]
+        return list(self._forced.split(text)[:max_len])
 
     def _advance(self, token_id: int) -> bytes | None:
         """Consume a guess and return the mask behind it; None if the parser gives up."""

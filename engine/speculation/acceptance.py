@@ -50,9 +50,9 @@ class AcceptanceRates:
 
     def record(self, evidence: Evidence, place: int, *, is_right: bool) -> None:
         """Learn from the token at `place` (0: first) of a draft."""
-        counts = self._counts_of(evidence)[bisect_right(PLACES, place) - 1]
+        counts = self._counts_of(evidence)[SHARED[min(place, PLACES[-1])]]
         counts[not is_right] += 1.0
-        if sum(counts) > MAX_OBSERVATIONS:
+        if counts[0] + counts[1] > MAX_OBSERVATIONS:
             counts[:] = [max(count / 2, PRIOR_ACCEPTED) for count in counts]
 
     def _counts_of(self, evidence: Evidence) -> list[list[float]]:
@@ -63,7 +63,7 @@ class AcceptanceRates:
 
     def rate(self, evidence: Evidence, place: int) -> float:
         """Return the estimated probability for the token at `place` of a draft."""
-        accepted, rejected = self._counts_of(evidence)[bisect_right(PLACES, place) - 1]
+        accepted, rejected = self._counts_of(evidence)[SHARED[min(place, PLACES[-1])]]
         return accepted / (accepted + rejected)
 
     def chances(self, grounds: Sequence[Ground]) -> tuple[float, ...]:

@@ -9,6 +9,7 @@ FADED = 0.95  # likewise, for each step whose drafts seemed not to pay: what loo
 NOISE = 0.1  # usual error of a step's time, relative to what the shape says
 SETTLED = 0.1  # share of the way from what is held to the solution, for each new step
 FIRST = (1.0, 0.0, 0.0)  # s, m, h before any step
+OTHERS = ((1, 2), (0, 2), (0, 1))  # places of the other numbers, for each
 SWEEPS = 4  # of the solution's refinement; it begins with the last one
 
 
@@ -39,10 +40,12 @@ class DraftTimes:
         growth = self._shape(num_rows) / self._shape(num_requests) - 1
         return plain_s * (1 + s * growth) + m * (num_rows - num_requests) + h
 
-    @property
-    def fixed_s(self) -> float:
-        """Estimated seconds that drafts take whatever their number."""
-        return self._solution[2]
+    def of_rows(self, plain_s: float, num_requests: int, max_drafted: int) -> list[float]:
+        """Return the estimated seconds of 1 .. `max_drafted` more rows, without those that any draft takes."""
+        s, m, _ = self._solution
+        shape, first = self._shape, self._shape(num_requests)
+        unit = plain_s * s / first
+        return [unit * (shape(num_requests + count) - first) + m * count for count in range(1, max_drafted + 1)]
 
     def record(self, plain_s: float, num_requests: int, num_rows: int, seconds: float) -> None:
         """Learn from a step with drafts.
@@ -90,9 +93,11 @@ class DraftTimes:
     def _solve(self, plain_s: float, num_requests: int) -> None:
         """Refine the solution, none of whose numbers is negative, one number after the other."""
         spreads = (0.5, plain_s / num_requests, 0.2 * plain_s)  # usual errors of what is held
+        held = [spread**-2 for spread in spreads]
+        targets = [weight * value + of for weight, value, of in zip(held, self._held, self._products, strict=True)]
+        solution = self._solution
         for _ in range(SWEEPS):
-            for place, (value, spread) in enumerate(zip(self._held, spreads, strict=True)):
-                held, row = spread**-2, self._squares[place]
-                others = sum(row[other] * self._solution[other] for other in range(3) if other != place)
-                best = (held * value + self._products[place] - others) / (held + row[place])
-                self._solution[place] = max(0.0, best)
+            for place, (first, second) in enumerate(OTHERS):
+                row = self._squares[place]
+                best = targets[place] - (row[first] * solution[first] + row[second] * solution[second])
+                solution[place] = max(0.0, best / (held[place] + row[place]))

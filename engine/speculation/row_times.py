@@ -90,6 +90,7 @@ class RowTimes:
         return self._seconds[group] / self._shape(group)
 
 
+@cache
 def last_in_group(num_rows: int) -> int:
     """Return the largest number of rows whose estimate is that of `num_rows`: 1 .. 16, 24, 32, .. 64, 80, ..."""
     size = next(size for limit, size in GROUPS if num_rows <= limit)

@@ -191,10 +191,8 @@ class Speculator:
         A step computes the first token of a guess anyway, and so tells whether the next ones are worth their rows. With
         chance p of the first one, waiting saves (1 - p) of the time of the rows and costs p of a token's time.
         """
-        plain_s, times = self._quiet_times.predict(num_rows), self._draft_times
-        longest = max(map(len, chances))
-        row_s = plain_s + times.fixed_s
-        extra_s = [times.predict(plain_s, num_rows, num_rows + length) - row_s for length in range(1, longest + 1)]
+        plain_s = self._quiet_times.predict(num_rows)
+        extra_s = self._draft_times.of_rows(plain_s, num_rows, max(map(len, chances)))
         token_s = plain_s / num_rows
         return [c and c[: bisect_right(extra_s, token_s * c[0] / (1 - c[0]))] for c in chances]
 

@@ -106,6 +106,21 @@ def test_a_batch_with_new_numbers_gives_the_bits_of_a_new_batch(isa: str, dtype:
             run.num_computed += length
 
 
+def test_batches_in_turns_keep_their_arguments_and_their_places_for_logits(isa: str, dtype: torch.dtype) -> None:
+    """Two batches share the memory of their logits, as those of steps with drafts do."""
+    model = random_model(SPARSE, dtype, CPU, native(isa), seed=6)
+    kept, fresh = (NativeMixtral(model, native(isa)) for _ in range(2))
+    pools = [KvPool(SPARSE, 10, BLOCK_SIZE, name_of(dtype), CPU) for _ in range(2)]
+    memory = torch.empty(5, SPARSE.vocab_size)
+    runs = Running([1, 2, 3], [1]), Running([4, 5, 6, 7, 8], [2, 3])
+    batches = [make_batch([(run, len(run.token_ids))], BLOCK_SIZE) for run in runs]
+    batches = [replace(batch, logits=memory[: len(batch.logit_rows)]) for batch in batches]
+    for batch in [*batches, *batches]:
+        logits = kept.forward(batch, pools[0])
+        assert logits is batch.logits
+        assert torch.equal(logits, fresh.forward(replace(batch, logits=None), pools[1]))
+
+
 def test_logits_of_a_prompt_are_freed_with_it(isa: str, dtype: torch.dtype) -> None:
     network = NativeMixtral(random_model(SPARSE, dtype, CPU, native(isa), seed=5), native(isa))
     pool = KvPool(SPARSE, 10, BLOCK_SIZE, name_of(dtype), CPU)

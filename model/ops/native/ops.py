@@ -9,6 +9,7 @@ model/ops/interface.py.
 from collections.abc import Iterable
 from ctypes import c_uint64
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -82,7 +83,7 @@ class NativeOps:
         self.block_formats = frozenset(BLOCK_FORMATS if quantization == "none" else ())
         self._packer = WeightPacker(library, self._threads, self._isa, quantization)
         self._adapters = AdapterAddresses()
-        self._last_sampling: PreparedSampling | None = None
+        self._samplings: WeakKeyDictionary[SamplingRows, PreparedSampling] = WeakKeyDictionary()
 
     def set_heartbeat(self, counter: c_uint64) -> None:
         """Let the kernels increment `counter` while they work, from now on."""
@@ -245,13 +246,13 @@ class NativeOps:
         return self._multiply(x.index_select(0, rows), head, torch.float32)  # [N, V]
 
     def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
-        """Sample, like Ops.sample. For the same logits and rows as in the last call, which then have new numbers, the
-        result is overwritten."""
-        last = self._last_sampling
-        if last is None or last.logits() is not logits or last.rows() is not rows:
-            last = self._last_sampling = prepared_sampling(logits, rows)
-        check(self._call.smoe_sample(self._pool, self._isa, last.arguments))
-        return last.result
+        """Sample, like Ops.sample. For the same logits and rows as in the rows' last call, which then have new numbers,
+        the result is overwritten."""
+        prepared = self._samplings.get(rows)
+        if prepared is None or prepared.logits() is not logits:
+            prepared = self._samplings[rows] = prepared_sampling(logits, rows)
+        check(self._call.smoe_sample(self._pool, self._isa, prepared.arguments))
+        return prepared.result
 
     def forward(
         self, network: NetworkArguments, step: StepArguments, group: LibraryGroup | None, store: ExpertStore | None

@@ -30,7 +30,6 @@ class PreparedSampling(NamedTuple):
     """Arguments of a call, valid while logits and rows live, and where it writes the result."""
 
     logits: "weakref.ref[Tensor]"
-    rows: "weakref.ref[SamplingRows]"
     arguments: SamplingArguments
     result: SampledRows
 
@@ -56,4 +55,4 @@ def prepared_sampling(logits: Tensor, rows: SamplingRows) -> PreparedSampling:
         *(tensor.data_ptr() for tensor in (result.top_ids, result.top_logprobs)),
         count,
     )
-    return PreparedSampling(weakref.ref(logits), weakref.ref(rows), arguments, result)
+    return PreparedSampling(weakref.ref(logits), arguments, result)

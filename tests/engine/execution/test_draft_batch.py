@@ -1,7 +1,8 @@
 """A batch with drafts, built in loops, equals the one that build_batch() gives."""
 
 import random
-from dataclasses import fields
+from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,12 +18,13 @@ from model.config import ModelConfig
 from model.forward_batch import ForwardBatch, Routing
 from tests.support.kernels.attention_cases import Heads
 
-CONFIG: ModelConfig = Heads().config
+CONFIG: ModelConfig = replace(Heads().config, num_experts=4, experts_per_token=2)
 BLOCK_SIZE, MAX_LEN = 4, 60
 
 
-def _sequence(rng: random.Random, number: int) -> Sequence:
-    request = Request(number, [rng.randrange(3, 32) for _ in range(rng.randint(1, 10))], SamplingParams(max_tokens=30))
+def _sequence(rng: random.Random, number: int, **options: Any) -> Sequence:
+    prompt = [rng.randrange(3, 32) for _ in range(rng.randint(1, 10))]
+    request = Request(number, prompt, SamplingParams(max_tokens=30), **options)
     sequence = Sequence(request, (0, number), 30)
     sequence.status = Status.RUNNING
     sequence.block_table = rng.sample(range(1, 200), MAX_LEN // BLOCK_SIZE)
@@ -62,13 +64,39 @@ def test_a_batch_with_drafts_equals_one_of_any_chunks(seed: int) -> None:
     assert num_drafted > 0
 
 
+def test_steps_of_as_many_rows_share_their_arrays_and_keep_no_options_of_a_request() -> None:
+    """A request that chooses its experts is beside others in one step of three."""
+    rng = random.Random(9)
+    rows = PersistentBatch(6, MAX_LEN, BLOCK_SIZE, 32, torch.device("cpu"))
+    builder = BatchBuilder(rows, CONFIG)
+    usual = [_sequence(rng, number) for number in range(2)]
+    choosing = _sequence(rng, 2, experts_per_token=1, expert_mask=[[True, False, True, True]] * CONFIG.num_layers)
+    forwards = []
+    for sequences in (usual, [usual[0], choosing], usual):
+        chunks = tuple(
+            Chunk(sequence, sequence.num_tokens - 1, 3, samples=True, is_prefill=False, draft=(5, 6))
+            for sequence in sequences
+        )
+        ours = builder.build(StepPlan(chunks)).forward
+        starts, lengths = np.array([c.start for c in chunks]), np.array([c.length for c in chunks])
+        _assert_same(ours, build_batch(chunks, rows.update(sequences), starts, lengths, rows, CONFIG).forward)
+        forwards.append(ours)
+    assert forwards[0].logits is forwards[1].logits is forwards[2].logits
+    assert forwards[0].token_ids is forwards[2].token_ids
+
+
 def _assert_same(ours: ForwardBatch, theirs: ForwardBatch) -> None:
     for field in fields(ForwardBatch):
         mine, other = getattr(ours, field.name), getattr(theirs, field.name)
-        if isinstance(mine, torch.Tensor):
+        if field.name == "logits":
+            assert mine is None or mine.shape == (len(theirs.logit_rows), CONFIG.vocab_size)
+        elif isinstance(mine, torch.Tensor):
             assert mine.dtype == other.dtype and torch.equal(mine, other), field.name
         elif isinstance(mine, Routing):
             assert torch.equal(mine.experts_per_token, other.experts_per_token)
+            for our_part, their_part in ((mine.masks, other.masks), (mine.mask_rows, other.mask_rows)):
+                assert (our_part is None) == (their_part is None)
+                assert our_part is None or their_part is None or torch.equal(our_part, their_part)
             assert mine.expert_ids.shape == other.expert_ids.shape
         else:
             assert mine is None and other is None, field.name

@@ -81,9 +81,9 @@ DRAFT_BUGS = [
     ),
     bug(
         "a draft is not written",
-        "execution.persistent_batch:PersistentBatch.write_drafts",
-        "[*chunk.sequence.token_ids[chunk.start :], *chunk.draft]",
-        "chunk.sequence.token_ids[chunk.start :]",
+        "execution.draft_batch:DraftBatches._write",
+        "token_ids += chunk.draft",
+        "token_ids += [sequence.token_ids[chunk.start]] * len(chunk.draft)",
     ),
     bug(
         "accepted tokens are not written behind a draft",
@@ -93,9 +93,9 @@ DRAFT_BUGS = [
     ),
     bug(
         "the tokens of requests without drafts are lost beside drafts",
-        "execution.sampler:Sampler.launch",
-        "if step.rows.drafted:",
-        "if False:",
+        "execution.draft_sampling:DraftSampling._new",
+        "history=self._requests.tokens",
+        "history=self._requests.tokens.clone()",
     ),
     bug(
         "the token behind a wrong one is accepted",
@@ -148,14 +148,20 @@ DRAFT_BUGS = [
     ),
     bug(
         "a row of a draft has the mask of the row before",
-        "execution.logit_masks:LogitMasks._mask",
-        "matcher.draft_bitmask(guessed)",
-        "matcher.draft_bitmask(guessed[:-1])",
+        "execution.draft_sampling:DraftSampling._write_masks",
+        "matcher.draft_bitmask(draft)",
+        "matcher.draft_bitmask(draft[:-1])",
+    ),
+    bug(
+        "parameters of a draft are kept for other requests",
+        "execution.draft_sampling:DraftSampling.prepare",
+        "if kept.owners != owners:",
+        "if not kept.num_logprobs:",
     ),
     bug(
         "all rows of a draft have the mask of the first",
-        "execution.logit_masks:LogitMasks._mask",
-        "if guessed:",
+        "execution.draft_sampling:DraftSampling._write_masks",
+        "if draft:",
         "if False:",
     ),
 ]

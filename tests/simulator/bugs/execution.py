@@ -170,7 +170,7 @@ EXECUTION_BUGS = [
     bug(
         "new blocks are not written to the row",
         "execution.persistent_batch:PersistentBatch._write_blocks",
-        "self.block_tables[row, written:num_blocks] = table[written:]",
+        "self._table_view[row, place] = table[place]",
         "pass",
     ),
     bug(

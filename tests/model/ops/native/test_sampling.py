@@ -53,3 +53,15 @@ def test_nothing_of_a_call_is_kept_for_other_logits_or_other_rows(isa: str) -> N
         expected, _ = sampled_by(ReferenceOps(), logits, rows)
         assert_same(kept.sample(logits, rows), expected, rows, 50)
         del logits
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_rows_in_turns_keep_their_results(isa: str) -> None:
+    """As steps with drafts and without them do."""
+    rng, kept = random.Random(isa), native(isa)
+    cases = [(random_logits(rng, 50), random_rows(rng, 50)) for _ in range(3)]
+    results = [kept.sample(*case) for case in cases]
+    for case, result in zip(cases, results, strict=True):
+        expected, _ = sampled_by(ReferenceOps(), *case)
+        assert_same(result, expected, case[1], 50)
+        assert kept.sample(*case) is result, "the arguments were prepared anew"
