@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -125,12 +126,18 @@ LONG = (
     "tests/triton_compiled/test_variants.py",
     "tests/fuzz/test_corpus.py",
 )
+SLOW_PATHS = {ROOT / path for path in SLOW}
 PLACES = {ROOT / path: place for place, path in enumerate(LONG)}
 MOVED = [path for path in (*SLOW, *LONG) if not (ROOT / path).exists()]
 assert not MOVED, f"change SLOW and LONG in tests/conftest.py; these were moved: {MOVED}"
 
 # For httpx, which reads a file of 140 certificates for each client: all servers of tests are on this machine.
 os.environ["SSL_CERT_FILE"] = str(CERTIFICATE)
+
+# Tests start hundreds of processes. Where images forbid bytecode, each would compile the same sources anew, and pytest
+# would rewrite the assertions of every file in every run.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and started servers would inherit that
 
@@ -161,7 +168,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 @cache  # asked for each of thousands of tests
 def is_slow(path: Path) -> bool:
     """True for the paths of SLOW and for everything in its folders."""
-    return any(path.is_relative_to(ROOT / slow) for slow in SLOW)
+    return not SLOW_PATHS.isdisjoint((path, *path.parents))
 
 
 @pytest.fixture(scope="session")

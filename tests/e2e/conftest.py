@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.servers.running import BLOCKAGES, RunningServer, start_server
+from tests.support.servers.running import BLOCKAGES, KEY, RunningServer, start_server
 
 
 @pytest.fixture(scope="session")
@@ -13,6 +13,13 @@ def server() -> Iterator[RunningServer]:
     with start_server("--dtype", "float32", "--threads", "1", "--embeddings") as running:
         yield running
         running.settled_metrics()
+
+
+@pytest.fixture(scope="session")
+def locked() -> Iterator[RunningServer]:
+    """One server with an API key, for all tests that leave it idle and unchanged."""
+    with start_server("--dtype", "float32", "--threads", "1", "--api-key", KEY) as running:
+        yield running
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

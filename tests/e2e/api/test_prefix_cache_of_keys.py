@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import httpx
 import pytest
 
-from tests.support.servers.running import MODEL, RunningServer, start_server
+from tests.support.servers.running import KEY, MODEL, RunningServer, start_server
 
 ONE, OTHER = "key-one", "key-other"
 PROMPT = [random.Random(7).randrange(300, 3000) for _ in range(70)]
@@ -40,6 +40,5 @@ def test_keys_share_the_prefix_cache_if_the_server_is_told_to() -> None:
         assert num_cached(server, OTHER, cache_salt="s") == 0
 
 
-def test_a_single_key_finds_all_prompts() -> None:
-    with start_server("--threads", "1", "--api-key", ONE) as server:
-        assert [num_cached(server, ONE) for _ in range(2)] == [0, 64]
+def test_a_single_key_finds_all_prompts(locked: RunningServer) -> None:
+    assert [num_cached(locked, KEY) for _ in range(2)] == [0, 64]

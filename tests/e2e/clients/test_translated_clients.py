@@ -1,12 +1,10 @@
 """OpenAI's client.responses and Anthropic's client work unchanged against a real server."""
 
-from collections.abc import Iterator
-
 import anthropic
 import openai
 import pytest
 
-from tests.support.servers.running import MODEL, RunningServer, start_server
+from tests.support.servers.running import KEY, MODEL, RunningServer
 
 ASK = "Count from 3 to 7."
 GREEDY = {"temperature": 0}
@@ -82,18 +80,12 @@ def test_a_final_assistant_turn_is_continued(claude: anthropic.Anthropic) -> Non
     assert (reply.stop_reason, reply.stop_sequence) == ("stop_sequence", "7")
 
 
-@pytest.fixture(scope="module")
-def locked() -> Iterator[RunningServer]:
-    with start_server("--dtype", "float32", "--threads", "1", "--api-key", "sk-right") as running:
-        yield running
-
-
 def test_anthropics_client_sends_its_key_in_its_own_header(locked: RunningServer) -> None:
     ask = {"model": MODEL, "max_tokens": 2, "messages": [{"role": "user", "content": ASK}]}
-    right = anthropic.Anthropic(base_url=locked.url, api_key="sk-right", max_retries=0)
+    right = anthropic.Anthropic(base_url=locked.url, api_key=KEY, max_retries=0)
     assert right.messages.create(**ask).usage.output_tokens == 2
     with pytest.raises(anthropic.AuthenticationError):
         anthropic.Anthropic(base_url=locked.url, api_key="sk-wrong", max_retries=0).messages.create(**ask)
-    elsewhere = openai.OpenAI(base_url=locked.url + "/v1", api_key="no", default_headers={"x-api-key": "sk-right"})
+    elsewhere = openai.OpenAI(base_url=locked.url + "/v1", api_key="no", default_headers={"x-api-key": KEY})
     with pytest.raises(openai.AuthenticationError):
         elsewhere.models.list()

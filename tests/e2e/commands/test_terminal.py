@@ -17,7 +17,7 @@ from signal import SIG_DFL, SIGINT, signal
 import psutil
 
 from tests.support.ports import free_port
-from tests.support.servers.running import MODEL, RunningServer, start_server
+from tests.support.servers.running import KEY, MODEL, RunningServer
 
 COUNT = "Count from 3 to 7."
 TIMEOUT_S = 60.0
@@ -227,11 +227,10 @@ def test_without_a_server_one_line_says_how_to_start_one() -> None:
     assert "smoe serve" in line
 
 
-def test_a_server_with_a_key_says_which_flag_is_missing() -> None:
-    with start_server("--threads", "1", "--api-key", "secret") as running:
-        refused = complete("It was", "--url", running.url)
-        assert refused.returncode == 2 and "--api-key" in refused.stderr
-        assert complete("It was", "--url", running.url, "--api-key", "secret", "--max-tokens", "2").returncode == 0
+def test_a_server_with_a_key_says_which_flag_is_missing(locked: RunningServer) -> None:
+    refused = complete("It was", "--url", locked.url)
+    assert refused.returncode == 2 and "--api-key" in refused.stderr
+    assert complete("It was", "--url", locked.url, "--api-key", KEY, "--max-tokens", "2").returncode == 0
 
 
 def run_command(state: Path, *arguments: str, **variables: str) -> "subprocess.Popen[str]":

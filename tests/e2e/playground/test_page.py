@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, expect
 from tests.support.paths import FAKE_ENGINE_SERVER
 from tests.support.playground.browser import PHONE, Visit, abort, visiting
 from tests.support.ports import free_port
-from tests.support.servers.running import MODEL, RunningServer, start_server, wait_until_ready
+from tests.support.servers.running import KEY, MODEL, RunningServer, wait_until_ready
 
 pytestmark = pytest.mark.browser
 PROMPT = "It was not in her power to"
@@ -194,18 +194,15 @@ def test_a_stop_keeps_the_text_and_aborts_the_request(browser: Browser, way: str
         process.wait(60)
 
 
-def test_a_key_is_requested_and_kept_only_for_the_tab(browser: Browser) -> None:
-    with (
-        start_server("--threads", "1", "--api-key", "secret") as running,
-        visiting(browser, running.url, statuses=(401,)) as visit,
-    ):
+def test_a_key_is_requested_and_kept_only_for_the_tab(browser: Browser, locked: RunningServer) -> None:
+    with visiting(browser, locked.url, statuses=(401,)) as visit:
         expect(visit.get("#key-panel")).to_be_visible()
-        visit.get("#key").fill("secret")
+        visit.get("#key").fill(KEY)
         visit.page.keyboard.press("Enter")
         visit.get("#heat td").first.wait_for()
         visit.write(PROMPT)
         assert visit.text
-        assert "secret" not in visit.page.evaluate("JSON.stringify(localStorage)")
+        assert KEY not in visit.page.evaluate("JSON.stringify(localStorage)")
 
 
 def test_a_theme_is_kept_after_a_reload(visit: Visit) -> None:

@@ -23,6 +23,7 @@ STOP_TIMEOUT_S = 60.0
 PAUSE_S = 0.02  # between two looks: the servers need the core more
 METRICS_AGE_S = 1.1
 MODEL = "smoe-demo"
+KEY = "secret"  # of the fixture `locked`
 BLOCKAGES: list[str] = []  # log lines of all servers: what blocked their event loops for more than 50 ms
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
