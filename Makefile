@@ -12,9 +12,6 @@ PYTHON ?= python3
 TORCH_INDEX ?= auto
 ARGS ?=
 
-# Bytecode is kept: tests start hundreds of interpreters, and each would compile this tree again.
-export PYTHONDONTWRITEBYTECODE :=
-
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
