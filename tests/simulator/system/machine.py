@@ -138,7 +138,12 @@ def fake_select(readers: list[EngineSocket], writers: object, others: object, ti
 
 
 def load_in_host(
-    config: Any, on_progress: Callable[[str, int, int], None], *, vocabulary: Any = None, heartbeat: Any = None
+    config: Any,
+    on_progress: Callable[[str, int, int], None],
+    *,
+    vocabulary: Any = None,
+    heartbeat: Any = None,
+    end_ids: Any = (),
 ) -> Any:
     """Stand in for Engine.load in the process that runs now."""
     host: EngineHost = greenlet.getcurrent().run_host  # type: ignore[attr-defined]
