@@ -23,9 +23,9 @@ constexpr int VECTORS_OF = LANES == 8 && ROWS == 1 ? PANEL / LANES : COLUMNS / L
 
 constexpr int MANY_UNITS = 64;  // as many as any block has
 
-// Rows of a tile from which a block's numbers are unpacked before they are multiplied: where a pass puts them together
-// from two words or looks them up, and where it takes half bytes. Found by measurement (decision 106).
-constexpr int FEW_TO_UNPACK = 8, MANY_TO_UNPACK = 24, NEVER = 1 << 30;
+// Rows of a tile from which unpacking a block's numbers before they are multiplied pays, by measurement (decision 106):
+// numbers that are put together from two words or looked up, and those that are shifted and masked.
+constexpr int FEW_TO_UNPACK = 16, MANY_TO_UNPACK = 28, NEVER = 1 << 30;
 
 // Sum of the products of unsigned bytes w, at most MAX_W, and signed bytes x, -127 .. 127.
 template <int MAX_W>

@@ -34,7 +34,7 @@ void multiply_packed(int format, int rows, const uint32_t* tile, const uint32_t*
     }
 }
 
-// The same; where it pays, many rows share the unpacking of the blocks.
+// The same. Many rows share the unpacking of the blocks, where that pays.
 template <template <class> class Kernel, template <class> class Unpacked, class Format>
 void multiply(int format, int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out) {
     if constexpr (UNPACKS_BLOCKS && Format::MIN_UNPACKED_ROWS != NEVER)

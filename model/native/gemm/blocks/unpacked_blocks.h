@@ -17,6 +17,11 @@ namespace SMOE_ISA {
 
 inline void store_words(uint32_t* p, Words words) { std::memcpy(p, &words, sizeof words); }
 
+// Prefetch two lines of the part after this one: its share of unit `unit`, or a little more.
+inline void prefetch_share(const uint32_t* next, int unit) {
+    prefetch_lines<2 * LINE_WORDS>(next + unit * 2 * LINE_WORDS);
+}
+
 // A block of Format as [header; factors of each group [PANEL]; units [PANEL]].
 template <class Format>
 struct UnpackedSuperblock : Format {
@@ -55,10 +60,12 @@ struct UnpackedSuperblock : Format {
                         load_factor<Format, HALF>(scales_of<Format, PAIR>(block, column)));
         uint32_t* units = unpacked + UNITS_AT + GROUP * Format::UNITS * PANEL;
 #pragma GCC unroll 1
-        for (int i = 0; i < Format::UNITS; ++i)
+        for (int i = 0; i < Format::UNITS; ++i) {
+            prefetch_share(block + Format::PANEL_WORDS, GROUP * Format::UNITS + i);
 #pragma GCC unroll 4
             for (int column = 0; column < PANEL; column += LANES)
                 store_words(units + i * PANEL + column, Format::template unit<PAIR, HALF>(block + column, i));
+        }
     }
 };
 
@@ -83,10 +90,12 @@ struct UnpackedSmallBlock : Format {
     template <int HALF>
     static void unpack_half(const uint32_t* block, uint32_t* units) {
 #pragma GCC unroll 1
-        for (int i = 0; i < Format::UNITS / 2; ++i)
+        for (int i = 0; i < Format::UNITS / 2; ++i) {
+            prefetch_share(block + blocks_per_call(Format::UNITS) * Format::PANEL_WORDS, Format::UNITS / 2 * HALF + i);
 #pragma GCC unroll 4
             for (int column = 0; column < PANEL; column += LANES)
                 store_words(units + i * PANEL + column, Format::template unit<HALF>(block + column, i));
+        }
     }
 };
 
