@@ -24,6 +24,8 @@
 // (Q3_K, Q6_K) or 32 (IQ4_XS, with values[q]); sc and mn are small integers, d and dmin float16.
 //     y += s (d sum(sc I) - dmin sum(mn P))   or   y += s (d (sum(sc I) - zero sum(sc P)))
 //   row, per block: [64 units; P of each group, two int16 per word; s]
+//   row of Q6_K on AVX2 without VNNI: [64 units; -32 P of each group, two int16 in a word: of the bytes 0 and 1 of its
+//   units, and of the bytes 2 and 3; s]
 //   panel, per block: d, dmin [PANEL] float16; sc, mn [groups / 2][PANEL][2] bytes; bit planes; words
 // Words of numbers and of bit planes lie as in the file, transposed to [..][PANEL]: packing loses nothing.
 #pragma once

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "gemm/gemm.h"
+#include "simd/integer_dot_products.h"
 #include "simd/matrix_products.h"
 
 namespace smoe {
@@ -17,13 +18,19 @@ namespace SMOE_ISA {
 constexpr int LINE = 16;
 constexpr int MAX_UNIT_ROWS = 12;  // rows of a tile in the unit layout
 
+// True if many rows share the unpacking of a block's numbers (gemm/blocks/unpacked_blocks.h).
+constexpr bool UNPACKS_BLOCKS = SUMS_OF_16_BITS && LANES == 8;
+
+// True if a row of x has the number at which each sum of products starts (gemm/block_formats.h).
+constexpr bool has_starts(int format) { return UNPACKS_BLOCKS && format == Q6_K; }
+
 #if defined(__AMX_TILE__)
 // In int8 the unit layout is faster for few rows and gives the same bits, because its sums are exact.
 constexpr bool uses_amx_layout(int format, int rows) { return format == BFLOAT16 || (format == INT8 && rows > 4); }
 constexpr int MAX_TILE_ROWS = 32;
 #else
 constexpr bool uses_amx_layout(int, int) { return false; }
-constexpr int MAX_TILE_ROWS = MAX_UNIT_ROWS;
+constexpr int MAX_TILE_ROWS = UNPACKS_BLOCKS ? 32 : MAX_UNIT_ROWS;
 #endif
 
 #if defined(__AVX512BF16__) || SMOE_MATRIX_PRODUCTS
@@ -33,13 +40,17 @@ constexpr bool is_widened(int format) { return format == BFLOAT16; }
 #endif
 
 constexpr int max_tile_rows(int format) {
+    if (UNPACKS_BLOCKS && is_block_format(format)) return MAX_TILE_ROWS;
     return uses_amx_layout(format, MAX_TILE_ROWS) ? MAX_TILE_ROWS : MAX_UNIT_ROWS;
 }
 
 // Words in one packed row, in either layout.
 inline int64_t row_words(int format, int64_t K) {
     if (format == INT4) return ceil_div(K, GROUP) * INT4_ROW_WORDS + 1;
-    if (is_block_format(format)) return K / block_layout(format).numbers * block_layout(format).row_words;
+    if (is_block_format(format)) {
+        const BlockLayout& layout = block_layout(format);
+        return K / layout.numbers * (layout.row_words + (has_starts(format) ? 8 : 0));
+    }
     const int64_t depth = depth_of(format, K);
     if (is_widened(format)) return 2 * depth;
     return (uses_amx_layout(format, MAX_TILE_ROWS) ? ceil_div(depth, LINE) * LINE : depth) + (format == INT8 ? 2 : 0);

@@ -38,6 +38,19 @@ inline const uint32_t* share_of_next(const uint32_t* part, int words, int column
     return part + words + words * column / PANEL;
 }
 
+// Add the products of a tile's rows with some blocks to out[rows][PANEL], pass by pass.
+template <class Kernel>
+[[gnu::always_inline]] inline void add_part(int rows, const uint32_t* tile, const uint32_t* part, int blocks,
+                                            float* out) {
+    for (int first = 0, count; first < rows; first += count) {
+        const int left = rows - first;
+        count = static_cast<int>(ceil_div(left, ceil_div(left, Kernel::MAX_ROWS)));  // 5 rows: 3 + 2, not 4 + 1
+        const auto [add, columns] = add_of<Kernel>(count, std::make_integer_sequence<int, Kernel::MAX_ROWS>());
+        for (int column = 0; column < PANEL; column += columns)
+            add(tile + first, rows, part, column, blocks, out + first * PANEL);
+    }
+}
+
 // Add the products of a tile's rows with a panel to out[rows][PANEL]: all passes over a part of the blocks, then over
 // the next. Parts are even, at most Kernel::BLOCKS blocks: a short one would prefetch little of the next panel.
 template <class Kernel>
@@ -46,13 +59,7 @@ void add_in_parts(int rows, const uint32_t* tile, const uint32_t* panel, int64_t
     const int64_t part = ceil_div(num_blocks, ceil_div(num_blocks, Kernel::BLOCKS));
     for (; num_blocks > 0; num_blocks -= part) {
         const auto blocks = static_cast<int>(std::min(part, num_blocks));
-        for (int first = 0, count; first < rows; first += count) {
-            const int left = rows - first;
-            count = static_cast<int>(ceil_div(left, ceil_div(left, Kernel::MAX_ROWS)));  // 5 rows: 3 + 2, not 4 + 1
-            const auto [add, columns] = add_of<Kernel>(count, std::make_integer_sequence<int, Kernel::MAX_ROWS>());
-            for (int column = 0; column < PANEL; column += columns)
-                add(tile + first, rows, panel, column, blocks, out + first * PANEL);
-        }
+        add_part<Kernel>(rows, tile, panel, blocks, out);
         tile += part * Kernel::ROW_WORDS * rows;
         panel += part * Kernel::PANEL_WORDS;
     }

@@ -27,6 +27,12 @@
 namespace smoe {
 namespace SMOE_ISA {
 
+#if defined(__AVX2__) && !SMOE_VNNI
+constexpr bool SUMS_OF_16_BITS = true;  // maddubs adds up pairs of products in 16 bits
+#else
+constexpr bool SUMS_OF_16_BITS = false;
+#endif
+
 #if SMOE_DOT_BYTES
 
 // Return sums + the products of four bytes of w and four signed bytes of x per lane. Bytes of w: unsigned with

@@ -6,17 +6,12 @@
 #include <algorithm>
 
 #include "gemm/gemm_int8.h"
+#include "gemm/packed_row_layout.h"
 #include "simd/integer_dot_products.h"
 #include "simd/prefetch.h"
 
 namespace smoe {
 namespace SMOE_ISA {
-
-#if defined(__AVX2__) && !SMOE_VNNI
-constexpr bool SUMS_OF_16_BITS = true;  // maddubs adds up pairs of products in 16 bits
-#else
-constexpr bool SUMS_OF_16_BITS = false;
-#endif
 
 // True if the first products of a sum are stored rather than added to zero.
 constexpr bool STARTS_SUMS = SUMS_OF_16_BITS && LANES == 8;
@@ -27,6 +22,10 @@ template <int ROWS>
 constexpr int VECTORS_OF = LANES == 8 && ROWS == 1 ? PANEL / LANES : COLUMNS / LANES;
 
 constexpr int MANY_UNITS = 64;  // as many as any block has
+
+// Rows of a tile from which unpacking a block's numbers before they are multiplied pays, by measurement (decision 106):
+// numbers that are put together from two words or looked up, and those that are shifted and masked.
+constexpr int FEW_TO_UNPACK = 16, MANY_TO_UNPACK = 28, NEVER = 1 << 30;
 
 // Sum of the products of unsigned bytes w, at most MAX_W, and signed bytes x, -127 .. 127.
 template <int MAX_W>

@@ -6,6 +6,7 @@
 #include "gemm/blocks/gemm_one_row.h"
 #include "gemm/blocks/gemm_small_blocks.h"
 #include "gemm/blocks/gemm_superblocks.h"
+#include "gemm/blocks/unpacked_blocks.h"
 #include "gemm/panel_parts.h"
 
 namespace smoe {
@@ -14,7 +15,7 @@ namespace {
 
 // All columns of a few blocks, then the next blocks: the panel streams through the first-level cache once.
 template <class Kernel>
-void multiply(int format, int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out) {
+void multiply_packed(int format, int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out) {
     const BlockLayout& layout = block_layout(format);
     const int64_t num_blocks = K / layout.numbers;
     std::fill(out, out + rows * PANEL, 0.0f);
@@ -33,42 +34,57 @@ void multiply(int format, int rows, const uint32_t* tile, const uint32_t* panel,
     }
 }
 
+// The same. Many rows share the unpacking of the blocks, where that pays.
+template <template <class> class Kernel, template <class> class Unpacked, class Format>
+void multiply(int format, int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out) {
+    if constexpr (UNPACKS_BLOCKS && Format::MIN_UNPACKED_ROWS != NEVER)
+        if (rows >= Format::MIN_UNPACKED_ROWS)
+            return multiply_unpacked<Kernel, Unpacked, Format>(rows, tile, panel, K / block_layout(format).numbers,
+                                                               out);
+    multiply_packed<Kernel<Format>>(format, rows, tile, panel, K, out);
+}
+
+template <class Format>
+void multiply_small_blocks(int format, int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out) {
+    multiply<SmallBlocks, UnpackedSmallBlock, Format>(format, rows, tile, panel, K, out);
+}
+
 // The same, with code of its own for a single row.
 template <class Format>
 void multiply_superblocks(int format, int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out) {
     if constexpr (SuperblockRow<Format>::IS_FASTER)
         if (rows == 1) return SuperblockRow<Format>::multiply(tile, panel, K / 256, out);
-    multiply<Superblocks<Format>>(format, rows, tile, panel, K, out);
+    multiply<Superblocks, UnpackedSuperblock, Format>(format, rows, tile, panel, K, out);
 }
 
 }  // namespace
 
 void multiply_blocks(int format, int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out) {
     switch (format) {
-        case Q4_0: return multiply<SmallBlocks<Gguf32<Q4_0, false, false>>>(format, rows, tile, panel, K, out);
-        case Q4_1: return multiply<SmallBlocks<Gguf32<Q4_1, true, false>>>(format, rows, tile, panel, K, out);
-        case Q5_0: return multiply<SmallBlocks<Gguf32<Q5_0, false, true>>>(format, rows, tile, panel, K, out);
-        case Q5_1: return multiply<SmallBlocks<Gguf32<Q5_1, true, true>>>(format, rows, tile, panel, K, out);
-        case Q8_0: return multiply<SmallBlocks<GgufQ8>>(format, rows, tile, panel, K, out);
+        case Q4_0: return multiply_small_blocks<Gguf32<Q4_0, false, false>>(format, rows, tile, panel, K, out);
+        case Q4_1: return multiply_small_blocks<Gguf32<Q4_1, true, false>>(format, rows, tile, panel, K, out);
+        case Q5_0: return multiply_small_blocks<Gguf32<Q5_0, false, true>>(format, rows, tile, panel, K, out);
+        case Q5_1: return multiply_small_blocks<Gguf32<Q5_1, true, true>>(format, rows, tile, panel, K, out);
+        case Q8_0: return multiply_small_blocks<GgufQ8>(format, rows, tile, panel, K, out);
         case Q4_K: return multiply_superblocks<Q4KBlock>(format, rows, tile, panel, K, out);
         case Q5_K: return multiply_superblocks<Q5KBlock>(format, rows, tile, panel, K, out);
         case Q6_K: return multiply_superblocks<Q6KBlock>(format, rows, tile, panel, K, out);
-        case Q2_K: return multiply<Superblocks<Q2KBlock>>(format, rows, tile, panel, K, out);
-        case Q3_K: return multiply<Superblocks<Q3KBlock>>(format, rows, tile, panel, K, out);
-        case IQ4_NL: return multiply<SmallBlocks<GgufIq4>>(format, rows, tile, panel, K, out);
-        case IQ4_XS: return multiply<Superblocks<Iq4XsBlock>>(format, rows, tile, panel, K, out);
-        case INT4_G32: return multiply<SmallBlocks<Int4Group<INT4_G32>>>(format, rows, tile, panel, K, out);
-        case INT4_G64: return multiply<SmallBlocks<Int4Group<INT4_G64>>>(format, rows, tile, panel, K, out);
-        case INT4_G128: return multiply<SmallBlocks<Int4Group<INT4_G128>>>(format, rows, tile, panel, K, out);
-        case INT8_G32: return multiply<SmallBlocks<Int8Group<INT8_G32>>>(format, rows, tile, panel, K, out);
-        case INT8_G64: return multiply<SmallBlocks<Int8Group<INT8_G64>>>(format, rows, tile, panel, K, out);
-        case INT8_G128: return multiply<SmallBlocks<Int8Group<INT8_G128>>>(format, rows, tile, panel, K, out);
-        case AFFINE4_G32: return multiply<SmallBlocks<Affine4Group<AFFINE4_G32>>>(format, rows, tile, panel, K, out);
-        case AFFINE4_G64: return multiply<SmallBlocks<Affine4Group<AFFINE4_G64>>>(format, rows, tile, panel, K, out);
-        case AFFINE4_G128: return multiply<SmallBlocks<Affine4Group<AFFINE4_G128>>>(format, rows, tile, panel, K, out);
-        case AFFINE8_G32: return multiply<SmallBlocks<Affine8Group<AFFINE8_G32>>>(format, rows, tile, panel, K, out);
-        case AFFINE8_G64: return multiply<SmallBlocks<Affine8Group<AFFINE8_G64>>>(format, rows, tile, panel, K, out);
-        case AFFINE8_G128: return multiply<SmallBlocks<Affine8Group<AFFINE8_G128>>>(format, rows, tile, panel, K, out);
+        case Q2_K: return multiply<Superblocks, UnpackedSuperblock, Q2KBlock>(format, rows, tile, panel, K, out);
+        case Q3_K: return multiply<Superblocks, UnpackedSuperblock, Q3KBlock>(format, rows, tile, panel, K, out);
+        case IQ4_NL: return multiply_small_blocks<GgufIq4>(format, rows, tile, panel, K, out);
+        case IQ4_XS: return multiply<Superblocks, UnpackedSuperblock, Iq4XsBlock>(format, rows, tile, panel, K, out);
+        case INT4_G32: return multiply_small_blocks<Int4Group<INT4_G32>>(format, rows, tile, panel, K, out);
+        case INT4_G64: return multiply_small_blocks<Int4Group<INT4_G64>>(format, rows, tile, panel, K, out);
+        case INT4_G128: return multiply_small_blocks<Int4Group<INT4_G128>>(format, rows, tile, panel, K, out);
+        case INT8_G32: return multiply_small_blocks<Int8Group<INT8_G32>>(format, rows, tile, panel, K, out);
+        case INT8_G64: return multiply_small_blocks<Int8Group<INT8_G64>>(format, rows, tile, panel, K, out);
+        case INT8_G128: return multiply_small_blocks<Int8Group<INT8_G128>>(format, rows, tile, panel, K, out);
+        case AFFINE4_G32: return multiply_small_blocks<Affine4Group<AFFINE4_G32>>(format, rows, tile, panel, K, out);
+        case AFFINE4_G64: return multiply_small_blocks<Affine4Group<AFFINE4_G64>>(format, rows, tile, panel, K, out);
+        case AFFINE4_G128: return multiply_small_blocks<Affine4Group<AFFINE4_G128>>(format, rows, tile, panel, K, out);
+        case AFFINE8_G32: return multiply_small_blocks<Affine8Group<AFFINE8_G32>>(format, rows, tile, panel, K, out);
+        case AFFINE8_G64: return multiply_small_blocks<Affine8Group<AFFINE8_G64>>(format, rows, tile, panel, K, out);
+        case AFFINE8_G128: return multiply_small_blocks<Affine8Group<AFFINE8_G128>>(format, rows, tile, panel, K, out);
     }
 }
 

@@ -11,8 +11,9 @@ namespace SMOE_ISA {
 template <int FORMAT>
 struct GroupsOf4 {
     static constexpr int UNITS = block_layout(FORMAT).numbers / 4, PANEL_WORDS = block_layout(FORMAT).panel_words;
-    static constexpr int UNITS_AT = PANEL_WORDS - UNITS / 2 * PANEL;
-    static constexpr bool SHARES_WORDS = true;
+    static constexpr int UNITS_AT = PANEL_WORDS - UNITS / 2 * PANEL, HEADER_WORDS = UNITS_AT;
+    static constexpr int MIN_UNPACKED_ROWS = UNITS > 8 ? MANY_TO_UNPACK : NEVER;
+    static constexpr bool SHARES_WORDS = true, IS_UNPACKED = false;
 
     using Sum = ByteSum<15>;
 
@@ -28,8 +29,9 @@ struct GroupsOf4 {
 template <int FORMAT>
 struct GroupsOf8 {
     static constexpr int UNITS = block_layout(FORMAT).numbers / 4, PANEL_WORDS = block_layout(FORMAT).panel_words;
-    static constexpr int UNITS_AT = PANEL_WORDS - UNITS * PANEL;
-    static constexpr bool SHARES_WORDS = false;
+    static constexpr int UNITS_AT = PANEL_WORDS - UNITS * PANEL, HEADER_WORDS = UNITS_AT;
+    static constexpr int MIN_UNPACKED_ROWS = NEVER;
+    static constexpr bool SHARES_WORDS = false, IS_UNPACKED = false;
 
     using Sum = BiasedByteSum;
 

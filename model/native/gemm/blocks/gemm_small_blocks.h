@@ -16,7 +16,8 @@ namespace SMOE_ISA {
 
 // A format says how to read unit i of a block's first or second HALF, and what a block's sum I adds to y / s: value(I,
 // first word of the row, columns), with Columns the scales of LANES outputs. With SHARES_WORDS unit i of both halves is
-// in the same words.
+// in the same words. A block's first HEADER_WORDS are its scales, zeros and minima; from MIN_UNPACKED_ROWS on the rest
+// is unpacked before it is multiplied (gemm/blocks/unpacked_blocks.h).
 
 // Blocks per call of SmallBlocks::add(): few enough to stay in the first-level cache for all columns.
 constexpr int blocks_per_call(int units) { return 64 / units; }
@@ -29,8 +30,9 @@ template <int FORMAT, bool MIN, bool PLANE>
 struct Gguf32 {
     static constexpr int UNITS = 8, PANEL_WORDS = block_layout(FORMAT).panel_words;
     static constexpr int PLANE_AT = MIN ? PANEL : PANEL / 2;  // after d, m
-    static constexpr int UNITS_AT = PLANE_AT + (PLANE ? PANEL : 0);
-    static constexpr bool SHARES_WORDS = true;
+    static constexpr int HEADER_WORDS = PLANE_AT, UNITS_AT = PLANE_AT + (PLANE ? PANEL : 0);
+    static constexpr int MIN_UNPACKED_ROWS = PLANE ? FEW_TO_UNPACK : NEVER;
+    static constexpr bool SHARES_WORDS = true, IS_UNPACKED = false;
 
     using Sum = ByteSum<PLANE ? 31 : 15>;
     struct Columns {
@@ -60,7 +62,8 @@ struct Gguf32 {
 // Bytes q + 128, as in int8.
 struct GgufQ8 {
     static constexpr int UNITS = 8, PANEL_WORDS = block_layout(Q8_0).panel_words, UNITS_AT = PANEL / 2;
-    static constexpr bool SHARES_WORDS = false;
+    static constexpr int HEADER_WORDS = UNITS_AT, MIN_UNPACKED_ROWS = NEVER;
+    static constexpr bool SHARES_WORDS = false, IS_UNPACKED = false;
 
     using Sum = BiasedByteSum;
     struct Columns {
@@ -85,7 +88,7 @@ struct GgufQ8 {
 
 // Indices of values, which are bytes q + 128.
 struct GgufIq4 : GgufQ8 {
-    static constexpr int PANEL_WORDS = block_layout(IQ4_NL).panel_words;
+    static constexpr int PANEL_WORDS = block_layout(IQ4_NL).panel_words, MIN_UNPACKED_ROWS = FEW_TO_UNPACK;
     static constexpr bool SHARES_WORDS = true;
 
     template <int HALF>
@@ -136,7 +139,7 @@ struct SmallBlocks {
     [[gnu::always_inline]] static inline void add_block(Vec (&totals)[ROWS][VECTORS], const uint32_t* x, int64_t stride,
                                                         const uint32_t* block, int column) {
         Words sums[ROWS][VECTORS] = {};
-        prefetch_lines<Format::UNITS_AT>(block + WORDS_AHEAD<ROWS>);
+        if constexpr (!Format::IS_UNPACKED) prefetch_lines<Format::UNITS_AT>(block + WORDS_AHEAD<ROWS>);
         if constexpr (IN_PAIRS<ROWS>) {
             multiply_in_pairs(sums, x + stride, stride, block + column);
         } else {
@@ -216,6 +219,7 @@ struct SmallBlocks {
     // even share of the lines with every unit.
     template <int HALF, int ROWS>
     [[gnu::always_inline]] static inline void prefetch_unit(const uint32_t* block, int i) {
+        if constexpr (Format::IS_UNPACKED) return;
         const uint32_t* words = block + Format::UNITS_AT + WORDS_AHEAD<ROWS>;
         const int unit = HALF * Format::UNITS / 2 + i;
         if constexpr (COLUMNS_OF<ROWS> == PANEL && LANES == 8 && Format::SHARES_WORDS)

@@ -1,7 +1,9 @@
 // Product blocks with the block formats of 256 numbers. Included by gemm/blocks/gemm_blocks.cpp only.
 //
 // A pair of groups shares a word of scales. A group of 32 numbers has 8 units (Q4_K, Q5_K, IQ4_XS), one of 16 has 4
-// (Q2_K, Q3_K, Q6_K). A half block of 128 numbers has 4 pairs of such groups of 16.
+// (Q2_K, Q3_K, Q6_K). A half block of 128 numbers has 4 pairs of such groups of 16. A block's first HEADER_WORDS are
+// its scales and minima; from MIN_UNPACKED_ROWS on the rest is unpacked before it is multiplied
+// (gemm/blocks/unpacked_blocks.h).
 #pragma once
 
 #include <utility>
@@ -21,6 +23,8 @@ struct SuperblockFormat {
     static constexpr bool HAS_MIN = false;
     static constexpr int OFFSET = 0;  // subtracted from each number, if the format has no minima
     static constexpr int MAX_ROWS_OF_8_LANES = 4;
+    static constexpr int MIN_UNPACKED_ROWS = FEW_TO_UNPACK;
+    static constexpr bool HAS_STARTS = false, IS_UNPACKED = false;
 
     static inline Words scale_pairs(Words pairs) { return pairs; }
     static inline Words min_pairs(Words pairs) { return pairs; }
@@ -37,9 +41,11 @@ struct SuperblockFormat {
 // Word i of a pair holds unit i of its first group in the low half bytes, and of its second group in the high ones.
 struct Q4KBlock : SuperblockFormat {
     static constexpr bool HAS_MIN = true;
+    static constexpr int MIN_UNPACKED_ROWS = MANY_TO_UNPACK;
     static constexpr int PAIRS = 4, UNITS = 8, SHARING = 2;
     static constexpr int PANEL_WORDS = block_layout(Q4_K).panel_words;
     static constexpr int SCALES_AT = PANEL, MINS_AT = 3 * PANEL, UNITS_AT = 5 * PANEL;
+    static constexpr int HEADER_WORDS = 5 * PANEL;
 
     using Sum = ByteSum<15>;
 
@@ -55,6 +61,7 @@ struct Q5KBlock : SuperblockFormat {
     static constexpr int PAIRS = 4, UNITS = 8, SHARING = 2;
     static constexpr int PANEL_WORDS = block_layout(Q5_K).panel_words;
     static constexpr int SCALES_AT = PANEL, MINS_AT = 3 * PANEL, PLANE_AT = 5 * PANEL, UNITS_AT = 13 * PANEL;
+    static constexpr int HEADER_WORDS = 5 * PANEL;
 
     using Sum = ByteSum<31>;
 
@@ -74,8 +81,13 @@ struct Q6KBlock : SuperblockFormat {
     static constexpr int PANEL_WORDS = block_layout(Q6_K).panel_words;
     static constexpr int SCALES_AT = PANEL / 2, MINS_AT = SCALES_AT;
     static constexpr int UNITS_AT = SCALES_AT + 4 * PANEL, PLANE_AT = UNITS_AT + 32 * PANEL;
+    static constexpr int HEADER_WORDS = SCALES_AT + 4 * PANEL;
 
-    using Sum = ByteSum<63>;
+    // Sums that start at -32 P are those of q - 32 in the end: all units of a group fit into 16 bits, whatever
+    // overflows meanwhile.
+    static constexpr bool HAS_STARTS = has_starts(Q6_K);
+
+    using Sum = ByteSum<HAS_STARTS ? 32 : 63>;
 
     template <int PAIR, int HALF>
     static inline Words unit(const uint32_t* block, int i) {
@@ -90,9 +102,11 @@ struct Q6KBlock : SuperblockFormat {
 // The four pairs of a half block share words of 2 bits. Scales are the low half bytes, minima the high ones.
 struct Q2KBlock : SuperblockFormat {
     static constexpr bool HAS_MIN = true;
+    static constexpr int MIN_UNPACKED_ROWS = MANY_TO_UNPACK;
     static constexpr int PAIRS = 8, UNITS = 4;
     static constexpr int PANEL_WORDS = block_layout(Q2_K).panel_words;
     static constexpr int SCALES_AT = PANEL, MINS_AT = SCALES_AT, UNITS_AT = 5 * PANEL;
+    static constexpr int HEADER_WORDS = 5 * PANEL;
 
     using Sum = ByteSum<3>;
 
@@ -114,6 +128,7 @@ struct Q3KBlock : SuperblockFormat {
     static constexpr int PANEL_WORDS = block_layout(Q3_K).panel_words;
     static constexpr int SCALES_AT = PANEL / 2, MINS_AT = SCALES_AT;
     static constexpr int PLANE_AT = SCALES_AT + 4 * PANEL, UNITS_AT = PLANE_AT + 8 * PANEL;
+    static constexpr int HEADER_WORDS = SCALES_AT + 4 * PANEL;
 
     using Sum = ByteSum<7>;
 
@@ -133,6 +148,7 @@ struct Iq4XsBlock : SuperblockFormat {
     static constexpr int PAIRS = 4, UNITS = 8;
     static constexpr int PANEL_WORDS = block_layout(IQ4_XS).panel_words;
     static constexpr int SCALES_AT = PANEL / 2, MINS_AT = SCALES_AT, UNITS_AT = SCALES_AT + 2 * PANEL;
+    static constexpr int HEADER_WORDS = SCALES_AT + 2 * PANEL;
 
     using Sum = BiasedByteSum;
 
@@ -152,12 +168,32 @@ struct Iq4XsBlock : SuperblockFormat {
     }
 };
 
+// Prefetch a line of a later block; an unpacked one is in the first-level cache.
+template <class Format>
+[[gnu::always_inline]] inline void prefetch(const uint32_t* line) {
+    if constexpr (!Format::IS_UNPACKED) prefetch_in_place(line);
+}
+
+// Factors of a pair's group HALF, for LANES columns; `scales` points at theirs.
+template <class Format, int HALF>
+[[gnu::always_inline]] inline Words load_factor(const uint16_t* scales) {
+    return Format::template factor<HALF>(Format::scale_pairs(load_byte_pairs(scales)));
+}
+
+// The scales of a pair, of the columns from `column` on.
+template <class Format, int PAIR>
+[[gnu::always_inline]] inline const uint16_t* scales_of(const uint32_t* panel, int column) {
+    return reinterpret_cast<const uint16_t*>(panel + Format::SCALES_AT) + PAIR * PANEL + column;
+}
+
 template <class Format>
 struct Superblocks {
     static constexpr int FEW_ROWS = LANES == 8 ? Format::MAX_ROWS_OF_8_LANES : SMOE_MATRIX_PRODUCTS ? 4 : 2;
     static constexpr int MAX_ROWS = LANES == 16 ? 8 : FEW_ROWS;
     static constexpr int BLOCKS = 1;  // per call of add()
-    static constexpr int ROW_WORDS = 64 + Format::PAIRS + 1, PANEL_WORDS = Format::PANEL_WORDS;
+    // Words of a row's block after the units: a start for each group, or the sums of a pair of groups.
+    static constexpr int STARTS = Format::HAS_STARTS ? 2 * Format::PAIRS : 0, SUMS = STARTS ? 0 : Format::PAIRS;
+    static constexpr int ROW_WORDS = 64 + STARTS + SUMS + 1, PANEL_WORDS = Format::PANEL_WORDS;
     // Memory is asked for at an even rate, a line with each unit, and in the order of its addresses: in bursts a row
     // loses a fifth of the bandwidth (decision 53), with two lines of a group before the others a third (decision 102).
     static constexpr int WORDS_AHEAD = 112 * LINE_WORDS, LINES = PANEL_WORDS / LINE_WORDS;
@@ -173,13 +209,14 @@ struct Superblocks {
         finish(totals, x + 64 * stride, stride, panel, column, out);
     }
 
-    // Subtract what the minima contribute, and add the block's products to out. x points at the sums of the groups.
+    // Subtract what the minima contribute, and add the block's products to out. x points at the words after the units.
     template <int ROWS, int VECTORS>
     [[gnu::always_inline]] static inline void finish(const Words (&totals)[ROWS][VECTORS], const uint32_t* x,
                                                      int64_t stride, const uint32_t* panel, int column, float* out) {
         Words mins[ROWS][VECTORS] = {};
         const auto* pairs = reinterpret_cast<const uint16_t*>(panel + Format::MINS_AT) + column;
-        for (int pair = 0; pair < Format::PAIRS; ++pair) {
+        x += STARTS * stride;
+        for (int pair = 0; pair < SUMS; ++pair) {
             Words columns[VECTORS];
 #pragma GCC unroll 4
             for (int part = 0; part < VECTORS; ++part)
@@ -221,31 +258,38 @@ struct Superblocks {
     [[gnu::always_inline]] static inline void add_pairs_of_groups(Words (&totals)[ROWS][VECTORS], const uint32_t* x,
                                                                   int64_t stride, const uint32_t* panel, int column,
                                                                   std::integer_sequence<int, PAIRS...>) {
-        (add_pair<PAIRS>(totals, x + 2 * PAIRS * Format::UNITS * stride, stride, panel, column), ...);
+        (add_pair<PAIRS>(totals, x + 2 * PAIRS * Format::UNITS * stride, x + (64 + 2 * PAIRS) * stride, stride, panel,
+                         column),
+         ...);
     }
 
     // totals += the products of two groups times their scales.
     template <int PAIR, int ROWS, int VECTORS>
     [[gnu::always_inline]] static inline void add_pair(Words (&totals)[ROWS][VECTORS], const uint32_t* x,
-                                                       int64_t stride, const uint32_t* panel, int column) {
-        add_group<PAIR, 0>(totals, x, stride, panel, column);
-        add_group<PAIR, 1>(totals, x + Format::UNITS * stride, stride, panel, column);
+                                                       const uint32_t* starts, int64_t stride, const uint32_t* panel,
+                                                       int column) {
+        add_group<PAIR, 0>(totals, x, starts, stride, panel, column);
+        add_group<PAIR, 1>(totals, x + Format::UNITS * stride, starts + stride, stride, panel, column);
     }
 
     // Factors of a pair's group HALF.
     template <int PAIR, int HALF, int VECTORS>
     [[gnu::always_inline]] static inline void load_factors(Words (&factors)[VECTORS], const uint32_t* panel,
                                                            int column) {
-        const auto* scales = reinterpret_cast<const uint16_t*>(panel + Format::SCALES_AT) + PAIR * PANEL + column;
+        const uint16_t* scales = scales_of<Format, PAIR>(panel, column);
 #pragma GCC unroll 4
         for (int part = 0; part < VECTORS; ++part)
-            factors[part] = Format::template factor<HALF>(Format::scale_pairs(load_byte_pairs(scales + part * LANES)));
+            if constexpr (Format::IS_UNPACKED)
+                factors[part] = Format::template factors<2 * PAIR + HALF>(panel, column + part * LANES);
+            else
+                factors[part] = load_factor<Format, HALF>(scales + part * LANES);
     }
 
     // totals += factor * (sum of the products of a pair's group HALF).
     template <int PAIR, int HALF, int ROWS, int VECTORS>
     [[gnu::always_inline]] static inline void add_group(Words (&totals)[ROWS][VECTORS], const uint32_t* x,
-                                                        int64_t stride, const uint32_t* panel, int column) {
+                                                        const uint32_t* starts, int64_t stride, const uint32_t* panel,
+                                                        int column) {
         constexpr int FIRST_LINE = lines_before(2 * PAIR + HALF), END_LINE = lines_before(2 * PAIR + HALF + 1);
         constexpr int CHUNK_LINES = ((END_LINE - FIRST_LINE) * CHUNK + Format::UNITS - 1) / Format::UNITS;
         const uint32_t *block = panel + column, *ahead = block + WORDS_AHEAD + FIRST_LINE * LINE_WORDS;
@@ -255,20 +299,22 @@ struct Superblocks {
         for (int first = 0; first < Format::UNITS; first += CHUNK) {
             if constexpr (LOOPS_OVER_CHUNKS) asm("" : "+r"(first));  // hides how often the loop runs
             typename Format::Sum sums[ROWS][VECTORS];
-            if constexpr (STARTS_SUMS) {
-                prefetch_in_place(ahead);
+            if constexpr (Format::HAS_STARTS) {
+                start_sums(sums, starts);
+            } else if constexpr (STARTS_SUMS) {
+                prefetch<Format>(ahead);
                 add_unit<PAIR, HALF, true>(sums, x, block, first);
                 x += stride;
             }
 // A loop: unrolled, GCC computes all addresses first and keeps them in memory.
 #pragma GCC unroll 1
-            for (int i = STARTS_SUMS; i < CHUNK; ++i) {
-                prefetch_in_place(ahead + i * LINE_WORDS);
+            for (int i = STARTS_SUMS && !Format::HAS_STARTS; i < CHUNK; ++i) {
+                prefetch<Format>(ahead + i * LINE_WORDS);
                 add_unit<PAIR, HALF, false>(sums, x, block, first + i);
                 x += stride;
             }
 #pragma GCC unroll 4
-            for (int i = CHUNK; i < CHUNK_LINES; ++i) prefetch_in_place(ahead + i * LINE_WORDS);
+            for (int i = CHUNK; i < CHUNK_LINES; ++i) prefetch<Format>(ahead + i * LINE_WORDS);
             ahead += CHUNK_LINES * LINE_WORDS;
             Words factors[VECTORS];
             load_factors<PAIR, HALF>(factors, panel, column);
@@ -278,6 +324,15 @@ struct Superblocks {
                 for (int part = 0; part < VECTORS; ++part)
                     totals[m][part] = Format::add(totals[m][part], sums[m][part].sum, factors[part]);
         }
+    }
+
+    template <int ROWS, int VECTORS>
+    [[gnu::always_inline]] static inline void start_sums(typename Format::Sum (&sums)[ROWS][VECTORS],
+                                                         const uint32_t* starts) {
+#pragma GCC unroll 8
+        for (int m = 0; m < ROWS; ++m)
+#pragma GCC unroll 4
+            for (int part = 0; part < VECTORS; ++part) sums[m][part].sum = broadcast_word(starts[m]);
     }
 
     // Add the products of unit i, or start the sums with them.

@@ -32,6 +32,7 @@ from tests.support.routing_requests import uniform_request
 
 FORMATS = list(BLOCK_SIZES)
 ACCURACY = 1e-6
+TILE_BORDERS = (15, 16, 27, 28, 32, 33, 40, 64, 65)  # rows from which numbers are unpacked first, and of tiles
 INT8_ERROR = 0.012  # of normally distributed rows in int8, relative
 MIXED = [
     ("Q4_K", "Q4_K", "Q6_K"),
@@ -56,7 +57,7 @@ def _pack(*weights: Weight) -> NativeLinear:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("block_format", FORMATS)
 def test_products_are_those_of_the_decoded_weights(isa: str, dtype: torch.dtype, block_format: str) -> None:
-    for num_rows, outputs, dim in ((1, 33, 256), (7, 64, 512), (13, 31, 1024), (25, 100, 768)):
+    for num_rows, outputs, dim in ((1, 33, 256), (7, 64, 512), (13, 31, 1024), (25, 100, 768), (33, 40, 512)):
         matrix, x = random_blocks(block_format, outputs, dim, seed=outputs), torch.randn(num_rows, dim).to(dtype)
         rows, weights = native(isa).rms_norm(x, torch.ones(dim, dtype=dtype), 0.0), decoded(matrix)
         ours = native(isa).logits(rows, torch.arange(num_rows), _pack(matrix))
@@ -67,11 +68,11 @@ def test_products_are_those_of_the_decoded_weights(isa: str, dtype: torch.dtype,
 @pytest.mark.parametrize("block_format", FORMATS)
 def test_bits_are_the_same_on_every_instruction_set_and_in_any_batch(block_format: str) -> None:
     dim = 1280
-    packed, rows = _pack(random_blocks(block_format, 75, dim)), torch.randn(40, dim) * torch.rand(40, dim).exp()
+    packed, rows = _pack(random_blocks(block_format, 75, dim)), torch.randn(70, dim) * torch.rand(70, dim).exp()
     expected = torch.cat([native(ISAS[0]).linear(row, packed) for row in rows.split(1)])
     for isa, threads in product(ISAS, (1, 2)):
-        for count in (*range(1, 14), 24, 25, 40):
-            some = torch.randperm(40)[:count]
+        for count in (*range(1, 14), *TILE_BORDERS, 70):
+            some = torch.randperm(70)[:count]
             assert torch.equal(native(isa, threads).linear(rows[some], packed), expected[some]), (isa, threads, count)
 
 
@@ -93,8 +94,12 @@ def test_extreme_blocks_are_exact(isa: str, block_format: str) -> None:
     x = torch.cat((torch.ones(1, dim), -torch.ones(1, dim), torch.randn(5, dim), torch.zeros(1, dim)))
     exact = oracle.linear(quantized_rows(x, block_format), decoded(matrix))
     largest = oracle.linear(x.abs(), decoded(matrix).abs())  # what cancels leaves its roundings
-    ours = native(isa).linear(x, _pack(matrix))
+    packed = _pack(matrix)
+    ours = native(isa).linear(x, packed)
     assert ((ours.double() - exact).abs() <= ACCURACY * largest).all()
+    for count in (1, 3, 16, 28):  # other code multiplies few rows, and many
+        repeated = x.repeat(4, 1)[:count]
+        assert torch.equal(native(isa).linear(repeated, packed), ours.repeat(4, 1)[:count]), count
 
 
 @pytest.mark.parametrize("isa", ISAS)
