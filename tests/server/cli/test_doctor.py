@@ -60,6 +60,8 @@ def test_the_demo_on_this_machine_would_start() -> None:
         "requests",
         "model",
         "tokenizer",
+        "template",
+        "defaults",
         "port",
         "open files",
     }
@@ -77,6 +79,24 @@ def test_a_damaged_checkpoint_fails_by_the_name_of_its_file(monkeypatch: pytest.
     (damaged / "tokenizer.model").unlink()
     assert run_check("model", model=str(damaged)).verdict == "ok"
     assert run_check("tokenizer", model=str(damaged)).verdict == "fail"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "name"),
+    [
+        ("added_tokens.json", {"<x>": 3072}, "tokenizer"),
+        ("tokenizer_config.json", {"chat_template": "{% if %}"}, "template"),
+        ("generation_config.json", {"temperature": 3}, "defaults"),
+    ],
+)
+def test_text_files_that_serve_refuses_fail(
+    file: str, content: dict[str, object], name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    set_probe(monkeypatch)
+    damaged = shutil.copytree(DEMO, tmp_path / "damaged", ignore=shutil.ignore_patterns("training"))
+    (damaged / file).write_text(json.dumps(content))
+    checks = run_checks(load_settings({"port": 0, "model": str(damaged)}))
+    assert [check.name for check in checks if check.verdict == "fail"] == [name]
 
 
 def test_adapters_are_counted_with_the_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
