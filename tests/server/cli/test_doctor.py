@@ -165,6 +165,21 @@ def test_a_failed_check_sets_the_exit_code_and_the_last_line() -> None:
     assert result.stdout.splitlines()[-1] == "smoe serve would not start: 1 of 8 checks failed"
 
 
+def test_the_flags_of_serve_decide_and_not_only_variables() -> None:
+    flags = ("--quantization", "int8", "--kv-cache-memory-bytes", "64MiB", "--max-model-len", "512", "--device", "cpu")
+    result = smoe("doctor", "--port", "0", *flags, SMOE_PORT="1")
+    assert result.returncode == 0, result.stdout
+    assert " in int8; fits" in result.stdout and "127.0.0.1:0 is free" in result.stdout
+    result = smoe("doctor", "--port", "0", "--kv-cache-memory-bytes", "1024GiB")
+    assert result.returncode == 1 and "the configured KV cache takes 1024.0 GiB" in result.stdout
+
+
+def test_the_file_of_settings_counts(tmp_path: Path) -> None:
+    (tmp_path / "smoe.yaml").write_text("port: 0\nquantization: int4\n")
+    result = smoe("doctor", "--config", str(tmp_path / "smoe.yaml"))
+    assert result.returncode == 0 and " in int4; fits" in result.stdout
+
+
 def test_the_probe_runs_in_the_folder_of_the_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     code = f"import json, os; print(json.dumps({REPORT!r} | dict(torch_version=os.getcwd())))"

@@ -48,7 +48,7 @@ WRONG = (
     ("plan ./nope", "smoe models"),
     ("plan {}/bad", "config.json"),
     ("models --memory 80", "80GiB"),
-    ("doctor --port 1", "--port"),
+    ("doctor --prot 1", "--port"),
     ("experts", "--text FILE"),
     ("experts --text {}/none.txt", "none.txt"),
     ("experts --text {}/list.yaml --tokens 1", "--tokens"),
