@@ -180,7 +180,8 @@ def check_model(settings: Settings) -> Iterator[Check]:
         weights += f", and {format_bytes(plan.adapter_bytes)} of adapters"
     detail = f"{name}: {kind}{weights}; {report.verdict}" + "".join(f"; {warning}" for warning in plan.warnings)
     would_fit = report.fitting and report.fitting is not plan
-    yield Check("model", verdict, detail, shlex.join(report.command) if would_fit else None)
+    remedy = report.command if would_fit else report.pack_command
+    yield Check("model", verdict, detail, shlex.join(remedy) or None)
     if plan.limits and plan.experts is not None:
         yield _expert_reads(directory, plan)
     for part in check_texts(settings, directory, plan.model.vocab_size):
