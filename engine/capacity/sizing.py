@@ -135,6 +135,12 @@ def requests_that_fit(num_blocks: int, length: int, block_size: int, window: int
     return num_blocks // BlockGeometry(block_size, window, max_chunk=1).decoding_blocks(length)
 
 
+def room_in_words(fitting: int, length: int, max_num_seqs: int) -> str:
+    """Return "256 requests of 2,048": as many as fit the KV cache and as a step may have."""
+    number = min(fitting, max_num_seqs)
+    return f"{number:,} {'request' if number == 1 else 'requests'} of {length:,}"
+
+
 def example_lengths(max_model_len: int) -> list[int]:
     """Return the EXAMPLE_LENGTHS below `max_model_len`, and `max_model_len`."""
     return [*(length for length in EXAMPLE_LENGTHS if length < max_model_len), max_model_len]

@@ -17,7 +17,7 @@ from engine.capacity.machine.host_resources import available_bytes, format_bytes
 from engine.capacity.memory_plan import WEIGHT_KINDS, MemoryPlan, plan_memory
 from engine.capacity.packs import kind_of
 from engine.capacity.rank_limits import num_memories
-from engine.capacity.sizing import BLOCKS
+from engine.capacity.sizing import BLOCKS, room_in_words
 from engine.capacity.smaller_plans import pack_command, smaller_plans, weight_flags
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
@@ -340,7 +340,8 @@ def _memory_lines(plan: MemoryPlan) -> Iterator[str]:
     yield from _adapter_lines(plan)
     for room in plan.capacities():
         each = format_bytes(room.bytes_per_request)
-        yield f"room for {room.num_requests:,} requests of {room.num_tokens:,} tokens, at most {each} each"
+        requests = room_in_words(room.num_requests, room.num_tokens, plan.config.max_num_seqs)
+        yield f"room for {requests} tokens, at most {each} each"
 
 
 def _adapter_lines(plan: MemoryPlan) -> Iterator[str]:

@@ -225,6 +225,13 @@ def test_what_fits_no_memory_here_can_be_packed_on_a_cpu(mixtral: Path) -> None:
         assert as_json(mixtral, *arguments)["pack_command"] == [], arguments
 
 
+def test_no_more_requests_are_promised_than_a_step_may_have(mixtral: Path) -> None:
+    table = plan(mixtral, "--memory", "160GiB").stdout
+    assert "room for 256 requests of 512 tokens, at most 64.0 MiB each" in table
+    table = plan(mixtral, "--memory", "160GiB", SMOE_MAX_NUM_SEQS="1").stdout
+    assert "room for 1 request of 512 tokens" in table and "room for 1 request of 32,768 tokens" in table
+
+
 def test_the_table_has_at_most_twenty_lines_and_ends_with_the_command(tmp_path: Path) -> None:
     path = save_headers(tmp_path / "a name with blanks", MIXTRAL_8X22B)
     lines = plan(path, "--memory", "320GiB").stdout.splitlines()
