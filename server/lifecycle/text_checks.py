@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.capacity.machine.host_resources import memory_limit_bytes
-from server.lifecycle.errors import StartError
+from server.lifecycle.errors import StartError, process_error
 from server.lifecycle.text_frontend import load_chat_template, load_defaults
 from server.sandbox.job import limits_within
 from server.sandbox.pool import Sandbox, SandboxPool
@@ -38,7 +38,7 @@ async def _check(settings: Settings, model_dir: Path, vocab_size: int) -> list[T
         await sandbox.start()
         return [part async for part in _parts(settings, model_dir, vocab_size, sandbox)]
     except OSError as error:
-        return [TextCheck("sandbox", f"cannot start a process: {error.strerror}", is_ok=False)]
+        return [TextCheck("sandbox", process_error(error), is_ok=False)]
     finally:
         sandbox.close()
 
