@@ -193,7 +193,9 @@ def context_limit(
     servable = _geometry(config, model, budget).max_servable_tokens(num_blocks)
     fits = model.context_len if servable is None else min(model.context_len, servable)
     if fits < 2:
-        raise EngineConfigError(f"a KV cache of {num_blocks} block{'s' * (num_blocks > 1)} holds no request")
+        raise EngineConfigError(
+            f"a KV cache of {num_blocks} {'block' if num_blocks == 1 else 'blocks'} holds no request"
+        )
     configured = config.max_model_len
     if configured is None:
         lowered = fits < model.context_len
