@@ -1,9 +1,11 @@
-"""Checksums of a checkpoint, with the engine's errors, for the command line. No torch."""
+"""Checksums and vocabulary of a checkpoint, with the engine's errors, for the command line. No torch."""
 
 from pathlib import Path
 
+from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from model.checkpoint import manifest
+from model.checkpoint.checkpoint import read_config
 from model.checkpoint.errors import CheckpointError
 
 
@@ -16,3 +18,12 @@ def write_manifest(checkpoint: Path) -> tuple[Path, int]:
         return manifest.write_manifest(checkpoint)
     except CheckpointError as error:
         raise EngineConfigError(str(error)) from None
+
+
+def vocabulary_size(config: EngineConfig) -> int:
+    """Return the number of rows of the embedding. Raises EngineConfigError for a bad config."""
+    try:
+        model, _ = read_config(Path(config.model), rope_theta=config.rope_theta)
+    except CheckpointError as error:
+        raise EngineConfigError(str(error)) from None
+    return model.vocab_size

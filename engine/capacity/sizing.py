@@ -135,6 +135,12 @@ def requests_that_fit(num_blocks: int, length: int, block_size: int, window: int
     return num_blocks // BlockGeometry(block_size, window, max_chunk=1).decoding_blocks(length)
 
 
+def room_in_words(fitting: int, length: int, max_num_seqs: int) -> str:
+    """Return "256 requests of 2,048": as many as fit the KV cache and as a step may have."""
+    number = min(fitting, max_num_seqs)
+    return f"{number:,} {'request' if number == 1 else 'requests'} of {length:,}"
+
+
 def example_lengths(max_model_len: int) -> list[int]:
     """Return the EXAMPLE_LENGTHS below `max_model_len`, and `max_model_len`."""
     return [*(length for length in EXAMPLE_LENGTHS if length < max_model_len), max_model_len]
@@ -187,7 +193,9 @@ def context_limit(
     servable = _geometry(config, model, budget).max_servable_tokens(num_blocks)
     fits = model.context_len if servable is None else min(model.context_len, servable)
     if fits < 2:
-        raise EngineConfigError(f"a KV cache of {num_blocks} block{'s' * (num_blocks > 1)} holds no request")
+        raise EngineConfigError(
+            f"a KV cache of {num_blocks} {'block' if num_blocks == 1 else 'blocks'} holds no request"
+        )
     configured = config.max_model_len
     if configured is None:
         lowered = fits < model.context_len

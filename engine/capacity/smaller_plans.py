@@ -1,11 +1,13 @@
-"""Plans with smaller weights than the requested one, for a model that does not fit. No torch."""
+"""Plans with smaller weights than the requested one, and the pack, for a model that does not fit. No torch."""
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 from msgspec.structs import replace
 
 from engine.capacity.memory_plan import MemoryPlan, plan_memory
+from engine.capacity.sizing import MAX_CPU_BUDGET, bytes_beside_evictable, size_engine
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from model.checkpoint.pack.header import is_pack
@@ -33,16 +35,43 @@ def weight_flags(plan: MemoryPlan) -> list[str]:
     return ["--dtype", plan.dtype, *(["--quantization", quantization] if quantization != "none" else [])]
 
 
-def smaller_weights(config: EngineConfig, free_bytes: int) -> str:
-    """Return the end of an error message that names the largest weights that fit; "" if none fit.
+def pack_command(plan: MemoryPlan, model: str) -> list[str]:
+    """Return the command that packs the smallest weights of `plan`, if a pack can be served in its memory, from the
+    disk; else nothing. `model`: as the command line names it.
+    """
+    config = plan.config
+    is_for_packs = config.device != "cuda" and config.backend in ("auto", "native") and config.nnodes == 1
+    smallest = min((plan, *smaller_plans(plan)), key=lambda candidate: candidate.needed_bytes)
+    if is_pack(Path(config.model)) or not is_for_packs or not _has_room_beside_pack(smallest):
+        return []
+    return ["smoe", "pack", model, *weight_flags(smallest), "-o", "DIR"]
+
+
+def ways_out(config: EngineConfig, free_bytes: int) -> str:
+    """Return the end of an error message about weights that are too large: the largest that fit, or else what helps.
 
     `free_bytes`: of each host.
     """
     try:
-        fitting = fitting_plan(plan_memory(config, free_bytes))
+        plan = plan_memory(config, free_bytes)
+        fitting = fitting_plan(plan)
     except EngineConfigError:
         return ""
-    return f"; {' '.join(weight_flags(fitting))} fits" if fitting else ""
+    if fitting is not None:
+        return f"; {' '.join(weight_flags(fitting))} fits"
+    pack = pack_command(plan, config.model)
+    from_disk = f", and a pack is served from the disk, slowly: {shlex.join(pack)}" if pack else ""
+    return f"; `smoe plan` says how much is enough{from_disk}"
+
+
+def _has_room_beside_pack(plan: MemoryPlan) -> bool:
+    """Return whether the KV cache fits beside weights that the system may drop."""
+    free_bytes = bytes_beside_evictable(plan.memory_bytes - plan.adapter_bytes, plan.host_weight_bytes)
+    try:
+        size_engine(plan.config, plan.model, free_bytes, MAX_CPU_BUDGET)
+    except EngineConfigError:
+        return False
+    return True
 
 
 def _smaller_configs(plan: MemoryPlan) -> Iterator[EngineConfig]:

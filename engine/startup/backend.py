@@ -55,7 +55,8 @@ def choose_backend(
     except NativeUnavailableError as error:
         is_configured = config.backend == "native" or config.isa != "auto" or config.deterministic
         if is_configured or isinstance(error, NativeOutdatedError):
-            raise EngineConfigError(f"--backend native: {error}") from None
+            flag = "--backend native" if config.isa == "auto" else f"--isa {config.isa}"
+            raise EngineConfigError(f"{flag}: {error}") from None
         return _reference(config, device, f"{error}; using the slow reference backend")
     return _reference(config, device)
 

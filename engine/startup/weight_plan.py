@@ -7,7 +7,7 @@ import torch
 
 from engine.capacity.packs import are_weights_evictable
 from engine.capacity.sizing import check_weights_fit, weight_kind
-from engine.capacity.smaller_plans import smaller_weights
+from engine.capacity.smaller_plans import ways_out
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from engine.startup.backend import Backend
@@ -41,11 +41,10 @@ def plan_weights(
 
 
 def _check_weights_fit(config: EngineConfig, device: torch.device, weight_bytes: int, kind: str) -> None:
-    """Raise EngineConfigError, which names smaller weights if there are any that fit."""
+    """Raise EngineConfigError, which names smaller weights that fit, or what else helps."""
     free_bytes = memory_of(device).free_bytes()
     try:
         check_weights_fit(weight_bytes, free_bytes, kind)
     except EngineConfigError as error:
         on_device = msgspec.structs.replace(config, device="cuda" if device.type == "cuda" else "cpu")
-        smaller = smaller_weights(on_device, free_bytes)
-        raise EngineConfigError(f"{error}{smaller}") from None
+        raise EngineConfigError(f"{error}{ways_out(on_device, free_bytes)}") from None

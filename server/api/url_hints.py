@@ -13,11 +13,11 @@ _OTHER_APIS = {
     "/infill": "llama-server's own API is not served",
     "/props": "llama-server's own API is not served",
     "/slots": "llama-server's own API is not served",
-    "/v1/images": "This server has no images",
-    "/v1/audio": "This server has no audio",
+    "/v1/images": "Images are not served",
+    "/v1/audio": "Audio is not served",
     "/v1/assistants": "The Assistants API is not served",
     "/v1/threads": "The Assistants API is not served",
-    "/v1/fine_tuning": "This server does not train",
+    "/v1/fine_tuning": "Training is not served",
 }
 
 
@@ -25,7 +25,7 @@ def url_hint(path: str, known: Collection[str]) -> str | None:
     """Return a sentence about a path that is not among the `known` ones; None if nothing is like it."""
     for start, reason in _OTHER_APIS.items():
         if path.startswith(start):
-            return f"{reason}; OpenAI's is, as {_CHAT}."
+            return f"{reason}. OpenAI's text endpoints are, such as {_CHAT}."
     instead = _likely_path(path, known)
     return None if instead is None else f"Did you mean {instead}?"
 

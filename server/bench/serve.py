@@ -134,7 +134,11 @@ def _plan_runs(options: Options) -> list[tuple[str, int | None, list[BenchReques
     if options.rate is not None:
         return [(f"{options.rate:g} per s", None, with_arrivals(_draw(options, 0, rng), options.rate, rng))]
     return [
-        (f"{count} client{'s' * (count > 1)}", count, _draw(options, MIN_REQUESTS_PER_CLIENT * count, rng))
+        (
+            f"{count} {'client' if count == 1 else 'clients'}",
+            count,
+            _draw(options, MIN_REQUESTS_PER_CLIENT * count, rng),
+        )
         for count in options.clients
     ]
 

@@ -48,7 +48,7 @@ async def measure(endpoint: Endpoint, log: Path, calibration: Calibration, progr
         _check([await send(target, item, time.perf_counter())])
     first_tokens: list[float] = []
     for count in calibration.clients:
-        progress.write(f"steps: {count} client{'s' * (count > 1)}, {calibration.seconds:g} s\n")
+        progress.write(f"steps: {count} {'client' if count == 1 else 'clients'}, {calibration.seconds:g} s\n")
         timings = await closed_loop(target, _until(calibration, count, rng), count)
         _check(timings)
         if count == calibration.clients[0] == 1:

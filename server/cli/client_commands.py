@@ -47,7 +47,7 @@ def add_to(app: typer.Typer) -> None:
     """Register the commands with `app`."""
     app.command("chat", cls=WordsCommand)(chat_command)
     app.command("run-batch", cls=WordsCommand)(run_batch_command)
-    app.command("doctor", cls=settings_command("model", "rope_theta", "expert_memory"))(doctor_command)
+    app.command("doctor", cls=settings_command())(doctor_command)
 
 
 def chat_command(
@@ -152,22 +152,24 @@ def run_batch_command(
 
 
 def doctor_command(
-    context: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False
+    context: typer.Context,
+    config: Annotated[Path | None, typer.Option(help="YAML file with any of these settings.", metavar="FILE")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Check everything that `smoe serve MODEL` needs on this machine, and suggest remedies.
 
-    Environment variables (SMOE_PORT, SMOE_DEVICE, ...) have the same effect as for serve. Exits with 1 if the server
-    cannot start.
+    Takes the flags of `smoe serve`; environment variables (SMOE_PORT, SMOE_DEVICE, ...) have the same effect too. Exits
+    with 1 if the server cannot start.
 
     \b
-    smoe doctor /models/Mixtral-8x7B-Instruct-v0.1
+    smoe doctor /models/Mixtral-8x7B-Instruct-v0.1 --quantization int8
     """
     from server.cli import doctor
     from server.cli.settings.loading import load_settings
     from server.settings.sources import SettingsError
 
     try:
-        settings = load_settings(given_settings(context))
+        settings = load_settings(given_settings(context), config)
     except SettingsError as error:
         raise typer.Exit(report_error(error)) from None
     checks = doctor.run_checks(settings)

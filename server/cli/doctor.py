@@ -25,11 +25,11 @@ from server.cli.plan.memory import PlanError, expert_speeds, make_report
 from server.engine_client.launch import package_root
 from server.fairness.budgets import budgets, server_demand, shortage, summary
 from server.http.listener import ListenError, listen
+from server.lifecycle.text_checks import check_texts
 from server.model_files.location import ModelNotFoundError, locate_model, model_id
 from server.settings.engine_config import engine_config
 from server.settings.settings import Settings
 from server.settings.sources import model_stores
-from server.tokenizer.tokenizer import TokenizerError, load_tokenizer
 
 PROBE = (sys.executable, "-m", "engine.startup.probe")
 PROBE_TIMEOUT_S = 120.0  # the first import of torch reads several hundred MB
@@ -164,7 +164,7 @@ def _budgets(settings: Settings, plan: MemoryPlan | None) -> Check:
 
 
 def check_model(settings: Settings) -> Iterator[Check]:
-    """Check that the files exist, are complete by their headers, fit into memory, and include a tokenizer."""
+    """Check that the files exist, are complete by their headers, fit into memory, and turn text into tokens."""
     name = model_id(settings.model)
     try:
         directory = locate_model(settings.model, model_stores())
@@ -180,18 +180,12 @@ def check_model(settings: Settings) -> Iterator[Check]:
         weights += f", and {format_bytes(plan.adapter_bytes)} of adapters"
     detail = f"{name}: {kind}{weights}; {report.verdict}" + "".join(f"; {warning}" for warning in plan.warnings)
     would_fit = report.fitting and report.fitting is not plan
-    yield Check("model", verdict, detail, shlex.join(report.command) if would_fit else None)
+    remedy = report.command if would_fit else report.pack_command
+    yield Check("model", verdict, detail, shlex.join(remedy) or None)
     if plan.limits and plan.experts is not None:
         yield _expert_reads(directory, plan)
-    try:
-        tokenizer = load_tokenizer(directory)
-    except TokenizerError as error:
-        yield Check("tokenizer", "fail", str(error))
-        return
-    template = (
-        "its own chat template" if tokenizer.chat_template else "Mistral's chat format by its tokenizer's version"
-    )
-    yield Check("tokenizer", "ok", f"{len(tokenizer.vocabulary().tokens):,} tokens, {template}")
+    for part in check_texts(settings, directory, plan.model.vocab_size):
+        yield Check(part.name, "ok" if part.is_ok else "fail", part.detail)
 
 
 def _expert_reads(pack: Path, plan: MemoryPlan) -> Check:

@@ -16,6 +16,7 @@ from server.cli.plan import flags as flags_of_plan
 from server.cli.run import command as run
 from server.cli.settings.options import given_settings, settings_command
 from server.cli.top import command as top
+from server.cli.usage_errors import usage_line
 
 app = typer.Typer(
     name="smoe",
@@ -211,24 +212,13 @@ def experts_command(
     raise typer.Exit(command.run(flags, text, max_tokens, sweep=sweep, as_json=as_json, png=png))
 
 
-def _in_words(error: Any) -> str:
-    """Return the message of an invalid command line. A wrong value is described as one of a setting is."""
-    message: str = error.format_message()
-    if not hasattr(error.__cause__, "errors"):  # no pydantic.ValidationError
-        return message
-    from server.settings.faults import describe
-
-    return f"{message.partition(': ')[0]}: {describe(error.__cause__.errors())}"
-
-
 def main() -> None:
     """Run the `smoe` command. An invalid command line prints one line and exits with 2."""
     try:
         code = completion.run(sys.argv[1:])
         code = app(prog_name="smoe", standalone_mode=False) if code is None else code
     except USAGE_ERROR as error:
-        message = _in_words(error)
-        typer.echo(message if "\n" in message else f"smoe: {message} (see smoe --help)", err=True)
+        typer.echo(usage_line(error, sys.argv[1:]), err=True)
         code = 2
     except typer.Abort:
         code = INTERRUPTED

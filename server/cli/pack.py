@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import typer
 
+from engine.capacity.checkpoint_files import vocabulary_size
 from engine.capacity.machine.host_resources import format_bytes
 from engine.capacity.pack_messages import PackReport, PackRequest
 from engine.capacity.packs import check_pack
@@ -21,6 +22,7 @@ from server.cli.errors import INTERRUPTED, report_error
 from server.cli.settings.loading import load_settings
 from server.cli.terminal_text import escape_controls
 from server.engine_client.launch import package_root
+from server.lifecycle.text_checks import check_texts
 from server.model_files.location import ModelNotFoundError, locate_model
 from server.settings.engine_config import engine_config
 from server.settings.settings import Settings
@@ -60,9 +62,11 @@ def _check(directory: Path) -> None:
 
 
 def _pack(settings: Settings, source: Path, target: Path) -> None:
-    """Run the process that packs, and print the result with the next command. Raises PackError."""
+    """Run the process that packs, and print the result with the next command. Raises PackError, and EngineConfigError
+    for a bad config."""
     start_s = time.monotonic()
     request = PackRequest(engine_config(settings, source), str(target))
+    _check_texts(settings, source, vocabulary_size(request.config))
     last: PackReport | None = None
     with _progress_line() as show:
         for last in _reports(request):
@@ -74,6 +78,13 @@ def _pack(settings: Settings, source: Path, target: Path) -> None:
     seconds = time.monotonic() - start_s
     typer.echo(f"{escape_controls(str(target))}: {format_bytes(last.done_bytes)}, packed in {seconds:.0f} s")
     typer.echo(escape_controls(shlex.join(["smoe", "serve", str(target)])))
+
+
+def _check_texts(settings: Settings, source: Path, vocab_size: int) -> None:
+    """Raise PackError for what no server of the pack would accept, before anything is written."""
+    for part in check_texts(settings, source, vocab_size):
+        if not part.is_ok:
+            raise PackError(part.detail)
 
 
 def _reports(request: PackRequest) -> Iterator[PackReport]:

@@ -17,7 +17,7 @@ from server.engine_client.inflight import CrashReport
 from server.engine_client.status import EngineStatus
 from server.engine_client.supervisor import EngineEvents, EngineSupervisor, SupervisorConfig
 from server.http.listener import ListenError, listen
-from server.lifecycle.errors import StartError
+from server.lifecycle.errors import StartError, process_error
 from server.lifecycle.health_page import HealthPage
 from server.lifecycle.startup_report import StartupReport
 from server.model_files.location import ModelNotFoundError, described, locate_model
@@ -99,7 +99,7 @@ class Node:
             await self._supervisor.start(engine_config(settings, self._model_dir, self._attempt), None)
             await self._is_over.wait()
         except OSError as error:
-            self._end(f"cannot start a process: {error.strerror}", 1)
+            self._end(process_error(error), 1)
         await self._supervisor.stop()
         if page is not None:
             await page.stop()

@@ -15,7 +15,7 @@ from engine.garbage_collection import without_collections
 from server.engine_client.launch import ENGINE_COMMAND, LaunchedEngine, launch_engine
 from server.http.connections import raise_file_limit
 from server.http.listener import ListenError, listen
-from server.lifecycle.errors import StartError
+from server.lifecycle.errors import StartError, process_error
 from server.lifecycle.interpreter import tune_interpreter
 from server.lifecycle.restart.keeper import become_keeper
 from server.lifecycle.restart.predecessor import Inheritance
@@ -73,4 +73,4 @@ def _launch(runner: asyncio.Runner, command: Sequence[str]) -> LaunchedEngine:
     try:
         return runner.run(launch_engine(command))
     except OSError as error:
-        raise StartError(f"cannot start a process: {error.strerror}", exit_code=1) from None
+        raise StartError(process_error(error), exit_code=1) from None

@@ -39,7 +39,7 @@ from server.http.middleware import with_middleware
 from server.http.tenant_of_head import tenant_finder
 from server.http.uvicorn_server import CertificateError, HttpServer, RequestTracker
 from server.lifecycle.batches import batch_service
-from server.lifecycle.errors import StartError
+from server.lifecycle.errors import StartError, process_error
 from server.lifecycle.memory_bounds import apply_memory_share, memory_monitor, with_server_memory
 from server.lifecycle.restart.keeper import hold_signals
 from server.lifecycle.restart.predecessor import Inheritance
@@ -304,7 +304,7 @@ class Server:
                 load_texts(self._settings, self._model_dir, self._sandbox)
             )
         except OSError as error:
-            self._shutdown.fail(f"cannot start a process: {error.strerror}", 1)
+            self._shutdown.fail(process_error(error), 1)
             return
         except (TokenizerError, StartError) as error:
             self._shutdown.fail(str(error), 2)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Literal, Protocol, cast
 
 from engine.capacity.machine.host_resources import memory_limit_bytes
-from engine.capacity.sizing import example_lengths, requests_that_fit
+from engine.capacity.sizing import example_lengths, requests_that_fit, room_in_words
 from engine.messages import Ready
 from server.engine_client.status import EngineStatus
 from server.fairness.budgets import budgets, shortage, total_bytes
@@ -104,11 +104,21 @@ def lines_when_ready(ready: Ready, settings: Settings, *, url: str, model_id: st
     needs_key = bool(settings.api_keys)
     reduced = " (reduced to fit the memory limit)" if ready.memory_share < 1.0 else ""
     room = f"{size(total_bytes(parts))}{reduced}"
-    lines = ready_lines(ready, budgets=room, url=url, model_id=model_id, needs_key=needs_key, seconds=seconds)
+    lines = ready_lines(
+        ready,
+        max_num_seqs=settings.max_num_seqs,
+        budgets=room,
+        url=url,
+        model_id=model_id,
+        needs_key=needs_key,
+        seconds=seconds,
+    )
     return [*(f"WARNING: {warning}" for warning in warnings), *lines]
 
 
-def ready_lines(ready: Ready, *, budgets: str, url: str, model_id: str, needs_key: bool, seconds: float) -> list[str]:
+def ready_lines(
+    ready: Ready, *, max_num_seqs: int, budgets: str, url: str, model_id: str, needs_key: bool, seconds: float
+) -> list[str]:
     """Return five aligned lines about model, memory, capacity, requests and URL, and a command that sends a request.
 
     `budgets`: size of the memory that requests may use besides the KV cache. `seconds`: duration of the whole start.
@@ -128,8 +138,8 @@ def ready_lines(ready: Ready, *, budgets: str, url: str, model_id: str, needs_ke
         f"model     {model_id}: {ready.num_parameters:,} parameters in {_kind(ready)}{of_each}; "
         f"{ready.device}, {ready.backend} backend",
         f"memory    weights {size(ready.weight_bytes)}{kind}, KV cache {size(ready.kv_cache_bytes)}",
-        f"capacity  room for {_capacity(ready)} tokens at a time, the longest that a request may have; the KV cache "
-        f"holds {ready.num_blocks * ready.block_size:,} tokens{_window(ready)}",
+        f"capacity  room for {_capacity(ready, max_num_seqs)} tokens at a time, the longest that a request may have; "
+        f"the KV cache holds {ready.num_blocks * ready.block_size:,} tokens{_window(ready)}",
         f"requests  may take up to {budgets} more memory while they run; `smoe doctor` lists what for",
         f"serving   {model_id} at {url} after {seconds:.1f} s; open it in a browser, or send the request below; "
         "Ctrl-C ends it after the running requests",
@@ -151,16 +161,16 @@ def _kind(ready: Ready) -> str:
     return ready.dtype if ready.quantization == "none" else f"{ready.quantization} and {ready.dtype}"
 
 
-def _capacity(ready: Ready) -> str:
+def _capacity(ready: Ready, max_num_seqs: int) -> str:
     """Return how many requests of two lengths fit; of the longest only, if as many of the other do."""
-    numbers = {
-        length: requests_that_fit(ready.num_blocks, length, ready.block_size, ready.window)
+    rooms = {
+        length: min(max_num_seqs, requests_that_fit(ready.num_blocks, length, ready.block_size, ready.window))
         for length in example_lengths(ready.max_model_len)[-2:]
     }
-    longest = numbers[ready.max_model_len]
+    longest = rooms[ready.max_model_len]
     return " or ".join(
-        f"{number:,} requests of {length:,}"
-        for length, number in numbers.items()
+        room_in_words(number, length, max_num_seqs)
+        for length, number in rooms.items()
         if number != longest or length == ready.max_model_len
     )
 

@@ -3,22 +3,33 @@
 from pathlib import Path
 
 from server.chat.rendering import load_template
+from server.chat.template import ChatTemplate
 from server.generation.sampling_params import GenerationDefaults, load_generation_defaults
 from server.generation.state import TextFrontend
 from server.lifecycle.errors import StartError
 from server.sandbox.pool import Sandbox
 from server.settings.settings import Settings
 from server.tokenizer.sandboxed_loading import load_proven_tokenizer
+from server.tokenizer.tokenizer import Tokenizer
 
 
 async def load_texts(settings: Settings, model_dir: Path, sandbox: Sandbox) -> TextFrontend:
     """Load the text frontend of a checkpoint. Raises TokenizerError or StartError."""
     tokenizer = await load_proven_tokenizer(model_dir, sandbox)
-    source = tokenizer.chat_template if settings.chat_template is None else _read_template(settings.chat_template)
-    use_defaults = settings.generation_config == "auto"
-    defaults = load_generation_defaults(model_dir) if use_defaults else GenerationDefaults()
-    template = await load_template(source, tokenizer, sandbox)
+    defaults = load_defaults(settings, model_dir)
+    template = await load_chat_template(settings, tokenizer, sandbox)
     return TextFrontend(tokenizer, template, defaults, sandbox)
+
+
+def load_defaults(settings: Settings, model_dir: Path) -> GenerationDefaults:
+    """Load the checkpoint's sampling defaults, unless the settings say otherwise. Raises TokenizerError."""
+    return load_generation_defaults(model_dir) if settings.generation_config == "auto" else GenerationDefaults()
+
+
+async def load_chat_template(settings: Settings, tokenizer: Tokenizer, sandbox: Sandbox) -> ChatTemplate:
+    """Load the template of --chat-template, or else the checkpoint's. Raises TokenizerError or StartError."""
+    source = tokenizer.chat_template if settings.chat_template is None else _read_template(settings.chat_template)
+    return await load_template(source, tokenizer, sandbox)
 
 
 def _read_template(path: Path) -> str:

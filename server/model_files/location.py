@@ -17,6 +17,7 @@ from server.model_files.stores import (
 
 DEMO_NAME = "smoe-demo"
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+MISSPELLED = re.compile(r"(?:https?://[^/]+/([\w.-]+/[\w.-]+)(?:/.*)?|([\w.-]+/[\w.-]+)/+)")  # an address, or org/name/
 TAGGED = re.compile(r"((?:[\w.-]+/)*[\w.-]+):([\w.-]+)")  # org/name:Q4_K_M, mixtral:8x7b
 DEFAULT_TAG = "latest"  # Ollama's
 MAX_LISTED = 4
@@ -44,6 +45,9 @@ def locate_model(name: str | None, stores: ModelStores) -> Path:
         return _demo_dir()
     if name.startswith((".", "/", "~")):
         raise ModelNotFoundError(f"{name}: no such file or directory; {LIST_MODELS}")
+    if misspelled := MISSPELLED.fullmatch(name):
+        repository = misspelled[1] or misspelled[2]
+        raise ModelNotFoundError(f"{name}: no such directory; for a model in Hugging Face's cache write {repository}")
     tagged = TAGGED.fullmatch(name)
     if tagged:
         return _tagged(name, tagged[1], tagged[2], stores)

@@ -68,7 +68,9 @@ class RequestFamilies(FamilyGroup):
 
     def __init__(self) -> None:
         self.received = _counter("smoe_requests_received_total", "Choices of valid requests.")
-        self.outcomes = _counter("smoe_requests_total", "Finished choices, by outcome.", "outcome")
+        self.outcomes = _counter(
+            "smoe_requests_total", "Finished choices of valid requests, by outcome; rejected: not admitted.", "outcome"
+        )
         self.running = _gauge("smoe_requests_running", "Choices that the engine is running.")
         self.waiting = _gauge("smoe_requests_waiting", "Choices received that the engine is not running yet.")
         self.prompt_tokens = _counter("smoe_prompt_tokens_total", "Prompt tokens of finished choices.")

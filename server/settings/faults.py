@@ -25,6 +25,7 @@ BOUNDS = {
     "less_than": ("lt", "less than"),
     "less_than_equal": ("le", "at most"),
 }
+STORED_FORMATS = ("awq", "gptq", "gguf", "compressed-tensors")  # values of vLLM's --quantization
 
 
 def describe(errors: Sequence[Any]) -> str:
@@ -43,5 +44,7 @@ def _sentence(error: Any) -> str:
         name, relation = BOUNDS[kind]
         return f"should be {relation} {context[name]:g}"
     if kind == "literal_error":
-        return f"should be {context['expected'].replace(chr(39), '')}"
+        stored = error.get("input") in STORED_FORMATS and error["loc"] == ("quantization",)
+        hint = f"; a checkpoint in {error['input']} is served as it is, without this flag" if stored else ""
+        return f"should be {context['expected'].replace(chr(39), '')}{hint}"
     return SENTENCES.get(kind) or error["msg"].removeprefix("Value error, ")

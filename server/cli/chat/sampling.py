@@ -1,6 +1,7 @@
 """/set in a chat: fields of the next requests."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 SETTABLE: Mapping[str, Callable[[str], int | float]] = {
     "temperature": float,
@@ -17,7 +18,7 @@ SETTABLE: Mapping[str, Callable[[str], int | float]] = {
 def with_setting(fields: Mapping[str, object], text: str) -> dict[str, object]:
     """Return the fields after "NAME VALUE", or after "NAME", which leaves the value to the server.
 
-    Raises ValueError (one line) for an unknown name or a value that is no number. Ranges are the server's to check.
+    Raises ValueError (one line) for an unknown name, and for a value that is no number or that no request may have.
     """
     name, _, value = text.partition(" ")
     name = name.replace("-", "_")
@@ -27,10 +28,26 @@ def with_setting(fields: Mapping[str, object], text: str) -> dict[str, object]:
     if not value.strip():
         return others
     try:
-        return others | {name: SETTABLE[name](value)}
+        number = SETTABLE[name](value)
     except ValueError:
         kind = "a whole number" if SETTABLE[name] is int else "a number"
         raise ValueError(f"{name} takes {kind}, such as /set {name} 1") from None
+    _check_range(name, number)
+    return others | {name: number}
+
+
+def _check_range(name: str, value: float) -> None:
+    """Raise ValueError if the field of a request does not take the value."""
+    from pydantic import TypeAdapter, ValidationError  # only now: a chat starts without the request models
+
+    from server.schemas.chat import ChatCompletionRequest
+    from server.settings.faults import describe
+
+    kind: Any = ChatCompletionRequest.model_fields[name].annotation
+    try:
+        TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        raise ValueError(f"{name} {describe(error.errors())}") from None
 
 
 def described(fields: Mapping[str, object]) -> str:

@@ -127,8 +127,21 @@ class ChatSession:
         return {"X-Session-Id": self._session_id}
 
     def _set(self, text: str) -> str:
-        self._fields = with_setting(self._fields, text) if text else self._fields
+        fields = with_setting(self._fields, text) if text else self._fields
+        wanted = fields.get("experts_per_token")
+        if isinstance(wanted, int) and wanted != self._fields.get("experts_per_token"):
+            self._check_experts(wanted)
+        self._fields = fields
         return described(self._fields)
+
+    def _check_experts(self, wanted: int) -> None:
+        """Raise ValueError if the model has fewer experts. A server that does not say how many checks it later."""
+        try:
+            num_experts = len(self._client.get("/experts?window=60")["layers"][0]["tokens"])
+        except (ApiError, LookupError, TypeError):
+            return
+        if wanted > num_experts:
+            raise ValueError(f"experts_per_token should be at most {num_experts}")
 
     def _set_system(self, text: str) -> str:
         """Replace the system message, also that of the running conversation."""

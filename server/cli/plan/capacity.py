@@ -208,7 +208,7 @@ def _lines(answer: Answer, load: Load, plan: MemoryPlan) -> Iterator[str]:
         return
     servers = "1 server is" if answer.best.num_replicas == 1 else f"{answer.best.num_replicas} servers are"
     hosts = plan.config.nnodes * answer.best.num_replicas
-    yield f"verdict: {servers} enough" + f", on {hosts} hosts" * (plan.config.nnodes > 1)
+    yield f"verdict: {servers} enough" + (f", on {hosts} hosts" if plan.config.nnodes > 1 else "")
     budget = ["--max-num-batched-tokens", str(answer.best.max_num_batched_tokens)]
     flags = [*budget, *adapter_flags(plan.config), *device_flags(plan.config), *weight_flags(plan)]
     yield shlex.join(["smoe", "serve", *flags, *rank_flags(plan.config)])

@@ -3,12 +3,13 @@
 import json
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import typer
+from msgspec.structs import replace
 
 from engine.capacity import checkpoint_files
 from engine.capacity.expert_speed import NUM_CLIENTS, REFERENCE_DISK, Rates, tokens_per_s
@@ -16,8 +17,8 @@ from engine.capacity.machine.host_resources import available_bytes, format_bytes
 from engine.capacity.memory_plan import WEIGHT_KINDS, MemoryPlan, plan_memory
 from engine.capacity.packs import kind_of
 from engine.capacity.rank_limits import num_memories
-from engine.capacity.sizing import BLOCKS
-from engine.capacity.smaller_plans import smaller_plans, weight_flags
+from engine.capacity.sizing import BLOCKS, room_in_words
+from engine.capacity.smaller_plans import pack_command, smaller_plans, weight_flags
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from server.cli.colours import WITHOUT_COLOURS, Colours, colours_of
@@ -30,6 +31,7 @@ from server.settings.sources import SettingsError, model_stores, parse_size_flag
 
 NOTHING_FITS = 1  # exit code
 REFERENCE_BANDWIDTH = 100e9  # bytes per second of memory, about that of a desktop computer
+SHORT_CONTEXT = 4096  # tokens; for a model that does not fit with its own
 SOME_HOST = "HOST0"  # stands for an address in the printed command
 
 
@@ -46,6 +48,7 @@ class PlanReport:
     fitting: MemoryPlan | None  # `plan`, else the first plan with smaller weights that fits
     candidates: tuple[MemoryPlan, ...]  # `plan`, then those with smaller weights
     fits_if_given_memory: bool  # False if settings contradict each other or the model
+    short: MemoryPlan | None = None  # if nothing fits: the smallest plan, with a context of SHORT_CONTEXT
 
     @property
     def smallest(self) -> MemoryPlan:
@@ -65,16 +68,27 @@ class PlanReport:
 
     @property
     def _needs(self) -> str:
-        """Memory for the plan with its full context, and for the smallest weights; empty if no memory helps."""
+        """Memory for the plan, and for the smallest weights, with a short context too; empty if no memory helps."""
         if self.plan.needed_bytes <= self.plan.memory_bytes or not self.fits_if_given_memory:
             return ""
-        of_smallest = f", or {_round_up(self.smallest.needed_bytes)} in {self.smallest.weight_kind}"
         config = self.plan.config
         memory = "GPU" if config.device == "cuda" else "host"
-        where = f" on each {memory}" * (num_memories(config, config.device) > 1)
-        return f"; it needs {_round_up(self.plan.needed_bytes)} of memory{where}" + of_smallest * (
-            self.smallest != self.plan
-        )
+        where = f" on each {memory}" if num_memories(config, config.device) > 1 else ""
+        text = f"; it needs {_round_up(self.plan.needed_bytes)} of memory{where}"
+        kind = self.smallest.weight_kind
+        if self.smallest != self.plan:
+            text += f", or {_round_up(self.smallest.needed_bytes)} in {kind}"
+        if self.short is None or self.short.needed_bytes >= self.smallest.needed_bytes:
+            return text
+        enough = f"for {SHORT_CONTEXT:,} {_round_up(self.short.needed_bytes)} in {kind} are enough"
+        return f"{text}, for a context of {self.plan.model.context_len:,} tokens; {enough}"
+
+    @property
+    def pack_command(self) -> list[str]:
+        """`smoe pack`, if nothing fits but a pack can be served from the disk; else empty."""
+        if self.fitting is not None or not self.fits_if_given_memory:
+            return []
+        return pack_command(self.plan, self.model or model_id(None))
 
     @property
     def command(self) -> list[str]:
@@ -123,8 +137,18 @@ def make_report(settings: Settings, memory_bytes: int | None) -> PlanReport:
     except (ModelNotFoundError, EngineConfigError) as error:
         raise PlanError(str(error)) from None
     fitting = next((candidate for candidate in candidates if candidate.limits), None)
-    fits_if_given_memory = with_memory.limits is not None
-    return PlanReport(settings.model, plan, fitting, tuple(candidates), fits_if_given_memory)
+    short = _with_short_context(candidates) if fitting is None else None
+    return PlanReport(settings.model, plan, fitting, tuple(candidates), with_memory.limits is not None, short)
+
+
+def _with_short_context(candidates: Sequence[MemoryPlan]) -> MemoryPlan | None:
+    """Return the smallest plan with a context of SHORT_CONTEXT; None if settings say how large the KV cache is."""
+    smallest = min(candidates, key=lambda candidate: candidate.needed_bytes)
+    config = smallest.config
+    sizes = (config.max_model_len, config.num_kv_blocks, config.kv_cache_memory_bytes)
+    if smallest.model.context_len <= SHORT_CONTEXT or any(size is not None for size in sizes):
+        return None
+    return plan_memory(replace(config, max_model_len=SHORT_CONTEXT), smallest.memory_bytes)
 
 
 def exact_size(num_bytes: int) -> str:
@@ -212,6 +236,7 @@ def to_json(report: PlanReport) -> str:
         "warnings": plan.warnings,
         "verdict": report.verdict,
         "command": report.command,
+        "pack_command": report.pack_command,
     }
     return json.dumps(fields, indent=2)
 
@@ -224,6 +249,9 @@ def to_table(report: PlanReport, colours: Colours = WITHOUT_COLOURS) -> str:
         colours.bad if report.fitting is None else colours.good if report.fitting is report.plan else colours.warning
     )
     lines.append(f"verdict: {paint(report.verdict)}")
+    if report.pack_command:
+        lines.append("as a pack it is served from the disk, slowly (docs/packs.md):")
+        lines.append(colours.bold(shlex.join(report.pack_command)))
     return "\n".join([*lines, colours.bold(shlex.join(report.command))] if report.command else lines)
 
 
@@ -312,7 +340,8 @@ def _memory_lines(plan: MemoryPlan) -> Iterator[str]:
     yield from _adapter_lines(plan)
     for room in plan.capacities():
         each = format_bytes(room.bytes_per_request)
-        yield f"room for {room.num_requests:,} requests of {room.num_tokens:,} tokens, at most {each} each"
+        requests = room_in_words(room.num_requests, room.num_tokens, plan.config.max_num_seqs)
+        yield f"room for {requests} tokens, at most {each} each"
 
 
 def _adapter_lines(plan: MemoryPlan) -> Iterator[str]:

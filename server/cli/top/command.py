@@ -45,7 +45,7 @@ def top_command(
     except ApiError as error:
         raise typer.Exit(report_error(error)) from None
     if once or not sys.stdout.isatty() or is_plain_terminal():
-        typer.echo("\n".join(_lines(first)), color=True)
+        typer.echo("\n".join(_lines(first, is_redrawn=False)), color=True)
         return
     _watch(client, first)
 
@@ -58,7 +58,7 @@ def _watch(client: "ApiClient", snapshot: "Snapshot") -> None:
     sys.stdout.write(OTHER_SCREEN + HIDE_CURSOR)
     try:
         while True:
-            _draw([*_lines(snapshot), *([reason] if reason else [])])
+            _draw([*_lines(snapshot, is_redrawn=True), *([reason] if reason else [])])
             time.sleep(INTERVAL_S)
             try:
                 snapshot, reason = _read(client), ""
@@ -76,13 +76,13 @@ def _draw(lines: list[str]) -> None:
     sys.stdout.flush()
 
 
-def _lines(snapshot: "Snapshot") -> list[str]:
+def _lines(snapshot: "Snapshot", *, is_redrawn: bool) -> list[str]:
     from server.cli.colours import colours_of
     from server.cli.top.screen import screen_lines
 
     size = shutil.get_terminal_size()
     height = size.lines - 1 if sys.stdout.isatty() else sys.maxsize
-    return screen_lines(snapshot, colours_of(sys.stdout), size.columns, height)
+    return screen_lines(snapshot, colours_of(sys.stdout), size.columns, height, is_redrawn=is_redrawn)
 
 
 def _read(client: "ApiClient") -> "Snapshot":

@@ -23,8 +23,10 @@ class Snapshot:
     experts: Mapping[str, Any] | None  # of GET /experts; None if the engine did not answer
 
 
-def screen_lines(snapshot: Snapshot, colours: Colours, width: int, height: int) -> list[str]:
-    """Return at most `height` lines of at most `width` columns."""
+def screen_lines(
+    snapshot: Snapshot, colours: Colours, width: int, height: int, *, is_redrawn: bool = True
+) -> list[str]:
+    """Return at most `height` lines of at most `width` columns. `is_redrawn`: until Ctrl-C, which they then name."""
     load = snapshot.load
     state = colours.good("ready") if snapshot.is_ready else colours.bad("not ready")
     ttft = f"p50 {_ms(load['ttft_p50_ms'])}, p99 {_ms(load['ttft_p99_ms'])}"
@@ -38,7 +40,7 @@ def screen_lines(snapshot: Snapshot, colours: Colours, width: int, height: int) 
         ("first token", ttft, load["ttft_p50_ms"]),
     ]
     head = f"{colours.accent(_clip(snapshot.model, width - 12))}  {state}"
-    lines = [head, colours.dim(_clip(_period(snapshot, num_bars), width)), ""]
+    lines = [head, colours.dim(_clip(_period(snapshot, num_bars, is_redrawn=is_redrawn), width)), ""]
     lines += [_row(colours, name, text, values[-num_bars:] if num_bars else []) for name, text, values in rows]
     if snapshot.experts is not None:
         lines += [
@@ -65,9 +67,10 @@ def _row(colours: Colours, name: str, text: str, values: Sequence[float | None])
     return f"{name:<{LABEL_WIDTH}}{text:<24}{colours.good(bars(values))}".rstrip()
 
 
-def _period(snapshot: Snapshot, num_bars: int) -> str:
+def _period(snapshot: Snapshot, num_bars: int, *, is_redrawn: bool) -> str:
     seconds = num_bars * snapshot.load["interval_s"]
-    return f"{escape_controls(snapshot.url)}; bars: the last {seconds} s; Ctrl-C leaves"
+    way_out = "; Ctrl-C leaves" if is_redrawn else ""
+    return f"{escape_controls(snapshot.url)}; bars: the last {seconds} s{way_out}"
 
 
 def _ms(values: Sequence[float | None]) -> str:

@@ -33,6 +33,11 @@ def test_the_urls_of_other_servers_say_whose_they_are_and_what_to_call(path: str
     assert hint is not None and named in hint and "/v1/chat/completions" in hint
 
 
+def test_the_hint_for_pictures_is_made_of_sentences() -> None:
+    expected = "Images are not served. OpenAI's text endpoints are, such as /v1/chat/completions."
+    assert url_hint("/v1/images/generations", PATHS) == expected
+
+
 @pytest.mark.parametrize("path", ["/", "/nowhere", "/favicon.ico", "/" + "v1/" * MAX_PATH_CHARS])
 def test_other_urls_have_no_hint(path: str) -> None:
     assert url_hint(path, [known for known in PATHS if known != "/"]) is None

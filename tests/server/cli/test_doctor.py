@@ -60,6 +60,8 @@ def test_the_demo_on_this_machine_would_start() -> None:
         "requests",
         "model",
         "tokenizer",
+        "template",
+        "defaults",
         "port",
         "open files",
     }
@@ -77,6 +79,24 @@ def test_a_damaged_checkpoint_fails_by_the_name_of_its_file(monkeypatch: pytest.
     (damaged / "tokenizer.model").unlink()
     assert run_check("model", model=str(damaged)).verdict == "ok"
     assert run_check("tokenizer", model=str(damaged)).verdict == "fail"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "name"),
+    [
+        ("added_tokens.json", {"<x>": 3072}, "tokenizer"),
+        ("tokenizer_config.json", {"chat_template": "{% if %}"}, "template"),
+        ("generation_config.json", {"temperature": 3}, "defaults"),
+    ],
+)
+def test_text_files_that_serve_refuses_fail(
+    file: str, content: dict[str, object], name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    set_probe(monkeypatch)
+    damaged = shutil.copytree(DEMO, tmp_path / "damaged", ignore=shutil.ignore_patterns("training"))
+    (damaged / file).write_text(json.dumps(content))
+    checks = run_checks(load_settings({"port": 0, "model": str(damaged)}))
+    assert [check.name for check in checks if check.verdict == "fail"] == [name]
 
 
 def test_adapters_are_counted_with_the_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -143,6 +163,21 @@ def test_a_failed_check_sets_the_exit_code_and_the_last_line() -> None:
     assert result.returncode == 1
     assert "fail  model        /no/where" in result.stdout
     assert result.stdout.splitlines()[-1] == "smoe serve would not start: 1 of 8 checks failed"
+
+
+def test_the_flags_of_serve_decide_and_not_only_variables() -> None:
+    flags = ("--quantization", "int8", "--kv-cache-memory-bytes", "64MiB", "--max-model-len", "512", "--device", "cpu")
+    result = smoe("doctor", "--port", "0", *flags, SMOE_PORT="1")
+    assert result.returncode == 0, result.stdout
+    assert " in int8; fits" in result.stdout and "127.0.0.1:0 is free" in result.stdout
+    result = smoe("doctor", "--port", "0", "--kv-cache-memory-bytes", "1024GiB")
+    assert result.returncode == 1 and "the configured KV cache takes 1024.0 GiB" in result.stdout
+
+
+def test_the_file_of_settings_counts(tmp_path: Path) -> None:
+    (tmp_path / "smoe.yaml").write_text("port: 0\nquantization: int4\n")
+    result = smoe("doctor", "--config", str(tmp_path / "smoe.yaml"))
+    assert result.returncode == 0 and " in int4; fits" in result.stdout
 
 
 def test_the_probe_runs_in_the_folder_of_the_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

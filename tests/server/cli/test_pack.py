@@ -48,11 +48,35 @@ def test_a_pack_is_checked_and_a_flipped_byte_is_named(packed: Path, tmp_path: P
 
 
 def test_doctor_and_plan_know_a_pack(packed: Path) -> None:
-    model, tokenizer = check_model(load_settings({"model": str(packed)}))
-    assert (model.verdict, tokenizer.verdict) == ("ok", "ok")
+    checks = list(check_model(load_settings({"model": str(packed)})))
+    assert {check.verdict for check in checks} == {"ok"}
+    model = checks[0]
     assert model.detail.startswith("demo-int8: pack, ") and " in int8; " in model.detail
     plan = CliRunner().invoke(app, ["plan", str(packed), "--memory", "1GiB"])
     assert plan.stdout.startswith("demo-int8: pack, 5 layers") and "verdict: fits" in plan.stdout
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "line"),
+    [
+        ("tokenizer.model", None, "{0}: no tokenizer (tokenizer.model, tokenizer.model.v* or tokenizer.json)"),
+        ("added_tokens.json", '{"<x>": 3072}', "{0}: the tokenizer adds token id 3072, the model's vocabulary has only "
+                                               "3072"),
+        ("tokenizer_config.json", '{"chat_template": "{% if %}"}', "the chat template is not valid jinja (line 1)"),
+        ("generation_config.json", '{"temperature": 3}', "{0}/generation_config.json: temperature must be a number "
+                                                         "from 0 to 2"),
+    ],
+)  # fmt: skip
+def test_what_no_server_would_accept_is_refused_before_anything_is_written(
+    file: str, content: str | None, line: str, tmp_path: Path
+) -> None:
+    damaged = shutil.copytree(DEMO, tmp_path / "damaged", ignore=shutil.ignore_patterns("training"))
+    (damaged / file).unlink(missing_ok=True)
+    if content is not None:
+        (damaged / file).write_text(content)
+    result = pack(damaged, "-o", tmp_path / "pack")
+    assert (result.exit_code, result.stderr) == (2, f"smoe: {line.format(damaged)}\n")
+    assert not list(tmp_path.glob("pack*"))
 
 
 WRONG = {

@@ -1,12 +1,15 @@
 """Wrong inputs of a command line: exit code 2, nothing on standard output, one line that names the way out."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
 from server.cli.main import main
+from server.cli.usage_errors import FOREIGN_FLAGS
+from server.settings.flags import setting_flags
 from tests.support.ports import free_port
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
@@ -15,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("clean_environment")
 WRONG = (
     ("serv", "serve"),
     ("serve --prot 9000", "--port"),
-    ("serve --port", "--port"),
+    ("serve --port", "(see smoe serve --help)"),
     ("serve --port 70000", "--port: should be"),
     ("serve --port http", "--port: should be"),
     ("serve --dtype fp16", "float32 or bfloat16"),
@@ -40,15 +43,29 @@ WRONG = (
     ("plan {}/two", "name one, such as"),
     ("plan {}/empty.gguf", "empty.gguf"),
     ("serve mixtral", "smoe models"),
+    ("plan https://hub.example/org/name", "write org/name"),
+    ("plan https://hub.example/org/name/tree/main", "write org/name"),
+    ("plan org/name/", "write org/name"),
     ("serve org/name", "hf download org/name"),
     ("serve org/name:Q4_K_M", "hf download org/name --include"),
+    ("serve --nope", "(see smoe serve --help)"),
+    ("bench serve --nope", "(see smoe bench serve --help)"),
+    ("nope", "(see smoe --help)"),
+    ("serve --ctx-size 4096", "--ctx-size; --max-model-len N sets the context (see"),
+    ("doctor -c 4096", "-c; --max-model-len"),
+    ("serve -ngl 33", "-ngl; --device"),
+    ("serve --gpu-memory-utilization 0.9", "--kv-cache-memory-bytes"),
+    ("serve --mlock", "--weights-memory lock"),
+    ("serve --jinja", "without a flag"),
+    ("chat --jinja", "No such option: --jinja (see smoe chat --help)"),
+    ("serve --quantization awq", "should be none, int8, int4 or fp8; a checkpoint in awq is served as it is"),
     ("plan --memory 80", "80GiB"),
     ("plan --memory lots", "--memory"),
     ("plan --memory 0", "--memory"),
     ("plan ./nope", "smoe models"),
     ("plan {}/bad", "config.json"),
     ("models --memory 80", "80GiB"),
-    ("doctor --port 1", "--port"),
+    ("doctor --prot 1", "--port"),
     ("experts", "--text FILE"),
     ("experts --text {}/none.txt", "none.txt"),
     ("experts --text {}/list.yaml --tokens 1", "--tokens"),
@@ -119,3 +136,10 @@ def test_a_wrong_input_is_one_line_with_the_way_out(
 
 def test_the_table_has_forty_rows() -> None:
     assert len(WRONG) >= 40 and len({arguments for arguments, _ in WRONG}) == len(WRONG)
+
+
+def test_hints_for_the_flags_of_other_servers_name_flags_that_exist() -> None:
+    known = {flag.flag for flag in setting_flags()}
+    for foreign, hint in FOREIGN_FLAGS.items():
+        assert foreign not in known
+        assert set(re.findall(r"--[a-z-]+", hint)) <= known, hint

@@ -1,11 +1,13 @@
 """server/lifecycle/serve.py: what has happened when the engine is launched."""
 
+import errno
 import socket
 import subprocess
 import sys
 
 import pytest
 
+from server.lifecycle.errors import process_error
 from tests.support.paths import ROOT
 
 REFUSED_LAUNCH = """
@@ -91,3 +93,9 @@ def test_the_first_engine_gets_the_raised_limit_of_open_files() -> None:
     output, _, _ = run_script(LIMIT_AT_LAUNCH, "--port", "0")
     soft, hard = map(int, output.split())
     assert soft > SOFT_LIMIT or soft == hard
+
+
+def test_the_program_that_cannot_be_started_is_named() -> None:
+    refused = PermissionError(errno.EACCES, "Permission denied", "/opt/python")
+    assert process_error(refused) == "cannot start /opt/python: Permission denied"
+    assert process_error(OSError(errno.EAGAIN, "no more")) == "cannot start a process: no more"

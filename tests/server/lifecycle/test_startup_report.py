@@ -23,8 +23,20 @@ def test_the_number_of_requests_that_fit_follows_from_the_blocks(
     window: int | None, length: int, blocks_each: int
 ) -> None:
     ready = msgspec.structs.replace(READY, window=window, max_model_len=length)  # 100 blocks of 16 tokens
-    lines = ready_lines(ready, budgets="b", url="http://h:1", model_id="m", needs_key=False, seconds=1.0)
+    lines = ready_lines(
+        ready, max_num_seqs=256, budgets="b", url="http://h:1", model_id="m", needs_key=False, seconds=1.0
+    )
     assert f"room for {100 // blocks_each:,} requests of {length}" in lines[2]
+
+
+@pytest.mark.parametrize(
+    ("max_num_seqs", "listed"), [(2, "2 requests of 512 or 0 requests of"), (1, "1 request of 512 or")]
+)
+def test_no_more_requests_are_promised_than_a_step_may_have(max_num_seqs: int, listed: str) -> None:
+    ready = msgspec.structs.replace(READY, max_model_len=2048)
+    settings = Settings(max_num_seqs=max_num_seqs)
+    lines = lines_when_ready(ready, settings, url="http://h:1", model_id="m", seconds=1.0)
+    assert any(f"room for {listed}" in line for line in lines), lines
 
 
 def test_a_length_of_which_no_more_requests_fit_is_not_listed() -> None:
@@ -33,13 +45,21 @@ def test_a_length_of_which_no_more_requests_fit_is_not_listed() -> None:
         (32, "room for 33 requests of 2,048 tokens at"),
     ):
         ready = msgspec.structs.replace(READY, window=window, max_model_len=2048)  # 100 blocks of 16 tokens
-        lines = ready_lines(ready, budgets="b", url="http://h:1", model_id="m", needs_key=False, seconds=1.0)
+        lines = ready_lines(
+            ready, max_num_seqs=256, budgets="b", url="http://h:1", model_id="m", needs_key=False, seconds=1.0
+        )
         assert listed in lines[2]
 
 
 def test_the_last_lines_are_url_model_id_and_a_request_to_paste() -> None:
     lines = ready_lines(
-        READY, budgets="b", url="http://127.0.0.1:1", model_id="smoe-demo", needs_key=False, seconds=1.0
+        READY,
+        max_num_seqs=256,
+        budgets="b",
+        url="http://127.0.0.1:1",
+        model_id="smoe-demo",
+        needs_key=False,
+        seconds=1.0,
     )
     assert [line[:10].strip() for line in lines[:-1]] == ["model", "memory", "capacity", "requests", "serving"]
     assert "Ctrl-C" in lines[-2]
@@ -50,13 +70,17 @@ def test_the_last_lines_are_url_model_id_and_a_request_to_paste() -> None:
 
 
 def test_the_request_to_paste_has_a_placeholder_for_the_key() -> None:
-    lines = ready_lines(READY, budgets="b", url="http://h:1", model_id="m", needs_key=True, seconds=1.0)
+    lines = ready_lines(
+        READY, max_num_seqs=256, budgets="b", url="http://h:1", model_id="m", needs_key=True, seconds=1.0
+    )
     assert "Bearer YOUR_KEY" in lines[-1]
 
 
 def test_the_request_to_paste_to_an_embedding_model_embeds() -> None:
     ready = msgspec.structs.replace(READY, embeds=True, generates=False)
-    lines = ready_lines(ready, budgets="b", url="http://h:1", model_id="m", needs_key=False, seconds=1.0)
+    lines = ready_lines(
+        ready, max_num_seqs=256, budgets="b", url="http://h:1", model_id="m", needs_key=False, seconds=1.0
+    )
     assert lines[-1].startswith("curl -N http://h:1/v1/embeddings") and '"input": "It was"' in lines[-1]
     assert json.loads(lines[-1].split("-d '")[1].removesuffix("'"))["model"] == "m"
 

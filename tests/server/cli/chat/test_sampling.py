@@ -17,7 +17,16 @@ def test_a_value_is_set_replaced_and_forgotten() -> None:
 
 @pytest.mark.parametrize(
     ("text", "part"),
-    [("colour red", "one of: temperature"), ("seed many", "a whole number"), ("temperature hot", "a number")],
+    [
+        ("colour red", "one of: temperature"),
+        ("seed many", "a whole number"),
+        ("temperature hot", "a number"),
+        ("temperature 9", "temperature should be at most 2"),
+        ("temperature -1", "at least 0"),
+        ("top_p 0", "more than 0"),
+        ("max_tokens 0", "max_tokens should be at least 1"),
+        ("experts_per_token 0", "at least 1"),
+    ],
 )
 def test_a_wrong_setting_is_one_line_with_the_way_out(text: str, part: str) -> None:
     with pytest.raises(ValueError, match=part) as caught:

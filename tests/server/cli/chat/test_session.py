@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from server.cli.api_client import NO_HEADERS, ApiClient
+from server.cli.api_client import NO_HEADERS, ApiClient, ApiError
 from server.cli.chat.session import ChatSession
 
 
@@ -39,6 +39,12 @@ class Server(ApiClient):
 
     def __init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []
+        self.experts: Any = {"layers": [{"tokens": [0] * 8}]}
+
+    def get(self, path: str) -> Any:
+        if self.experts is None:
+            raise ApiError("no such path")
+        return self.experts
 
     def stream(
         self, path: str, fields: Mapping[str, object], headers: Mapping[str, str] = NO_HEADERS
@@ -72,6 +78,22 @@ def test_again_replaces_the_last_answer() -> None:
     assert chat.notes == ["no message was answered yet\n"]
     assert chat.server.bodies[1]["messages"] == chat.server.bodies[2]["messages"]
     assert chat.last() == ["Be brief.", "one", "answer 1", "two", "answer 3", "three"]
+
+
+def test_a_value_that_no_request_may_have_is_refused_at_once_and_the_one_before_stays() -> None:
+    chat = Chat()
+    chat.say("/k 4", "/set temperature 9", "/k 9", "/set experts_per_token 99", "one")
+    assert chat.notes[1:] == [
+        "temperature should be at most 2\n",
+        "experts_per_token should be at most 8\n",
+        "experts_per_token should be at most 8\n",
+    ]
+    assert chat.server.bodies[0]["experts_per_token"] == 4 and "temperature" not in chat.server.bodies[0]
+    for unknown in (None, {"layers": []}, {"error": "another server"}):
+        chat.server.experts = unknown
+        chat.say("/k 9", "two")
+        assert chat.server.bodies[-1]["experts_per_token"] == 9
+        chat.say("/k 4")
 
 
 def test_settings_and_the_number_of_experts_hold_for_the_next_requests() -> None:

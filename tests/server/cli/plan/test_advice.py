@@ -124,4 +124,6 @@ def assert_doctor_agrees(
     check = next(doctor.check_model(settings))
     assert (check.verdict == "ok") == bool(report.plan.limits)
     is_smaller = report.fitting is not None and report.fitting is not report.plan
-    assert check.remedy == (shlex.join(report.command) if is_smaller else None)
+    assert check.remedy == (shlex.join(report.command if is_smaller else report.pack_command) or None)
+    if report.pack_command:
+        assert report.fitting is None and report.plan.config.device != "cuda"

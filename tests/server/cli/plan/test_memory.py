@@ -197,12 +197,39 @@ def test_a_plan_that_does_not_fit_names_a_memory_size_that_fits(mixtral: Path) -
     refused = as_json(mixtral, "--memory", "20GiB")
     assert (refused["fits"], refused["max_model_len"], refused["kv_cache_bytes"]) == (False, None, 0)
     assert "the weights alone take 87.0 GiB in bfloat16, and 20.0 GiB are free" in refused["verdict"]
-    assert refused["verdict"].endswith("; it needs 95 GiB of memory, or 33 GiB in int4")
+    assert refused["verdict"].endswith(
+        "; it needs 95 GiB of memory, or 33 GiB in int4, for a context of 32,768 tokens; "
+        "for 4,096 26 GiB in int4 are enough"
+    )
+    short = as_json(mixtral, "--memory", "26GiB")
+    assert short["fits"] is False and short["max_model_len"] is None and "int4" in short["command"]
+    given = as_json(mixtral, "--memory", "20GiB", "--max-model-len", "32768")["verdict"]
+    assert given.endswith("; it needs 95 GiB of memory, or 33 GiB in int4")
     assert as_json(mixtral, "--memory", "33GiB", "--quantization", "int4")["verdict"] == "fits"
     assert as_json(mixtral, "--memory", "95GiB")["verdict"] == "fits"
     assert as_json(mixtral, "--memory", "94GiB")["verdict"].startswith(
         "fits with a shorter context; the full context needs 95 GiB"
     )
+
+
+def test_what_fits_no_memory_here_can_be_packed_on_a_cpu(mixtral: Path) -> None:
+    command = f"smoe pack {mixtral} --dtype bfloat16 --quantization int4 -o DIR"
+    assert as_json(mixtral, "--memory", "20GiB")["pack_command"] == shlex.split(command)
+    table = plan(mixtral, "--memory", "20GiB").stdout
+    assert table.endswith(f"\nas a pack it is served from the disk, slowly (docs/packs.md):\n{command}\n")
+    for arguments in (
+        ("--memory", "26GiB"),
+        ("--memory", "20GiB", "--device", "cuda"),
+        ("--memory", "8GiB", "--max-model-len", "32768"),  # the KV cache has an eighth
+    ):
+        assert as_json(mixtral, *arguments)["pack_command"] == [], arguments
+
+
+def test_no_more_requests_are_promised_than_a_step_may_have(mixtral: Path) -> None:
+    table = plan(mixtral, "--memory", "160GiB").stdout
+    assert "room for 256 requests of 512 tokens, at most 64.0 MiB each" in table
+    table = plan(mixtral, "--memory", "160GiB", SMOE_MAX_NUM_SEQS="1").stdout
+    assert "room for 1 request of 512 tokens" in table and "room for 1 request of 32,768 tokens" in table
 
 
 def test_the_table_has_at_most_twenty_lines_and_ends_with_the_command(tmp_path: Path) -> None:

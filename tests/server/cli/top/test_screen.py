@@ -65,3 +65,8 @@ def test_a_models_name_cannot_control_the_terminal() -> None:
 )
 def test_the_largest_bar_is_full_and_no_positive_value_is_blank(values: list[float | None], expected: str) -> None:
     assert bars(values) == expected
+
+
+def test_only_a_screen_that_is_redrawn_says_how_to_leave_it() -> None:
+    assert "Ctrl-C leaves" in screen_lines(snapshot(), PLAIN, 120, 40)[1]
+    assert not [line for line in screen_lines(snapshot(), PLAIN, 120, 40, is_redrawn=False) if "Ctrl-C" in line]
