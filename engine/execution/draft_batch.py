@@ -84,8 +84,9 @@ class DraftBatches:
         """Return the arrays of steps of T rows."""
         if num_rows > self._max_rows:
             self._max_rows = -(-num_rows // LOGITS_STEP) * LOGITS_STEP
-            self._logits = torch.empty(self._max_rows, self._model.vocab_size)
             self._kept.clear()
+            self._logits = torch.empty(0)  # frees the smaller memory first
+            self._logits = torch.empty(self._max_rows, self._model.vocab_size)
         if num_sequences != self._num_sequences:
             self._kept.clear()
             self._num_sequences = num_sequences

@@ -86,6 +86,7 @@ class DraftSampling:
     def _fill(self, kept: _Kept, rows: LogitRows) -> None:
         """Write the parameters of rows of other requests, or of drafts of other lengths."""
         requests, row_indices = self._requests, rows.rows.tolist()
+        kept.owners = ([], b"")  # of nobody, should this fail halfway
         kept.is_usual = not any(map(self._has_more_parameters, row_indices, rows.sequences))
         if not kept.is_usual:
             return

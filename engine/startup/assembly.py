@@ -205,14 +205,15 @@ class Assembly:
         """Return the limits with the budget of a step that was measured on this CPU, unless it is configured."""
         if self._config.max_num_batched_tokens is not None or not self._on_cpu:
             return limits
+        rate = None if self._loaded.disk_rate is None else self._loaded.disk_rate.result()  # before steps are timed
         is_read = self._loaded.experts is not None or self.mapped_bytes >= SAMPLED_BYTES
         if is_read and self._loaded.ranks is None:
             ops = self._loaded.backend.ops
             budget = sampled_token_budget(self._config, self.model, ops, self.kv_dtype, limits)
         else:
             budget = measure_token_budget(self._config, self.model.config, runner, limits)
-        if self._loaded.experts is not None and self._loaded.disk_rate is not None:
-            budget = budget_beside_reads(budget, self._loaded.experts, self._loaded.disk_rate.result())
+        if self._loaded.experts is not None and rate is not None:
+            budget = budget_beside_reads(budget, self._loaded.experts, rate)
         return replace(limits, max_num_batched_tokens=budget)
 
     def _leading(self, network: Mixtral) -> Mixtral:

@@ -24,7 +24,7 @@ from model.ops.interface import Ops
 def measure_token_budget(config: EngineConfig, model: ModelConfig, runner: ModelRunner, limits: EngineLimits) -> int:
     """Return how many tokens this CPU computes in about half a second, from a small step timed after a warm-up."""
     count = _num_tokens(limits)
-    return cpu_token_budget(count, _step_seconds(config, model, runner, limits))
+    return cpu_token_budget(count, _step_seconds(config, model, runner, limits, count))
 
 
 def sampled_token_budget(
@@ -32,20 +32,21 @@ def sampled_token_budget(
 ) -> int:
     """Estimate the same from the network's first layers, so that only their weights are read from a mapped file.
 
-    All layers take the time by which a second layer lengthens a step of one. Where a store reads the experts, there
-    is no warm-up: it maps their pages before they are used, and that time does not count.
+    All layers take the time by which a second layer lengthens a step of one, or a quarter of the longer step if that is
+    more: other work may have slowed the shorter one. Where a store reads the experts, a step of one token is the
+    warm-up: it reads what all tokens need. The store maps pages of experts before they are used, and that time does not
+    count.
     """
     config = msgspec.structs.replace(config, max_num_seqs=1)
     num_blocks = -(-_num_tokens(limits) // config.block_size) + 1
     limits = replace(limits, num_blocks=num_blocks)
-    num_steps = 2 if expert_store_of(model) is None else 1
-    seconds = []
-    for num_layers in (1, 2):
-        network = _first_layers(model, ops, num_layers)
-        runner = _small_runner(network, config, kv_dtype, limits)
-        seconds.append(_step_seconds(config, network.config, runner, limits, num_steps))
-    one, two = seconds
-    return cpu_token_budget(_num_tokens(limits), one + (model.config.num_layers - 1) * max(0.0, two - one))
+    runners = [_small_runner(_first_layers(model, ops, count), config, kv_dtype, limits) for count in (1, 2)]
+    num_steps, num_tokens = 2, _num_tokens(limits)
+    if expert_store_of(model) is not None:
+        num_steps = 1
+        _step_seconds(config, runners[1].model.config, runners[1], limits, num_tokens=1, num_steps=1)
+    one, two = (_step_seconds(config, runner.model.config, runner, limits, num_tokens, num_steps) for runner in runners)
+    return cpu_token_budget(num_tokens, one + (model.config.num_layers - 1) * max(two - one, two / 4))
 
 
 def _num_tokens(limits: EngineLimits) -> int:
@@ -53,13 +54,18 @@ def _num_tokens(limits: EngineLimits) -> int:
 
 
 def _step_seconds(
-    config: EngineConfig, model: ModelConfig, runner: ModelRunner, limits: EngineLimits, num_steps: int = 2
+    config: EngineConfig,
+    model: ModelConfig,
+    runner: ModelRunner,
+    limits: EngineLimits,
+    num_tokens: int,
+    num_steps: int = 2,
 ) -> float:
     """Time the last of `num_steps` equal steps, without the time in which it waited for experts from the disk."""
-    count, seconds = _num_tokens(limits), 0.0
+    seconds, prompt = 0.0, [index % model.vocab_size for index in range(num_tokens)]
     for _ in range(num_steps):
-        scheduler = make_scheduler(config, model, replace(limits, max_num_batched_tokens=count))
-        scheduler.add(Request(0, [index % model.vocab_size for index in range(count)], SamplingParams(max_tokens=1)))
+        scheduler = make_scheduler(config, model, replace(limits, max_num_batched_tokens=num_tokens))
+        scheduler.add(Request(0, prompt, SamplingParams(max_tokens=1)))
         plan = scheduler.plan(0.0)
         start = time.monotonic() - _waited_s(runner)
         result = runner.run(plan)

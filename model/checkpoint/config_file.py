@@ -13,7 +13,7 @@ from model.checkpoint.headers import read_headers
 from model.checkpoint.json_files import printable, read_json_object
 from model.checkpoint.quantized.scheme import read_scheme
 from model.checkpoint.sentence_embedding import embeds
-from model.checkpoint.stored_tensor import PackedEncoding
+from model.checkpoint.stored_tensor import PackedEncoding, StoredTensor
 from model.checkpoint.tensor_names import EMBEDDING, embedding_dtype, with_prefix
 from model.config import MISTRAL, MISTRAL_EMBEDDING, MIXTRAL, ModelConfig
 
@@ -211,20 +211,20 @@ def _stored_window(fields: JsonFields) -> int | None:
 def _dtype(fields: JsonFields, path: Path, warnings: list[str]) -> str:
     name = fields.get("torch_dtype") if fields.get("dtype") is None else fields.get("dtype")
     if name is None:
-        stored = _stored_dtype(path)
-        warnings.append(f"config.json has no dtype: using {stored}, as the embedding is stored")
-        return stored
+        embedding = _stored_embedding(path)
+        source = "" if embedding is None else f"; the embedding is stored as {embedding.dtype}"
+        warnings.append(f"config.json has no dtype: using {embedding_dtype(embedding)}{source}")
+        return embedding_dtype(embedding)
     if name not in DTYPES:
         raise fields.error(f"dtype is {printable(name)}; supported are {', '.join(DTYPES)}")
     return str(name)
 
 
-def _stored_dtype(path: Path) -> str:
+def _stored_embedding(path: Path) -> StoredTensor | None:
     try:
-        tensors = with_prefix(read_headers(path))
+        return with_prefix(read_headers(path)).get(EMBEDDING)
     except CheckpointError:  # who reads the weights reports it
-        tensors = {}
-    return embedding_dtype(tensors.get(EMBEDDING))
+        return None
 
 
 def _bos_token_id(fields: JsonFields, vocab_size: int) -> int | None:

@@ -96,7 +96,10 @@ class BackgroundReader:
     """Reads parts of a mapped file ahead of their use, in order, while the engine already serves."""
 
     def __init__(self, parts: Sequence[Tensor]) -> None:
-        self._pieces = _pieces(parts, PIECE_BYTES)
+        # As numbers: a thread of a process that ends must not be in torch, whose frames it could not leave.
+        self._pieces = [(piece.data_ptr(), piece.nbytes) for piece in _pieces(parts, PIECE_BYTES)]
+        self._parts = parts  # keeps the mapping
+        self._next = 0
         self._lock = threading.Lock()
         self.done = threading.Event()  # all threads have ended
         self._running = NUM_READERS
@@ -111,7 +114,7 @@ class BackgroundReader:
     def _run(self) -> None:
         try:
             while (piece := self._take()) is not None:
-                advise(piece.data_ptr(), piece.nbytes, MADV_POPULATE_READ)
+                advise(*piece, MADV_POPULATE_READ)
         except OSError:
             pass  # an older kernel, or a page that is gone: whoever needs it will see that
         finally:
@@ -124,9 +127,12 @@ class BackgroundReader:
                 finally:
                     self.done.set()
 
-    def _take(self) -> Tensor | None:
+    def _take(self) -> tuple[int, int] | None:
         with self._lock:
-            return next(self._pieces, None)
+            if self._next == len(self._pieces):
+                return None
+            self._next += 1
+            return self._pieces[self._next - 1]
 
 
 def _pieces(parts: Sequence[Tensor], num_bytes: int) -> Iterator[Tensor]:

@@ -13,12 +13,12 @@ from engine.capacity.gguf_vocabulary import GgufVocabulary, read_gguf_vocabulary
 from engine.errors import EngineConfigError
 from server.tokenizer.config_files import TokenizerError, TokenizerSettings
 from server.tokenizer.encoders import MAX_PIECE_CHARS
+from server.tokenizer.token_table import CHATML
 
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
 BPE = 2  # model_type in trainer_spec
 VARINT, LENGTH, FIXED32 = 0, 2, 5  # wire types
 USER_DEFINED = 4
-CHATML = ("<|im_start|>", "<|im_end|>")  # control tokens, though early files give them the type of plain text
 MARKED_TURN = "[INST]"  # a control token in vocabularies of version 3, plain text in version 1
 
 

@@ -14,7 +14,9 @@ from server.tokenizer.config_files import (
 from server.tokenizer.encoders import SPACE, TextEncoder
 
 MAX_SPELLED_CHARS = 2**20  # of all added and control tokens together
-END_OF_TURN = "<|im_end|>"  # ChatML's; it ends an answer also where the files name only the end of a text
+# ChatML's control tokens, which files may add as plain text. The second one ends an answer, also where the files name
+# only the end of a text.
+CHATML = ("<|im_start|>", "<|im_end|>")
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -40,7 +42,7 @@ class TokenTable:
         }
         self.bos_id = self.special_ids.get(settings.bos_token or "", encoder.bos_id)
         eos_id = self.special_ids.get(settings.eos_token or "", encoder.eos_id)
-        ends = [eos_id, *settings.eos_ids, self.special_ids.get(END_OF_TURN)]
+        ends = [eos_id, *settings.eos_ids, self.special_ids.get(CHATML[1])]
         self.eos_ids = tuple(dict.fromkeys(token_id for token_id in ends if token_id is not None))
         self.raw_bytes = [self._bytes_of(i, spelling) for i, spelling in enumerate(self.spellings)]
         self.text_bytes = [b"" if i in self.control_ids else raw for i, raw in enumerate(self.raw_bytes)]
@@ -121,5 +123,5 @@ def _find_special_ids(
     unknown = {} if encoder.unk_id is None else {spellings[encoder.unk_id]: encoder.unk_id}
     control = {spellings[i]: i for i in encoder.control_ids}
     named = {text: by_text[text] for text in settings.special_tokens if text in by_text}
-    special_added = {token.text: token.id for token in added_tokens if token.is_special}
+    special_added = {token.text: token.id for token in added_tokens if token.is_special or token.text in CHATML}
     return {text: i for text, i in (unknown | control | named | special_added).items() if text}

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
+from engine.capacity.new_scheduler import CALIBRATION_TOKENS, cpu_token_budget
 from engine.capacity.sizing import MAX_CPU_BUDGET
 from engine.errors import EngineConfigError
 from engine.execution.model_runner import ModelRunner
 from engine.scheduling.step_plan import StepPlan, StepResult
-from engine.startup import assembly, loading
+from engine.startup import assembly, loading, token_budget
 from model.checkpoint.pack.experts import expert_tensors
 from model.checkpoint.pack.header import read_header
 from smoe import LocalEngine
@@ -79,23 +80,36 @@ def test_a_disk_that_cannot_be_read_is_an_error_of_the_start(
         LocalEngine(packed, **few_experts)
 
 
-@pytest.mark.parametrize(("is_stored", "num_layers"), [(True, [1, 2]), (False, [1, 1, 2, 2])])
-def test_only_pages_that_no_store_reads_are_warmed_up(
+@pytest.mark.parametrize(("is_stored", "num_layers"), [(True, [2, 1, 2]), (False, [1, 1, 2, 2])])
+def test_where_a_store_reads_the_experts_one_token_is_the_warm_up(
     packed: Path,
     few_experts: dict[str, Any],
     is_stored: bool,
     num_layers: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The budget comes from steps of one layer and of two."""
+    """The budget comes from steps of one layer and of two; the first token's step reads what both share."""
     timed: list[int] = []
+    num_tokens: list[int] = []
     run = ModelRunner.run
 
     def note(runner: ModelRunner, plan: StepPlan) -> StepResult:
         timed.append(runner.model.config.num_layers)
+        num_tokens.append(plan.num_tokens)
         return run(runner, plan)
 
     monkeypatch.setattr(assembly, "SAMPLED_BYTES", 0)
     monkeypatch.setattr(ModelRunner, "run", note)
     LocalEngine(packed, **few_experts if is_stored else SMALL)
     assert timed == num_layers
+    assert (num_tokens[0] == 1) == is_stored and set(num_tokens[1:]) == {CALIBRATION_TOKENS}
+
+
+def test_layers_are_never_free(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first step that other work slowed says nothing about the layers behind it."""
+    seconds = iter((0.5, 0.2))
+    monkeypatch.setattr(assembly, "SAMPLED_BYTES", 0)
+    monkeypatch.setattr(token_budget, "_step_seconds", lambda *arguments, **options: next(seconds))
+    engine = LocalEngine(packed, **SMALL)
+    layers = engine._engine.loaded.config.num_layers
+    assert budget_of(engine) == cpu_token_budget(CALIBRATION_TOKENS, 0.5 + (layers - 1) * 0.05)

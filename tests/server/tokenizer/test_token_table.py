@@ -54,6 +54,8 @@ def test_the_files_name_the_end_token_and_may_list_more(no_settings: TokenizerSe
     assert TokenTable(SmallEncoder(), no_settings).eos_ids == (2,)
     chatml = (AddedToken(6, "<|im_start|>", True), AddedToken(7, "<|im_end|>", True))
     assert TokenTable(SmallEncoder(), no_settings, chatml).eos_ids == (2, 7)
+    table = TokenTable(SmallEncoder(), no_settings, tuple(replace(token, is_special=False) for token in chatml))
+    assert table.eos_ids == (2, 7) and table.text_bytes[6:] == [b"", b""], "added as plain text by mistake"
 
 
 def test_an_id_far_behind_the_pieces_is_refused(no_settings: TokenizerSettings) -> None:
