@@ -41,10 +41,12 @@ def pack_command(plan: MemoryPlan, model: str) -> list[str]:
     """
     config = plan.config
     is_for_packs = config.device != "cuda" and config.backend in ("auto", "native") and config.nnodes == 1
+    is_for_packs = is_for_packs and config.quantization != "fp8"  # which only GPUs have
     smallest = min((plan, *smaller_plans(plan)), key=lambda candidate: candidate.needed_bytes)
     if is_pack(Path(config.model)) or not is_for_packs or not _has_room_beside_pack(smallest):
         return []
-    return ["smoe", "pack", model, *weight_flags(smallest), "-o", "DIR"]
+    theta = [] if config.rope_theta is None else ["--rope-theta", f"{config.rope_theta:.17g}"]
+    return ["smoe", "pack", model, *weight_flags(smallest), *theta, "-o", "DIR"]
 
 
 def ways_out(config: EngineConfig, free_bytes: int) -> str:

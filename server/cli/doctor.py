@@ -52,7 +52,7 @@ class Check:
 def run_checks(settings: Settings) -> list[Check]:
     """Check what `smoe serve` would need with these settings."""
     probe = _probe()
-    engine = [probe] if isinstance(probe, Check) else [_torch(settings, probe), _native(probe)]
+    engine = [probe] if isinstance(probe, Check) else [_torch(settings, probe), _native(settings, probe)]
     on_gpu = settings.device != "cpu" and not isinstance(probe, Check) and bool(probe["gpus"])
     return [
         _python(),
@@ -114,8 +114,9 @@ def _probe() -> dict[str, Any] | Check:
 
 def _torch(settings: Settings, report: dict[str, Any]) -> Check:
     gpus = ", ".join(report["gpus"]) or "no GPU"
-    if settings.device == "cuda" and not report["gpus"]:
-        return Check("torch", "fail", f"{report['torch_version']}; no GPU, but --device cuda needs one")
+    needs_gpu = _flag_for_gpus(settings)
+    if needs_gpu and (settings.device == "cpu" or not report["gpus"]):
+        return Check("torch", "fail", f"{report['torch_version']}; {gpus}, but {needs_gpu} needs one")
     if report["gpus"] and settings.device != "cpu":
         try:
             check_gpus(engine_config(settings, Path()), len(report["gpus"]))
@@ -127,8 +128,17 @@ def _torch(settings: Settings, report: dict[str, Any]) -> Check:
     return Check("torch", "ok", f"{report['torch_version']}; {gpus}")
 
 
-def _native(report: dict[str, Any]) -> Check:
+def _flag_for_gpus(settings: Settings) -> str | None:
+    """Return the first flag that only a GPU can follow."""
+    only_on_gpus = {"device": "cuda", "backend": "triton", "quantization": "fp8"}
+    return next((f"--{name} {value}" for name, value in only_on_gpus.items() if getattr(settings, name) == value), None)
+
+
+def _native(settings: Settings, report: dict[str, Any]) -> Check:
     cores = f"{report['num_cores']} cores"
+    if settings.isa != "auto" and settings.isa not in report["isas"]:
+        available = ", ".join(report["isas"]) or "none"
+        return Check("cpu", "fail", f"{cores}; --isa {settings.isa} is not available here, but {available}")
     if report["native_error"]:
         again = "install smoe again, which builds the native library"
         remedy = again if shutil.which("c++") else f"install a C++ compiler (Debian: apt-get install g++), then {again}"

@@ -37,13 +37,15 @@ def _command(error: Any, arguments: Sequence[str]) -> str:
 
 
 def _hint(error: Any, arguments: Sequence[str]) -> str:
-    """Return another server's flag with its counterpart here; "" if it is none."""
+    """Return another server's flag with its counterpart here, or the whole word of an unknown short flag; "" if the
+    error names the option well."""
     unknown = getattr(error, "option_name", None)
     if unknown is None:
         return ""
-    joined = [word for word in arguments if unknown == word[:2]]  # -ngl is reported as -n
-    flag = next((word for word in (unknown, *joined) if word in FOREIGN_FLAGS), None)
-    return "" if flag is None else f"{flag}; {FOREIGN_FLAGS[flag]}"
+    flag = next((word for word in arguments if not word.startswith("--") and word[:2] == unknown), unknown)
+    if flag in FOREIGN_FLAGS:
+        return f"{flag}; {FOREIGN_FLAGS[flag]}"
+    return flag if flag != unknown else ""  # -ngl is reported as -n
 
 
 def _in_words(error: Any) -> str:

@@ -65,7 +65,8 @@ enum BlockFormat {
     END_OF_BLOCK_FORMATS
 };
 
-// Sizes of one block: numbers along k, bytes before packing, words in a panel, words in a packed row of x.
+// Sizes of one block: numbers along k, bytes before packing, words in a panel, words in a packed row of x, without the
+// numbers at which sums start.
 struct BlockLayout {
     int numbers, file_bytes, panel_words, row_words;
 };

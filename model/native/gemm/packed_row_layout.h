@@ -16,7 +16,7 @@ namespace smoe {
 namespace SMOE_ISA {
 
 constexpr int LINE = 16;
-constexpr int MAX_UNIT_ROWS = 12;  // rows of a tile in the unit layout
+constexpr int MAX_UNIT_ROWS = 12;  // rows of a tile in the unit layout, where blocks are not unpacked for many rows
 
 // True if many rows share the unpacking of a block's numbers (gemm/blocks/unpacked_blocks.h).
 constexpr bool UNPACKS_BLOCKS = SUMS_OF_16_BITS && LANES == 8;

@@ -29,7 +29,10 @@ def test_where_none_fit_a_pack_does_unless_the_device_or_the_kv_cache_excludes_i
     assert ways_out(here, 20 * GIB) == f"{plan}, and a pack is served from the disk, slowly: {pack}"
     too_large = EngineConfig(model=str(mixtral), device="cpu", kv_cache_memory_bytes=4 * GIB)
     assert ways_out(too_large, 20 * GIB) == plan, "an eighth of the memory is for the KV cache"
+    with_theta = EngineConfig(model=str(mixtral), device="cpu", rope_theta=5e5)
+    assert ways_out(with_theta, 20 * GIB).endswith(" --quantization int4 --rope-theta 500000 -o DIR")
     for excluded in (
+        EngineConfig(model=str(mixtral), quantization="fp8"),
         EngineConfig(model=str(mixtral), device="cuda"),
         EngineConfig(model=str(mixtral), device="cpu", backend="reference"),
     ):

@@ -140,6 +140,23 @@ def test_a_missing_gpu_fails_if_the_settings_need_one(monkeypatch: pytest.Monkey
     assert "H100" in run_check("torch", device="cuda").detail
 
 
+@pytest.mark.parametrize("flags", [{"backend": "triton"}, {"quantization": "fp8"}])
+def test_flags_that_only_gpus_follow_fail_without_one(flags: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    set_probe(monkeypatch)
+    check, [(name, value)] = run_check("torch", **flags), flags.items()
+    assert (check.verdict, check.detail) == ("fail", f"2.11; no GPU, but --{name} {value} needs one")
+    set_probe(monkeypatch, gpus=["H100"])
+    assert run_check("torch", **flags).verdict == "ok"
+    assert run_check("torch", **flags, device="cpu").verdict == "fail"
+
+
+def test_instructions_that_the_cpu_lacks_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_probe(monkeypatch)
+    check = run_check("cpu", isa="avx512")
+    assert (check.verdict, check.detail) == ("fail", "2 cores; --isa avx512 is not available here, but portable, avx2")
+    assert run_check("cpu", isa="portable").verdict == "ok"
+
+
 def test_fewer_gpus_than_ranks_fail_unless_the_cpu_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     set_probe(monkeypatch, gpus=["H100", "H100"])
     check = run_check("torch", tensor_parallel_size=4)

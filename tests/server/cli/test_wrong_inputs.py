@@ -54,6 +54,8 @@ WRONG = (
     ("serve --ctx-size 4096", "--ctx-size; --max-model-len N sets the context (see"),
     ("doctor -c 4096", "-c; --max-model-len"),
     ("serve -ngl 33", "-ngl; --device"),
+    ("serve -cb", "No such option: -cb (see"),
+    ("serve -tp 2", "No such option: -tp (see"),
     ("serve --gpu-memory-utilization 0.9", "--kv-cache-memory-bytes"),
     ("serve --mlock", "--weights-memory lock"),
     ("serve --jinja", "without a flag"),
