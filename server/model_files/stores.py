@@ -9,6 +9,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from model.checkpoint.pack.header import WEIGHTS_NAME
+from model.checkpoint.pack.side_files import VOCABULARY_NAME
+
 MAX_MANIFEST_BYTES = 1 << 20
 OLLAMA_REGISTRY = "registry.ollama.ai"
 OLLAMA_WEIGHTS = "application/vnd.ollama.image.model"
@@ -87,9 +90,14 @@ def is_checkpoint(folder: Path) -> bool:
 
 
 def gguf_files(folder: Path) -> list[Path]:
-    """Return the GGUF files in a folder and its subfolders, of split ones the first part."""
+    """Return the GGUF files in a folder and its subfolders, of split ones the first part, without those of packs."""
     found = [*_entries(folder, "*.gguf"), *_entries(folder, "*/*.gguf")]
-    return [file for file in found if not LATER_PART.search(file.name)]
+    return [file for file in found if not LATER_PART.search(file.name) and not _is_of_pack(file)]
+
+
+def _is_of_pack(file: Path) -> bool:
+    """Return whether a GGUF file is what a pack keeps of one: its fields, for the tokenizer."""
+    return file.name == VOCABULARY_NAME and (file.parent / WEIGHTS_NAME).exists()
 
 
 def tag_of(file: Path) -> str:

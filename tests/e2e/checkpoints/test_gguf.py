@@ -8,6 +8,7 @@ import pytest
 from tests.e2e.bad_checkpoints.test_command import serve
 from tests.server.cli.plan.test_memory import as_json, plan
 from tests.support.checkpoints.gguf import GgufShape, vocabulary_fields, write_gguf
+from tests.support.checkpoints.packs import make_pack
 from tests.support.paths import DEMO
 from tests.support.servers.running import start_server
 
@@ -25,10 +26,8 @@ def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_gguf_file_is_verified_and_served(gguf_file: Path) -> None:
-    result = plan(gguf_file, "--write-manifest", "--memory", "1GiB")
-    assert result.exit_code == 0 and f"{gguf_file}.sha256: SHA-256 sums of 1 files" in result.stderr
-    with start_server("--threads", "1", "--verify", model=str(gguf_file)) as server:
+def assert_served(model: Path, expected_name: str, *flags: str) -> None:
+    with start_server("--threads", "1", *flags, model=str(model)) as server:
         client = httpx.Client(base_url=server.url, timeout=60)
         name = client.get("/v1/models").json()["data"][0]["id"]
         messages = [{"role": "user", "content": "Hello"}]
@@ -38,12 +37,24 @@ def test_a_gguf_file_is_verified_and_served(gguf_file: Path) -> None:
         reply = client.post("/v1/chat/completions", json=body).json()
         only_end = {"model": name, "messages": messages, "max_tokens": 5, "allowed_token_ids": [END_OF_TURN]}
         ended = client.post("/v1/chat/completions", json=only_end).json()
-    assert name == "mixtral-tiny.Q4_K_M"
+    assert name == expected_name
     assert text.replace("<s>", "").strip() == "<Hello>"
     assert reply["usage"]["completion_tokens"] == 5 and reply["usage"]["prompt_tokens"] == len(prompt)
     assert ended["choices"][0]["finish_reason"] == "stop", (
         "ChatML's end of a turn ends an answer, whatever the file says"
     )
+
+
+def test_a_gguf_file_is_verified_and_served(gguf_file: Path) -> None:
+    result = plan(gguf_file, "--write-manifest", "--memory", "1GiB")
+    assert result.exit_code == 0 and f"{gguf_file}.sha256: SHA-256 sums of 1 files" in result.stderr
+    assert_served(gguf_file, "mixtral-tiny.Q4_K_M", "--verify")
+
+
+def test_a_pack_of_a_gguf_file_is_served_with_the_tokenizer_and_the_template_of_the_file(
+    gguf_file: Path, tmp_path: Path
+) -> None:
+    assert_served(make_pack(gguf_file, tmp_path / "packed"), "packed")
 
 
 def test_a_plan_of_a_gguf_file_reads_only_headers(gguf_file: Path, tmp_path: Path) -> None:

@@ -3,8 +3,9 @@
     python -m tests.measure.gguf.real_width_file FILE.gguf [--type Q4_K_M] [--layers 2] [--equal-layers]
 
 The tokenizer is the bundled model's. A layer takes 0.8 GB in Q4_K_M, and needs as much memory while it is written. With
---equal-layers all layers have the numbers of the first, so that a file larger than memory can be written: 32 layers of
-Q4_K are 26.3 GB, and need 0.8 GB of memory.
+--equal-layers all layers have the blocks of the first, so that a file larger than memory can be written: 32 layers of
+Q4_K are 26.3 GB, and need 0.8 GB of memory. Gates differ, and weights have a mean of zero: else the layers turn every
+text into the same direction, all rows choose the same experts, and a file larger than memory needs no reading.
 """
 
 import argparse
@@ -31,6 +32,17 @@ from tests.support.paths import DEMO
 
 DIM, HIDDEN, HEADS, KV_HEADS, EXPERTS = 4096, 14336, 32, 8, 8  # mistralai/Mixtral-8x7B-v0.1's config.json
 
+MEAN_NUMBER = {gguf.GGMLQuantizationType.Q4_K: 7.5, gguf.GGMLQuantizationType.Q5_K: 15.5}  # of 4 and 5 bits
+
+
+def centred_blocks(rng: np.random.Generator, size: tuple[int, ...], kind: gguf.GGMLQuantizationType) -> np.ndarray:
+    """Return random blocks whose weights have a mean of zero (those of Q6_K have it: their scales are signed)."""
+    raw = random_blocks(rng, size, kind)
+    if kind in MEAN_NUMBER:
+        blocks = raw.reshape(-1, gguf.GGML_QUANT_SIZES[kind][1])  # they begin with d, dmin: w = d sc q - dmin mn
+        blocks[:, 2:4] = (blocks[:, 0:2].copy().view(np.float16) * np.float16(MEAN_NUMBER[kind])).view(np.uint8)
+    return raw
+
 
 def write(path: Path, type_name: str, num_layers: int, *, has_equal_layers: bool) -> None:
     """Write the file, one tensor after the other."""
@@ -48,8 +60,8 @@ def write(path: Path, type_name: str, num_layers: int, *, has_equal_layers: bool
         key = re.sub(r"^blk\.\d+", "blk", name) if has_equal_layers else name, kind
         raw = drawn.get(key)
         if raw is None:
-            raw = random_blocks(rng, size, kind) if kind in FACTORS else random_tensor(rng, size, kind)[0]
-        if has_equal_layers:
+            raw = centred_blocks(rng, size, kind) if kind in FACTORS else random_tensor(rng, size, kind)[0]
+        if has_equal_layers and kind in FACTORS:
             drawn[key] = raw
         writer.add_tensor(name, raw, raw_dtype=kind)
     finish(writer)

@@ -49,6 +49,12 @@ def test_a_folder_with_one_gguf_file_stands_for_it(tmp_path: Path) -> None:
     assert locate_model(str(tmp_path), ModelStores(tmp_path)) == tmp_path
 
 
+def test_a_pack_of_a_gguf_file_is_a_checkpoint_whose_tokenizer_is_no_model(tmp_path: Path) -> None:
+    for file in ("config.json", "tokenizer.gguf", "weights.smoe"):
+        (tmp_path / file).touch()
+    assert locate_model(str(tmp_path), ModelStores(tmp_path)) == tmp_path
+
+
 def test_a_repository_is_found_in_the_hub_cache(tmp_path: Path) -> None:
     folder = tmp_path / "models--org--name"
     (folder / "refs").mkdir(parents=True)
