@@ -33,7 +33,7 @@ from engine.startup.small_pages import log_small_pages
 from engine.startup.weight_plan import plan_weights
 from model.checkpoint.checkpoint import read_config, read_stored_weights
 from model.checkpoint.errors import CheckpointError
-from model.checkpoint.identity import CheckpointIdentity, contents_digest, identify
+from model.checkpoint.identity import CheckpointIdentity, contents_digest, files_digest, identify
 from model.checkpoint.manifest import verify_manifest
 from model.checkpoint.pack.check import verify_pack
 from model.checkpoint.pack.header import WEIGHTS_NAME, is_pack, read_header
@@ -79,14 +79,14 @@ def load(
     warnings += rank_warnings(config)
     config = with_rank_threads(config)
     stored = read_stored_weights(path, model_config)
-    identity = identify(stored.values())
+    identity = identify(stored.values(), is_verified=config.verify)
     backend = choose_backend(config, device, dtype, heartbeat)
     numerics = backend.numerics
     weight_bytes, backend = plan_weights(config, model_config, stored, backend, device, dtype)
     weight_bytes, experts = _plan_experts(config, model_config, device, weight_bytes)
     sampled = _sample_disk(config, experts)
-    if not is_pack(path):  # in which they are decoded
-        warnings += decoding_warnings(stored, config.quantization, backend.ops.block_formats)
+    if not is_pack(path):  # in which weights are decoded, and which names those that it was made of
+        warnings += [*identity.warnings, *decoding_warnings(stored, config.quantization, backend.ops.block_formats)]
     own = RankDescription(numerics, contents_digest(stored.values()))
     on_wait = partial(on_progress, "other ranks", 0, 0)
     with _started_ranks(config, model_config, backend, device, own, on_wait) as ranks:
@@ -136,7 +136,7 @@ def _identity_after_load(
 ) -> CheckpointIdentity:
     """Return the identity of the loaded weights: of a pack that of the packed ones, whatever file they are in. Raises
     CheckpointError unless the files are still those with `identity`."""
-    if identify(stored.values()) != identity:
+    if files_digest(stored.values()) != identity.files:
         raise CheckpointError(f"{path}: files were replaced while they were loaded; start again")
     return replace(identity, contents=read_header(path).contents) if is_pack(path) else identity
 
