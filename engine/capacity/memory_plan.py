@@ -50,7 +50,7 @@ WEIGHT_KINDS = ("float32", "bfloat16", "int8", "int4")
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """Number of requests of one length that fit the KV cache at once."""
+    """Number of requests of one length that fit the KV cache and a step at once."""
 
     num_tokens: int
     num_requests: int
@@ -150,8 +150,11 @@ class MemoryPlan:
         return [self._capacity(self.limits, length) for length in example_lengths(self.limits.max_model_len)]
 
     def _capacity(self, limits: EngineLimits, length: int) -> Capacity:
-        fitting = requests_that_fit(limits.num_blocks, length, self.config.block_size, self.model.window)
-        peak = min(limits.num_blocks, peak_blocks(self.config, self.model, limits.max_num_batched_tokens, length))
+        config = self.config
+        fitting = requests_that_fit(
+            limits.num_blocks, length, config.block_size, self.model.window, config.max_num_seqs
+        )
+        peak = min(limits.num_blocks, peak_blocks(config, self.model, limits.max_num_batched_tokens, length))
         return Capacity(length, fitting, peak * self.block_bytes)
 
 

@@ -164,12 +164,12 @@ def _kind(ready: Ready) -> str:
 def _capacity(ready: Ready, max_num_seqs: int) -> str:
     """Return how many requests of two lengths fit; of the longest only, if as many of the other do."""
     rooms = {
-        length: min(max_num_seqs, requests_that_fit(ready.num_blocks, length, ready.block_size, ready.window))
+        length: requests_that_fit(ready.num_blocks, length, ready.block_size, ready.window, max_num_seqs)
         for length in example_lengths(ready.max_model_len)[-2:]
     }
     longest = rooms[ready.max_model_len]
     return " or ".join(
-        room_in_words(number, length, max_num_seqs)
+        room_in_words(number, length)
         for length, number in rooms.items()
         if number != longest or length == ready.max_model_len
     )
