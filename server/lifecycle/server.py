@@ -30,6 +30,7 @@ from server.fairness.event_loop import LagProbe
 from server.fairness.request_memory import RequestMemory
 from server.generation.state import LoraOptions, ServerState, TextFrontend, seed_source
 from server.http.bounded_reads import BoundedReadProtocol
+from server.http.certificate import CertificateError
 from server.http.connections import Connections, max_connections, raise_file_limit
 from server.http.cross_site import accepted_hosts
 from server.http.limits.read_limiter import MAX_BODY_READS, ReadLimiter
@@ -37,7 +38,7 @@ from server.http.listener import is_loopback, url_of
 from server.http.load_shedding import LoadShedding
 from server.http.middleware import with_middleware
 from server.http.tenant_of_head import tenant_finder
-from server.http.uvicorn_server import CertificateError, HttpServer, RequestTracker
+from server.http.uvicorn_server import HttpServer, RequestTracker
 from server.lifecycle.batches import batch_service
 from server.lifecycle.errors import StartError, process_error
 from server.lifecycle.memory_bounds import apply_memory_share, memory_monitor, with_server_memory
@@ -311,6 +312,8 @@ class Server:
             return
         if self._texts is None:  # a signal came first
             return
+        if self._http is not None and self._http.certificate_fault:
+            self._report.line(f"WARNING: {self._http.certificate_fault}")
         self._ahead = asyncio.create_task(self._prepare_grammars(self._texts))
         vocabulary = self._texts.tokenizer.vocabulary()
         await self._client.start(self._engine_config, vocabulary)
