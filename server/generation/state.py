@@ -3,7 +3,7 @@
 import random
 import secrets
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Protocol
 
@@ -62,11 +62,18 @@ class TextFrontend:
     chat_template: ChatTemplate
     defaults: GenerationDefaults
     sandbox: Sandbox  # where untrusted or long work on texts runs
+    # Of the engine, whose config names end tokens too; None: the tokenizer's.
+    vocab_size: int | None = None
+    end_ids: tuple[int, ...] | None = None
+
+    def for_engine(self, ready: Ready) -> "TextFrontend":
+        """Return the same for an engine that is ready: grammars are checked as it follows them."""
+        return replace(self, vocab_size=ready.vocab_size, end_ids=tuple(ready.eos_token_ids))
 
     @cached_property
     def grammars(self) -> GrammarChecker:
         """Checker of grammars."""
-        return GrammarChecker(self.tokenizer, self.sandbox)
+        return GrammarChecker(self.tokenizer, self.sandbox, vocab_size=self.vocab_size, end_ids=self.end_ids)
 
 
 def seed_source(seed: int | None) -> Callable[[], int]:

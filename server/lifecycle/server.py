@@ -312,9 +312,6 @@ class Server:
             return
         if self._texts is None:  # a signal came first
             return
-        if self._http is not None and self._http.certificate_fault:
-            self._report.line(f"WARNING: {self._http.certificate_fault}")
-        self._ahead = asyncio.create_task(self._prepare_grammars(self._texts))
         vocabulary = self._texts.tokenizer.vocabulary()
         await self._client.start(self._engine_config, vocabulary)
 
@@ -341,7 +338,8 @@ class Server:
             self._shutdown.fail(f"{self._model_dir}: {error}", 2)
             return
         apply_memory_share(ready.memory_share, self._settings, self._request_memory, self._state)
-        self._state.texts = self._texts
+        texts = self._state.texts = self._texts.for_engine(ready)
+        self._ahead = asyncio.create_task(self._prepare_grammars(texts))
         if self._batches is not None:
             self._batch_runs = asyncio.create_task(self._run_batches(self._batches))
         if self._memory is not None:
