@@ -353,7 +353,10 @@ class Server:
             startup_s=seconds,
         )
         url = url_of(self._listener, scheme="http" if self._settings.ssl_certfile is None else "https")
-        for line in lines_when_ready(ready, self._settings, url=url, model_id=self._names[0], seconds=seconds):
+        takes_tools = texts.chat_template.takes_tools
+        for line in lines_when_ready(
+            ready, self._settings, takes_tools=takes_tools, url=url, model_id=self._names[0], seconds=seconds
+        ):
             self._report.line(line)
         assert self._http is not None
         self._http.accept()
