@@ -23,8 +23,7 @@ from engine.startup.description import fingerprint
 from engine.token_constraints import token_constraints
 from engine.types import ExpertIds, ExpertReport, Request, RequestOutput, StepStats, TokenLogprobs
 from engine.types import SamplingParams as TokenSamplingParams
-from server.tokenizer.config_files import TokenizerError
-from server.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from server.tokenizer.tokenizer import NoTokenizerError, Tokenizer, load_tokenizer
 
 __all__ = ["Completion", "LocalEngine", "SamplingParams", "TokenLogprobs"]
 
@@ -87,7 +86,9 @@ class LocalEngine:
     """Engine over one checkpoint, with continuous batching. Not thread-safe.
 
     Keyword arguments are the fields of engine.config.EngineConfig (dtype, max_model_len, num_kv_blocks, ...). Raises
-    model.checkpoint.errors.CheckpointError or engine.errors.EngineConfigError.
+    model.checkpoint.errors.CheckpointError, engine.errors.EngineConfigError, or
+    server.tokenizer.tokenizer.TokenizerError for a damaged tokenizer, which says what ends an answer too. Without a
+    tokenizer prompts are token ids.
     """
 
     def __init__(self, model: str | Path, **settings: Any) -> None:
@@ -99,7 +100,7 @@ class LocalEngine:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The checkpoint's tokenizer. Raises TokenizerError if it cannot be loaded, or there is none."""
+        """The checkpoint's tokenizer. Raises TokenizerError if there is none."""
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(Path(self._engine.config.model))
         return self._tokenizer
@@ -214,10 +215,10 @@ class LocalEngine:
 
 
 def _tokenizer_or_none(model: Path) -> Tokenizer | None:
-    """Load the tokenizer; None if there is none, or a damaged one: token ids need none."""
+    """Load the tokenizer; None if there is none: token ids need none. Raises TokenizerError for a damaged one."""
     try:
         return load_tokenizer(model)
-    except TokenizerError:
+    except NoTokenizerError:
         return None
 
 

@@ -45,7 +45,7 @@ from engine.startup.kernel_compilation import compile_for_rank
 from engine.startup.loading import choose_device, host_backend, load_rank
 from model.checkpoint.checkpoint import read_config, read_stored_weights
 from model.checkpoint.errors import CheckpointError
-from model.checkpoint.identity import contents_digest, identify
+from model.checkpoint.identity import contents_digest, files_digest
 from model.checkpoint.manifest import verify_manifest
 from model.cut import Cut
 from model.group import GroupEndedError
@@ -128,7 +128,7 @@ class HostRank:
             _end_with(membership.connection)
         free_bytes = memory_of(device).free_bytes()
         send_packet(membership.connection, PacketKind.LOADED, free_bytes.to_bytes(8, "little"))
-        files = identify(stored.values()).files
+        files = files_digest(stored.values())
         self._channel.send(rank_ready_message(config, model, backend, device, files))
         return network
 

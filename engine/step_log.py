@@ -31,6 +31,14 @@ def open_step_log(path: str) -> FileIO:
         raise EngineConfigError(f"--step-log {path}: {error.strerror}") from None
 
 
+def check_step_log(path: str) -> None:
+    """Open the file as an engine does, and remove it if it is new. Raises EngineConfigError."""
+    is_new = not os.path.lexists(path)
+    open_step_log(path).close()
+    if is_new:
+        os.unlink(path)
+
+
 class StepLog:
     """Writer of the log. Its calls follow the engine's loop: begin, added, planned, end."""
 

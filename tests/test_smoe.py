@@ -1,6 +1,7 @@
 """LocalEngine: prompts of either kind, texts of completions, and counts that add up."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from engine.errors import RequestRejectedError
+from server.tokenizer.tokenizer import TokenizerError
 from smoe import Completion, LocalEngine, SamplingParams
 from tests.support.paths import DEMO, ROOT
 
@@ -54,6 +56,21 @@ def test_answers_end_at_the_end_that_the_tokenizer_names(tmp_path: Path) -> None
     only_end = SamplingParams(max_tokens=3, allowed_token_ids=(3071,))
     [completion] = LocalEngine(copy, threads=1, num_kv_blocks=8, max_num_batched_tokens=64).generate([1, 5], only_end)
     assert completion.token_ids == [3071] and completion.finish_reason == "stop"
+
+
+def test_a_damaged_tokenizer_fails_at_load_and_without_one_token_ids_work(tmp_path: Path) -> None:
+    """A damaged one would name other ends, or none."""
+    copy = shutil.copytree(DEMO, tmp_path / "copy")
+    small = {"threads": 1, "num_kv_blocks": 8, "max_num_batched_tokens": 64}
+    for name in ("tokenizer_config.json", "tokenizer.model"):
+        (copy / name).write_text("{")
+        with pytest.raises(TokenizerError, match=re.escape(f"{copy / name}: ")):
+            LocalEngine(copy, **small)
+        (copy / name).unlink()
+    engine = LocalEngine(copy, **small)
+    assert len(engine.generate([1, 5], GREEDY)[0].token_ids) == 5
+    with pytest.raises(TokenizerError, match="no tokenizer"):
+        engine.generate("It was", GREEDY)
 
 
 def test_a_text_is_embedded_between_its_control_tokens(engine: LocalEngine) -> None:

@@ -11,8 +11,11 @@ from model.checkpoint.pack.side_files import VOCABULARY_NAME as PACKED_VOCABULAR
 __all__ = ["PACKED_VOCABULARY", "GgufVocabulary", "read_gguf_vocabulary"]
 
 
-def read_gguf_vocabulary(path: Path) -> GgufVocabulary:
-    """Read the vocabulary of the model whose only or first file is `path`. Raises EngineConfigError."""
+def read_gguf_vocabulary(path: Path) -> GgufVocabulary | None:
+    """Read the vocabulary of the model whose only or first file is `path`; None if it has none.
+
+    Raises EngineConfigError.
+    """
     try:
         return read(path)
     except CheckpointError as error:

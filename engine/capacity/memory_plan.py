@@ -50,7 +50,7 @@ WEIGHT_KINDS = ("float32", "bfloat16", "int8", "int4")
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """Number of requests of one length that fit the KV cache at once."""
+    """Number of requests of one length that fit the KV cache and a step at once."""
 
     num_tokens: int
     num_requests: int
@@ -150,8 +150,11 @@ class MemoryPlan:
         return [self._capacity(self.limits, length) for length in example_lengths(self.limits.max_model_len)]
 
     def _capacity(self, limits: EngineLimits, length: int) -> Capacity:
-        fitting = requests_that_fit(limits.num_blocks, length, self.config.block_size, self.model.window)
-        peak = min(limits.num_blocks, peak_blocks(self.config, self.model, limits.max_num_batched_tokens, length))
+        config = self.config
+        fitting = requests_that_fit(
+            limits.num_blocks, length, config.block_size, self.model.window, config.max_num_seqs
+        )
+        peak = min(limits.num_blocks, peak_blocks(config, self.model, limits.max_num_batched_tokens, length))
         return Capacity(length, fitting, peak * self.block_bytes)
 
 
@@ -179,7 +182,8 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
     try:
         experts = plan_expert_memory(config, model, memory_bytes, beside_bytes)
         host_bytes = host_bytes if experts is None else experts.dense_bytes + experts.num_bytes
-        limits = _limits(config, model, host_bytes, own_kind, memory_bytes, beside_bytes, experts)
+        free_bytes = _free_bytes(config, host_bytes, own_kind, memory_bytes, beside_bytes, experts)
+        limits = size_engine(config, model, memories * free_bytes, MAX_CPU_BUDGET)  # as the fullest memory allows
     except (CheckpointError, EngineConfigError) as error:
         unfit_reason = str(error)
     return MemoryPlan(
@@ -262,25 +266,22 @@ def _element_format(kind: str, dtype: str) -> tuple[int, str, Collection[str]]:
     return (ELEMENT_BYTES[kind], "none", ()) if kind in ELEMENT_BYTES else (ELEMENT_BYTES[dtype], kind, ())
 
 
-def _limits(
+def _free_bytes(
     config: EngineConfig,
-    model: ModelConfig,
     host_bytes: int,
     kind: str,
     memory_bytes: int,
     adapter_bytes: int,
     experts: ExpertMemory | None,
-) -> EngineLimits:
-    """Return the limits; of several hosts or GPUs, which share the KV cache equally, as the fullest one allows."""
+) -> int:
+    """Return what weights and adapters leave free on the fullest host, or GPU. Raises EngineConfigError."""
     if experts is not None or are_weights_evictable(config):
         check_adapters_fit(adapter_bytes, memory_bytes)
         mapped_bytes = host_bytes if experts is None else experts.dense_bytes
-        free_bytes = bytes_beside_weights(memory_bytes - adapter_bytes, mapped_bytes, experts)
-    else:
-        check_weights_fit(host_bytes, memory_bytes, kind)
-        check_adapters_fit(adapter_bytes, memory_bytes - host_bytes)
-        free_bytes = memory_bytes - host_bytes - adapter_bytes
-    return size_engine(config, model, num_memories(config, config.device) * free_bytes, MAX_CPU_BUDGET)
+        return bytes_beside_weights(memory_bytes - adapter_bytes, mapped_bytes, experts)
+    check_weights_fit(host_bytes, memory_bytes, kind)
+    check_adapters_fit(adapter_bytes, memory_bytes - host_bytes)
+    return memory_bytes - host_bytes - adapter_bytes
 
 
 def _kv_need(config: EngineConfig, model: ModelConfig) -> int:

@@ -127,17 +127,17 @@ def peak_blocks(config: EngineConfig, model: ModelConfig, budget: int, num_token
     return _geometry(config, model, budget).peak_blocks(num_tokens)
 
 
-def requests_that_fit(num_blocks: int, length: int, block_size: int, window: int | None) -> int:
-    """Return how many requests fit the pool while each writes its `length`-th token.
+def requests_that_fit(num_blocks: int, length: int, block_size: int, window: int | None, max_num_seqs: int) -> int:
+    """Return how many requests fit the pool while each writes its `length`-th token, and a step.
 
     With a window of 256 and blocks of 16 a long request uses 256 / 16 + 1 = 17 blocks.
     """
-    return num_blocks // BlockGeometry(block_size, window, max_chunk=1).decoding_blocks(length)
+    in_pool = num_blocks // BlockGeometry(block_size, window, max_chunk=1).decoding_blocks(length)
+    return min(in_pool, max_num_seqs)
 
 
-def room_in_words(fitting: int, length: int, max_num_seqs: int) -> str:
-    """Return "256 requests of 2,048": as many as fit the KV cache and as a step may have."""
-    number = min(fitting, max_num_seqs)
+def room_in_words(number: int, length: int) -> str:
+    """Return "256 requests of 2,048"."""
     return f"{number:,} {'request' if number == 1 else 'requests'} of {length:,}"
 
 

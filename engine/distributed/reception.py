@@ -47,6 +47,7 @@ class Reception:
         self._clock = clock
         self._guests = Guests(listener, clock)
         self._last_fault = ""
+        self._failed_rank: int | None = None  # which the last fault is about
         self._num_faults = 0
 
     def wait(
@@ -76,8 +77,7 @@ class Reception:
         for rank, end in ended.items():
             if all(guest.rank != rank for guest in self._guests):
                 self.close()
-                has_said_why = self._last_fault.startswith(f"rank {rank} on ")
-                raise EngineConfigError(self._last_fault if has_said_why else end)
+                raise EngineConfigError(self._last_fault if rank == self._failed_rank else end)
 
     def _missing(self) -> list[int]:
         present = {guest.rank for guest in self._guests if guest.is_present}
@@ -97,7 +97,8 @@ class Reception:
                 return True
             kind, content = packet
             if kind is PacketKind.FAILED and guest.rank is not None:
-                self._note(f"rank {guest.rank} on {guest.address} ended: {content.decode(errors='replace')}")
+                reason = content.decode(errors="replace")
+                self._note(f"rank {guest.rank} on {guest.address} ended: {reason}", guest.rank)
                 return False
             if reason := self._answer(guest, kind, content):
                 self._note(f"{guest.address} was refused: {reason}")
@@ -106,10 +107,13 @@ class Reception:
             return False
         return not reason
 
-    def _note(self, fault: str) -> None:
-        """Log why somebody is sent away, and keep it for the end of a wait in vain. A stranger may have written it."""
+    def _note(self, fault: str, failed_rank: int | None = None) -> None:
+        """Log why somebody is sent away, and keep it for the end of a wait in vain. A stranger may have written it.
+
+        `failed_rank`: the rank that said why it ends."""
         text = " ".join(fault[:MAX_FAULT_CHARS].split())
         self._last_fault = "".join(character if character.isprintable() else "?" for character in text)
+        self._failed_rank = failed_rank
         self._num_faults += 1
         if self._num_faults <= MAX_FAULTS:
             log.warning("%s", self._last_fault)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -33,7 +33,7 @@ from engine.startup.small_pages import log_small_pages
 from engine.startup.weight_plan import plan_weights
 from model.checkpoint.checkpoint import read_config, read_stored_weights
 from model.checkpoint.errors import CheckpointError
-from model.checkpoint.identity import CheckpointIdentity, contents_digest, identify
+from model.checkpoint.identity import CheckpointIdentity, contents_digest, files_digest, identify
 from model.checkpoint.manifest import verify_manifest
 from model.checkpoint.pack.check import verify_pack
 from model.checkpoint.pack.header import WEIGHTS_NAME, is_pack, read_header
@@ -57,6 +57,32 @@ CPU = torch.device("cpu")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
+@dataclass(frozen=True)
+class LoadPlan:
+    """What is decided before weights are read."""
+
+    config: EngineConfig  # with what a pack and several ranks decide
+    model: ModelConfig
+    stored: Mapping[str, StoredWeight]
+    identity: CheckpointIdentity
+    backend: Backend
+    device: torch.device
+    dtype: torch.dtype  # as served
+    weight_bytes: int  # on this host
+    experts: ExpertMemory | None  # of a pack whose experts are read when they are needed
+    numerics: str  # that all ranks must share: without the formats of single matrices
+    disk_rate: Future[float] | None
+    warnings: list[str]
+
+    @property
+    def path(self) -> Path:
+        return Path(self.config.model)
+
+    @property
+    def is_pack(self) -> bool:
+        return is_pack(self.path)
+
+
 def load(
     config: EngineConfig,
     on_progress: ProgressCallback,
@@ -67,46 +93,82 @@ def load(
 
     `end_ids`: tokens that end an answer, besides those of the config files.
     Raises CheckpointError for a bad checkpoint, EngineConfigError for settings that cannot work."""
-    start, path = time.monotonic(), Path(config.model)
+    started_s = time.monotonic()
+    plan = _plan(config, on_progress, heartbeat, end_ids)
+    with _started_ranks(plan, partial(on_progress, "other ranks", 0, 0)) as ranks:
+        network, reader = _load_network(plan, on_progress, ranks, started_s)
+        if heartbeat is not None:
+            network.network.on_layer = heartbeat.beat
+        loaded = assemble(plan.config, network, on_progress)
+    if reader is None:
+        return loaded
+    return replace(loaded, read_ahead=partial(reader.start, partial(log_small_pages, plan.path / WEIGHTS_NAME)))
+
+
+def _plan(
+    config: EngineConfig, on_progress: ProgressCallback, heartbeat: Heartbeat | None, end_ids: Sequence[int]
+) -> LoadPlan:
+    """Read config and headers, verify the files if that is asked for, choose the backend and divide the memory."""
+    path = Path(config.model)
     config = settings_of_pack(config)
-    model_config, warnings = read_config(path, config.sliding_window, config.experts_per_token, config.rope_theta)
-    model_config = model_config.with_end_ids(end_ids)
+    model, warnings = read_config(path, config.sliding_window, config.experts_per_token, config.rope_theta)
+    model = model.with_end_ids(end_ids)
     if config.verify:
         verify = verify_pack if is_pack(path) else verify_manifest
         verify(path, partial(on_progress, "checksums"))
-    device, dtype = choose_device(config), DTYPES[served_dtype(config, model_config)]
-    check_ranks(config, model_config)
+    device, dtype = choose_device(config), DTYPES[served_dtype(config, model)]
+    check_ranks(config, model)
     warnings += rank_warnings(config)
     config = with_rank_threads(config)
-    stored = read_stored_weights(path, model_config)
-    identity = identify(stored.values())
-    backend = choose_backend(config, device, dtype, heartbeat)
-    numerics = backend.numerics
-    weight_bytes, backend = plan_weights(config, model_config, stored, backend, device, dtype)
-    weight_bytes, experts = _plan_experts(config, model_config, device, weight_bytes)
-    sampled = _sample_disk(config, experts)
-    if not is_pack(path):  # in which they are decoded
-        warnings += decoding_warnings(stored, config.quantization, backend.ops.block_formats)
-    own = RankDescription(numerics, contents_digest(stored.values()))
-    on_wait = partial(on_progress, "other ranks", 0, 0)
-    with _started_ranks(config, model_config, backend, device, own, on_wait) as ranks:
-        options = _load_options(config, dtype, device, group_of(ranks), partial(on_progress, "weights"))
-        model, reader = _load_weights(config, model_config, backend.ops, options, experts)
-        if ranks is not None:
-            ranks.wait_until_loaded(lambda: on_progress("weights of other ranks", 0, 0))
-        identity = _identity_after_load(path, stored, identity)
-        if heartbeat is not None:
-            model.on_layer = heartbeat.beat
-        weights_s = time.monotonic() - start
-        if backend.name == "native" and ranks is None and weight_bytes >= ADVISED_BYTES and not is_pack(path):
-            warnings += [pack_advice(config, weights_s)]
-        network = LoadedNetwork(
-            model, backend, device, dtype, identity, weight_bytes, weights_s, warnings, ranks, experts, sampled
-        )
-        loaded = assemble(config, network, on_progress)
-        if reader is None:
-            return loaded
-        return replace(loaded, read_ahead=partial(reader.start, partial(log_small_pages, path / WEIGHTS_NAME)))
+    stored = read_stored_weights(path, model)
+    identity = identify(stored.values(), is_verified=config.verify)
+    chosen = choose_backend(config, device, dtype, heartbeat)
+    weight_bytes, backend = plan_weights(config, model, stored, chosen, device, dtype)
+    weight_bytes, experts = _plan_experts(config, model, device, weight_bytes)
+    if not is_pack(path):  # in which weights are decoded, and which names those that it was made of
+        warnings += [*identity.warnings, *decoding_warnings(stored, config.quantization, backend.ops.block_formats)]
+    return LoadPlan(
+        config=config,
+        model=model,
+        stored=stored,
+        identity=identity,
+        backend=backend,
+        device=device,
+        dtype=dtype,
+        weight_bytes=weight_bytes,
+        experts=experts,
+        numerics=chosen.numerics,
+        disk_rate=_sample_disk(config, experts),
+        warnings=warnings,
+    )
+
+
+def _load_network(
+    plan: LoadPlan, on_progress: ProgressCallback, ranks: RankConnections | None, started_s: float
+) -> tuple[LoadedNetwork, BackgroundReader | None]:
+    """Read the weights and wait for those of other ranks; also return what reads mapped ones ahead."""
+    config = plan.config
+    options = _load_options(config, plan.dtype, plan.device, group_of(ranks), partial(on_progress, "weights"))
+    model, reader = _load_weights(config, plan.model, plan.backend.ops, options, plan.experts)
+    if ranks is not None:
+        ranks.wait_until_loaded(lambda: on_progress("weights of other ranks", 0, 0))
+    identity, weights_s, warnings = _identity_after_load(plan), time.monotonic() - started_s, plan.warnings
+    if plan.backend.name == "native" and ranks is None and plan.weight_bytes >= ADVISED_BYTES and not plan.is_pack:
+        warnings = [*warnings, pack_advice(config, weights_s)]
+    network = LoadedNetwork(
+        model,
+        plan.backend,
+        plan.device,
+        plan.dtype,
+        identity,
+        plan.weight_bytes,
+        weights_s,
+        warnings,
+        ranks,
+        plan.experts,
+        plan.disk_rate,
+    )
+    return network, reader
 
 
 def _plan_experts(
@@ -131,33 +193,27 @@ def _sample_disk(config: EngineConfig, experts: ExpertMemory | None) -> Future[f
     return sampled
 
 
-def _identity_after_load(
-    path: Path, stored: Mapping[str, StoredWeight], identity: CheckpointIdentity
-) -> CheckpointIdentity:
+def _identity_after_load(plan: LoadPlan) -> CheckpointIdentity:
     """Return the identity of the loaded weights: of a pack that of the packed ones, whatever file they are in. Raises
-    CheckpointError unless the files are still those with `identity`."""
-    if identify(stored.values()) != identity:
-        raise CheckpointError(f"{path}: files were replaced while they were loaded; start again")
-    return replace(identity, contents=read_header(path).contents) if is_pack(path) else identity
+    CheckpointError if files were replaced meanwhile."""
+    identity = plan.identity
+    if files_digest(plan.stored.values()) != identity.files:
+        raise CheckpointError(f"{plan.path}: files were replaced while they were loaded; start again")
+    return replace(identity, contents=read_header(plan.path).contents) if plan.is_pack else identity
 
 
 @contextmanager
-def _started_ranks(
-    config: EngineConfig,
-    model: ModelConfig,
-    backend: Backend,
-    device: torch.device,
-    own: RankDescription,
-    on_wait: Callable[[], None],
-) -> Iterator[RankConnections | None]:
+def _started_ranks(plan: LoadPlan, on_wait: Callable[[], None]) -> Iterator[RankConnections | None]:
     """Start the processes of the other ranks, if there are any, and wait for those of other hosts. An exception in the
     block ends them. Ranks of the native backend on one host share memory."""
+    config, backend, device = plan.config, plan.backend.name, plan.device
     ranks: RankConnections | None = None
-    if config.nnodes > 1 or (config.tensor_parallel_size > 1 and backend.name != "native"):
-        new_group, count = group_maker(backend.name, device), num_memories(config, device.type)
+    if config.nnodes > 1 or (config.tensor_parallel_size > 1 and backend != "native"):
+        own = RankDescription(plan.numerics, contents_digest(plan.stored.values()))
+        new_group, count = group_maker(backend, device), num_memories(config, device.type)
         ranks = HostRanks(config, own, version("smoe"), on_wait, new_group, count)
     elif config.tensor_parallel_size > 1:
-        ranks = Ranks(config, model)
+        ranks = Ranks(config, plan.model)
     try:
         yield ranks
     except BaseException:

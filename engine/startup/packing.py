@@ -23,7 +23,7 @@ from engine.parent_death import die_with_parent
 from engine.startup.backend import Backend, choose_backend
 from model.checkpoint.checkpoint import read_config, read_stored_weights
 from model.checkpoint.errors import CheckpointError
-from model.checkpoint.identity import identify
+from model.checkpoint.identity import files_digest, identify
 from model.checkpoint.manifest import verify_manifest
 from model.checkpoint.pack.config import write_config
 from model.checkpoint.pack.header import PackHeader, header_space, is_pack, network_sizes
@@ -55,7 +55,7 @@ def pack(config: EngineConfig, target: Path, on_progress: OnProgress) -> PackRep
     if config.verify:
         verify_manifest(source, partial(on_progress, "checksums"))
     stored = read_stored_weights(source, model)
-    identity = identify(stored.values())
+    identity = identify(stored.values(), is_verified=config.verify)
     dtype = served_dtype(config, model)
     backend = choose_backend(config, CPU, getattr(torch, dtype))
     sizes = weight_bytes(stored, getattr(torch, dtype).itemsize, config.quantization, backend.ops.block_formats)
@@ -65,7 +65,7 @@ def pack(config: EngineConfig, target: Path, on_progress: OnProgress) -> PackRep
         write_config(folder, model, dtype)
         writer = TensorWriter(stream, model)
         matrices = _write_network(config, model, backend, writer, partial(on_progress, "weights"))
-        if identify(stored.values()) != identity:
+        if files_digest(stored.values()) != identity.files:
             raise CheckpointError(f"{source}: files were replaced while they were packed; start again")
         header = PackHeader(
             source=str(source),
@@ -80,6 +80,7 @@ def pack(config: EngineConfig, target: Path, on_progress: OnProgress) -> PackRep
         )
         on_progress("writing to the disk", 0, 0)
         finish(stream, header, folder)
+    warnings += identity.warnings
     return PackReport(phase="done", done_bytes=header.file_bytes, total_bytes=header.file_bytes, warnings=warnings)
 
 

@@ -1,4 +1,4 @@
-"""Identify the files that were loaded, without reading their weights. Imports no torch."""
+"""Identify the files that were loaded, without reading more than MiB of them. Imports no torch."""
 
 import hashlib
 from collections.abc import Iterable
@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.checkpoint.errors import CheckpointError
-from model.checkpoint.manifest import listed_sums
+from model.checkpoint.manifest import MANIFEST_NAME, ListedSum, files_to_doubt, listed_sums
 from model.checkpoint.quantized.scheme import SIDE_FILES
-from model.checkpoint.stored_tensor import StoredWeight, tensors_of
+from model.checkpoint.stored_tensor import StoredTensor, StoredWeight, tensors_of
 
 NETWORK_CONFIG_NAMES = ("config.json", "params.json", *SIDE_FILES)
 CONFIG_NAMES = (*NETWORK_CONFIG_NAMES, "generation_config.json")
 WITH_CONFIGS = (".safetensors", ".smoe")  # a GGUF file contains its config
 SAMPLE_BYTES = 4096  # for a digest that hosts compare
+HASHED_BYTES = 64 << 20  # 0.2 s at most: the files of a small model, or the configs of a large one
 
 
 @dataclass(frozen=True)
@@ -22,20 +23,41 @@ class CheckpointIdentity:
 
     files: str  # of headers, sizes, inodes and times: another one after a file was replaced or written
     contents: str  # of the sums in the manifest, equal for equal contents anywhere; without such a list as `files`
+    warnings: tuple[str, ...] = ()  # why the manifest's sums are not believed
 
 
-def identify(weights: Iterable[StoredWeight]) -> CheckpointIdentity:
+def identify(weights: Iterable[StoredWeight], *, is_verified: bool = False) -> CheckpointIdentity:
     """Return the identity of the files that hold these weights, and of the configs beside them.
+
+    Files that were written after their manifest are hashed if they are small. Large ones are not: then the manifest's
+    sums are believed only if `is_verified`, and a warning says so. Costs a system call per file otherwise. Raises
+    CheckpointError if one is gone.
+    """
+    stored = list(tensors_of(weights))
+    files, digest = _files_of(stored), files_digest(stored)
+    listed = _listed(files)
+    if not listed:
+        return CheckpointIdentity(digest, digest)
+    if not is_verified and (doubtful := files_to_doubt(listed, HASHED_BYTES)):
+        return CheckpointIdentity(digest, digest, (_doubt(doubtful, listed[doubtful[0]].manifest),))
+    return CheckpointIdentity(digest, _digest([f"{entry.digest} {file.name}" for file, entry in listed.items()]))
+
+
+def files_digest(weights: Iterable[StoredWeight]) -> str:
+    """Return the digest `files` of an identity: compare two to see that no file was replaced meanwhile.
 
     Costs a system call per file. Raises CheckpointError if one is gone.
     """
     stored = sorted(tensors_of(weights), key=lambda tensor: (tensor.name, tensor.start))
+    lines = [f"{t.name} {t.file.name} {t.dtype} {t.shape} {t.start} {t.num_bytes}" for t in stored]
+    return _digest([*lines, *map(_stat_line, _files_of(stored))])
+
+
+def _files_of(stored: Iterable[StoredTensor]) -> list[Path]:
     files = sorted({tensor.file for tensor in stored})
     if files and files[0].suffix in WITH_CONFIGS:
         files += [path for name in CONFIG_NAMES if (path := files[0].with_name(name)).is_file()]
-    lines = [f"{t.name} {t.file.name} {t.dtype} {t.shape} {t.start} {t.num_bytes}" for t in stored]
-    digest = _digest([*lines, *map(_stat_line, files)])
-    return CheckpointIdentity(digest, _digest_of_sums(files) or digest)
+    return files
 
 
 def _stat_line(file: Path) -> str:
@@ -46,12 +68,20 @@ def _stat_line(file: Path) -> str:
     return f"{file.name} {stat.st_ino} {stat.st_size} {stat.st_mtime_ns}"
 
 
-def _digest_of_sums(files: list[Path]) -> str:
-    """Return the digest of the files' listed sums; empty unless every file is listed."""
+def _listed(files: list[Path]) -> dict[Path, ListedSum]:
+    """Return what the manifests say about these files; empty unless every file is listed."""
     sums = listed_sums(files[0].parent) | listed_sums(files[0]) if files else {}
-    if not all(file.name in sums for file in files):
-        return ""
-    return _digest([f"{sums[file.name]} {file.name}" for file in files])
+    return {file: sums[file.name] for file in files} if all(file.name in sums for file in files) else {}
+
+
+def _doubt(files: list[Path], manifest: Path) -> str:
+    others = f" and {len(files) - 1} more" if len(files) > 1 else ""
+    checkpoint = manifest.parent if manifest.name == MANIFEST_NAME else manifest.with_suffix("")
+    return (
+        f"{files[0]}{others}: written after {manifest.name}, whose sums are therefore not believed; system_fingerprint "
+        "names these files instead of their contents. Check them with --verify, or list them again with: smoe plan "
+        f"{checkpoint} --write-manifest"
+    )
 
 
 def _digest(lines: list[str]) -> str:

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -23,6 +24,15 @@ REPORT_BYTES = 64 << 20  # a file of some GB on a slow disk takes longer than an
 NUM_THREADS = 4  # hashing releases the interpreter's lock, so one thread reads while another hashes
 SUFFIXES = (".safetensors", ".json", ".jinja", ".model")
 _LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)")
+
+
+@dataclass(frozen=True)
+class ListedSum:
+    """What a manifest says about a file."""
+
+    digest: str  # SHA-256 in hex
+    manifest: Path
+    written_ns: int  # modification time of the manifest
 
 
 def manifest_path(checkpoint: Path) -> Path:
@@ -67,12 +77,30 @@ def verify_manifest(checkpoint: Path, on_progress: Callable[[int, int], None]) -
             raise CheckpointError(f"{file} is damaged: its SHA-256 sum differs from the one in {path.name}")
 
 
-def listed_sums(checkpoint: Path) -> dict[str, str]:
+def listed_sums(checkpoint: Path) -> dict[str, ListedSum]:
     """Return the sums that the manifest lists by file name, unchecked; empty without a manifest that can be read."""
+    path = manifest_path(checkpoint)
     try:
-        return _read_manifest(manifest_path(checkpoint), checkpoint)
-    except CheckpointError:
+        listed, written_ns = _read_manifest(path, checkpoint), path.stat().st_mtime_ns
+    except (CheckpointError, OSError):
         return {}
+    return {name: ListedSum(digest, path, written_ns) for name, digest in listed.items()}
+
+
+def files_to_doubt(listed: dict[Path, ListedSum], max_bytes: int) -> list[Path]:
+    """Return the files that were written after their sums and may therefore be others than those that were listed.
+
+    If they have at most `max_bytes` together they are read, and those with their sums are not returned. Raises
+    CheckpointError.
+    """
+    try:
+        stats = {file: file.stat() for file in listed}
+    except OSError as error:
+        raise CheckpointError(f"{error.filename} cannot be read: {error.strerror}") from None
+    newer = [file for file, entry in listed.items() if stats[file].st_mtime_ns > entry.written_ns]
+    if sum(stats[file].st_size for file in newer) > max_bytes:
+        return newer
+    return [file for file in newer if _sum(file, lambda num_bytes: None) != listed[file].digest]
 
 
 def _files(checkpoint: Path) -> list[Path]:

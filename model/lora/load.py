@@ -12,7 +12,7 @@ from torch import Tensor
 from model.checkpoint.adapter.config import CONFIG_NAME, read_adapter_config
 from model.checkpoint.adapter.tensors import StoredTerm, read_adapter_tensors
 from model.checkpoint.errors import CheckpointError
-from model.checkpoint.identity import identify
+from model.checkpoint.identity import files_digest
 from model.checkpoint.stored_tensor import StoredTensor
 from model.config import ModelConfig
 from model.lora.adapter import NUM_ATTENTION_TERMS, NUM_EXPERT_TERMS, Adapter, LowRank
@@ -57,14 +57,14 @@ def load_adapter(
     needed = sum(term.memory_bytes for term in stored)
     if max_bytes is not None and needed > max_bytes:
         raise CheckpointError(f"{directory}: the adapter needs {needed:,} bytes, of which {max_bytes:,} are free")
-    before = identify(tensors)
+    before = files_digest(tensors)
     digest = _digest([directory / CONFIG_NAME, *sorted({tensor.file for tensor in tensors})])
     num_terms = NUM_ATTENTION_TERMS + NUM_EXPERT_TERMS * max(1, config.num_experts)
     layers: list[list[LowRank | None]] = [[None] * num_terms for _ in range(config.num_layers)]
     memory = TermMemory(needed, allocate)
     for term in sorted(stored, key=lambda term: (term.layer, term.target.index)):
         layers[term.layer][term.target.index] = memory.moved(_load_term(term, described.scale))
-    if identify(tensors) != before:
+    if files_digest(tensors) != before:
         raise CheckpointError(f"{directory}: files were replaced while they were loaded; load the adapter again")
     return Adapter(digest, tuple(map(tuple, layers)))
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 Object = dict[str, Any]  # a file or a batch, as the API shows it
 
 OPEN = ("validating", "in_progress", "finalizing", "cancelling")  # status of batches that have not ended
+DATABASE_NAME = "state.sqlite"
 BUSY_S = 30.0  # longest wait for another process that writes
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (
@@ -44,10 +45,14 @@ class Store:
         self.clock = clock
         self._lock = threading.Lock()
         self._db = sqlite3.connect(
-            folder / "state.sqlite", timeout=BUSY_S, isolation_level=None, check_same_thread=False
+            folder / DATABASE_NAME, timeout=BUSY_S, isolation_level=None, check_same_thread=False
         )
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.executescript(SCHEMA)
+
+    def close(self) -> None:
+        """Close the database."""
+        self._db.close()
 
     def content_path(self, file_id: str) -> Path:
         """Return where the content of a file lies. `file_id`: of an object of this store."""

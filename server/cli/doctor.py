@@ -7,8 +7,9 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,11 +21,15 @@ from engine.capacity.memory_share import NO_KV, fit, kv_demand
 from engine.capacity.packs import kind_of
 from engine.capacity.rank_limits import check_gpus
 from engine.errors import EngineConfigError
+from engine.step_log import check_step_log
 from server.cli.colours import WITHOUT_COLOURS, Colours
 from server.cli.plan.memory import PlanError, expert_speeds, make_report
 from server.engine_client.launch import package_root
 from server.fairness.budgets import budgets, server_demand, shortage, summary
+from server.http.certificate import CertificateError, check_certificate
 from server.http.listener import ListenError, listen
+from server.lifecycle.batches import check_batch_dir
+from server.lifecycle.errors import StartError
 from server.lifecycle.text_checks import check_texts
 from server.model_files.location import ModelNotFoundError, locate_model, model_id
 from server.settings.engine_config import engine_config
@@ -60,6 +65,7 @@ def run_checks(settings: Settings) -> list[Check]:
         _memory(),
         _budgets(settings, None if on_gpu else _plan(settings)),
         *check_model(settings),
+        *_files(settings),
         _port(settings),
         _open_files(),
     ]
@@ -209,6 +215,37 @@ def _expert_reads(pack: Path, plan: MemoryPlan) -> Check:
     speeds = ", ".join(f"{speed:.1f} for {count}" for count, speed in expert_speeds(plan, rate).items())
     detail = f"{fit}; the disk reads {rate / 1e9:.2f} GB/s: tokens/s at most, by clients: {speeds}"
     return Check("experts", "ok", detail)
+
+
+def _files(settings: Settings) -> Iterator[Check]:
+    """Check the files that flags name, where they are given, besides the model's; keys were read with the settings."""
+    if settings.api_keys:
+        yield Check("keys", "ok", f"clients must send one of {len(settings.api_keys)}")
+    if settings.ssl_certfile is not None and settings.ssl_keyfile is not None:
+        yield _certificate(settings.ssl_certfile, settings.ssl_keyfile)
+    if settings.batch_dir is not None:
+        yield _writable("batches", f"--batch-dir {settings.batch_dir}", partial(check_batch_dir, settings.batch_dir))
+    if step_log := engine_config(settings, Path()).step_log:
+        yield _writable("step log", f"--step-log {step_log}", partial(check_step_log, step_log))
+
+
+def _certificate(certfile: Path, keyfile: Path) -> Check:
+    try:
+        found = check_certificate(certfile, keyfile)
+    except CertificateError as error:
+        return Check("certificate", "fail", str(error))
+    if found.fault:
+        return Check("certificate", "warn", found.fault)
+    return Check("certificate", "ok", f"--ssl-certfile {certfile} has its key and is valid until {found.ends}")
+
+
+def _writable(name: str, flag: str, check: Callable[[], None]) -> Check:
+    """Return the result of `check`, which raises an error that names the flag if the file cannot be written."""
+    try:
+        check()
+    except (EngineConfigError, StartError) as error:
+        return Check(name, "fail", str(error))
+    return Check(name, "ok", f"{flag} can be written")
 
 
 def _port(settings: Settings) -> Check:

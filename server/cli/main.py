@@ -218,7 +218,7 @@ def main() -> None:
         code = completion.run(sys.argv[1:])
         code = app(prog_name="smoe", standalone_mode=False) if code is None else code
     except USAGE_ERROR as error:
-        typer.echo(usage_line(error, sys.argv[1:]), err=True)
+        typer.echo(usage_line(error, sys.argv[1:], typer.main.get_command(app)), err=True)
         code = 2
     except typer.Abort:
         code = INTERRUPTED

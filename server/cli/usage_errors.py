@@ -20,20 +20,30 @@ FOREIGN_FLAGS: Mapping[str, str] = MappingProxyType(
 )
 
 
-def usage_line(error: Any, arguments: Sequence[str]) -> str:
-    """Return click's usage error with the command's help, in one line. `arguments`: the command line."""
-    command = _command(error, arguments)
+def usage_line(error: Any, arguments: Sequence[str], root: Any) -> str:
+    """Return click's usage error with the command's help, in one line.
+
+    `arguments`: the command line after "smoe". `root`: click's command of that name.
+    """
+    command = _command(error, arguments, root)
     hint = _hint(error, arguments) if command in COMMANDS_WITH_HINTS else ""
     message = f"No such option: {hint}" if hint else _in_words(error)
     return message if "\n" in message else f"smoe: {message} (see {command} --help)"
 
 
-def _command(error: Any, arguments: Sequence[str]) -> str:
-    """Return the command whose options are wrong, such as "smoe bench serve"; an option without value names none."""
+def _command(error: Any, arguments: Sequence[str], root: Any) -> str:
+    """Return the command whose options are wrong, such as "smoe bench serve"; of an option without value, which names
+    none, the one that the command line begins with."""
     if error.ctx is not None:
         path: str = error.ctx.command_path
         return path
-    return " ".join(["smoe", *(word for word in arguments[:1] if not word.startswith("-"))])
+    words, commands = ["smoe"], root.commands
+    for word in arguments:
+        if word not in commands:
+            break
+        words.append(word)
+        commands = getattr(commands[word], "commands", {})
+    return " ".join(words)
 
 
 def _hint(error: Any, arguments: Sequence[str]) -> str:

@@ -3,7 +3,7 @@
 import random
 import secrets
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Protocol
 
@@ -62,11 +62,18 @@ class TextFrontend:
     chat_template: ChatTemplate
     defaults: GenerationDefaults
     sandbox: Sandbox  # where untrusted or long work on texts runs
+    # Of the engine, whose config names end tokens too; None: the tokenizer's.
+    vocab_size: int | None = None
+    end_ids: tuple[int, ...] | None = None
+
+    def for_engine(self, ready: Ready) -> "TextFrontend":
+        """Return the same for an engine that is ready: grammars are checked as it follows them."""
+        return replace(self, vocab_size=ready.vocab_size, end_ids=tuple(ready.eos_token_ids))
 
     @cached_property
     def grammars(self) -> GrammarChecker:
         """Checker of grammars."""
-        return GrammarChecker(self.tokenizer, self.sandbox)
+        return GrammarChecker(self.tokenizer, self.sandbox, vocab_size=self.vocab_size, end_ids=self.end_ids)
 
 
 def seed_source(seed: int | None) -> Callable[[], int]:
@@ -149,6 +156,16 @@ class ServerState:
             self.metrics.rejected(num_choices)
             await self.refusal_pace.wait(tenant)
             raise queue_full(admission.retry_after_s(num_choices))
+
+    @property
+    def calls_tools(self) -> bool:
+        """True if the model may call tools; False while it loads, unless they are emulated."""
+        return self.tool_emulation or (self.texts is not None and self.texts.chat_template.takes_tools)
+
+    @property
+    def embeds(self) -> bool:
+        """True if texts are embedded; False while the model loads, unless a flag asks for it."""
+        return self.embeddings or (self.engine.ready is not None and self.engine.ready.embeds)
 
     @property
     def adapter_names(self) -> tuple[str, ...]:

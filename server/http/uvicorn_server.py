@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import math
 import socket
-import ssl
 from collections.abc import Callable, Iterator
 
 import uvicorn
@@ -12,13 +11,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.http.acceptor import Acceptor
 from server.http.bounded_reads import BoundedReadProtocol
+from server.http.certificate import check_certificate
 from server.http.limits.read_limiter import ReadLimiter
 from server.http.protocol import MAX_HEAD_BYTES
 from server.settings.settings import Settings
-
-
-class CertificateError(Exception):
-    """The given files are not a certificate and its key. One line."""
 
 
 class RequestTracker:
@@ -84,10 +80,10 @@ class HttpServer(uvicorn.Server):
             ssl_keyfile=settings.ssl_keyfile,
             ssl_certfile=settings.ssl_certfile,
         )
-        try:
-            config.load()
-        except (ssl.SSLError, OSError):
-            raise CertificateError("--ssl-certfile, --ssl-keyfile: these are not a certificate and its key") from None
+        self.certificate_fault = ""  # why clients refuse the certificate
+        if settings.ssl_certfile is not None and settings.ssl_keyfile is not None:
+            self.certificate_fault = check_certificate(settings.ssl_certfile, settings.ssl_keyfile).fault
+        config.load()
         super().__init__(config)
         self._read_limiter = read_limiter
         self._accepts_at_once = accepts_at_once

@@ -1,13 +1,17 @@
 """Files and batches of a server that was started with --batch-dir."""
 
+import contextlib
 import sqlite3
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from fastapi import FastAPI
 
 from server.api.batch_access import open_batches
 from server.batch.app_sender import app_sender
 from server.batch.service import BatchService
+from server.batch.store import DATABASE_NAME, Store
 from server.fairness.request_memory import RequestMemory
 from server.generation.state import ServerState
 from server.http.middleware import for_batches
@@ -35,7 +39,7 @@ def batch_service(
         on_http=on_http,
         access_log=access_log,
     )
-    try:
+    with _faults_in_one_line(settings.batch_dir):
         access = open_batches(
             settings.batch_dir,
             settings.api_keys,
@@ -43,7 +47,24 @@ def batch_service(
             max_num_queued=settings.max_num_queued_reqs,
             retention_days=settings.batch_retention_days,
         )
-    except (OSError, sqlite3.Error) as error:
-        raise StartError(f"--batch-dir {settings.batch_dir}: {getattr(error, 'strerror', None) or error}") from None
     app.state.batches = access
     return access.service
+
+
+def check_batch_dir(folder: Path) -> None:
+    """Open the folder of --batch-dir as a server does; leave no files in it. Raises StartError."""
+    with _faults_in_one_line(folder):
+        if (folder / DATABASE_NAME).exists():
+            Store(folder).close()
+            return
+        existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        with tempfile.TemporaryDirectory(prefix=".smoe-", dir=existing) as tried:
+            Store(Path(tried)).close()
+
+
+@contextlib.contextmanager
+def _faults_in_one_line(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        raise StartError(f"--batch-dir {folder}: {getattr(error, 'strerror', None) or error}") from None

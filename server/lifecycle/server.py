@@ -30,6 +30,7 @@ from server.fairness.event_loop import LagProbe
 from server.fairness.request_memory import RequestMemory
 from server.generation.state import LoraOptions, ServerState, TextFrontend, seed_source
 from server.http.bounded_reads import BoundedReadProtocol
+from server.http.certificate import CertificateError
 from server.http.connections import Connections, max_connections, raise_file_limit
 from server.http.cross_site import accepted_hosts
 from server.http.limits.read_limiter import MAX_BODY_READS, ReadLimiter
@@ -37,7 +38,7 @@ from server.http.listener import is_loopback, url_of
 from server.http.load_shedding import LoadShedding
 from server.http.middleware import with_middleware
 from server.http.tenant_of_head import tenant_finder
-from server.http.uvicorn_server import CertificateError, HttpServer, RequestTracker
+from server.http.uvicorn_server import HttpServer, RequestTracker
 from server.lifecycle.batches import batch_service
 from server.lifecycle.errors import StartError, process_error
 from server.lifecycle.memory_bounds import apply_memory_share, memory_monitor, with_server_memory
@@ -89,36 +90,24 @@ class Server:
         self._model_dir = model_dir
         self._listener = listener
         self._started_s = started_s
+        self._inherited = inherited
         self._flush_s = min(FLUSH_S, settings.shutdown_timeout / 2)
-        self._report = report = StartupReport(output, style=settings.log_format)
+        self._report = StartupReport(output, style=settings.log_format)
         self._names = settings.served_model_name or (model_id(settings.model),)
         self._tracing = start_tracing(settings.otlp_traces_endpoint, VERSION, self._names[0])
         self._access_log = AccessLog(listener=self._tracing)
-        self._metrics = metrics = Metrics(self._names[0], settings.metrics_compat)
-        supervision = SupervisorConfig(engine_command, restarts=launcher_attempt is None)
-        self._client = EngineClient(
-            supervision, on_step=metrics.record_step, on_status=self._on_status, on_restart=metrics.engine_restarted
-        )
+        self._metrics = Metrics(self._names[0], settings.metrics_compat)
+        self._client = self._new_client(SupervisorConfig(engine_command, restarts=launcher_attempt is None))
         self._connections = Connections(max_connections(raise_file_limit()))
-        limit_bytes = memory_limit_bytes()
-        num_tenants, memory_bytes = max(1, len(settings.api_keys)), request_memory_bytes(settings)
-        self._request_memory = RequestMemory(memory_bytes, num_tenants)
-        self._memory = memory_monitor(limit_bytes, self._request_memory)
-        self._state = self._new_state(num_tenants, ByteBudget(memory_bytes, num_tenants))
-        self._sandbox = SandboxPool(num_workers_within(limit_bytes), num_tenants, limits=limits_within(limit_bytes))
+        self._num_tenants = max(1, len(settings.api_keys))
+        self._request_memory = RequestMemory(request_memory_bytes(settings), self._num_tenants)
+        self._memory = memory_monitor(memory_limit_bytes(), self._request_memory)
+        self._state = self._new_state()
+        self._sandbox = self._new_sandbox()
         app = create_app(self._state)
-        self._batches = batch_service(
-            app,
-            self._state,
-            settings,
-            request_memory=self._request_memory,
-            on_http=self._metrics.http,
-            access_log=self._access_log,
-        )
+        self._batches = self._new_batches(app)
         self._in_flight = RequestTracker(self._app_with_middleware(app))
-        drain_s = settings.shutdown_timeout - self._flush_s
-        self._shutdown = Shutdown(self._client, self._in_flight, self._connections, report, drain_timeout_s=drain_s)
-        self._inherited = inherited
+        self._shutdown = self._new_shutdown()
         self._reload = self._new_reload()
         self._http: HttpServer | None = None
         self._texts: TextFrontend | None = None
@@ -196,6 +185,32 @@ class Server:
         self._connections.finish_idle()
         self._shutdown.hand_over(self._settings.reload_timeout)
 
+    def _new_client(self, supervision: SupervisorConfig) -> EngineClient:
+        """Make what starts engines and exchanges messages with them."""
+        metrics = self._metrics
+        return EngineClient(
+            supervision, on_step=metrics.record_step, on_status=self._on_status, on_restart=metrics.engine_restarted
+        )
+
+    def _new_sandbox(self) -> SandboxPool:
+        limit_bytes = memory_limit_bytes()
+        return SandboxPool(num_workers_within(limit_bytes), self._num_tenants, limits=limits_within(limit_bytes))
+
+    def _new_batches(self, app: FastAPI) -> BatchService | None:
+        """Enable files and batches on `app`; None without --batch-dir. Raises StartError."""
+        return batch_service(
+            app,
+            self._state,
+            self._settings,
+            request_memory=self._request_memory,
+            on_http=self._metrics.http,
+            access_log=self._access_log,
+        )
+
+    def _new_shutdown(self) -> Shutdown:
+        drain_s = self._settings.shutdown_timeout - self._flush_s
+        return Shutdown(self._client, self._in_flight, self._connections, self._report, drain_timeout_s=drain_s)
+
     def _new_reload(self) -> Reload:
         """Make what hands the server over to a new process on SIGHUP."""
         return Reload(
@@ -207,7 +222,7 @@ class Server:
             on_hangup=self._shutdown.on_signal,
         )
 
-    def _new_state(self, num_tenants: int, reply_memory: ByteBudget) -> ServerState:
+    def _new_state(self) -> ServerState:
         """Make the state that the handlers of requests share; texts come when they are loaded."""
         settings = self._settings
         return ServerState(
@@ -217,8 +232,8 @@ class Server:
             lora=LoraOptions(tuple(settings.adapter_directories), settings.enable_runtime_lora),
             max_num_queued=settings.max_num_queued_reqs,
             max_num_queued_tokens=settings.max_num_queued_tokens,
-            num_tenants=num_tenants,
-            reply_memory=reply_memory,
+            num_tenants=self._num_tenants,
+            reply_memory=ByteBudget(request_memory_bytes(settings), self._num_tenants),
             memory=self._memory,
             version=VERSION,
             created_s=int(time.time()),
@@ -297,6 +312,8 @@ class Server:
         self._report.line(f"smoe {VERSION} loads {described(self._model_dir)}")
         if not self._settings.api_keys and not is_loopback(self._listener):
             self._report.line(f"WARNING: anyone who reaches {self._settings.host} can use this server; set --api-key")
+        if self._http is not None and self._http.certificate_fault:
+            self._report.line(f"WARNING: {self._http.certificate_fault}")
         try:
             await self._client.adopt(engine)
             await self._sandbox.start()
@@ -311,7 +328,6 @@ class Server:
             return
         if self._texts is None:  # a signal came first
             return
-        self._ahead = asyncio.create_task(self._prepare_grammars(self._texts))
         vocabulary = self._texts.tokenizer.vocabulary()
         await self._client.start(self._engine_config, vocabulary)
 
@@ -338,7 +354,8 @@ class Server:
             self._shutdown.fail(f"{self._model_dir}: {error}", 2)
             return
         apply_memory_share(ready.memory_share, self._settings, self._request_memory, self._state)
-        self._state.texts = self._texts
+        texts = self._state.texts = self._texts.for_engine(ready)
+        self._ahead = asyncio.create_task(self._prepare_grammars(texts))
         if self._batches is not None:
             self._batch_runs = asyncio.create_task(self._run_batches(self._batches))
         if self._memory is not None:
@@ -352,7 +369,10 @@ class Server:
             startup_s=seconds,
         )
         url = url_of(self._listener, scheme="http" if self._settings.ssl_certfile is None else "https")
-        for line in lines_when_ready(ready, self._settings, url=url, model_id=self._names[0], seconds=seconds):
+        takes_tools = texts.chat_template.takes_tools
+        for line in lines_when_ready(
+            ready, self._settings, takes_tools=takes_tools, url=url, model_id=self._names[0], seconds=seconds
+        ):
             self._report.line(line)
         assert self._http is not None
         self._http.accept()

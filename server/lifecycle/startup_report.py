@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 COUNTED_STAGES = ("GPU kernels", "CUDA graphs")  # report numbers instead of bytes
+NO_TOOLS = "the model has none of its own; coding agents and others that send tools need --tool-emulation"
 PROGRESS_INTERVAL_S = 1.0  # a model that loads faster needs no progress lines
 
 
@@ -96,8 +97,13 @@ def held_bytes(ready: Ready) -> int:
     return ready.weight_bytes - ready.mapped_bytes + ready.kv_cache_bytes if ready.device == "cpu" else 0
 
 
-def lines_when_ready(ready: Ready, settings: Settings, *, url: str, model_id: str, seconds: float) -> list[str]:
-    """Return warnings, also of memory that may not suffice for requests, and the lines of ready_lines()."""
+def lines_when_ready(
+    ready: Ready, settings: Settings, *, takes_tools: bool, url: str, model_id: str, seconds: float
+) -> list[str]:
+    """Return warnings, also of memory that may not suffice for requests, and the lines of ready_lines().
+
+    `takes_tools`: whether the model's chat format has tools.
+    """
     parts = budgets(settings, ready.memory_share)
     too_little = shortage(parts, held_bytes(ready), memory_limit_bytes())
     warnings = [*ready.warnings, too_little] if too_little else ready.warnings
@@ -112,16 +118,26 @@ def lines_when_ready(ready: Ready, settings: Settings, *, url: str, model_id: st
         model_id=model_id,
         needs_key=needs_key,
         seconds=seconds,
+        needs_emulation=ready.generates and not takes_tools and not settings.tool_emulation,
     )
     return [*(f"WARNING: {warning}" for warning in warnings), *lines]
 
 
 def ready_lines(
-    ready: Ready, *, max_num_seqs: int, budgets: str, url: str, model_id: str, needs_key: bool, seconds: float
+    ready: Ready,
+    *,
+    max_num_seqs: int,
+    budgets: str,
+    url: str,
+    model_id: str,
+    needs_key: bool,
+    seconds: float,
+    needs_emulation: bool = False,
 ) -> list[str]:
-    """Return five aligned lines about model, memory, capacity, requests and URL, and a command that sends a request.
+    """Return aligned lines about model, memory, capacity, requests and URL, and a command that sends a request.
 
     `budgets`: size of the memory that requests may use besides the KV cache. `seconds`: duration of the whole start.
+    `needs_emulation`: say which flag clients need that send tools.
     """
     of_each = (
         f"; {ready.experts_per_token} of {ready.num_experts} experts compute each token" if ready.num_experts else ""
@@ -141,6 +157,7 @@ def ready_lines(
         f"capacity  room for {_capacity(ready, max_num_seqs)} tokens at a time, the longest that a request may have; "
         f"the KV cache holds {ready.num_blocks * ready.block_size:,} tokens{_window(ready)}",
         f"requests  may take up to {budgets} more memory while they run; `smoe doctor` lists what for",
+        *([f"tools     {NO_TOOLS}"] if needs_emulation else []),
         f"serving   {model_id} at {url} after {seconds:.1f} s; open it in a browser, or send the request below; "
         "Ctrl-C ends it after the running requests",
         f"curl -N {url}{path}{key} -H 'Content-Type: application/json' -d '{{\"model\": \"{model_id}\", {rest}}}'",
@@ -164,12 +181,12 @@ def _kind(ready: Ready) -> str:
 def _capacity(ready: Ready, max_num_seqs: int) -> str:
     """Return how many requests of two lengths fit; of the longest only, if as many of the other do."""
     rooms = {
-        length: min(max_num_seqs, requests_that_fit(ready.num_blocks, length, ready.block_size, ready.window))
+        length: requests_that_fit(ready.num_blocks, length, ready.block_size, ready.window, max_num_seqs)
         for length in example_lengths(ready.max_model_len)[-2:]
     }
     longest = rooms[ready.max_model_len]
     return " or ".join(
-        room_in_words(number, length, max_num_seqs)
+        room_in_words(number, length)
         for length, number in rooms.items()
         if number != longest or length == ready.max_model_len
     )

@@ -68,8 +68,10 @@ async def _template(settings: Settings, tokenizer: Tokenizer, sandbox: Sandbox) 
     except (TokenizerError, StartError) as error:
         return TextCheck("template", str(error), is_ok=False)
     own = "a built-in chat format, by its tokenizer" if template.is_trusted else "its own chat template"
-    given = settings.chat_template
-    return TextCheck("template", own if given is None else f"--chat-template {given}", is_ok=True)
+    used = own if settings.chat_template is None else f"--chat-template {settings.chat_template}"
+    has_tools = template.takes_tools or settings.tool_emulation
+    tools = "" if has_tools else "; it has no tools: clients that send some (coding agents) need --tool-emulation"
+    return TextCheck("template", used + tools, is_ok=True)
 
 
 def _defaults(settings: Settings, model_dir: Path) -> TextCheck:

@@ -33,12 +33,22 @@ class GrammarChecker:
     while MAX_PENDING others wait.
     """
 
-    def __init__(self, tokenizer: Tokenizer, sandbox: Sandbox, limits: Limits | None = None) -> None:
-        """`limits`: of one check; None: those of the sandbox."""
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        sandbox: Sandbox,
+        limits: Limits | None = None,
+        *,
+        vocab_size: int | None = None,
+        end_ids: Sequence[int] | None = None,
+    ) -> None:
+        """`limits`: of one check; None: those of the sandbox. `vocab_size`, `end_ids`: the engine's size of the
+        vocabulary and tokens that end an answer; None: the tokenizer's."""
         self._limits = limits
         self._tokenizer = tokenizer
+        self._vocab_size = tokenizer.vocab_size if vocab_size is None else vocab_size
+        self._end_ids = tuple(tokenizer.eos_ids if end_ids is None else end_ids)
         self._sandbox = sandbox
-        self._end_ids = frozenset(tokenizer.eos_ids)
         self._preparation: asyncio.Task[None] | None = None
         self._known: OrderedDict[bytes, str | None] = OrderedDict()  # digest of a grammar -> its fault
         self._pending: dict[bytes, asyncio.Future[str | None]] = {}  # digest of a grammar -> its running check
@@ -50,8 +60,8 @@ class GrammarChecker:
         await asyncio.shield(self._preparation)
 
     async def _prepare(self) -> None:
-        vocabulary, tokenizer = self._tokenizer.vocabulary(), self._tokenizer
-        args = vocabulary.tokens, vocabulary.special_ids, tokenizer.vocab_size, list(tokenizer.eos_ids)
+        vocabulary = self._tokenizer.vocabulary()
+        args = vocabulary.tokens, vocabulary.special_ids, self._vocab_size, list(self._end_ids)
         await self._sandbox.prepare(COMPILER, make_compiler, *args)
 
     async def compile(

@@ -30,6 +30,10 @@ class TokenizerError(Exception):
     """Unusable tokenizer of a checkpoint. The message is one line that names the file and the fault."""
 
 
+class NoTokenizerError(TokenizerError):
+    """A checkpoint without a tokenizer."""
+
+
 @contextmanager
 def name_damage(path: Path) -> Iterator[None]:
     """Turn any error that a damaged file causes inside this block into a TokenizerError that names the file."""

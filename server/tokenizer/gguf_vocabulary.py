@@ -11,7 +11,7 @@ from pathlib import Path
 
 from engine.capacity.gguf_vocabulary import GgufVocabulary, read_gguf_vocabulary
 from engine.errors import EngineConfigError
-from server.tokenizer.config_files import TokenizerError, TokenizerSettings
+from server.tokenizer.config_files import NoTokenizerError, TokenizerError, TokenizerSettings
 from server.tokenizer.encoders import MAX_PIECE_CHARS
 from server.tokenizer.token_table import CHATML
 
@@ -25,12 +25,14 @@ MARKED_TURN = "[INST]"  # a control token in vocabularies of version 3, plain te
 def read_gguf_tokenizer(path: Path) -> tuple[bytes, TokenizerSettings]:
     """Read the vocabulary of the model whose only or first file is `path`: a SentencePiece model, and settings.
 
-    Raises TokenizerError.
+    Raises TokenizerError; NoTokenizerError if it has none.
     """
     try:
         vocabulary = read_gguf_vocabulary(path)
     except EngineConfigError as error:
         raise TokenizerError(str(error)) from None
+    if vocabulary is None:
+        raise NoTokenizerError(f"{path}: no tokenizer (tokenizer.ggml.model and tokenizer.ggml.tokens)")
     return sentencepiece_model(vocabulary, path), _settings(vocabulary)
 
 

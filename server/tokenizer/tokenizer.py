@@ -12,12 +12,19 @@ from typing import TypeVar
 
 from engine.capacity.gguf_vocabulary import PACKED_VOCABULARY
 from engine.types import Vocabulary
-from server.tokenizer.config_files import AddedToken, TokenizerError, TokenizerSettings, name_damage, read_settings
+from server.tokenizer.config_files import (
+    AddedToken,
+    NoTokenizerError,
+    TokenizerError,
+    TokenizerSettings,
+    name_damage,
+    read_settings,
+)
 from server.tokenizer.encoders import HfTokenizerEncoder, SentencePieceEncoder, TextEncoder
 from server.tokenizer.gguf_vocabulary import read_gguf_tokenizer
 from server.tokenizer.token_table import TokenTable
 
-__all__ = ["Tokenizer", "TokenizerError", "load_tokenizer"]
+__all__ = ["NoTokenizerError", "Tokenizer", "TokenizerError", "load_tokenizer"]
 
 Value = TypeVar("Value")
 
@@ -25,7 +32,7 @@ Value = TypeVar("Value")
 def load_tokenizer(path: Path) -> "Tokenizer":
     """Load the tokenizer of the checkpoint `path`, a directory or a GGUF file.
 
-    Raises TokenizerError: one line with file and fault.
+    Raises TokenizerError: one line with file and fault; NoTokenizerError if there is none.
     """
     gguf = path if path.is_file() else path / PACKED_VOCABULARY
     if gguf.is_file():
@@ -39,7 +46,7 @@ def load_tokenizer(path: Path) -> "Tokenizer":
     if model.is_file():
         encoder = HfTokenizerEncoder(model)
         return _build(model, encoder, settings, (*encoder.added_tokens, *settings.added_tokens), None)
-    raise TokenizerError(f"{path}: no tokenizer (tokenizer.model, tokenizer.model.v* or tokenizer.json)")
+    raise NoTokenizerError(f"{path}: no tokenizer (tokenizer.model, tokenizer.model.v* or tokenizer.json)")
 
 
 def _build(

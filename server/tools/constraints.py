@@ -59,7 +59,7 @@ def check_can_be_emulated(use: ToolUse, *, is_allowed: bool) -> None:
     if not use.must_call and not is_allowed:
         message = (
             "This model was not trained to call tools: 'tool_choice' must be 'required', 'none' or name a function. "
-            "With --tool-emulation, the server describes the tools in the prompt."
+            "If the server is started with --tool-emulation, it describes the tools in the prompt."
         )
         raise unsupported_parameter("tool_choice", message)
 

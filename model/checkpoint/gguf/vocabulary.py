@@ -29,11 +29,16 @@ class GgufVocabulary:
     chat_template: str | None
 
 
-def read_gguf_vocabulary(path: Path) -> GgufVocabulary:
-    """Read the vocabulary of the model whose only or first file is `path`. Raises CheckpointError."""
+def read_gguf_vocabulary(path: Path) -> GgufVocabulary | None:
+    """Read the vocabulary of the model whose only or first file is `path`; None if it has none.
+
+    Raises CheckpointError.
+    """
     file = read_model(path)
     fields, top = GgufFields(file, PREFIX), GgufFields(file)
     kind = fields.text("model")
+    if kind is None and fields.texts("tokens") is None:
+        return None
     if kind != SENTENCEPIECE:
         raise fields.error(
             f"{PREFIX}model is {printable(kind)}; only SentencePiece vocabularies ('llama') are supported"

@@ -340,8 +340,7 @@ def _memory_lines(plan: MemoryPlan) -> Iterator[str]:
     yield from _adapter_lines(plan)
     for room in plan.capacities():
         each = format_bytes(room.bytes_per_request)
-        requests = room_in_words(room.num_requests, room.num_tokens, plan.config.max_num_seqs)
-        yield f"room for {requests} tokens, at most {each} each"
+        yield f"room for {room_in_words(room.num_requests, room.num_tokens)} tokens, at most {each} each"
 
 
 def _adapter_lines(plan: MemoryPlan) -> Iterator[str]:

@@ -26,6 +26,10 @@ def plan(path: Path, memory_bytes: int, **settings: object) -> MemoryPlan:
     return plan_memory(EngineConfig(model=str(path), **settings), memory_bytes)  # type: ignore[arg-type]
 
 
+def requests_by_length(found: MemoryPlan) -> dict[int, int]:
+    return {capacity.num_tokens: capacity.num_requests for capacity in found.capacities()}
+
+
 @pytest.fixture(scope="module")
 def mixtral_8x7b(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_headers(tmp_path_factory.mktemp("8x7b"), MIXTRAL_8X7B)
@@ -76,11 +80,16 @@ def test_a_float16_checkpoint_is_planned_as_it_is_served_in_bfloat16(tmp_path: P
 def test_half_of_the_memory_after_the_weights_is_the_kv_cache(mixtral_8x7b: Path) -> None:
     found = plan(mixtral_8x7b, 93_405_585_408 + 40 * GIB)
     assert found.kv_cache_bytes == 20 * GIB
-    assert {capacity.num_tokens: capacity.num_requests for capacity in found.capacities()} == {
+    assert requests_by_length(plan(mixtral_8x7b, 93_405_585_408 + 40 * GIB, max_num_seqs=500)) == {
         512: 319,
         4096: 39,
         32768: 4,
     }
+
+
+def test_no_more_requests_are_promised_than_a_step_may_have(mixtral_8x7b: Path) -> None:
+    found = plan(mixtral_8x7b, 93_405_585_408 + 40 * GIB, max_num_seqs=20)
+    assert requests_by_length(found) == {512: 20, 4096: 20, 32768: 4}
 
 
 def test_with_the_memory_needed_one_request_of_the_whole_context_fits_and_with_less_not(mixtral_8x7b: Path) -> None:

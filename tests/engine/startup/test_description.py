@@ -1,6 +1,7 @@
 """The fingerprint names what the bits depend on, and nothing else."""
 
 import json
+import os
 import shutil
 from importlib.metadata import version
 from pathlib import Path
@@ -76,10 +77,25 @@ def test_the_fingerprint_names_the_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", [{"rope_theta": 20000.0}, {"rope_theta": 10000.001}, {"num_experts_per_tok": 3}])
 def test_an_edited_config_has_another_fingerprint(change: dict[str, float], tmp_path: Path) -> None:
-    """The weights' sums in SHA256SUMS are those of the original, and are believed without --verify."""
+    """Even where it is taken for the one in SHA256SUMS, because it is not newer."""
     config = shutil.copytree(DEMO, tmp_path / "copy") / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    os.utime(config, (0, 0))
     edited, usual = (
         LocalEngine(path, threads=1, num_kv_blocks=40, max_num_batched_tokens=32) for path in (config.parent, DEMO)
     )
     assert edited.fingerprint != usual.fingerprint
+
+
+def test_weights_changed_under_an_old_list_have_another_fingerprint_and_a_warning(tmp_path: Path) -> None:
+    weights = shutil.copytree(DEMO, tmp_path / "copy") / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    changed, usual = (
+        Engine.load(EngineConfig(model=str(path), threads=1, num_kv_blocks=40, max_num_batched_tokens=32))
+        for path in (weights.parent, DEMO)
+    )
+    assert fingerprint(changed.loaded) != fingerprint(usual.loaded)
+    assert any(str(weights) in line for line in changed.loaded.warnings)
+    assert not any("SHA256SUMS" in line for line in usual.loaded.warnings)

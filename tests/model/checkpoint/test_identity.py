@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from model.checkpoint import identity
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.gguf.file import read_file
 from model.checkpoint.headers import read_headers
@@ -43,6 +44,12 @@ def replace_keeping_times(file: Path) -> None:
     other.replace(file)
 
 
+def later_than_list(file: Path) -> None:
+    """Give the file a time after the manifest's: the clock of file times may not have ticked since."""
+    written_ns = (file.parent / MANIFEST_NAME).stat().st_mtime_ns
+    os.utime(file, ns=(0, written_ns + 1))
+
+
 def touch(file: Path) -> None:
     os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))
 
@@ -73,12 +80,42 @@ def test_copies_with_a_list_of_sums_have_equal_contents_and_other_weights_have_n
     assert identity_of(tmp_path / "copy").contents != first.contents
 
 
+@pytest.mark.parametrize("name", [WEIGHTS, CONFIG])
+def test_sums_of_a_file_that_was_changed_after_the_list_are_not_believed(checkpoint: Path, name: str) -> None:
+    write_manifest(checkpoint)
+    assert not identity_of(checkpoint).warnings
+    flip_last_byte(checkpoint / name)
+    later_than_list(checkpoint / name)
+    changed = identity_of(checkpoint)
+    assert changed.contents == changed.files
+    [warning] = changed.warnings
+    assert warning.startswith(f"{checkpoint / name}: written after {MANIFEST_NAME}")
+    assert warning.endswith(f"smoe plan {checkpoint} --write-manifest") and "\n" not in warning
+
+
+def test_a_copy_with_other_times_is_believed_if_it_is_small_or_verified(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files of a copy may be newer than its list. Small ones are hashed, and so is everything by --verify."""
+    write_manifest(checkpoint)
+    tensors, listed = read_headers(checkpoint).values(), identity_of(checkpoint)
+    for name in (WEIGHTS, CONFIG):
+        later_than_list(checkpoint / name)
+    assert identity_of(checkpoint).contents == listed.contents
+    monkeypatch.setattr(identity, "HASHED_BYTES", (checkpoint / WEIGHTS).stat().st_size)  # a little too few
+    large = identify(tensors)
+    assert large.contents == large.files
+    assert f"{checkpoint / WEIGHTS} and 1 more: written after" in large.warnings[0]
+    verified = identify(tensors, is_verified=True)
+    assert verified.contents == listed.contents and not verified.warnings
+
+
 @pytest.mark.parametrize("content", [None, "no list", f"{'0' * 64}  {WEIGHTS}\n"])
 def test_without_a_list_of_all_files_the_contents_are_those_files(checkpoint: Path, content: str | None) -> None:
     if content is not None:
         (checkpoint / MANIFEST_NAME).write_text(content)
-    identity = identity_of(checkpoint)
-    assert identity.contents == identity.files
+    unlisted = identity_of(checkpoint)
+    assert unlisted.contents == unlisted.files and not unlisted.warnings
 
 
 def test_a_file_that_is_gone_is_named(checkpoint: Path) -> None:
@@ -97,6 +134,11 @@ def test_a_gguf_file_is_identified_by_the_sums_beside_it(tmp_path: Path) -> None
     for name in ("one", "two"):
         write_manifest(tmp_path / name / "a.gguf")
     assert identify(one).contents == identify(two).contents and identify(one).files != identify(two).files
+    file, sums = tmp_path / "two" / "a.gguf", tmp_path / "two" / "a.gguf.sha256"
+    flip_last_byte(file)
+    os.utime(file, ns=(0, sums.stat().st_mtime_ns + 1))
+    [warning] = identify(two).warnings
+    assert warning.endswith(f"smoe plan {file} --write-manifest") and identify(two).contents == identify(two).files
 
 
 def test_hosts_with_copies_have_equal_digests_and_those_with_other_weights_or_another_config_have_not(

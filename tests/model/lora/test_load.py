@@ -195,7 +195,7 @@ def test_a_file_that_shrinks_or_vanishes_after_its_header_was_read_is_refused(
 
         with monkeypatch.context() as patch:
             patch.setattr(load, "read_adapter_tensors", read_headers)
-            patch.setattr(load, "identify", lambda tensors: 0)
+            patch.setattr(load, "files_digest", lambda tensors: "")
             patch.setattr(load, "_digest", lambda files: "")
             _refused(path, config, reason)
         save_adapter(tmp_path, random_tensors(config))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from model.checkpoint.config_file import load_config
+from server.batch.store import DATABASE_NAME, Store
 from server.cli import doctor
 from server.cli.colours import Colours
 from server.cli.doctor import Check, as_table, run_checks
@@ -18,6 +19,7 @@ from server.settings.sources import load_settings
 from tests.server.cli.test_main import smoe
 from tests.support.checkpoints.adapters import random_tensors, save_adapter
 from tests.support.paths import DEMO
+from tests.support.tls import CERTIFICATE, EXPIRED_CERTIFICATE, EXPIRED_KEY, KEY
 
 REPORT = {
     "torch_version": "2.11",
@@ -107,6 +109,57 @@ def test_adapters_are_counted_with_the_model(monkeypatch: pytest.MonkeyPatch, tm
     (adapter / "adapter_config.json").unlink()
     check = run_check("model", model=str(DEMO), lora=[f"sql={adapter}"])
     assert check.verdict == "fail" and "adapter_config.json is missing" in check.detail
+
+
+def test_a_file_of_keys_is_read_and_no_key_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    set_probe(monkeypatch)
+    keys = tmp_path / "keys"
+    keys.write_text("one-secret\ntwo-secret\n")
+    check = run_check("keys", api_key=["third-secret"], api_key_file=str(keys))
+    assert (check.verdict, check.detail) == ("ok", "clients must send one of 3")
+    keys.write_text("")
+    result = smoe("doctor", "--api-key-file", str(keys))
+    assert (result.returncode, result.stderr) == (2, "smoe: --api-key-file: has no keys; write one per line\n")
+
+
+@pytest.mark.parametrize(
+    ("cert", "key", "verdict", "detail"),
+    [
+        (CERTIFICATE, KEY, "ok", r"has its key and is valid until 2\d{3}-\d\d-\d\d"),
+        (CERTIFICATE, EXPIRED_KEY, "fail", "these are not a certificate and its key"),
+        (EXPIRED_CERTIFICATE, EXPIRED_KEY, "warn", "expired_cert.pem: clients will refuse it: certificate has expired"),
+    ],
+)
+def test_a_certificate_is_checked(
+    cert: Path, key: Path, verdict: str, detail: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_probe(monkeypatch)
+    check = run_check("certificate", ssl_certfile=str(cert), ssl_keyfile=str(key))
+    assert check.verdict == verdict and re.search(detail, check.detail)
+
+
+def test_a_step_log_is_tried_and_left_as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    set_probe(monkeypatch)
+    log = tmp_path / "steps.jsonl"
+    assert run_check("step log", step_log=str(log)).verdict == "ok" and not log.exists()
+    log.write_text("steps\n")
+    assert run_check("step log", step_log=str(log)).verdict == "ok" and log.read_text() == "steps\n"
+    check = run_check("step log", step_log=str(tmp_path))
+    assert (check.verdict, check.detail) == ("fail", f"--step-log {tmp_path}: is not a regular file")
+
+
+def test_a_folder_of_batches_is_tried_and_left_as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    set_probe(monkeypatch)
+    folder = tmp_path / "a" / "batches"
+    assert run_check("batches", batch_dir=str(folder)).verdict == "ok" and not any(tmp_path.iterdir())
+    folder.mkdir(parents=True)
+    assert run_check("batches", batch_dir=str(folder)).verdict == "ok" and not any(folder.iterdir())
+    Store(folder).close()
+    assert run_check("batches", batch_dir=str(folder)).verdict == "ok"
+    (folder / DATABASE_NAME).write_bytes(b"no database" * 100)
+    check = run_check("batches", batch_dir=str(folder))
+    assert check.verdict == "fail" and f"--batch-dir {folder}: " in check.detail
+    assert run_check("batches", batch_dir="/proc/nowhere").verdict == "fail"
 
 
 def test_missing_assertions_fail(monkeypatch: pytest.MonkeyPatch) -> None:

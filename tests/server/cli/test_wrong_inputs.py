@@ -19,6 +19,8 @@ WRONG = (
     ("serv", "serve"),
     ("serve --prot 9000", "--port"),
     ("serve --port", "(see smoe serve --help)"),
+    ("bench serve --rate", "(see smoe bench serve --help)"),
+    ("chat serve --url", "(see smoe chat --help)"),
     ("serve --port 70000", "--port: should be"),
     ("serve --port http", "--port: should be"),
     ("serve --dtype fp16", "float32 or bfloat16"),

@@ -5,6 +5,7 @@ import pytest
 
 from server.errors import ApiError
 from server.generation.state import LoraOptions, seed_source
+from server.schemas import CompletionRequest, validate
 from tests.support.servers.fake_engine import READY, FakeEngine
 from tests.support.servers.serving import MODEL, outcomes, saying, state_around
 
@@ -46,6 +47,18 @@ def test_without_a_model_or_its_texts_nothing_is_served() -> None:
     with pytest.raises(ApiError) as caught:
         state.serving()
     assert (caught.value.status, caught.value.code) == (503, "loading")
+
+
+@pytest.mark.anyio
+async def test_grammars_are_checked_with_the_end_tokens_of_the_engine() -> None:
+    texts = state_around(FakeEngine(saying("a"))).texts
+    assert texts is not None
+    fields = {"model": MODEL, "prompt": "x", "regex": "a", "allowed_token_ids": [100, 7]}
+    request = validate(CompletionRequest, fields)
+    with pytest.raises(ApiError, match="lacks the end token"):
+        await texts.grammars.compile(request)
+    ready = msgspec.structs.replace(READY, eos_token_ids=[2, 7])
+    assert await texts.for_engine(ready).grammars.compile(request) is not None
 
 
 @pytest.mark.anyio

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from server.http.certificate import CertificateError
 from server.http.limits.read_limiter import ReadLimiter
-from server.http.uvicorn_server import CertificateError, HttpServer, RequestTracker
+from server.http.uvicorn_server import HttpServer, RequestTracker
 from server.settings.sources import load_settings
+from tests.support.tls import CERTIFICATE, EXPIRED_CERTIFICATE, EXPIRED_KEY, KEY
 
 pytestmark = pytest.mark.anyio
 
@@ -47,16 +49,24 @@ async def test_waiting_ends_with_the_timeout() -> None:
     request.cancel()
 
 
+def server_with(**flags: str) -> HttpServer:
+    settings = load_settings(flags)
+    return HttpServer(RequestTracker(None), lambda: None, settings, read_limiter=ReadLimiter(), flush_s=1.0)  # type: ignore[arg-type,return-value]
+
+
 async def test_files_that_are_no_certificate_are_named_by_their_flags(tmp_path: Path) -> None:
     path = tmp_path / "cert.pem"
     path.write_text("no certificate")
-    settings = load_settings({"ssl_certfile": str(path), "ssl_keyfile": str(path)})
     with pytest.raises(CertificateError, match=r"^--ssl-certfile, --ssl-keyfile: "):
-        HttpServer(RequestTracker(None), lambda: None, settings, read_limiter=ReadLimiter(), flush_s=1.0)  # type: ignore[arg-type,return-value]
+        server_with(ssl_certfile=str(path), ssl_keyfile=str(path))
+
+
+async def test_a_certificate_that_clients_refuse_is_served_with_its_fault() -> None:
+    server = server_with(ssl_certfile=str(EXPIRED_CERTIFICATE), ssl_keyfile=str(EXPIRED_KEY))
+    assert server.certificate_fault and server.config.is_ssl
+    assert not server_with(ssl_certfile=str(CERTIFICATE), ssl_keyfile=str(KEY)).certificate_fault
 
 
 async def test_the_keep_alive_time_is_the_setting() -> None:
-    settings = load_settings({"keep_alive_timeout": "61"})
-    server = HttpServer(RequestTracker(None), lambda: None, settings, read_limiter=ReadLimiter(), flush_s=1.0)  # type: ignore[arg-type,return-value]
-    assert server.config.timeout_keep_alive == 61
+    assert server_with(keep_alive_timeout="61").config.timeout_keep_alive == 61
     assert load_settings({}).keep_alive_timeout > 60  # the usual time of load balancers

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from tests.support.servers.server_process import LONG, events, running
+from tests.support.tls import EXPIRED_CERTIFICATE, EXPIRED_KEY
 
 
 def test_the_start_is_at_most_15_lines_and_the_last_one_works(checkpoint: Path) -> None:
@@ -128,6 +129,12 @@ def test_a_bind_to_everywhere_without_a_key_warns(checkpoint: Path) -> None:
 def handles_signal(pid: int, signum: signal.Signals) -> bool:
     (caught,) = re.findall(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
     return bool(int(caught, 16) >> (signum - 1) & 1)
+
+
+def test_an_expired_certificate_warns(checkpoint: Path) -> None:
+    with running("count", checkpoint, ssl_certfile=str(EXPIRED_CERTIFICATE), ssl_keyfile=str(EXPIRED_KEY)) as server:
+        server.wait_ready()
+        assert any(line.startswith("WARNING") and "certificate has expired" in line for line in server.lines)
 
 
 def test_a_finished_request_is_logged_without_its_text(checkpoint: Path) -> None:

@@ -35,8 +35,25 @@ def test_the_number_of_requests_that_fit_follows_from_the_blocks(
 def test_no_more_requests_are_promised_than_a_step_may_have(max_num_seqs: int, listed: str) -> None:
     ready = msgspec.structs.replace(READY, max_model_len=2048)
     settings = Settings(max_num_seqs=max_num_seqs)
-    lines = lines_when_ready(ready, settings, url="http://h:1", model_id="m", seconds=1.0)
+    lines = lines_when_ready(ready, settings, takes_tools=True, url="http://h:1", model_id="m", seconds=1.0)
     assert any(f"room for {listed}" in line for line in lines), lines
+
+
+@pytest.mark.parametrize(
+    ("takes_tools", "is_emulated", "generates", "is_said"),
+    [
+        (False, False, True, True),
+        (True, False, True, False),
+        (False, True, True, False),
+        (False, False, False, False),
+    ],
+)
+def test_a_model_without_tools_says_how_agents_can_use_it(
+    takes_tools: bool, is_emulated: bool, generates: bool, is_said: bool
+) -> None:
+    ready, settings = msgspec.structs.replace(READY, generates=generates), Settings(tool_emulation=is_emulated)
+    lines = lines_when_ready(ready, settings, takes_tools=takes_tools, url="http://h:1", model_id="m", seconds=1.0)
+    assert sum("--tool-emulation" in line for line in lines) == is_said and lines[-1].startswith("curl ")
 
 
 def test_a_length_of_which_no_more_requests_fit_is_not_listed() -> None:
@@ -141,7 +158,7 @@ def test_sizes_are_readable(num_bytes: int, text: str) -> None:
 @pytest.mark.parametrize(("share", "is_reduced"), [(1.0, False), (0.0, True)])
 def test_the_budgets_are_those_of_the_share_that_the_engine_found(share: float, is_reduced: bool) -> None:
     ready = msgspec.structs.replace(READY, memory_share=share)
-    lines = lines_when_ready(ready, Settings(), url="http://h:1", model_id="m", seconds=1.0)
+    lines = lines_when_ready(ready, Settings(), takes_tools=True, url="http://h:1", model_id="m", seconds=1.0)
     [line] = [line for line in lines if line.startswith("requests")]
     assert f"up to {size(total_bytes(budgets(Settings(), share)))}" in line
     assert ("reduced to fit the memory limit" in line) == is_reduced
@@ -150,7 +167,7 @@ def test_the_budgets_are_those_of_the_share_that_the_engine_found(share: float, 
 def test_least_sizes_that_do_not_fit_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(startup_report, "memory_limit_bytes", lambda: 256 << 20)
     ready = msgspec.structs.replace(READY, memory_share=0.0)
-    lines = lines_when_ready(ready, Settings(), url="http://h:1", model_id="m", seconds=1.0)
+    lines = lines_when_ready(ready, Settings(), takes_tools=True, url="http://h:1", model_id="m", seconds=1.0)
     [warning] = [line for line in lines if line.startswith("WARNING")]
     assert "256.0 MiB; lower --kv-cache-memory-bytes" in warning
 

@@ -20,6 +20,9 @@ def faults(folder: Path, vocab_size: int = VOCAB_SIZE, **flags: object) -> dict[
     return {check.name: check.detail for check in checks if not check.is_ok}
 
 
+NO_TOOLS = "; it has no tools: clients that send some (coding agents) need --tool-emulation"
+
+
 @pytest.fixture
 def texts(tmp_path: Path) -> Path:
     """A copy of the bundled model's text files, to be damaged."""
@@ -33,9 +36,19 @@ def test_good_files_pass_and_the_lines_say_what_was_found(texts: Path) -> None:
     checks = check_texts(load_settings({"model": str(texts)}), texts, VOCAB_SIZE)
     assert [(check.name, check.detail, check.is_ok) for check in checks] == [
         ("tokenizer", "3,072 tokens", True),
-        ("template", "its own chat template", True),
+        ("template", f"its own chat template{NO_TOOLS}", True),
         ("defaults", "temperature 0.25, top_p 0.5", True),
     ]
+
+
+def test_the_flag_for_tools_is_named_until_it_is_given(texts: Path) -> None:
+    (texts / "mine.jinja").write_text("{{ messages[0].content }}")
+    for flags, detail in (
+        ({"tool_emulation": True}, "its own chat template"),
+        ({"chat_template": str(texts / "mine.jinja")}, f"--chat-template {texts / 'mine.jinja'}{NO_TOOLS}"),
+    ):
+        _, template, _ = check_texts(load_settings({"model": str(texts), **flags}), texts, VOCAB_SIZE)
+        assert template.detail == detail
 
 
 def test_a_vocabulary_that_is_smaller_than_the_tokenizer_fails(texts: Path) -> None:

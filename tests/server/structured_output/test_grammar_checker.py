@@ -103,6 +103,16 @@ async def test_unsupported_keywords_are_named_and_nothing_else(schema: dict[str,
     assert await checker.unsupported_keywords(Constraint(of_schema(**schema), "p")) == keywords
 
 
+async def test_the_engines_end_tokens_end_a_text_also_beyond_the_tokenizers_vocabulary() -> None:
+    beyond = tokenizer().vocab_size + 7
+    allowed = validate(CompletionRequest, {"model": MODEL, "prompt": "x", "allowed_token_ids": [100, beyond]})
+    own = GrammarChecker(tokenizer(), InlineSandbox())
+    with pytest.raises(ApiError, match="lacks the end token"):
+        await own.compile(allowed, [CONSTRAINT])
+    checker = GrammarChecker(tokenizer(), InlineSandbox(), vocab_size=beyond + 1, end_ids=[beyond, 2])
+    assert await checker.compile(allowed, [CONSTRAINT]) is not None
+
+
 class HeldSandbox(InlineSandbox):
     """Answers nothing until `may_finish` is set."""
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import sentencepiece
 
-from server.tokenizer.config_files import TokenizerError
+from server.tokenizer.config_files import NoTokenizerError, TokenizerError
 from server.tokenizer.gguf_vocabulary import scores_of_merges
 from server.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from tests.support.checkpoints.gguf import vocabulary_fields, write_fields
@@ -97,6 +97,12 @@ def test_flags_of_the_file_are_followed(tmp_path: Path) -> None:
     bare = load_tokenizer(write_vocabulary(tmp_path / "b.gguf", V1, add_bos_token=False, add_space_prefix=False))
     assert usual.encode("Hello") == [usual.bos_id, *bare.encode(" Hello")]
     assert bare.token_text(bare.encode("Hello")[0])[0] == "H"
+
+
+def test_a_file_without_a_vocabulary_has_no_tokenizer(tmp_path: Path) -> None:
+    file = write_vocabulary(tmp_path / "a.gguf", V1, model=None, tokens=None)
+    with pytest.raises(NoTokenizerError, match=r"a\.gguf: no tokenizer \("):
+        load_tokenizer(file)
 
 
 DEFECTS: dict[str, tuple[dict[str, Any], str]] = {

@@ -5,6 +5,8 @@ from pathlib import Path
 
 CERTIFICATE = Path(__file__).parent / "cert.pem"  # its key is no secret
 KEY = Path(__file__).parent / "key.pem"
+EXPIRED_CERTIFICATE = Path(__file__).parent / "expired_cert.pem"  # on 2020-01-02
+EXPIRED_KEY = Path(__file__).parent / "expired_key.pem"
 
 
 def client_context() -> ssl.SSLContext:

@@ -72,7 +72,7 @@ def test_a_program_reads_plain_numbers_in_bytes(mixtral: Path) -> None:
     }
     assert {name: fields[name] for name in expected} == expected
     assert sum(fields["parameters"].values()) == fields["total_parameters"]
-    assert fields["room"][0] == {"num_tokens": 512, "num_requests": 584, "bytes_per_request": 64 << 20}
+    assert fields["room"][0] == {"num_tokens": 512, "num_requests": 256, "bytes_per_request": 64 << 20}
 
 
 def test_the_defaults_are_the_bundled_model_and_the_memory_of_this_machine() -> None:

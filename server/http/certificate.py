@@ -1,0 +1,59 @@
+"""The files of --ssl-certfile and --ssl-keyfile, tried out before a client meets them."""
+
+import contextlib
+import ssl
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+NUM_FLIGHTS = 2  # of each side, until a handshake of TLS 1.3 is complete
+
+
+class CertificateError(Exception):
+    """The given files are not a certificate and its key. One line."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What clients find when they check a certificate's dates and purpose; not its names, nor who signed it."""
+
+    ends: str  # its last day, such as "2027-01-31"; empty if it is refused
+    fault: str  # why clients refuse it, in one line; empty if it is accepted
+
+
+def check_certificate(certfile: Path, keyfile: Path) -> Certificate:
+    """Load the files as the server does, and shake hands with a client in memory. Raises CertificateError."""
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        server.load_cert_chain(certfile, keyfile)
+    except ssl.SSLError:
+        raise CertificateError("--ssl-certfile, --ssl-keyfile: these are not a certificate and its key") from None
+    except OSError as error:
+        raise CertificateError(f"--ssl-certfile, --ssl-keyfile: cannot be read: {error.strerror}") from None
+    try:
+        ends = _shake_hands(server, _trusting(certfile))
+    except ssl.SSLCertVerificationError as error:
+        return Certificate("", f"--ssl-certfile {certfile}: clients will refuse it: {error.verify_message}")
+    return Certificate(time.strftime("%Y-%m-%d", time.gmtime(ends)), "")
+
+
+def _trusting(certfile: Path) -> ssl.SSLContext:
+    """Return a client's settings that trust the certificate, whoever signed it and whatever it names."""
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    client.load_verify_locations(certfile)
+    return client
+
+
+def _shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> float:
+    """Return the end of the server's certificate in Unix seconds. Raises SSLCertVerificationError."""
+    to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+    sides = client.wrap_bio(to_client, to_server), server.wrap_bio(to_server, to_client, server_side=True)
+    for _ in range(NUM_FLIGHTS):
+        for side in sides:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+    found = sides[0].getpeercert()
+    assert found is not None
+    return ssl.cert_time_to_seconds(str(found["notAfter"]))
