@@ -9,7 +9,7 @@ from tests.e2e.bad_checkpoints.test_command import serve
 from tests.server.cli.plan.test_memory import as_json, plan
 from tests.support.checkpoints.gguf import GgufShape, vocabulary_fields, write_gguf
 from tests.support.paths import DEMO
-from tests.support.servers.running import start_server
+from tests.support.servers.running import forked_server
 
 VOCAB_SIZE = 3072
 END_OF_TURN = VOCAB_SIZE - 1
@@ -28,7 +28,7 @@ def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_gguf_file_is_verified_and_served(gguf_file: Path) -> None:
     result = plan(gguf_file, "--write-manifest", "--memory", "1GiB")
     assert result.exit_code == 0 and f"{gguf_file}.sha256: SHA-256 sums of 1 files" in result.stderr
-    with start_server("--threads", "1", "--verify", model=str(gguf_file)) as server:
+    with forked_server("--threads", "1", "--verify", model=str(gguf_file)) as server:
         client = httpx.Client(base_url=server.url, timeout=60)
         name = client.get("/v1/models").json()["data"][0]["id"]
         messages = [{"role": "user", "content": "Hello"}]
