@@ -103,6 +103,7 @@ SLOW = (
     "tests/server/tools/test_constraints.py",
     "tests/server/tools/test_tool_prompts.py",
     "tests/simulator",
+    "tests/support/forked",
     "tests/triton",
     "tests/triton_compiled",
 )

@@ -4,13 +4,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.servers.running import BLOCKAGES, KEY, RunningServer, start_server
+from tests.support.servers.running import BLOCKAGES, KEY, RunningServer, forked_server
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[RunningServer]:
     """One float32 server for all tests that leave it idle and unchanged."""
-    with start_server("--dtype", "float32", "--threads", "1", "--embeddings") as running:
+    with forked_server("--dtype", "float32", "--threads", "1", "--embeddings") as running:
         yield running
         running.settled_metrics()
 
@@ -18,7 +18,7 @@ def server() -> Iterator[RunningServer]:
 @pytest.fixture(scope="session")
 def locked() -> Iterator[RunningServer]:
     """One server with an API key, for all tests that leave it idle and unchanged."""
-    with start_server("--dtype", "float32", "--threads", "1", "--api-key", KEY) as running:
+    with forked_server("--dtype", "float32", "--threads", "1", "--api-key", KEY) as running:
         yield running
 
 

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
@@ -40,9 +40,11 @@ from engine.process import Channel, EngineProcess
 from engine.types import Request, RequestOutput, SamplingParams
 from smoe import LocalEngine
 from tests.support.checkpoints.mixtral import Shape, save_random_checkpoint
+from tests.support.forked.commands import popen
 from tests.support.paths import DEMO
 
 TIMEOUT_S = 60.0
+Popen = Callable[..., "subprocess.Popen[bytes]"]
 MANY_FILES = 1100  # select.select() takes descriptors up to 1023
 
 
@@ -88,14 +90,15 @@ class Peer:
 
 
 @contextmanager
-def engine_process(**variables: str) -> Iterator[Peer]:
+def engine_process(popen: Popen = popen, **variables: str) -> Iterator[Peer]:
+    """Start a process; by default it is forked."""
     ours, theirs = socket.socketpair()
     ours.settimeout(TIMEOUT_S)
     heartbeat = Heartbeat()
     fds = theirs.fileno(), heartbeat.fd
     command = [sys.executable, "-m", "engine.process", *map(str, fds)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-    process = subprocess.Popen(command, pass_fds=fds, env=environment)
+    process = popen(command, pass_fds=fds, env=environment)
     theirs.close()
     heartbeat.close()
     try:
@@ -113,7 +116,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_loads_generates_aborts_and_exits_with_its_parent(checkpoint: Path) -> None:
-    with engine_process() as peer:
+    with engine_process(subprocess.Popen) as peer:
         peer.send(Start(EngineConfig(model=str(checkpoint), dtype="float32", threads=1, max_model_len=200)))
         ready = peer.receive_past_progress()
         assert isinstance(ready, Ready) and ready.max_model_len == 200 and ready.vocab_size == 101
@@ -224,7 +227,7 @@ def many_open_files() -> Iterator[None]:
 
 def test_it_serves_on_a_descriptor_above_1023(checkpoint: Path) -> None:
     """An engine that is restarted inherits a high number from a server with many connections."""
-    with many_open_files(), engine_process() as peer:
+    with many_open_files(), engine_process(subprocess.Popen) as peer:
         peer.send(Start(EngineConfig(model=str(checkpoint), dtype="float32", threads=1, max_model_len=20)))
         assert isinstance(peer.receive_past_progress(), Ready)
         peer.send(Add([Request(1, [5], SamplingParams(max_tokens=2, ignore_eos=True))]))
@@ -340,7 +343,7 @@ def test_a_failed_start_gives_its_reason_in_one_line(
 
 @pytest.mark.parametrize("level", ["1", "2"])
 def test_without_assertions_it_refuses_to_start(checkpoint: Path, level: str) -> None:
-    with engine_process(PYTHONOPTIMIZE=level, PYTHONDONTWRITEBYTECODE="1") as peer:
+    with engine_process(subprocess.Popen, PYTHONOPTIMIZE=level, PYTHONDONTWRITEBYTECODE="1") as peer:
         peer.send(Start(EngineConfig(model=str(checkpoint))))
         failed = peer.receive()
         assert isinstance(failed, Failed)

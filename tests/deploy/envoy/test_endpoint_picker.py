@@ -15,7 +15,7 @@ from tests.support.conditions import wait_until
 from tests.support.hosts.endpoint_picker import DESTINATION, EndpointPicker, running_picker
 from tests.support.hosts.envoy import REPLICA_HEADER, Config, configuration, running_envoy
 from tests.support.ports import free_port
-from tests.support.servers.server_process import LONG, Server, events, running
+from tests.support.servers.server_process import LONG, Server, events, forked
 
 SHORT = {"prompt": "a", "max_tokens": 1}
 
@@ -25,7 +25,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Serv
     """Two servers by address; the first one holds its answers until it gets a signal."""
     folder = tmp_path_factory.mktemp("checkpoint")
     write_tokenizer(folder)
-    with running("gate", folder) as first, running("count", folder) as second:
+    with forked("gate", folder) as first, forked("count", folder) as second:
         for server in (first, second):
             server.wait_ready()
         yield {server.url.removeprefix("http://"): server for server in (first, second)}

@@ -20,7 +20,7 @@ from tests.support.hosts.envoy import (
     without_health_checks,
     write_replicas,
 )
-from tests.support.servers.server_process import LONG, Server, events, running
+from tests.support.servers.server_process import LONG, Server, events, forked
 
 NUM_REQUESTS = 30
 MAX_STREAMS = 64  # until each replica has one: fails by chance once in 2^63 runs
@@ -39,7 +39,7 @@ def replicas(checkpoint: Path, first_mode: str, second_mode: str) -> Iterator[di
     """Start two servers; yield them by address. The modes are those of fake_engine_process.py."""
     modes = (first_mode, second_mode)
     with contextlib.ExitStack() as stack:
-        first, second = (stack.enter_context(running(mode, checkpoint, shutdown_timeout="600")) for mode in modes)
+        first, second = (stack.enter_context(forked(mode, checkpoint, shutdown_timeout="600")) for mode in modes)
         for server in (first, second):
             server.wait_ready()
         yield {server.url.removeprefix("http://"): server for server in (first, second)}

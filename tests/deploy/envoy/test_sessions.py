@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.support.hosts.envoy import REPLICA_HEADER, Envoy, configuration, running_envoy
-from tests.support.servers.running import RunningServer, start_server
+from tests.support.servers.running import RunningServer, forked_server
 
 TURN = [{"role": "user", "content": "Count from 3 to 7."}]
 APIS: dict[str, dict[str, Any]] = {
@@ -24,7 +24,7 @@ NUM_SESSIONS = 300  # the mean is 150 for each replica; fewer than 100 have a ch
 @pytest.fixture(scope="module")
 def servers() -> Iterator[list[RunningServer]]:
     """Two servers with the bundled model."""
-    with start_server("--threads", "1") as first, start_server("--threads", "1") as second:
+    with forked_server("--threads", "1") as first, forked_server("--threads", "1") as second:
         yield [first, second]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import httpx
 import pytest
 
-from tests.support.servers.running import KEY, MODEL, RunningServer, start_server
+from tests.support.servers.running import KEY, MODEL, RunningServer, forked_server
 
 ONE, OTHER = "key-one", "key-other"
 PROMPT = [random.Random(7).randrange(300, 3000) for _ in range(70)]
@@ -23,7 +23,7 @@ def num_cached(server: RunningServer, key: str, path: str = "/v1/completions", *
 
 @pytest.mark.parametrize("flags", [(), ("--scheduling-policy", "fcfs")])
 def test_a_key_finds_its_own_prompts_in_the_prefix_cache_and_no_other_keys(flags: Sequence[str]) -> None:
-    with start_server("--threads", "1", "--api-key", ONE, "--api-key", OTHER, *flags) as server:
+    with forked_server("--threads", "1", "--api-key", ONE, "--api-key", OTHER, *flags) as server:
         assert num_cached(server, ONE) == 0
         assert num_cached(server, ONE) == 64
         assert num_cached(server, OTHER) == 0
@@ -35,7 +35,7 @@ def test_a_key_finds_its_own_prompts_in_the_prefix_cache_and_no_other_keys(flags
 
 
 def test_keys_share_the_prefix_cache_if_the_server_is_told_to() -> None:
-    with start_server("--threads", "1", "--api-key", ONE, "--api-key", OTHER, "--share-prefix-cache") as server:
+    with forked_server("--threads", "1", "--api-key", ONE, "--api-key", OTHER, "--share-prefix-cache") as server:
         assert [num_cached(server, key) for key in (ONE, OTHER)] == [0, 64]
         assert num_cached(server, OTHER, cache_salt="s") == 0
 

@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.servers.running import MODEL, RunningServer, start_server
+from tests.support.servers.running import MODEL, RunningServer, forked_server
 
 REPEATED = "One two three four five six seven. " * 6
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": REPEATED}], "max_tokens": 60, "return_token_ids": True}
@@ -56,7 +56,7 @@ def _num_drafted(server: RunningServer) -> float:
 
 
 def test_the_replies_are_those_of_a_server_without_drafts(server: RunningServer) -> None:
-    with start_server("--dtype", "float32", "--threads", "1", "--embeddings", "--speculation", "off") as plain:
+    with forked_server("--dtype", "float32", "--threads", "1", "--embeddings", "--speculation", "off") as plain:
         expected = _replies(plain)
         assert _num_drafted(plain) == 0
     before = _num_drafted(server)

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from tests.support.generated.random_schemas import random_parameters
-from tests.support.servers.running import MODEL, RunningServer, start_server
+from tests.support.servers.running import MODEL, RunningServer, forked_server
 
 NUM_SAMPLES = 5
 QUESTION: list[Any] = [{"role": "user", "content": "Use a tool, please."}]
@@ -82,7 +82,7 @@ def test_a_streamed_call_equals_the_unstreamed_one_and_its_result_is_accepted(se
 def test_a_model_without_tool_support_decides_only_with_tool_emulation(server: RunningServer, path: str) -> None:
     body = {"model": MODEL, "messages": QUESTION, "tools": [TIME], "max_tokens": 40, "n": 4, "seed": 1}
     assert server.post(path, body).json()["error"]["param"] == "tool_choice"
-    with start_server("--dtype", "float32", "--threads", "1", "--tool-emulation") as emulating:
+    with forked_server("--dtype", "float32", "--threads", "1", "--tool-emulation") as emulating:
         choices = emulating.post(path, body).json()["choices"]
     for choice in choices:
         has_calls = bool(choice["message"].get("tool_calls"))

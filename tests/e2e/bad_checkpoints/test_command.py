@@ -3,7 +3,6 @@
 import os
 import shutil
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from tests.e2e.bad_checkpoints.start import TOKENIZER, TOKENIZER_CONFIG, WEIGHTS
+from tests.support.forked.commands import run
 
 
 def serve(path: Path, *flags: str, **variables: str) -> tuple[int, list[str]]:
     """Run `smoe serve`, which must end by itself; return its exit code and output lines."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SMOE_")} | variables
     command = [sys.executable, "-m", "server", "serve", str(path), *(flags or ("--port", "0"))]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    ended = run(command, env=environment, timeout=120)
     return ended.returncode, (ended.stdout + ended.stderr).splitlines()
 
 

@@ -10,7 +10,7 @@ import httpx
 from tests.e2e.bad_inputs import ROWS
 from tests.e2e.bad_inputs.rows import GENERATING, bodies
 from tests.support.conditions import until
-from tests.support.servers.running import MODEL, RunningServer, start_server
+from tests.support.servers.running import MODEL, RunningServer, forked_server
 
 NUMERICS = ("--dtype", "float32", "--threads", "1")
 Answers = list[dict[str, Any]]
@@ -79,7 +79,7 @@ def test_good_requests_get_the_same_answers_while_as_many_bad_ones_are_sent(scal
         assert await abuser >= len(requests)
         return answers
 
-    with start_server(*NUMERICS, "--no-enable-prefix-caching") as server:
+    with forked_server(*NUMERICS, "--no-enable-prefix-caching") as server:
         alone = asyncio.run(ask_all(server, requests, clients=1))
         assert asyncio.run(both(server)) == alone
         server.settled_metrics()
@@ -116,7 +116,7 @@ def test_one_keys_flood_of_prompts_flushes_the_prefix_cache_but_changes_no_answe
         await asyncio.gather(*flooding)
         return answers
 
-    with start_server(*NUMERICS, *flags) as server:
+    with forked_server(*NUMERICS, *flags) as server:
         alone = asyncio.run(ask_all(server, requests, clients=1, key="victim"))
         flooded = asyncio.run(both(server))
     assert [answer["choices"] for answer in flooded] == [answer["choices"] for answer in alone]

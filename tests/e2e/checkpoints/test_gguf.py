@@ -10,7 +10,7 @@ from tests.server.cli.plan.test_memory import as_json, plan
 from tests.support.checkpoints.gguf import GgufShape, vocabulary_fields, write_gguf
 from tests.support.checkpoints.packs import make_pack
 from tests.support.paths import DEMO
-from tests.support.servers.running import start_server
+from tests.support.servers.running import forked_server
 
 VOCAB_SIZE = 3072
 END_OF_TURN = VOCAB_SIZE - 1
@@ -27,7 +27,7 @@ def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_served(model: Path, expected_name: str, *flags: str) -> None:
-    with start_server("--threads", "1", *flags, model=str(model)) as server:
+    with forked_server("--threads", "1", *flags, model=str(model)) as server:
         client = httpx.Client(base_url=server.url, timeout=60)
         name = client.get("/v1/models").json()["data"][0]["id"]
         messages = [{"role": "user", "content": "Hello"}]

@@ -10,7 +10,7 @@ import pytest
 from model.checkpoint.config_file import load_config
 from tests.support.checkpoints.adapters import random_tensors, save_adapter
 from tests.support.paths import DEMO
-from tests.support.servers.running import MODEL, RunningServer, start_server
+from tests.support.servers.running import MODEL, RunningServer, forked_server
 
 COMPLETION = {"prompt": "It is a truth universally acknowledged, that a single man", "max_tokens": 20, "temperature": 0}
 
@@ -24,7 +24,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(scope="module")
 def lora_server(adapters: list[Path]) -> Iterator[RunningServer]:
     flags = ("--lora", f"sql={adapters[0]}", "--lora", f"poems={adapters[1]}", "--enable-runtime-lora")
-    with start_server("--dtype", "float32", "--threads", "1", "--embeddings", *flags) as running:
+    with forked_server("--dtype", "float32", "--threads", "1", "--embeddings", *flags) as running:
         yield running
 
 

@@ -17,6 +17,7 @@ import pytest
 from model.checkpoint.pack.header import PAGE_BYTES, WEIGHTS_NAME, read_header
 from tests.support.checkpoints.packs import make_pack
 from tests.support.conditions import wait_until
+from tests.support.forked.commands import popen
 from tests.support.paths import DEMO
 from tests.support.ports import free_port
 from tests.support.servers.running import RunningServer, wait_until_ready
@@ -35,7 +36,7 @@ def server_of(model: Path, log: Path, *flags: str) -> Iterator[RunningServer]:
     port = free_port()
     command = [sys.executable, "-m", "server", "serve", str(model), "--port", str(port), "--threads", "1", *flags]
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        process = popen(command, stdout=output, stderr=subprocess.STDOUT)
     try:
         running = RunningServer(process, f"http://127.0.0.1:{port}", log)
         wait_until_ready(running)

@@ -17,7 +17,7 @@ from tests.model.checkpoint.test_sentence_embedding import write_modules
 from tests.support.checkpoints.mistral_tokenizers import checkpoint
 from tests.support.checkpoints.mixtral import Shape, save_embedding_checkpoint
 from tests.support.paths import DEMO
-from tests.support.servers.running import RunningServer, start_server
+from tests.support.servers.running import RunningServer, forked_server
 
 NAME, DIM = "e5-tiny", 32
 TEXTS = ["Who comes to dinner?", "dinner", "It is a truth universally acknowledged. " * 20]
@@ -49,7 +49,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     path: Path = tmp_path_factory.mktemp("models") / NAME
     checkpoint(path, DEMO / "tokenizer.model", tokenizer_config={"add_eos_token": True})
     oracle = save_embedding_checkpoint(Shape(num_experts=0, vocab_size=3072, dim=DIM), path)
-    with start_server("--dtype", "float32", "--threads", "1", model=str(write_modules(path))) as server:
+    with forked_server("--dtype", "float32", "--threads", "1", model=str(write_modules(path))) as server:
         yield Served(server, oracle)
 
 

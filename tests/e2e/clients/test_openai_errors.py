@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 
-from tests.support.servers.running import MODEL, RunningServer, start_server
+from tests.support.servers.running import MODEL, RunningServer, forked_server
 
 KEY = "a-key"
 LONG: dict[str, Any] = {"model": MODEL, "prompt": "And", "max_tokens": 1500, "extra_body": {"ignore_eos": True}}
@@ -20,7 +20,7 @@ SHORT: dict[str, Any] = {"model": MODEL, "prompt": "And", "max_tokens": 2}
 def narrow() -> Iterator[RunningServer]:
     """Server that runs one request, lets one wait and refuses a third."""
     flags = ("--api-key", KEY, "--max-num-seqs", "1", "--max-num-queued-reqs", "1", "--threads", "1")
-    with start_server(*flags) as running:
+    with forked_server(*flags) as running:
         yield running
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import MixtralForCausalLM
 
+from tests.support.forked import commands
 from tests.support.kernels.routed_oracle import forward, gate_logits
 from tests.support.paths import DEMO, ROOT
 from tests.support.servers.running import RunningServer
@@ -26,9 +27,12 @@ def demo() -> Any:
     return MixtralForCausalLM.from_pretrained(DEMO, dtype=torch.float32, attn_implementation="eager").eval()
 
 
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "server", "explain", "smoe-demo", *arguments]
+
+
 def explain(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "server", "explain", "smoe-demo", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    return commands.run(command(*arguments), timeout=TIMEOUT_S)
 
 
 @pytest.mark.parametrize(("off", "expected_ks"), [((), [1, 2, 8]), (("0:3", "2:5", "2:6"), [1, 2])])
@@ -53,7 +57,8 @@ def test_logits_experts_and_weights_equal_an_independent_forward_pass(
 
 
 def test_the_tables_name_every_token_and_end_in_a_worked_layer(server: RunningServer) -> None:
-    result = explain(TEXT, "--url", server.url)
+    started = command(TEXT, "--url", server.url)
+    result = subprocess.run(started, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert (result.returncode, result.stderr) == (0, "")
     tokens = [line for line in result.stdout.splitlines() if line.startswith("token ")]
     assert len(tokens) == len(server.post("/tokenize", {"prompt": TEXT}).json()["tokens"])

@@ -16,6 +16,7 @@ from signal import SIG_DFL, SIGINT, signal
 
 import psutil
 
+from tests.support.forked.commands import run
 from tests.support.ports import free_port
 from tests.support.servers.running import KEY, MODEL, RunningServer
 
@@ -101,7 +102,7 @@ def test_prompt_and_figures_are_coloured_and_the_answer_is_not(server: RunningSe
 def test_a_piped_chat_writes_answers_only_and_an_error_to_standard_error(server: RunningServer) -> None:
     def chat_from_pipe(text: str, *flags: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "server", "chat", "--url", server.url, "--temperature", "0", *flags]
-        return subprocess.run(command, input=text, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        return run(command, input=text, timeout=TIMEOUT_S)
 
     result = chat_from_pipe(f"{COUNT}\n/reset\n{COUNT}\n")
     expected = "3 4 5 6 7\na new conversation\n3 4 5 6 7\n"
@@ -112,14 +113,7 @@ def test_a_piped_chat_writes_answers_only_and_an_error_to_standard_error(server:
 
 
 def complete(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "server", "complete", *arguments],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
+    return run([sys.executable, "-m", "server", "complete", *arguments], input=stdin, timeout=TIMEOUT_S)
 
 
 def test_an_answer_is_shown_with_its_figures(server: RunningServer, tmp_path: Path) -> None:
@@ -221,7 +215,8 @@ def test_the_message_of_a_rejected_request_is_printed(server: RunningServer) -> 
 
 
 def test_without_a_server_one_line_says_how_to_start_one() -> None:
-    result = complete("It was", "--url", f"127.0.0.1:{free_port()}")
+    command = [sys.executable, "-m", "server", "complete", "It was", "--url", f"127.0.0.1:{free_port()}"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert result.returncode == 2
     [line] = result.stderr.splitlines()
     assert "smoe serve" in line
@@ -278,7 +273,7 @@ def test_run_of_a_model_that_cannot_be_served_says_why_in_one_line(tmp_path: Pat
 
 def top(*flags: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "server", "top", *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    return run(command, timeout=TIMEOUT_S)
 
 
 def test_top_prints_one_reading_into_a_pipe(server: RunningServer) -> None:

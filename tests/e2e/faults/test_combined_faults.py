@@ -20,7 +20,7 @@ from tests.support.conditions import until
 from tests.support.paths import DEMO
 from tests.support.servers.endings import CLOSED, NO_CONNECTION, ending_of
 from tests.support.servers.fake_engine_process import QUEUES
-from tests.support.servers.server_process import Server, running
+from tests.support.servers.server_process import Server, forked
 from tests.support.servers.serving import TLS_FILES
 
 KILL, STOP, FULL_DESCRIPTORS, FULL_QUEUE = "engine killed", "engine stopped", "descriptors used up", "queue full"
@@ -52,7 +52,7 @@ def test_every_request_ends_once(run: int, tmp_path: Path) -> None:
     flags |= {"max_num_queued_reqs": str(MAX_QUEUED)} if FULL_QUEUE in faults else {}
     flags |= TLS_FILES if TLS in faults else {}
     max_files = MAX_FILES if FULL_DESCRIPTORS in faults else 0
-    with running(mode, DEMO, max_files=max_files, **flags) as server:
+    with forked(mode, DEMO, max_files=max_files, **flags) as server:
         server.wait_ready()
         endings = asyncio.run(Run(server, faults).endings())
         assert server.process.stderr is not None

@@ -21,7 +21,7 @@ import httpx
 import pytest
 
 from tests.support.conditions import POLL_S
-from tests.support.servers.running import MODEL, RunningServer, samples, start_server
+from tests.support.servers.running import MODEL, RunningServer, forked_server, samples
 
 NUM_STREAMS, NUM_SEQS = 24, 6  # most of the streams are queued at any time
 NUM_DRAINED = 200
@@ -149,7 +149,7 @@ async def scrape(client: httpx.AsyncClient) -> None:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
-    with start_server("--dtype", "float32", "--threads", "1", "--max-num-seqs", str(NUM_SEQS)) as running:
+    with forked_server("--dtype", "float32", "--threads", "1", "--max-num-seqs", str(NUM_SEQS)) as running:
         yield running
 
 
@@ -263,7 +263,7 @@ def test_at_sigterm_under_200_streams_each_of_them_ends_and_the_exit_code_is_0(s
     """Half of the streams take longer than the shutdown timeout."""
     for number in range(1 if scale == 1 else 2 * scale):
         flags = ("--dtype", "float32", "--threads", "1", "--shutdown-timeout", "6")
-        with start_server(*flags) as server:
+        with forked_server(*flags) as server:
             took_s, answers, refused = asyncio.run(drain(server, random.Random(number).randint(1, 400)))
             log = server.log.read_text()
         assert all(answer.status == 200 and answer.has_one_end for answer in answers), "a stream without an end"

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.support.forked.commands import run
 from tests.support.paths import DEMO
 from tests.support.ports import free_port
 from tests.support.servers.running import MODEL, STOP_TIMEOUT_S, start_server
@@ -124,7 +124,7 @@ def test_a_bad_checkpoint_ends_the_start_with_one_line_that_names_the_cause(
         shutil.copy(DEMO / name, path)
     culprit = spoil(path)
     command = [sys.executable, "-m", "server", "serve", str(path), "--port", str(free_port())]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    ended = run(command, timeout=60)
     assert ended.returncode == 2, ended.stderr
     assert "Traceback" not in ended.stderr
     last = ended.stderr.strip().splitlines()[-1]

@@ -15,6 +15,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, expect
 
+from tests.support.forked.commands import popen
 from tests.support.paths import FAKE_ENGINE_SERVER
 from tests.support.playground.browser import PHONE, Visit, abort, visiting
 from tests.support.ports import free_port
@@ -170,7 +171,7 @@ def test_a_server_that_cannot_be_reached_is_reported(browser: Browser, server: R
 def test_a_stop_keeps_the_text_and_aborts_the_request(browser: Browser, way: str) -> None:
     """The fake engine gives one token and then nothing, so that only a stop ends the request."""
     port = free_port()
-    process = subprocess.Popen(
+    process = popen(
         [sys.executable, str(FAKE_ENGINE_SERVER), "hold", f"port={port}", "shutdown_timeout=0"],
         stderr=subprocess.DEVNULL,
     )

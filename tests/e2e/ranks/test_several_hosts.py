@@ -17,7 +17,7 @@ from tests.e2e.faults.test_recovery import Answer, Progress, ask, body_of, clien
 from tests.support.conditions import until
 from tests.support.hosts.two_hosts import two_hosts
 from tests.support.ports import free_port
-from tests.support.servers.running import STOP_TIMEOUT_S, RunningServer, start_server, wait_until_ready
+from tests.support.servers.running import STOP_TIMEOUT_S, RunningServer, forked_server, wait_until_ready
 
 NUM_STREAMS = 8
 FLAGS = ("--dtype", "float32", "--threads", "1", "--max-num-seqs", "4")
@@ -31,7 +31,7 @@ def bodies() -> list[dict[str, object]]:
 @pytest.fixture(scope="module")
 def alone(bodies: list[dict[str, object]]) -> list[list[int]]:
     """The tokens of each request from one process."""
-    with start_server(*FLAGS) as server:
+    with forked_server(*FLAGS) as server:
         return _tokens(server, bodies)
 
 

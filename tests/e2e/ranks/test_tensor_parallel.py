@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import subprocess
 import sys
 from contextlib import suppress
 
@@ -10,7 +9,8 @@ import psutil
 
 from tests.e2e.faults.test_recovery import answers_of, body_of, kill_under_load
 from tests.support.conditions import until
-from tests.support.servers.running import RunningServer, start_server
+from tests.support.forked.commands import run
+from tests.support.servers.running import RunningServer, forked_server
 
 NUM_STREAMS = 12
 FLAGS = ("--dtype", "float32", "--threads", "1", "--max-num-seqs", "6", "--tensor-parallel-size", "2")
@@ -36,7 +36,7 @@ def test_a_killed_rank_ends_streams_and_the_server_is_ready_again_without_what_w
     alone = [answer.token_ids for answer in asyncio.run(answers_of(server, bodies))]
     fingerprint = server.complete("a", max_tokens=1).json()["system_fingerprint"]
     chance, late_s = random.Random(0), []
-    with start_server(*FLAGS) as ranks:
+    with forked_server(*FLAGS) as ranks:
         assert [answer.token_ids for answer in asyncio.run(answers_of(ranks, bodies))] == alone
         assert ranks.complete("a", max_tokens=1).json()["system_fingerprint"] == fingerprint
         for kill in range(2 * scale):
@@ -57,7 +57,7 @@ def test_a_killed_rank_ends_streams_and_the_server_is_ready_again_without_what_w
 
 def test_a_number_of_ranks_that_cannot_work_is_one_line() -> None:
     command = [sys.executable, "-m", "server", "serve", "--port", "0", "--device", "cpu", "--tensor-parallel-size", "4"]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    ran = run(command, timeout=300)
     assert ran.returncode == 2
     [line] = [line for line in ran.stderr.splitlines() if "--tensor-parallel-size" in line]
     assert line.endswith("the model has 2 KV heads, which 4 ranks cannot share equally; 1, 2 can"), line

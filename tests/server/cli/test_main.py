@@ -1,28 +1,30 @@
-"""The command as a process: help, version, and one line for each error."""
+"""The command as a process, forked or started: help, version, and one line for each error."""
 
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
 from server.settings.flags import setting_flags
 from server.settings.settings import GROUPS, Settings
+from tests.support.forked.commands import run
 from tests.support.paths import ROOT
 
 
-def smoe(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def started(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+def smoe(*arguments: str, run: Callable[..., Any] = run, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end, forked or `started`."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SMOE_")}
-    return subprocess.run(
-        [sys.executable, "-m", "server", *arguments],
-        cwd=ROOT,
-        env=environment | variables,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    command = [sys.executable, "-m", "server", *arguments]
+    ended: subprocess.CompletedProcess[str] = run(command, cwd=ROOT, env=environment | variables, timeout=60)
+    return ended
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("serve", "--help"), ("--version",)])
@@ -64,7 +66,7 @@ def test_the_flags_of_serve_stand_in_groups_and_its_own_options_last() -> None:
 
 
 def test_the_short_flags_are_the_usual_ones() -> None:
-    assert smoe("-V").stdout == smoe("--version").stdout != ""
+    assert smoe("-V", run=started).stdout == smoe("--version").stdout != ""
     assert smoe("bench", "serve", "-h").stdout.startswith("Usage: smoe bench serve ")
 
 
@@ -76,7 +78,7 @@ COMMANDS = (
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_help_of_every_command_has_an_example(command: str) -> None:
-    result = smoe(*command.split(), "--help")
+    result = smoe(*command.split(), "--help", run=started)
     assert result.returncode == 0
     assert f"\n  smoe {command} " in result.stdout
     assert not re.search(r"<(str|int|float|path)>", result.stdout), "values are named in words"
@@ -106,14 +108,14 @@ def test_a_server_that_cannot_start_exits_2_with_one_line(
 
 @pytest.mark.parametrize("level", ["1", "2"])
 def test_a_server_without_assertions_refuses_to_start_in_one_line(level: str) -> None:
-    refused = smoe("serve", "--port", "0", PYTHONOPTIMIZE=level, PYTHONDONTWRITEBYTECODE="1")
+    refused = smoe("serve", "--port", "0", run=started, PYTHONOPTIMIZE=level, PYTHONDONTWRITEBYTECODE="1")
     assert (refused.returncode, refused.stdout) == (2, "")
     [line] = refused.stderr.splitlines()
     assert line.startswith("smoe: ") and "python -O" in line
 
 
 def test_an_unknown_flag_exits_2() -> None:
-    result = smoe("serve", "--no-such-flag")
+    result = smoe("serve", "--no-such-flag", run=started)
     assert result.returncode == 2
     assert "--no-such-flag" in result.stderr
 

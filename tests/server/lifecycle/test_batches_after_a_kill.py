@@ -9,7 +9,7 @@ from typing import Any
 import openai
 
 from tests.support.conditions import until
-from tests.support.servers.server_process import Server, running
+from tests.support.servers.server_process import Server, forked
 
 ANSWERED, HELD = [f"answered-{i}" for i in range(8)], [f"held-{i}" for i in range(4)]
 
@@ -29,7 +29,7 @@ def test_a_batch_survives_a_kill_and_answers_each_line_once(checkpoint: Path, tm
     mode = f"once-hold:{tmp_path / 'started'}"
     flags = {"batch_dir": str(tmp_path / "batches"), "api_key": "key"}
     content = "".join([*(line(name, temperature=9) for name in ANSWERED), *map(line, HELD)]).encode()
-    with running(mode, checkpoint, **flags) as server, client_of(server) as client:
+    with forked(mode, checkpoint, **flags) as server, client_of(server) as client:
         file = client.files.create(file=("in.jsonl", content), purpose="batch")
         assert client.files.content(file.id).content == content
         assert [each.id for each in client.files.list()] == [file.id]
@@ -41,7 +41,7 @@ def test_a_batch_survives_a_kill_and_answers_each_line_once(checkpoint: Path, tm
         before = {json.loads(text)["custom_id"]: json.loads(text)["id"] for text in journal.read_text().splitlines()}
         server.process.send_signal(signal.SIGKILL)
         server.process.wait()
-    with running(mode, checkpoint, **flags) as server, client_of(server) as client:
+    with forked(mode, checkpoint, **flags) as server, client_of(server) as client:
         asyncio.run(until(lambda: client.batches.retrieve(batch_id).status == "completed"))
         batch = client.batches.retrieve(batch_id)
         good, bad = (results(client, file_id) for file_id in (batch.output_file_id, batch.error_file_id))
@@ -62,6 +62,6 @@ def results(client: openai.OpenAI, file_id: str | None) -> dict[str, str]:
 
 def test_a_folder_that_cannot_be_used_ends_the_start_with_one_line(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with running("count", checkpoint, batch_dir=str(tmp_path / "file")) as server:
+    with forked("count", checkpoint, batch_dir=str(tmp_path / "file")) as server:
         assert "smoe: --batch-dir" in server.read_until("smoe: ")
         assert server.exit_code() == 1

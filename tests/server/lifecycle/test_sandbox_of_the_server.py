@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from tests.support.servers.child_processes import sandbox_pids_of
-from tests.support.servers.server_process import Server, running
+from tests.support.servers.server_process import Server, forked, running
 
 NUM_HELD = 40
 LIMIT_S = 60
@@ -21,7 +21,7 @@ LIMIT_S = 60
 
 def test_checks_that_never_end_do_not_delay_the_exit(checkpoint: Path) -> None:
     """The processes are stopped, so nothing that they were given ends; the server's own limit on the drain does."""
-    with running("hold", checkpoint, shutdown_timeout="1") as server:
+    with forked("hold", checkpoint, shutdown_timeout="1") as server:
         server.wait_ready()
         num_tasks = tasks_of(server)
         pids = sandbox_pids_of(server.process.pid)

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.servers.server_process import LONG, events, running
+from tests.support.servers.server_process import LONG, events, forked, running
 from tests.support.tls import EXPIRED_CERTIFICATE, EXPIRED_KEY
 
 
@@ -38,7 +38,7 @@ def test_the_start_is_at_most_15_lines_and_the_last_one_works(checkpoint: Path) 
 def test_pages_of_other_names_and_origins_get_403(
     checkpoint: Path, flags: dict[str, str], answered: list[str], refused: list[str]
 ) -> None:
-    with running("count", checkpoint, **flags) as server:
+    with forked("count", checkpoint, **flags) as server:
         server.wait_ready()
         body = {**LONG, "stream": False}
 
@@ -54,7 +54,7 @@ def test_pages_of_other_names_and_origins_get_403(
 
 def test_keys_of_a_file_open_the_server_and_nothing_else_does(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("# ours\none\ntwo\n")
-    with running("count", checkpoint, api_key="zero", api_key_file=str(tmp_path / "keys")) as server:
+    with forked("count", checkpoint, api_key="zero", api_key_file=str(tmp_path / "keys")) as server:
         server.wait_ready()
         statuses = {
             key: httpx.get(f"{server.url}/v1/models", headers={"authorization": f"Bearer {key}"}).status_code
@@ -64,7 +64,7 @@ def test_keys_of_a_file_open_the_server_and_nothing_else_does(checkpoint: Path, 
 
 
 def test_a_loading_server_answers_503_at_once_and_can_be_stopped(checkpoint: Path, free_port: int) -> None:
-    with running("mute", checkpoint, port=str(free_port)) as server:
+    with forked("mute", checkpoint, port=str(free_port)) as server:
         server.read_until("loads")
         url = f"http://127.0.0.1:{free_port}"
         ready = httpx.get(f"{url}/health/ready")
@@ -78,10 +78,10 @@ def test_a_loading_server_answers_503_at_once_and_can_be_stopped(checkpoint: Pat
 
 
 def test_a_port_in_use_is_one_line_and_leaves_the_first_server_alone(checkpoint: Path) -> None:
-    with running("count", checkpoint) as first:
+    with forked("count", checkpoint) as first:
         first.wait_ready()
         port = first.url.rpartition(":")[2]
-        with running("count", checkpoint, port=port) as second:
+        with forked("count", checkpoint, port=port) as second:
             assert second.exit_code() != 0
             assert "--port" in second.read_until("^smoe: ")
         assert httpx.get(f"{first.url}/health").status_code == 200
@@ -94,7 +94,7 @@ def test_a_port_in_use_is_one_line_and_leaves_the_first_server_alone(checkpoint:
 def test_an_engine_that_cannot_start_ends_the_server_with_the_engines_message(
     checkpoint: Path, mode: str, line: str, code: int
 ) -> None:
-    with running(mode, checkpoint) as server:
+    with forked(mode, checkpoint) as server:
         assert server.exit_code() == code
         assert server.process.stderr is not None
         lines = server.process.stderr.read().splitlines()
@@ -104,7 +104,7 @@ def test_an_engine_that_cannot_start_ends_the_server_with_the_engines_message(
 
 def test_a_checkpoint_without_a_tokenizer_exits_2_with_one_line(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with running("count", tmp_path) as server:
+    with forked("count", tmp_path) as server:
         assert server.exit_code() == 2
         assert "no tokenizer" in server.read_until("^smoe: ")
 
@@ -114,7 +114,7 @@ def test_a_tokenizer_that_is_larger_than_the_vocabulary_exits_2(checkpoint: Path
         shutil.copy(checkpoint / name, tmp_path)
     added = {str(4096 + 5): {"content": "<far>", "special": True}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
-    with running("count", tmp_path) as server:
+    with forked("count", tmp_path) as server:
         assert server.exit_code() == 2
         line = server.read_until("^smoe: ")
     assert "4101" in line
@@ -122,7 +122,7 @@ def test_a_tokenizer_that_is_larger_than_the_vocabulary_exits_2(checkpoint: Path
 
 
 def test_a_bind_to_everywhere_without_a_key_warns(checkpoint: Path) -> None:
-    with running("count", checkpoint, host="0.0.0.0") as server:
+    with forked("count", checkpoint, host="0.0.0.0") as server:
         assert "--api-key" in server.read_until("^WARNING")
 
 
@@ -132,14 +132,14 @@ def handles_signal(pid: int, signum: signal.Signals) -> bool:
 
 
 def test_an_expired_certificate_warns(checkpoint: Path) -> None:
-    with running("count", checkpoint, ssl_certfile=str(EXPIRED_CERTIFICATE), ssl_keyfile=str(EXPIRED_KEY)) as server:
+    with forked("count", checkpoint, ssl_certfile=str(EXPIRED_CERTIFICATE), ssl_keyfile=str(EXPIRED_KEY)) as server:
         server.wait_ready()
         assert any(line.startswith("WARNING") and "certificate has expired" in line for line in server.lines)
 
 
 def test_a_finished_request_is_logged_without_its_text(checkpoint: Path) -> None:
     """With the watch of the event loop, which uses SIGUSR2."""
-    with running("count", checkpoint, watch_event_loop="true") as server:
+    with forked("count", checkpoint, watch_event_loop="true") as server:
         server.wait_ready()
         assert handles_signal(server.process.pid, signal.SIGUSR2)
         with server.stream() as reply:
@@ -166,7 +166,7 @@ def test_strict_roles_reject_a_conversation_that_is_repaired_otherwise(
     checkpoint: Path, flags: dict[str, str], status: int
 ) -> None:
     messages = [{"role": "user", "content": "it"}, {"role": "user", "content": "was"}]
-    with running("count", checkpoint, **flags) as server:
+    with forked("count", checkpoint, **flags) as server:
         server.wait_ready()
         reply = httpx.post(f"{server.url}/v1/chat/completions", json={"model": "m", "messages": messages})
     assert reply.status_code == status
@@ -180,7 +180,7 @@ def test_the_throughput_is_logged_while_there_is_load(checkpoint: Path) -> None:
         while not is_over.is_set():
             httpx.post(f"{url}/v1/completions", json={**LONG, "stream": False})
 
-    with running("count", checkpoint, throughput_s="1") as server:
+    with forked("count", checkpoint, throughput_s="1") as server:
         server.wait_ready()
         thread = threading.Thread(target=send_until_over, args=[server.url])
         thread.start()

@@ -11,11 +11,11 @@ from pathlib import Path
 import httpx
 
 from tests.support.conditions import wait_until
-from tests.support.servers.server_process import LONG, events, running
+from tests.support.servers.server_process import LONG, events, forked, running
 
 
 def test_sigterm_rejects_new_work_lets_streams_end_and_exits_0(checkpoint: Path) -> None:
-    with running("hold", checkpoint, shutdown_timeout="30") as server:
+    with forked("hold", checkpoint, shutdown_timeout="30") as server:
         server.wait_ready()
         with server.stream() as reply:
             lines = reply.iter_lines()
@@ -34,7 +34,7 @@ def test_sigterm_rejects_new_work_lets_streams_end_and_exits_0(checkpoint: Path)
 
 
 def test_a_stream_longer_than_the_timeout_gets_an_error_event(checkpoint: Path) -> None:
-    with running("hold", checkpoint, shutdown_timeout="0.2") as server:
+    with forked("hold", checkpoint, shutdown_timeout="0.2") as server:
         server.wait_ready()
         with server.stream() as reply:
             lines = reply.iter_lines()
@@ -47,7 +47,7 @@ def test_a_stream_longer_than_the_timeout_gets_an_error_event(checkpoint: Path) 
 
 
 def test_a_second_signal_ends_streams_at_once_with_an_error_event(checkpoint: Path) -> None:
-    with running("hold", checkpoint, shutdown_timeout="1000") as server:
+    with forked("hold", checkpoint, shutdown_timeout="1000") as server:
         server.wait_ready()
         with server.stream() as reply:
             lines = reply.iter_lines()
@@ -62,7 +62,7 @@ def test_a_second_signal_ends_streams_at_once_with_an_error_event(checkpoint: Pa
 
 
 def test_a_killed_engine_ends_its_streams_with_an_error_event_and_is_replaced(checkpoint: Path) -> None:
-    with running("hold", checkpoint) as server:
+    with forked("hold", checkpoint) as server:
         server.wait_ready()
         for num_restarts in (1, 2):
             with server.stream() as reply:
@@ -81,7 +81,7 @@ def test_a_killed_engine_ends_its_streams_with_an_error_event_and_is_replaced(ch
 
 def test_an_engine_that_cannot_be_restarted_ends_the_server(checkpoint: Path, tmp_path: Path) -> None:
     """Health reports the phases until then: not ready, but live while a restart can help."""
-    with running(f"then-crash:{tmp_path / 'lived'}", checkpoint, without_delays="yes") as server:
+    with forked(f"then-crash:{tmp_path / 'lived'}", checkpoint, without_delays="yes") as server:
         server.wait_ready()
         os.kill(server.engine_pid, signal.SIGKILL)
         phases = set()
@@ -95,7 +95,7 @@ def test_an_engine_that_cannot_be_restarted_ends_the_server(checkpoint: Path, tm
 
 
 def test_during_a_restart_new_requests_get_a_503_with_retry_after(checkpoint: Path, tmp_path: Path) -> None:
-    with running(f"then-mute:{tmp_path / 'lived'}", checkpoint) as server:
+    with forked(f"then-mute:{tmp_path / 'lived'}", checkpoint) as server:
         server.wait_ready()
         os.kill(server.engine_pid, signal.SIGKILL)
         server.wait_health(503)
@@ -121,7 +121,7 @@ def test_a_killed_server_frees_its_port_at_once(checkpoint: Path, free_port: int
                     next(reply.iter_lines())
                     server.process.kill()
                     server.process.wait(30)
-    with running("count", checkpoint, port=str(free_port)) as server:
+    with forked("count", checkpoint, port=str(free_port)) as server:
         server.wait_ready()
 
 
@@ -135,7 +135,7 @@ def test_an_unread_log_blocks_nothing(checkpoint: Path) -> None:
     os.set_blocking(writer, True)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    with running("hold", checkpoint, stderr=writer, port=str(port)) as server:
+    with forked("hold", checkpoint, stderr=writer, port=str(port)) as server:
         server.url = f"http://127.0.0.1:{port}"
         server.wait_health(200)
         with server.stream() as reply:
@@ -152,7 +152,7 @@ def test_an_unread_log_blocks_nothing(checkpoint: Path) -> None:
 
 def test_closed_standard_streams_are_not_mistaken_for_sockets(checkpoint: Path, free_port: int) -> None:
     """Without descriptors 0 to 2, log lines could go to the first client's socket."""
-    with running("hold", checkpoint, closed_streams="yes", port=str(free_port)) as server:
+    with forked("hold", checkpoint, closed_streams="yes", port=str(free_port)) as server:
         server.url = f"http://127.0.0.1:{free_port}"
         server.wait_health(200)
         with server.stream() as reply:

@@ -13,7 +13,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from server.lifecycle.errors import StartError
 from server.lifecycle.trace_export import start_tracing
-from tests.support.servers.server_process import LONG, running
+from tests.support.servers.server_process import LONG, forked
 from tests.test_layering import import_graph, top_level
 
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -44,7 +44,7 @@ def collector() -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
 
 
 def test_a_collector_has_the_trace_of_a_request_when_the_server_has_ended(checkpoint: Path) -> None:
-    with collector() as (url, received), running("count", checkpoint, otlp_traces_endpoint=url) as server:
+    with collector() as (url, received), forked("count", checkpoint, otlp_traces_endpoint=url) as server:
         server.wait_ready()
         body, headers = {**LONG, "stream": False}, {"traceparent": TRACEPARENT}
         assert httpx.post(f"{server.url}/v1/completions", json=body, headers=headers).status_code == 200
@@ -63,7 +63,7 @@ def test_a_collector_has_the_trace_of_a_request_when_the_server_has_ended(checkp
 def test_a_collector_that_is_away_fails_no_request_and_no_exit(checkpoint: Path) -> None:
     with collector() as (url, _):
         pass  # its port is closed
-    with running("count", checkpoint, otlp_traces_endpoint=url) as server:
+    with forked("count", checkpoint, otlp_traces_endpoint=url) as server:
         server.wait_ready()
         assert httpx.post(f"{server.url}/v1/completions", json={**LONG, "stream": False}).status_code == 200
         server.process.terminate()

@@ -1,4 +1,4 @@
-"""Starts `smoe serve` as a user does, on a free port, and stops it by its process id."""
+"""Starts `smoe serve` as a user does or forks it, on a free port, and stops it by its process id."""
 
 import contextlib
 import os
@@ -10,12 +10,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.conditions import wait_until
+from tests.support.forked.commands import popen as forked_popen
 from tests.support.ports import free_port
 from tests.support.servers.child_processes import engine_pid_of
 
@@ -106,7 +109,10 @@ class RunningServer:
 
 @contextmanager
 def start_server(
-    *flags: str, model: str | None = None, preexec_fn: Callable[[], None] | None = None
+    *flags: str,
+    model: str | None = None,
+    preexec_fn: Callable[[], None] | None = None,
+    popen: Callable[..., "subprocess.Popen[Any]"] = subprocess.Popen,
 ) -> Iterator[RunningServer]:
     """Start a server and wait until it is ready; at the end of the block stop it by SIGTERM and expect exit code 0."""
     port = free_port()
@@ -116,7 +122,7 @@ def start_server(
         command.append("--watch-event-loop")
         scheme = "https" if "--ssl-certfile" in flags else "http"
         with log.open("wb") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, preexec_fn=preexec_fn)
+            process = popen(command, stdout=output, stderr=subprocess.STDOUT, preexec_fn=preexec_fn)
         running = RunningServer(process, f"{scheme}://127.0.0.1:{port}", log)
         try:
             wait_until_ready(running)
@@ -127,6 +133,9 @@ def start_server(
             process.kill()
             process.wait()
             BLOCKAGES.extend(line for line in log.read_text().splitlines() if "the event loop was blocked" in line)
+
+
+forked_server = partial(start_server, popen=forked_popen)  # for tests that say nothing about the start itself
 
 
 def wait_until_ready(running: RunningServer) -> None:

@@ -5,13 +5,16 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 
 from tests.support.conditions import wait_until
+from tests.support.forked.commands import popen as forked_popen
 from tests.support.paths import FAKE_ENGINE_SERVER, ROOT
 from tests.support.servers.child_processes import engine_pid_of
 
@@ -69,6 +72,7 @@ def running(
     stderr: int = subprocess.PIPE,
     closed_streams: str = "",
     max_files: int = 0,
+    popen: Callable[..., "subprocess.Popen[Any]"] = subprocess.Popen,
     **flags: str,
 ) -> Iterator[Server]:
     """Start a server. `max_files`: limit of its descriptors, if not 0."""
@@ -85,7 +89,7 @@ def running(
         command = ["sh", "-c", 'exec "$@" 0<&- 1>&- 2>&-', "sh", *command]
     if max_files:
         command = ["sh", "-c", f'ulimit -n {max_files} && exec "$@"', "sh", *command]
-    process = subprocess.Popen(
+    process = (subprocess.Popen if command[0] == "sh" else popen)(
         command,
         env={**environment, "PYTHONPATH": str(ROOT)},
         stderr=stderr,
@@ -100,6 +104,9 @@ def running(
             with contextlib.suppress(psutil.NoSuchProcess):
                 descendant.kill()
         process.communicate(timeout=30)
+
+
+forked = partial(running, popen=forked_popen)  # unless a shell starts it
 
 
 def _descendants(pid: int) -> list[psutil.Process]:
