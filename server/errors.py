@@ -1,4 +1,4 @@
-"""All errors of the API as one exception, and their bodies in OpenAI's and Anthropic's shapes.
+"""All errors of the API as one exception, and their bodies in OpenAI's, Anthropic's and Ollama's shapes.
 
 Messages never contain parts of the client's request.
 """
@@ -21,6 +21,7 @@ MAX_RETRY_AFTER_S = 120  # openai-python ignores longer times
 MAX_NAMED_MODELS = 5
 
 ANTHROPIC_PATH = "/v1/messages"
+OLLAMA_PATH = "/api"
 _ANTHROPIC_TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -347,14 +348,25 @@ def _retry_after(retry_after_s: float) -> dict[str, str]:
 
 def is_anthropic(scope: Scope) -> bool:
     """Return whether the request is to one of Anthropic's endpoints, with or without a proxy's prefix."""
+    return _is_below(ANTHROPIC_PATH, scope)
+
+
+def _is_below(start: str, scope: Scope) -> bool:
     path: str = scope.get("path", "")
     path = path.removeprefix(scope.get("root_path", ""))
-    return path == ANTHROPIC_PATH or path.startswith(ANTHROPIC_PATH + "/")
+    return path == start or path.startswith(start + "/")
 
 
 def error_body(error: ApiError, scope: Scope) -> Mapping[str, object]:
     """Return the body of the error's reply in the shape of the requested API."""
+    if _is_below(OLLAMA_PATH, scope):
+        return ollama_error(error)
     return anthropic_error(error) if is_anthropic(scope) else error.body()
+
+
+def ollama_error(error: ApiError) -> dict[str, object]:
+    """Return {"error": message}, which is also the last line of a failed stream."""
+    return {"error": error.message}
 
 
 def anthropic_error(error: ApiError) -> dict[str, object]:

@@ -1,7 +1,7 @@
 """Endpoints that translate to chat: their request becomes a chat request, and the chat's choices become their reply."""
 
 import re
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 
@@ -69,9 +69,15 @@ def _renamed(path: str, names: Mapping[str, str], tool_paths: Sequence[str]) -> 
     return tool_paths[int(tool[1])] + renamed[tool.end() :]
 
 
-def stream(turn: ChatTurn, reply: EventReply, headers: dict[str, str], event_format: EventFormat) -> Response:
-    """Return the reply as a stream of events."""
-    return EventStream(_events(turn, reply), turn.add_to_headers(headers), event_format)
+def stream(
+    turn: ChatTurn,
+    reply: EventReply,
+    headers: dict[str, str],
+    event_format: EventFormat,
+    encode: Callable[[Event], bytes] = named_event,
+) -> Response:
+    """Return the reply as a stream of events, each encoded by `encode`."""
+    return EventStream(_events(turn, reply, encode), turn.add_to_headers(headers), event_format)
 
 
 async def complete(http: HttpRequest, turn: ChatTurn, reply: EventReply) -> None:
@@ -84,26 +90,29 @@ def json_response(body: Mapping[str, object], turn: ChatTurn, headers: dict[str,
     return Response(orjson.dumps(body), headers=turn.add_to_headers(headers), media_type="application/json")
 
 
-async def _events(turn: ChatTurn, reply: EventReply) -> AsyncGenerator[list[bytes], None]:
+async def _events(
+    turn: ChatTurn, reply: EventReply, encode: Callable[[Event], bytes]
+) -> AsyncGenerator[list[bytes], None]:
     has_begun = False
     async with aclosing(turn.generation.deltas(KEEP_ALIVE_S)) as batches:
         async for deltas in batches:
-            events: list[Event] = []
+            events: list[Event] = [] if deltas else reply.idle()
             if deltas and not has_begun:
                 has_begun = True
                 events += reply.begin(turn.generation.usage())
             for choice, _ in await chunks_in_turns(deltas, turn.reply_format, turn.generation):
                 events += reply.chunk(choice)
             if events or not deltas:
-                yield list(map(named_event, events))
-    yield list(map(named_event, reply.end(turn.generation.final_usage())))
+                yield list(map(encode, events))
+    yield list(map(encode, reply.end(turn.generation.final_usage())))
 
 
 async def _feed(turn: ChatTurn, reply: EventReply) -> None:
     everything: list[Delta] = []
     async with aclosing(turn.generation.deltas(KEEP_ALIVE_S)) as batches:
         async for deltas in batches:
+            if deltas and not everything:
+                reply.begin(turn.generation.usage())
             everything += deltas
-    reply.begin(turn.generation.usage())
     reply.chunk(turn.reply_format.full(merge_deltas(everything)))
     reply.end(turn.generation.final_usage())

@@ -8,7 +8,7 @@ MIN_LIKENESS = 0.8
 _CHAT = "/v1/chat/completions"
 # First parts of the paths of other servers' own APIs.
 _OTHER_APIS = {
-    "/api/": "Ollama's API is not served",
+    "/api/": "This part of Ollama's API is not served",
     "/generate": "TGI's API is not served",
     "/infill": "llama-server's own API is not served",
     "/props": "llama-server's own API is not served",
@@ -23,19 +23,23 @@ _OTHER_APIS = {
 
 def url_hint(path: str, known: Collection[str]) -> str | None:
     """Return a sentence about a path that is not among the `known` ones; None if nothing is like it."""
-    for start, reason in _OTHER_APIS.items():
-        if path.startswith(start):
-            return f"{reason}. OpenAI's text endpoints are, such as {_CHAT}."
-    instead = _likely_path(path, known)
+    instead = _spelled_otherwise(path, known)
+    if instead is None:
+        for start, reason in _OTHER_APIS.items():
+            if path.startswith(start):
+                return f"{reason}. OpenAI's text endpoints are, such as {_CHAT}."
+        instead = _similar_path(path, known)
     return None if instead is None else f"Did you mean {instead}?"
 
 
-def _likely_path(path: str, known: Collection[str]) -> str | None:
-    """Return the path with /v1 once in front, without a slash at its end, or else the most similar known one."""
+def _spelled_otherwise(path: str, known: Collection[str]) -> str | None:
+    """Return the path with /v1 once in front, without a slash at its end, if that is known."""
+    plain = path.rstrip("/")
+    candidates = (plain, f"/v1{plain}", plain.replace("/v1/v1/", "/v1/", 1))
+    return next((candidate for candidate in candidates if candidate in known), None)
+
+
+def _similar_path(path: str, known: Collection[str]) -> str | None:
     if len(path) > MAX_PATH_CHARS:
         return None
-    plain = path.rstrip("/")
-    for candidate in (plain, f"/v1{plain}", plain.replace("/v1/v1/", "/v1/", 1)):
-        if candidate in known:
-            return candidate
-    return next(iter(get_close_matches(plain, known, n=1, cutoff=MIN_LIKENESS)), None)
+    return next(iter(get_close_matches(path.rstrip("/"), known, n=1, cutoff=MIN_LIKENESS)), None)

@@ -158,6 +158,16 @@ class ServerState:
             raise queue_full(admission.retry_after_s(num_choices))
 
     @property
+    def calls_tools(self) -> bool:
+        """True if the model may call tools; False while it loads, unless they are emulated."""
+        return self.tool_emulation or (self.texts is not None and self.texts.chat_template.takes_tools)
+
+    @property
+    def embeds(self) -> bool:
+        """True if texts are embedded; False while the model loads, unless a flag asks for it."""
+        return self.embeddings or (self.engine.ready is not None and self.engine.ready.embeds)
+
+    @property
     def adapter_names(self) -> tuple[str, ...]:
         """Names of the LoRA adapters; while the model loads, of those that will be loaded."""
         ready = self.engine.ready

@@ -1,4 +1,4 @@
-"""Send server-sent events. This is the only module that formats them.
+"""Send server-sent events, and in the same way lines of JSON. This is the only module that formats them.
 
 It knows no completions and no chats: it receives encoded JSON payloads and sends each as one event.
 """
@@ -30,6 +30,8 @@ class EventFormat:
     prefix: bytes  # before each payload
     end: bytes  # at the end of each stream, also after an error
     error: Callable[[ApiError], bytes]  # payload of an error event
+    separator: bytes = b"\n\n"  # behind each payload
+    media_type: str = "text/event-stream"
 
 
 OPENAI = EventFormat(b"data: ", _DONE, lambda error: orjson.dumps(error.body()))
@@ -43,13 +45,12 @@ def named_event(event: Mapping[str, object]) -> bytes:
 class EventStream(Response):
     """ASGI response that sends payloads as events when they arrive, and always ends as its format requires.
 
-    `payloads` yields batches: each batch is one write, an empty batch a keep-alive comment. Nothing is sent before the
-    first batch, so that an error raised until then is answered with its own status; a later one becomes an error event.
+    `payloads` yields batches: each batch is one write, an empty batch a keep-alive comment (lines of JSON have none).
+    Nothing is sent before the first batch, so that an error raised until then is answered with its own status; a later
+    one becomes an error event.
     The generator is closed when the stream ends or the client disconnects. server/http/protocol.py disconnects a client
     that stops reading.
     """
-
-    media_type = "text/event-stream"
 
     def __init__(
         self,
@@ -59,6 +60,7 @@ class EventStream(Response):
     ) -> None:
         self.status_code = 200
         self.background = None
+        self.media_type = event_format.media_type
         self.init_headers({**headers, "cache-control": "no-cache", "x-accel-buffering": "no"})
         self._payloads = payloads
         self._format = event_format
@@ -83,8 +85,8 @@ class EventStream(Response):
         await self._send(send, self._format.end, more=False)
 
     def _events(self, payloads: list[bytes]) -> bytes:
-        prefix = self._format.prefix
-        return prefix + (b"\n\n" + prefix).join(payloads) + b"\n\n"
+        prefix, separator = self._format.prefix, self._format.separator
+        return prefix + (separator + prefix).join(payloads) + separator
 
     async def _send(self, send: Send, body: bytes, *, more: bool = True) -> None:
         if not self._started:

@@ -28,6 +28,9 @@ TRACES_PATH = "/v1/traces"
 EXPORT_TIMEOUT_S = 5.0  # also the longest delay of the server's end
 # Semantic conventions for generative AI: gen_ai.operation.name, by route.
 OPERATIONS = {
+    "/api/chat": "chat",
+    "/api/embed": "embeddings",
+    "/api/generate": "chat",
     "/v1/chat/completions": "chat",
     "/v1/completions": "text_completion",
     "/v1/embeddings": "embeddings",

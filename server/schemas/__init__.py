@@ -12,6 +12,12 @@ from server.schemas.conversation import ChatMessage, Conversation
 from server.schemas.embeddings import EmbeddingRequest, RerankRequest, ScoreRequest
 from server.schemas.generation import GenerationRequest, StreamOptions
 from server.schemas.messages_api.request import CountTokensRequest, MessagesRequest
+from server.schemas.ollama_api.request import (
+    OllamaChatRequest,
+    OllamaEmbedRequest,
+    OllamaGenerateRequest,
+    OllamaShowRequest,
+)
 from server.schemas.responses_api.request import ResponsesRequest
 from server.schemas.tokenize import DetokenizeRequest, TokenizeRequest
 from server.schemas.translated import TranslatedRequest
@@ -29,6 +35,10 @@ __all__ = [
     "GenerationRequest",
     "LoadAdapterRequest",
     "MessagesRequest",
+    "OllamaChatRequest",
+    "OllamaEmbedRequest",
+    "OllamaGenerateRequest",
+    "OllamaShowRequest",
     "RerankRequest",
     "ResponsesRequest",
     "ScoreRequest",

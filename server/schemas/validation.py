@@ -31,6 +31,7 @@ _NESTED_FIELDS = frozenset(
         "input",
         "messages",
         "metadata",
+        "options",
         "output_config",
         "output_format",
         "prediction",

@@ -6,10 +6,8 @@ Works on the choices that /v1/chat/completions would send, and knows nothing of 
 from collections.abc import Mapping
 from typing import Any
 
-from server.api.formats.event_reply import Event, EventReply
-from server.errors import ApiError
+from server.api.formats.event_reply import Event, EventReply, call_arguments
 from server.generation.usage import Usage, expert_tokens
-from server.strict_json import JsonValue, parse_object
 
 _STOP_REASONS = {"length": "max_tokens", "tool_calls": "tool_use", "stop": "end_turn"}
 
@@ -73,22 +71,11 @@ class MessagesReply(EventReply):
         if not blocks:
             return []
         if blocks[-1]["type"] == "tool_use":
-            blocks[-1]["input"], self._arguments = _input(self._arguments), ""
+            blocks[-1]["input"], self._arguments = call_arguments(self._arguments), ""
         return [{"type": "content_block_stop", "index": len(blocks) - 1}]
 
     def _delta(self, delta: Event) -> Event:
         return {"type": "content_block_delta", "index": len(self.message["content"]) - 1, "delta": delta}
-
-
-def _input(arguments: str) -> dict[str, JsonValue]:
-    """Parse a call's arguments.
-
-    Return an empty object if a limit cut them off, or if this server would reject them in a later request.
-    """
-    try:
-        return parse_object(arguments.encode()) if arguments else {}
-    except ApiError:
-        return {}
 
 
 def _usage(usage: Usage) -> Event:

@@ -1,10 +1,12 @@
-"""The common part of Responses and Messages: chat chunks become named events, which build up one full reply."""
+"""The common part of APIs that translate to chat: chat chunks become their events, which build up one full reply."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
+from server.errors import ApiError
 from server.generation.usage import Usage
+from server.strict_json import JsonValue, parse_object
 
 Event = dict[str, Any]
 
@@ -12,6 +14,17 @@ Event = dict[str, Any]
 def _entries(choice: Mapping[str, Any]) -> list[Event]:
     logprobs = choice.get("logprobs") or {}
     return list(logprobs.get("content") or [])
+
+
+def call_arguments(text: str) -> dict[str, JsonValue]:
+    """Parse a call's arguments.
+
+    Return an empty object if a limit cut them off, or if this server would reject them in a later request.
+    """
+    try:
+        return parse_object(text.encode()) if text else {}
+    except ApiError:
+        return {}
 
 
 class EventReply(ABC):
@@ -32,6 +45,10 @@ class EventReply(ABC):
         if choice.get("finish_reason"):
             self._finish(choice)
         return events
+
+    def idle(self) -> list[Event]:
+        """Return the events after a while without output, in formats that have no comments to keep a stream alive."""
+        return []
 
     @abstractmethod
     def end(self, usage: Usage) -> list[Event]:

@@ -10,7 +10,7 @@ from server.api.openapi.request_fields import REQUEST_FIELDS
 Schema = dict[str, Any]
 
 NOT_SUPPORTED = "Not supported: only values that ask for nothing are accepted."
-_OBJECTS_OF = {"messages_api": "Messages", "responses_api": "Responses"}
+_OBJECTS_OF = {"messages_api": "Messages", "ollama_api": "Ollama", "responses_api": "Responses"}
 
 
 def plain_name(name: str) -> str:

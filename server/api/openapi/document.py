@@ -18,7 +18,7 @@ from server.api.openapi.descriptions import (
 from server.api.openapi.examples import example_body, example_value
 from server.api.openapi.groups import GROUPS, group_of
 from server.api.openapi.operations import COMPONENTS
-from server.api.openapi.response_schemas import ANTHROPIC_ERROR, ERROR
+from server.api.openapi.response_schemas import ANTHROPIC_ERROR, ERROR, OLLAMA_ERROR
 from server.schemas import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -28,6 +28,10 @@ from server.schemas import (
     EmbeddingRequest,
     LoadAdapterRequest,
     MessagesRequest,
+    OllamaChatRequest,
+    OllamaEmbedRequest,
+    OllamaGenerateRequest,
+    OllamaShowRequest,
     RerankRequest,
     ResponsesRequest,
     ScoreRequest,
@@ -45,6 +49,10 @@ REQUEST_MODELS: tuple[type[RequestModel], ...] = (
     EmbeddingRequest,
     LoadAdapterRequest,
     MessagesRequest,
+    OllamaChatRequest,
+    OllamaEmbedRequest,
+    OllamaGenerateRequest,
+    OllamaShowRequest,
     RerankRequest,
     ResponsesRequest,
     ScoreRequest,
@@ -89,6 +97,7 @@ def document(routes: Iterable[BaseRoute], facts: Facts, version: str, root_path:
                 **components,
                 "Error": describe_reply(ERROR),
                 "AnthropicError": describe_reply(ANTHROPIC_ERROR),
+                "OllamaError": describe_reply(OLLAMA_ERROR),
             },
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },

@@ -22,6 +22,11 @@ GROUPS = (
         "Continue texts and answer conversations, in the forms of OpenAI's and Anthropic's APIs.",
         ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages"),
     ),
+    Group(
+        "Ollama",
+        "The same for clients of Ollama's API: chats, texts and vectors, and what is served.",
+        ("/api",),
+    ),
     Group("Embeddings", "Turn texts into vectors and compare them.", ("/v1/embeddings", "/v1/score", "/v1/rerank")),
     Group(
         "Model and tokenizer",

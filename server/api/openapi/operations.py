@@ -7,6 +7,7 @@ from server.schemas.validation import RequestModel
 
 Schema = Mapping[str, Any]
 
+EVENTS, NDJSON = "text/event-stream", "application/x-ndjson"  # content types of streams
 COMPONENTS = "#/components/schemas/"
 STATUSES: Mapping[int, str] = {
     200: "Success.",
@@ -39,17 +40,19 @@ def describe(
     statuses: tuple[int, ...] = (),
     content_type: str = "application/json",
     is_streamed: bool = False,
+    streams: str = EVENTS,
     parameters: tuple[Schema, ...] = (),
     error: str = "Error",
 ) -> dict[str, Any]:
     """Return the arguments `summary`, `responses` and `openapi_extra` for a route's decorator.
 
     `reply`: schema of the body with status 200. `statuses`: possible ones besides 200 and ANYWHERE. `is_streamed`: the
-    route may also reply with server-sent events. `error`: the component that describes error bodies.
+    route may also reply with a stream, of the content type `streams`. `error`: the component that describes error
+    bodies.
     """
     content: dict[str, Mapping[str, Any]] = {content_type: {"schema": reply}}
     if is_streamed:
-        content["text/event-stream"] = {"schema": {}}
+        content[streams] = {"schema": {}}
     responses: dict[int, dict[str, Any]] = {200: {"description": STATUSES[200], "content": content}}
     error_content = {"application/json": {"schema": {"$ref": COMPONENTS + error}}}
     for status in sorted({*ANYWHERE, *statuses}):

@@ -113,7 +113,30 @@ SHARED: Mapping[str, str] = {
     "status": "State of this object.",
 }
 
-REPLY_FIELDS: Mapping[str, str] = {**GENERATED, **OTHER_APIS, **FILES, **SERVER, **SHARED}
+OLLAMA: Mapping[str, str] = {
+    "models": "An entry for each name.",
+    "name": "The served name.",
+    "modified_at": "Start of the server.",
+    "size": "Bytes of the weights; in /api/ps with the KV cache.",
+    "digest": "A digest of the fingerprint, which names the numerics and the weights.",
+    "details": "What kind of model it is.",
+    "parent_model": "Always empty.",
+    "format": "Always gguf.",
+    "family": "Always llama, as GGUF files of Mixtral name their architecture.",
+    "families": "The same in a list.",
+    "parameter_size": "Number of parameters, such as 46.7B.",
+    "quantization_level": "Format of the weights.",
+    "template": "The Jinja template in use.",
+    "model_info": "Numbers of the network, under the names of GGUF files.",
+    "capabilities": "What the model can be used for.",
+    "done": "Whether this is the last part. It has counts of tokens, and durations in nanoseconds.",
+    "response": "The generated text.",
+    "embeddings": "A vector of length 1 for each text.",
+    "total_duration": "Time from the request's arrival to the reply, in nanoseconds.",
+    "prompt_eval_count": "Tokens of the texts.",
+}
+
+REPLY_FIELDS: Mapping[str, str] = {**GENERATED, **OTHER_APIS, **FILES, **SERVER, **OLLAMA, **SHARED}
 
 PARAMETERS: Mapping[str, str] = {
     "model_id": "A served name.",

@@ -262,7 +262,37 @@ OTHER_ENDPOINTS: Mapping[str, str] = {
     "UploadForm.purpose": "`batch` is the only purpose.",
 }
 
+OLLAMA: Mapping[str, str] = {
+    "OllamaChatRequest.stream": "Send the answer in parts as it is generated, one JSON object per line.",
+    "OllamaGenerateRequest.stream": "Send the answer in parts as it is generated, one JSON object per line.",
+    "OllamaChatRequest.format": "Form of the answer: `json` (any object), or a JSON schema.",
+    "OllamaGenerateRequest.format": "Form of the answer: `json` (any object), or a JSON schema.",
+    "OllamaChatRequest.messages": "The conversation, oldest message first. Without messages nothing is generated.",
+    "OllamaGenerateRequest.prompt": "The text of the user. Without one nothing is generated.",
+    "options": "How tokens are drawn, and when the answer ends.",
+    "num_predict": "Largest number of tokens to generate. If absent, or below 1: as many as the context has room for.",
+    "num_ctx": "No effect: the context is the server's.",
+    "repeat_penalty": "Divides positive logits, and multiplies negative ones, of tokens that prompt or answer already "
+    f"have. {_SERVER_DEFAULT} 1 (no effect).",
+    "OllamaOptions.frequency_penalty": "Subtracted from a token's logit for each time that the answer already has it. "
+    "If absent: 0.",
+    "OllamaOptions.presence_penalty": "Subtracted once from the logit of each token that the answer has. If absent: 0.",
+    "keep_alive": "No effect: the model stays in memory.",
+    "truncate": "Cut texts that are longer than the context, at their end. Otherwise they are a 400.",
+    "OllamaEmbedRequest.input": "The text to embed, or a list of texts.",
+    "OllamaShowRequest.name": "The older name of `model`.",
+    "OllamaMessage.role": "Who wrote the message.",
+    "OllamaMessage.content": "The text.",
+    "thinking": "Reasoning of another model, which is left out of the prompt.",
+    "tool_calls": "The calls that the assistant made in this message.",
+    "tool_name": "The function whose result this is. For the role `tool`.",
+    "tool_call_id": "The id of the call whose result this is. If absent: found by `tool_name`, or by the order.",
+    "OllamaCall.id": "The call's id. If absent: one is made up.",
+    "OllamaCall.function": "The function and its arguments.",
+}
+
 REQUEST_FIELDS: Mapping[str, str] = {
+    **OLLAMA,
     **SAMPLING,
     **LENGTH_AND_END,
     **REPLY,

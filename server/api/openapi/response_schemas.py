@@ -157,3 +157,34 @@ ERROR = an_object(
     error=an_object(message=STRING, type=STRING, param=NULLABLE_STRING, code=NULLABLE_STRING),
 )
 ANTHROPIC_ERROR = an_object(type=one_of("error"), error=an_object(type=STRING, message=STRING))
+OLLAMA_VERSION = an_object(version=STRING)
+OLLAMA_DETAILS = an_object(
+    parent_model=STRING,
+    format=STRING,
+    family=STRING,
+    families=an_array(STRING),
+    parameter_size=STRING,
+    quantization_level=STRING,
+)
+OLLAMA_MODELS = an_object(
+    models=an_array(
+        an_object(name=STRING, model=STRING, modified_at=STRING, size=INTEGER, digest=STRING, details=OLLAMA_DETAILS)
+    )
+)
+OLLAMA_MODEL = an_object(
+    template=STRING,
+    details=OLLAMA_DETAILS,
+    model_info={"type": "object"},
+    capabilities=an_array(one_of("completion", "tools", "embedding")),
+    modified_at=STRING,
+)
+OLLAMA_REPLY = {"model": STRING, "created_at": STRING, "done": {"type": "boolean"}}
+OLLAMA_CHAT = an_object(**OLLAMA_REPLY, message=an_object(role=one_of("assistant"), content=STRING))
+OLLAMA_GENERATED = an_object(**OLLAMA_REPLY, response=STRING)
+OLLAMA_EMBEDDINGS = an_object(
+    model=STRING,
+    embeddings=an_array(an_array({"type": "number"})),
+    total_duration=INTEGER,
+    prompt_eval_count=INTEGER,
+)
+OLLAMA_ERROR = an_object(error=STRING)

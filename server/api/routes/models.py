@@ -48,9 +48,7 @@ def model_entry(state: ServerState, name: str) -> dict[str, object]:
     `type` and `capabilities` are required by Mistral's client.
     """
     ready = state.engine.ready
-    calls_tools = state.tool_emulation or (state.texts is not None and state.texts.chat_template.takes_tools)
     generates = ready is None or ready.generates
-    embeds = state.embeddings or (ready is not None and ready.embeds)
     return {
         "id": name,
         "object": "model",
@@ -59,8 +57,8 @@ def model_entry(state: ServerState, name: str) -> dict[str, object]:
         "type": "base",
         "capabilities": {
             "completion_chat": generates,
-            "function_calling": generates and calls_tools,
-            "embeddings": embeds,
+            "function_calling": generates and state.calls_tools,
+            "embeddings": state.embeds,
         },
         "root": state.model_names[0],
         "parent": None if name in state.model_names else state.model_names[0],

@@ -22,11 +22,13 @@ from tests.support.servers.running import RunningServer
 MAX_MODEL_LEN, VOCAB = 2048, 3072
 MAX_CHOICES_QUEUED = 256
 NUM_TOKENS = 3  # limit of generated tokens, so that a thousand requests take minutes
+OLLAMA, OLLAMA_OPTIONS = ("/api/chat", "/api/generate"), "options of /api"
 LENGTHS = {
     "/v1/completions": "max_tokens",
     "/v1/chat/completions": "max_tokens",
     "/v1/responses": "max_output_tokens",
     "/v1/messages": "max_tokens",
+    OLLAMA_OPTIONS: "num_predict",
 }
 CONFORMANCE = [response_schema_conformance, content_type_conformance]
 DEPENDENT = {
@@ -44,6 +46,7 @@ DEPENDENT = {
     "regex",
     "ebnf",
     "output_config",
+    "format",
     "text",
     "parallel_tool_calls",
 }
@@ -95,6 +98,8 @@ def shortened(path: str, body: Any) -> Any:
     for timeout in ("timeout_s", "queue_timeout_s"):
         if type(body.get(timeout)) in (int, float) and 0 < body[timeout] < 600:
             body[timeout] = 600
+    if path in OLLAMA and isinstance(body.get("options") or {}, dict):
+        body["options"] = shortened(OLLAMA_OPTIONS, body.get("options") or {})
     if path not in LENGTHS:
         return body
     name = LENGTHS[path]
@@ -136,6 +141,7 @@ def refusable(path: str, sent: dict[str, Any], known: set[str]) -> bool:
         (body.get("prompt") is None) == (body.get("messages") is None) and path == "/tokenize",
         any(body.get(name) is not None for name in DEPENDENT),
         body.get("truncate_prompt_tokens") == 0,  # -1 is the whole context
+        body.get("name") is not None and path == "/api/show",  # the older name of `model`
         num_prompts(body.get("text_1")) not in (1, num_prompts(body.get("text_2"))),
         uses_tools(body.get("messages")) or uses_tools(body.get("input")),
     ]

@@ -1,4 +1,4 @@
-"""Every parameter of Responses, Messages, /tokenize and /detokenize has an effect: each row fails if it is ignored.
+"""Every parameter of Responses, Messages, Ollama's API, /tokenize and /detokenize has an effect: else its row fails.
 
 tests/e2e/api/test_every_parameter.py tests those of completions and chat. A row has the base fields, the parameter's
 value, and a check of the replies without and with it. The rows are compared with the schemas: a new parameter
@@ -14,12 +14,21 @@ import pytest
 
 from engine.types import Request
 from server.chat.template import ChatTemplate
-from server.schemas import CountTokensRequest, DetokenizeRequest, MessagesRequest, ResponsesRequest, TokenizeRequest
+from server.schemas import (
+    CountTokensRequest,
+    DetokenizeRequest,
+    MessagesRequest,
+    OllamaChatRequest,
+    OllamaGenerateRequest,
+    ResponsesRequest,
+    TokenizeRequest,
+)
 from server.schemas.validation import RequestModel
 from tests.support.servers.fake_engine import FakeEngine
 from tests.support.servers.serving import MODEL, client_of, saying, state_around, tokenizer
 
 RESPONSES, MESSAGES, COUNT = "/v1/responses", "/v1/messages", "/v1/messages/count_tokens"
+OLLAMA_CHAT, OLLAMA_GENERATE = "/api/chat", "/api/generate"
 TOKENIZE, DETOKENIZE = "/tokenize", "/detokenize"
 HELLO = [{"role": "user", "content": "Hello"}]
 TURNS = [*HELLO, {"role": "assistant", "content": "b"}]
@@ -28,6 +37,8 @@ BASE: dict[str, dict[str, Any]] = {
     RESPONSES: {"model": MODEL, "input": "Hello"},
     MESSAGES: {"model": MODEL, "messages": HELLO, "max_tokens": 9},
     COUNT: {"model": MODEL, "messages": HELLO},
+    OLLAMA_CHAT: {"model": MODEL, "messages": HELLO, "stream": False},
+    OLLAMA_GENERATE: {"model": MODEL, "prompt": "Hello", "stream": False},
     TOKENIZE: {"messages": HELLO},
     DETOKENIZE: {"tokens": [1, 22557]},
 }
@@ -178,6 +189,26 @@ COUNT_ROWS: dict[str, Row] = {
     "tools": Row([], fewer, {"tools": [TOOL]}),
     "tool_choice": Row({"type": "none"}, fewer, {"tools": [TOOL]}),
 }
+OLLAMA_ROWS: dict[str, Row] = {
+    **SHARED,
+    "stream": Row(True, lambda b, a: a.http.headers["content-type"] == "application/x-ndjson"),
+    "expert_usage": Row(
+        True, lambda b, a: "expert_tokens" not in b.body and set(a.body["expert_tokens"]) == {"prompt", "completion"}
+    ),
+    "format": Row(CITY, grammars_differ),
+    "options": Row({"num_predict": 3, "seed": 7}, reaches(3, "max_tokens")),
+}
+OLLAMA_TOOL = {"type": "function", "function": {"name": "f", "parameters": CITY}}
+OLLAMA_CHAT_ROWS: dict[str, Row] = {
+    **OLLAMA_ROWS,
+    "messages": Row([{"role": "user", "content": "Goodbye"}], prompts_differ),
+    "tools": Row([OLLAMA_TOOL], prompts_differ),
+}
+OLLAMA_GENERATE_ROWS: dict[str, Row] = {
+    **OLLAMA_ROWS,
+    "prompt": Row("Goodbye", prompts_differ),
+    "system": Row("Be brief.", prompts_differ),
+}
 
 
 def has_text(text: str) -> Check:
@@ -210,11 +241,17 @@ ENDPOINTS: dict[str, tuple[type[RequestModel], dict[str, Row]]] = {
     RESPONSES: (ResponsesRequest, RESPONSES_ROWS),
     MESSAGES: (MessagesRequest, MESSAGES_ROWS),
     COUNT: (CountTokensRequest, COUNT_ROWS),
+    OLLAMA_CHAT: (OllamaChatRequest, OLLAMA_CHAT_ROWS),
+    OLLAMA_GENERATE: (OllamaGenerateRequest, OLLAMA_GENERATE_ROWS),
     TOKENIZE: (TokenizeRequest, TOKENIZE_ROWS),
     DETOKENIZE: (DetokenizeRequest, DETOKENIZE_ROWS),
 }
 IN_THE_LOG = {RESPONSES: {"user": "somebody"}, MESSAGES: {"metadata": {"user_id": "somebody"}}}
-NO_EFFECT = {COUNT: {"output_config", "output_format"}}  # a format is not part of the prompt
+NO_EFFECT = {
+    COUNT: {"output_config", "output_format"},  # a format is not part of the prompt
+    OLLAMA_CHAT: {"keep_alive"},
+    OLLAMA_GENERATE: {"keep_alive"},
+}
 ROWS = [(path, name, row) for path, (_, rows) in ENDPOINTS.items() for name, row in rows.items()]
 
 

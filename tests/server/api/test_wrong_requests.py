@@ -22,7 +22,6 @@ WRONG: tuple[tuple[str, Body, str | None, str], ...] = (
     ("/v1/responses", {"messages": HELLO}, "input", f"'messages' is a field of {CHAT}"),
     ("/v1/embeddings", {"messages": HELLO}, "messages", "Send 'input' instead"),
     ("/chat/completions", {"messages": HELLO}, None, f"Did you mean {CHAT}?"),
-    ("/api/generate", {"prompt": "zebra"}, None, "Ollama's API is not served"),
     ("/nowhere", {}, None, "GET /docs lists the URLs"),
     (CHAT, {"messages": HELLO, "max_tokens": 9999}, "max_tokens", "Set 'max_tokens' to at most 2"),
     (CHAT, {"messages": HELLO, "max_completion_tokens": 9999}, "max_completion_tokens", "to at most 2"),

@@ -102,7 +102,10 @@ async def test_the_key_of_a_request_is_its_tenant() -> None:
     assert [request.tenant for request in engine.submitted] == [1, 0, 0]
 
 
-@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages"])
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages", "/api/chat", "/api/generate"],
+)
 async def test_with_a_full_queue_a_request_is_rejected_before_its_body_is_parsed(path: str) -> None:
     engine = FakeEngine(saying("a"))
     engine.num_waiting = 4

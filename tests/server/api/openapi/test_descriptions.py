@@ -17,7 +17,7 @@ Schema = Mapping[str, Any]
 DOCUMENT = document(ROUTES, Facts(("m",), vocab_size=100, max_model_len=50), "1")
 OPERATIONS = [operation for methods in DOCUMENT["paths"].values() for operation in methods.values()]
 COMPONENTS: Mapping[str, Schema] = DOCUMENT["components"]["schemas"]
-REPLY_COMPONENTS = ("Error", "AnthropicError")
+REPLY_COMPONENTS = ("Error", "AnthropicError", "OllamaError")
 SENTENCE = re.compile(r'[A-Z`\["0-9].*[.)]')
 MAX_CHARS = 240
 

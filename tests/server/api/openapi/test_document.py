@@ -35,7 +35,9 @@ def test_every_route_module_is_served_and_every_route_described() -> None:
 def test_errors_have_the_shape_of_their_api(method: str, path: str) -> None:
     responses = PATHS[path][method]["responses"]
     errors = [response for status, response in responses.items() if int(status) >= 400 and (path, status) not in HEALTH]
-    name = "AnthropicError" if path.startswith(ANTHROPIC_PATH) else "Error"
+    name = (
+        "AnthropicError" if path.startswith(ANTHROPIC_PATH) else "OllamaError" if path.startswith("/api/") else "Error"
+    )
     expected = {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
     assert errors and all(error["content"] == expected for error in errors)
 

@@ -1,0 +1,161 @@
+"""Request models of POST /api/chat, /api/generate, /api/embed and /api/show: Ollama's API, translated."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, JsonValue
+
+from server.schemas.constraint_spellings import Kind, refused_spellings
+from server.schemas.embeddings import WHOLE_CONTEXT, Texts
+from server.schemas.generation import Name, Penalty, StopString, StopStrings
+from server.schemas.ollama_api.messages import Turns, chat_messages
+from server.schemas.tools import MAX_TOOLS
+from server.schemas.translated import JsonObject, TranslatedRequest
+from server.schemas.validation import ConstrainingObject, RequestModel, text_or_list
+
+# Options under other names in chat. All others have the same name.
+CHAT_NAMES = {"num_predict": "max_tokens", "repeat_penalty": "repetition_penalty"}
+NO_EFFECT = {"num_ctx"}  # the context is the server's
+FORMATS = refused_spellings("format").keys() - {"function_call"}  # other names of a format
+NO_LIMIT = 0  # num_predict is -1 or -2 for as many tokens as the context has room for
+
+
+def _one_or_many(value: object) -> object:
+    return text_or_list(value, str)
+
+
+class OllamaOptions(ConstrainingObject):
+    """Options of the sampling. Those that are no fields here have no effect, and are named as unknown fields."""
+
+    path: ClassVar[str] = "options"
+    constraint_fields: ClassVar[Mapping[Kind, str] | None] = {"limit": "num_predict", "stop": "stop"}
+
+    num_predict: Annotated[int, Field(ge=-2)] | None = None
+    num_ctx: JsonValue = None
+    temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    min_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    repeat_penalty: Annotated[float, Field(gt=0.0, le=2.0)] | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    seed: int | None = None
+    stop: Annotated[StopStrings, BeforeValidator(_one_or_many, json_schema_input_type=StopString | StopStrings)] = (
+        Field(default_factory=list)
+    )
+
+    def chat_fields(self) -> JsonObject:
+        """Return the given options as fields of a chat request."""
+        given = self.model_dump(include=self.model_fields_set - NO_EFFECT, exclude_none=True)
+        if given.get("num_predict", 0) <= NO_LIMIT:
+            given.pop("num_predict", None)
+        return {CHAT_NAMES.get(name, name): value for name, value in given.items()}
+
+
+class GeneratingRequest(TranslatedRequest):
+    """Common fields of /api/chat and /api/generate. The model stays loaded, so that keep_alive has no effect."""
+
+    constraint_fields: ClassVar[Mapping[Kind, str] | None] = {
+        "format": "format",
+        "limit": "options.num_predict",
+        "stop": "options.stop",
+        "time": "timeout_s",
+    }
+    unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = refused_spellings("format")
+    instead: ClassVar[Mapping[str, str]] = dict.fromkeys(FORMATS, "format")
+    harmless: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {"think": (False,)}
+
+    stream: bool = True
+    format: Literal["", "json"] | dict[str, JsonValue] | None = None
+    options: OllamaOptions = Field(default_factory=OllamaOptions)
+    keep_alive: JsonValue = None
+
+    @property
+    def tool_paths(self) -> list[str]:
+        return []  # tools are in the same place
+
+    @property
+    @abstractmethod
+    def is_empty(self) -> bool:
+        """True if nothing is to be generated: clients load a model so."""
+
+    @abstractmethod
+    def prompt_body(self) -> JsonObject:
+        """Return the chat's messages and tools."""
+
+    def chat_body(self) -> JsonObject:
+        shared = {name: value for name, value in self.shared_body().items() if value is not None}
+        return {**shared, **self.options.chat_fields(), **self._format_body(), **self.prompt_body()}
+
+    def _format_body(self) -> JsonObject:
+        if not self.format:
+            return {}
+        if self.format == "json":
+            return {"response_format": {"type": "json_object"}}
+        return {"response_format": {"type": "json_schema", "json_schema": {"schema": self.format}}}
+
+
+class OllamaChatRequest(GeneratingRequest):
+    """POST /api/chat."""
+
+    turns_field: ClassVar[str | None] = "messages"
+
+    messages: Turns = Field(default_factory=list)
+    tools: Annotated[list[dict[str, JsonValue]], Field(max_length=MAX_TOOLS)] = Field(default_factory=list)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.messages
+
+    def prompt_body(self) -> JsonObject:
+        messages: list[JsonValue] = [*chat_messages(self.messages)]
+        tools: list[JsonValue] = [*self.tools]
+        return {"messages": messages, "tools": tools}
+
+
+class OllamaGenerateRequest(GeneratingRequest):
+    """POST /api/generate: a chat of one message."""
+
+    unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {
+        **GeneratingRequest.unsupported,
+        "context": ([],),
+        "images": ([],),
+        "raw": (False,),
+        "suffix": ("",),
+        "template": ("",),
+    }
+
+    prompt: str = ""
+    system: str = ""
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.prompt
+
+    def prompt_body(self) -> JsonObject:
+        system: list[JsonValue] = [{"role": "system", "content": self.system}] if self.system else []
+        return {"messages": [*system, {"role": "user", "content": self.prompt}]}
+
+
+class OllamaEmbedRequest(RequestModel):
+    """POST /api/embed."""
+
+    model: Name | None = None
+    input: Texts
+    truncate: bool = True
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    keep_alive: JsonValue = None
+
+    def embedding_body(self) -> JsonObject:
+        """Return the body of the same request to /v1/embeddings."""
+        texts: list[JsonValue] = [*self.input]
+        cut = WHOLE_CONTEXT if self.truncate else None
+        return {"model": self.model, "input": texts, "dimensions": self.dimensions, "truncate_prompt_tokens": cut}
+
+
+class OllamaShowRequest(RequestModel):
+    """POST /api/show. `name` is the older name of `model`."""
+
+    model: Name | None = None
+    name: Name | None = None

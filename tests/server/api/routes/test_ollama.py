@@ -1,0 +1,233 @@
+"""Ollama's API: /api/chat, /api/generate, /api/embed, /api/tags, /api/ps, /api/show and /api/version."""
+
+import asyncio
+import json
+from datetime import datetime
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from server.api.formats.ollama import OllamaChatReply
+from tests.support.servers.fake_engine import READY, FakeEngine
+from tests.support.servers.serving import MODEL, client_of, saying, state_around
+from tests.support.tool_calling import calling, v3_state
+
+pytestmark = pytest.mark.anyio
+
+HELLO = [{"role": "user", "content": "Hello"}]
+CHAT: dict[str, Any] = {"model": MODEL, "messages": HELLO}
+PROMPT: dict[str, Any] = {"model": MODEL, "prompt": "Hello"}
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "Current weather.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+COUNTS = ("total_duration", "load_duration", "prompt_eval_count", "prompt_eval_duration", "eval_count", "eval_duration")
+
+
+async def post(path: str, body: dict[str, Any], *, text: str = "one two") -> tuple[httpx.Response, FakeEngine]:
+    engine = FakeEngine(saying(text))
+    async with client_of(state_around(engine)) as client:
+        return await client.post(path, json=body), engine
+
+
+def lines(reply: httpx.Response) -> list[dict[str, Any]]:
+    assert reply.headers["content-type"] == "application/x-ndjson" and reply.text.endswith("\n")
+    return [json.loads(line) for line in reply.text.splitlines()]
+
+
+def assert_final(record: dict[str, Any], engine: FakeEngine) -> None:
+    assert (record["done"], record["done_reason"]) == (True, "stop")
+    assert all(type(record[name]) is int and record[name] >= 0 for name in COUNTS)
+    assert record["prompt_eval_count"] == len(engine.submitted[0].prompt_token_ids)
+    assert record["total_duration"] == record["prompt_eval_duration"] + record["eval_duration"]
+    assert datetime.fromisoformat(record["created_at"]).utcoffset() is not None
+
+
+async def test_a_chat_is_streamed_by_default_and_its_lines_have_the_text_of_the_full_reply() -> None:
+    reply, engine = await post("/api/chat", CHAT)
+    *parts, final = lines(reply)
+    assert all((part["model"], part["done"], part["message"]["role"]) == (MODEL, False, "assistant") for part in parts)
+    assert "".join(part["message"]["content"] for part in parts) == "one two"
+    assert final["message"] == {"role": "assistant", "content": ""}
+    assert_final(final, engine)
+    reply, engine = await post("/api/chat", {**CHAT, "stream": False})
+    assert reply.json()["message"] == {"role": "assistant", "content": "one two"}
+    assert_final(reply.json(), engine)
+    assert reply.json()["eval_count"] == final["eval_count"] == len(saying("one two")(engine.submitted[0]))
+
+
+async def test_a_prompt_is_answered_like_a_chat_of_one_message() -> None:
+    reply, engine = await post("/api/generate", {**PROMPT, "system": "Be brief."})
+    *parts, final = lines(reply)
+    assert "".join(part["response"] for part in parts) == "one two" and final["response"] == ""
+    assert_final(final, engine)
+    messages = [{"role": "system", "content": "Be brief."}, *HELLO]
+    _, chat = await post("/api/chat", {**CHAT, "messages": messages})
+    assert engine.submitted[0].prompt_token_ids == chat.submitted[0].prompt_token_ids
+    reply, _ = await post("/api/generate", {**PROMPT, "stream": False})
+    assert reply.json()["response"] == "one two"
+
+
+async def test_options_reach_the_engine() -> None:
+    options = {"num_predict": 3, "temperature": 0.5, "top_p": 0.6, "top_k": 5, "min_p": 0.1, "seed": 7}
+    penalties = {"repeat_penalty": 1.1, "presence_penalty": 0.2, "frequency_penalty": 0.3}
+    for path, body in (("/api/chat", CHAT), ("/api/generate", PROMPT)):
+        reply, engine = await post(path, {**body, "options": {**options, **penalties, "num_ctx": 8192.0}})
+        params = engine.submitted[0].params
+        assert (params.max_tokens, params.temperature, params.top_p, params.top_k) == (3, 0.5, 0.6, 5)
+        assert (params.min_p, params.seed, params.repetition_penalty) == (0.1, 7, 1.1)
+        assert (params.presence_penalty, params.frequency_penalty) == (0.2, 0.3)
+        assert "x-smoe-ignored-params" not in reply.headers
+
+
+@pytest.mark.parametrize("stop", ["two", ["x", "two"]])
+async def test_a_stop_text_ends_the_answer(stop: object) -> None:
+    reply, _ = await post("/api/chat", {**CHAT, "stream": False, "options": {"stop": stop}})
+    assert (reply.json()["message"]["content"], reply.json()["done_reason"]) == ("one ", "stop")
+
+
+async def test_a_limit_is_the_reason_and_minus_one_is_none() -> None:
+    reply, _ = await post("/api/chat", {**CHAT, "options": {"num_predict": 1}})
+    assert lines(reply)[-1]["done_reason"] == "length"
+    for number in (-1, -2, 0):
+        _, engine = await post("/api/chat", {**CHAT, "options": {"num_predict": number}})
+        assert engine.submitted[0].params.max_tokens > 100
+
+
+@pytest.mark.parametrize(("given", "has_grammar"), [("json", True), (SCHEMA, True), ("", False), (None, False)])
+async def test_a_format_is_a_grammar(given: object, has_grammar: bool) -> None:
+    for path, body in (("/api/chat", CHAT), ("/api/generate", PROMPT)):
+        reply, engine = await post(path, {**body, "format": given}, text='{"a":1}')
+        assert reply.status_code == 200, reply.text
+        assert (engine.submitted[0].grammar is not None) == has_grammar
+
+
+async def test_fields_without_effect_are_accepted_and_others_named() -> None:
+    body = {**CHAT, "keep_alive": "5m", "think": False, "options": {"num_ctx": 4096, "mirostat": 1}, "strange": 1}
+    reply, _ = await post("/api/chat", body)
+    assert reply.headers["x-smoe-ignored-params"] == "strange, options.mirostat"
+
+
+async def test_tools_are_called_and_their_results_find_their_calls() -> None:
+    engine = FakeEngine(calling('[TOOL_CALLS] [{"name": "weather", "arguments": {"city": "Rome"}}]'))
+    first = {"model": MODEL, "messages": HELLO, "tools": [WEATHER]}
+    async with client_of(v3_state(engine)) as client:
+        streamed = lines(await client.post("/api/chat", json=first))
+        whole = (await client.post("/api/chat", json={**first, "stream": False})).json()["message"]
+        calls = [part["message"]["tool_calls"] for part in streamed if "tool_calls" in part["message"]]
+        assert calls == [whole["tool_calls"]] and streamed[-1]["done"] is True
+        [call] = whole["tool_calls"]
+        assert (call["function"]["name"], call["function"]["arguments"]) == ("weather", {"city": "Rome"})
+        answered = [*HELLO, {**whole}, {"role": "tool", "content": "11 degrees", "tool_name": "weather"}]
+        reply = await client.post("/api/chat", json={**first, "messages": answered})
+        assert reply.status_code == 200, reply.text
+        alone = [*HELLO, {"role": "tool", "content": "11 degrees", "tool_name": "weather"}]
+        refused = await client.post("/api/chat", json={**first, "messages": alone})
+    assert refused.status_code == 400 and "messages[1].tool_name" in refused.json()["error"]
+
+
+async def test_a_request_without_text_only_loads() -> None:
+    for path, body in (("/api/chat", {"model": MODEL}), ("/api/generate", {"model": MODEL, "keep_alive": 0})):
+        reply, engine = await post(path, body)
+        assert (reply.json()["done"], reply.json()["done_reason"]) == (True, "load") and not engine.submitted
+
+
+async def test_the_tag_that_clients_add_is_dropped() -> None:
+    for path, body in (("/api/chat", CHAT), ("/api/generate", PROMPT), ("/api/show", {})):
+        reply, _ = await post(path, {**body, "model": f"{MODEL}:latest"})
+        assert reply.status_code == 200, reply.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "part"),
+    [
+        ("/api/chat", {**CHAT, "model": "other"}, 404, MODEL),
+        ("/api/show", {"model": "other"}, 404, MODEL),
+        ("/api/chat", {**CHAT, "options": {"temperature": 9}}, 400, "'options.temperature' must be at most 2"),
+        ("/api/chat", {**CHAT, "options": {"num_predict": 99999}}, 400, "options.num_predict"),
+        ("/api/chat", {**CHAT, "options": {"max_tokens": 3}}, 400, "Send 'options.num_predict' instead"),
+        ("/api/chat", {**CHAT, "max_tokens": 3}, 400, "Send 'options.num_predict' instead"),
+        ("/api/chat", {**CHAT, "response_format": {"type": "json_object"}}, 400, "Send 'format' instead"),
+        ("/api/chat", {**CHAT, "tool_choice": "required"}, 400, "This endpoint has no such constraint"),
+        ("/api/chat", {**CHAT, "function_call": {"name": "f"}}, 400, "'function_call' is not supported"),
+        ("/api/chat", {**CHAT, "format": {"type": "zebra"}}, 400, "'format"),
+        ("/api/chat", {"model": MODEL, "messages": [{**HELLO[0], "images": ["aGk="]}]}, 400, "messages[0].images"),
+        ("/api/chat", {**CHAT, "tools": [WEATHER]}, 400, "--tool-emulation"),
+        ("/api/generate", {**PROMPT, "raw": True}, 400, "'raw' is not supported"),
+        ("/api/generate", {**PROMPT, "template": "{{ .Prompt }}"}, 400, "'template' is not supported"),
+        ("/api/generate", {**PROMPT, "prompt": "word " * 9999}, 400, "maximum context length"),
+        ("/api/embed", {"model": MODEL, "input": "a"}, 400, "--embeddings"),
+        ("/api/pull", {"model": MODEL}, 404, "This part of Ollama's API is not served"),
+    ],
+)
+async def test_errors_are_a_text(path: str, body: dict[str, Any], status: int, part: str) -> None:
+    reply, engine = await post(path, body)
+    assert reply.status_code == status and not engine.submitted
+    assert reply.json().keys() == {"error"} and part in reply.json()["error"], reply.text
+
+
+async def test_an_error_in_a_stream_is_its_last_line() -> None:
+    engine = FakeEngine(saying("one two"), held=True)
+
+    async def fail() -> None:
+        await engine.until(lambda: bool(engine.submitted))
+        engine.step()
+        await asyncio.sleep(0)
+        engine.fail("row")
+
+    async with client_of(state_around(engine)) as client:
+        failing = asyncio.create_task(fail())
+        reply = await client.post("/api/chat", json=CHAT)
+        await failing
+    first, *_, last = lines(reply)
+    assert first["done"] is False and last.keys() == {"error"}
+
+
+async def test_silence_is_a_line_without_text() -> None:
+    """A client that parses each line has no use for comments or blank lines."""
+    reply = OllamaChatReply(MODEL, 0.0)
+    [record] = reply.idle()
+    assert record["message"]["content"] == "" and record["done"] is False
+
+
+async def test_texts_are_embedded() -> None:
+    engine = FakeEngine(saying("a"))
+    state = state_around(engine)
+    state.embeddings = True
+    async with client_of(state) as client:
+        reply = (await client.post("/api/embed", json={"model": MODEL, "input": ["one", "two"]})).json()
+        single = (await client.post("/api/embed", json={"model": MODEL, "input": "one", "dimensions": 2})).json()
+        usual = (await client.post("/v1/embeddings", json={"model": MODEL, "input": ["one", "two"]})).json()
+        long = await client.post("/api/embed", json={"model": MODEL, "input": "word " * 5000})
+        refused = await client.post("/api/embed", json={"model": MODEL, "input": "word " * 5000, "truncate": False})
+    assert reply["embeddings"] == [entry["embedding"] for entry in usual["data"]]
+    assert reply["prompt_eval_count"] == usual["usage"]["prompt_tokens"] and reply["total_duration"] >= 0
+    assert [len(vector) for vector in single["embeddings"]] == [2]
+    assert (long.status_code, refused.status_code) == (200, 400)
+
+
+async def test_what_is_served_is_listed_and_described() -> None:
+    engine = FakeEngine(saying("a"))
+    engine.ready = msgspec.structs.replace(READY, num_parameters=46_700_000_000, adapters={"sql": "0123"})
+    async with client_of(state_around(engine)) as client:
+        version = (await client.get("/api/version")).json()["version"]
+        tags, loaded = [(await client.get(path)).json()["models"] for path in ("/api/tags", "/api/ps")]
+        shown = (await client.post("/api/show", json={"name": MODEL})).json()
+        engine.ready = None
+        listed = (await client.get("/api/tags")).json()["models"]
+        assert (await client.get("/api/ps")).json() == {"models": []}
+    assert tuple(map(int, version.split("."))) >= (0, 6, 4)  # which VS Code asks for
+    assert [entry["name"] for entry in tags] == [entry["model"] for entry in loaded] == [MODEL, "alias", "sql"]
+    assert [entry["name"] for entry in listed] == [MODEL, "alias"]
+    assert tags[0]["details"]["parameter_size"] == "46.7B" and tags[0]["size"] == READY.weight_bytes
+    assert tags[0]["digest"] == tags[1]["digest"] != tags[2]["digest"]
+    family = shown["model_info"]["general.architecture"]
+    assert shown["model_info"][f"{family}.context_length"] == READY.max_model_len
+    assert shown["capabilities"] == ["completion"] and shown["template"]

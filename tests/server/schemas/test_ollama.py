@@ -1,0 +1,62 @@
+"""server/schemas/ollama_api/: calls without ids, and the results that answer them."""
+
+from typing import Any
+
+import pytest
+
+from server.schemas import OllamaChatRequest, OllamaGenerateRequest, validate
+
+HELLO = {"role": "user", "content": "Hello"}
+
+
+def call(name: str, **more: Any) -> dict[str, Any]:
+    return {"function": {"name": name, "arguments": {"name": name}}, **more}
+
+
+def result(text: str, **more: Any) -> dict[str, Any]:
+    return {"role": "tool", "content": text, **more}
+
+
+def answered(calls: list[dict[str, Any]], results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the function that each result answers, by the result's text."""
+    messages = [HELLO, {"role": "assistant", "tool_calls": calls}, *results]
+    _, caller, *translated = validate(OllamaChatRequest, {"messages": messages}).chat_body()["messages"]
+    names = {one["id"]: one["function"]["name"] for one in caller["tool_calls"]}
+    assert len(names) == len(calls)
+    return {one["content"]: names.get(one["tool_call_id"]) for one in translated}
+
+
+@pytest.mark.parametrize(
+    ("calls", "results", "expected"),
+    [
+        ([call("f"), call("g")], [result("1"), result("2")], {"1": "f", "2": "g"}),
+        (
+            [call("f"), call("g")],
+            [result("1", tool_name="g"), result("2", tool_name="f")],
+            {"1": "g", "2": "f"},
+        ),
+        ([call("f"), call("f"), call("g")], [result("1", tool_name="g"), result("2"), result("3")], {
+            "1": "g", "2": "f", "3": "f",
+        }),
+        ([call("f", id="a"), call("g", id="b")], [result("1", tool_call_id="b"), result("2")], {"1": "g", "2": "f"}),
+        ([call("f")], [result("1", tool_name="other"), result("2")], {"1": "f", "2": None}),
+    ],
+)  # fmt: skip
+def test_a_result_answers_the_call_that_it_names_or_the_first_open_one(
+    calls: list[dict[str, Any]], results: list[dict[str, Any]], expected: dict[str, str | None]
+) -> None:
+    assert answered(calls, results) == expected
+
+
+def test_options_are_fields_of_chat_and_absent_ones_are_not_sent() -> None:
+    options = {"num_predict": 3, "repeat_penalty": 1.1, "stop": "x", "num_ctx": 9, "seed": 0}
+    body = validate(OllamaGenerateRequest, {"prompt": "a", "options": options, "temperature": 0.5}).chat_body()
+    assert body == {
+        "stream": True,
+        "temperature": 0.5,
+        "max_tokens": 3,
+        "repetition_penalty": 1.1,
+        "stop": ["x"],
+        "seed": 0,
+        "messages": [{"role": "user", "content": "a"}],
+    }
