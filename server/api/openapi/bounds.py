@@ -9,7 +9,7 @@ from server.strict_json import INT64_MAX, INT64_MIN
 Schema = dict[str, Any]
 
 _ID_FIELDS = frozenset({"allowed_token_ids", "input", "prompt", "stop_token_ids", "tokens"})
-_LENGTH_FIELDS = frozenset({"max_completion_tokens", "max_output_tokens", "max_tokens", "min_tokens"})
+_LENGTH_FIELDS = frozenset({"max_completion_tokens", "max_output_tokens", "max_tokens", "min_tokens", "num_predict"})
 
 
 @dataclass(frozen=True)

@@ -141,6 +141,7 @@ def refusable(path: str, sent: dict[str, Any], known: set[str]) -> bool:
         (body.get("prompt") is None) == (body.get("messages") is None) and path == "/tokenize",
         any(body.get(name) is not None for name in DEPENDENT),
         body.get("truncate_prompt_tokens") == 0,  # -1 is the whole context
+        body.get("name") is not None and path == "/api/show",  # the older name of `model`
         num_prompts(body.get("text_1")) not in (1, num_prompts(body.get("text_2"))),
         uses_tools(body.get("messages")) or uses_tools(body.get("input")),
     ]
