@@ -8,6 +8,7 @@ from engine.capacity.machine.host_resources import format_bytes
 from engine.capacity.sizing import MAX_CPU_BUDGET, bytes_beside_evictable, kv_block_bytes
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
+from engine.speculation.speculator import max_rows
 from model.checkpoint.pack.experts import dense_tensors, expert_tensors
 from model.checkpoint.pack.header import PackHeader, read_header
 from model.config import ModelConfig
@@ -134,10 +135,11 @@ def _kv_bytes(config: EngineConfig, model: ModelConfig) -> int | None:
 
 def _step_bytes(config: EngineConfig, model: ModelConfig) -> int:
     """Return about the bytes of the largest step: hidden rows and outputs of its experts, packed and in float32, and
-    the logits of all requests, before and after sampling."""
+    the logits of all requests, before and after sampling; and the logits of a step with drafts, which are kept."""
     pairs = (config.max_num_batched_tokens or MAX_CPU_BUDGET) * model.experts_per_token
-    floats = pairs * 2 * (model.hidden_dim + model.dim) + config.max_num_seqs * 2 * model.vocab_size
-    return 4 * floats
+    num_drafting = max_rows(config.max_num_seqs) if config.speculation == "auto" else 0
+    num_logits = (config.max_num_seqs * 2 + num_drafting) * model.vocab_size
+    return 4 * (pairs * 2 * (model.hidden_dim + model.dim) + num_logits)
 
 
 def mapped_bytes_of(config: EngineConfig, weight_bytes: int, experts: ExpertMemory | None) -> int:

@@ -1,8 +1,8 @@
 """Input of steps with drafts on a CPU, in which each request decodes: all numbers are known to the host.
 
-Steps of as many rows share their arrays, and each writes its numbers there in loops over lists: the network leaves
-nothing of numpy and torch in the caches, so that the first call of each of their functions takes 5 to 60 us, and
-build_batch() needs some thirty of them. Letters: T rows of the step, S sequences, V vocabulary.
+All steps share one memory, of which each uses the beginning, and write their numbers there in loops over lists: the
+network leaves nothing of numpy and torch in the caches, so that the first call of each of their functions takes 5 to 60
+us, and build_batch() needs some thirty of them. Letters: T rows of the step, S sequences, L layers, V vocabulary.
 """
 
 from array import array
@@ -21,11 +21,11 @@ from engine.scheduling.sequence import Sequence
 from engine.scheduling.step_plan import Chunk
 from engine.types import Request
 from model.config import ModelConfig
-from model.forward_batch import ForwardBatch
-from model.mixtral import uniform_routing
+from model.forward_batch import ForwardBatch, Routing
 
 INT64, INT32 = "q", "i"  # codes of array.array
-LOGITS_STEP = 64  # rows by which the memory of the logits grows
+ROWS_STEP = 64  # rows by which the memory grows
+MAX_SIZES = 512  # sizes of steps, T and S, whose batches are kept
 
 
 def is_decode_step(chunks: tuple[Chunk, ...]) -> bool:
@@ -33,17 +33,56 @@ def is_decode_step(chunks: tuple[Chunk, ...]) -> bool:
     return all(chunk.samples and chunk.length == 1 + len(chunk.draft) for chunk in chunks)
 
 
+class _Memory:
+    """Arrays for steps of at most `num_rows` rows, tensors of the same memory, and views that are written in each."""
+
+    def __init__(self, num_rows: int, model: ModelConfig) -> None:
+        token_ids, positions, slots, self.rows = (np.empty(num_rows, dtype=np.int64) for _ in range(4))
+        query_start, context_len = np.zeros(num_rows + 1, dtype=np.int32), np.empty(num_rows, dtype=np.int32)
+        self.num_rows = num_rows
+        self.positions = positions
+        self.views = [_view(numbers) for numbers in (token_ids, positions, slots, self.rows)]
+        self.query_start, self.context_len = _view(query_start)[1:], _view(context_len)
+        self._of_rows = [torch.from_numpy(numbers) for numbers in (token_ids, positions, slots)]
+        self._of_sequences = torch.from_numpy(query_start), torch.from_numpy(context_len)
+        self._logit_rows = torch.arange(num_rows)
+        self._experts_per_token = torch.full((num_rows,), model.experts_per_token, dtype=torch.int32)
+        self._expert_shape = model.num_layers, model.experts_per_token
+        self._expert_ids = torch.empty(model.num_layers * num_rows * model.experts_per_token, dtype=torch.int32)
+        self._has_experts = model.num_experts > 0
+        self._logits = torch.empty(num_rows, model.vocab_size)
+
+    def batch(self, num_rows: int, num_sequences: int) -> ForwardBatch:
+        """Return the batch of T rows of S sequences, without block tables."""
+        token_ids, positions, slots = (tensor[:num_rows] for tensor in self._of_rows)
+        query_start, context_len = self._of_sequences
+        return ForwardBatch(
+            token_ids=token_ids,
+            positions=positions,
+            slot_mapping=slots,
+            query_start=query_start[: num_sequences + 1],
+            context_len=context_len[:num_sequences],
+            block_tables=torch.empty(0, dtype=torch.int32),
+            logit_rows=self._logit_rows[:num_rows],
+            routing=self._routing(num_rows) if self._has_experts else None,
+            logits=self._logits[:num_rows],
+        )
+
+    def _routing(self, num_rows: int) -> Routing:
+        """Return the model's own number of experts for each row."""
+        num_layers, k = self._expert_shape
+        expert_ids = self._expert_ids[: num_layers * num_rows * k].view(num_layers, num_rows, k)
+        return Routing(self._experts_per_token[:num_rows], None, None, expert_ids)
+
+
 @dataclass(slots=True)
 class _Kept:
-    """Arrays of the steps of T rows, and views of them that are written in each."""
+    """Batch of the steps of T rows of S sequences, and arrays of the same memory, as in LogitRows."""
 
-    rows: Int64s  # as in LogitRows
+    rows: Int64s
     positions: Int64s
     forward: ForwardBatch
     routed: Routed | None
-    views: "list[memoryview[int]]"  # of token ids, positions, slots and rows, [T] each
-    query_start: "memoryview[int]"
-    context_len: "memoryview[int]"
 
 
 class DraftBatches:
@@ -54,10 +93,10 @@ class DraftBatches:
         self._requests = requests
         self._model = model
         self._adapters = adapters
-        self._kept: dict[int, _Kept] = {}  # by T; all of as many sequences
-        self._num_sequences = 0
-        self._logits = torch.empty(0, model.vocab_size)  # of all steps
-        self._max_rows = 0  # of the logits
+        self._memory: _Memory | None = None  # None before the first step
+        self._kept: dict[tuple[int, int], _Kept] = {}  # by T and S
+        self._rows: Int64s | None = None  # of the last step: the same object for the same requests
+        self._have_options = self._report_experts = False  # some of these requests
 
     def at(self, chunks: tuple[Chunk, ...], rows: Int64s) -> InputBatch:
         """Build the input of a decode step with drafts, as build_batch() does. `rows`: of the chunks in the persistent
@@ -65,56 +104,49 @@ class DraftBatches:
         owners: list[Sequence] = []
         for chunk in chunks:
             owners += [chunk.sequence] * chunk.length
-        kept = self._arrays(len(owners), len(chunks))
-        self._write(kept, chunks, rows.tolist())
+        memory = self._memory_for(len(owners))
+        self._write(memory, chunks, rows.tolist())
+        kept = self._kept_for(memory, len(owners), len(chunks))
         tables = self._requests.tables_of(rows)[1]
         if kept.forward.block_tables is not tables:
             kept.forward = replace(kept.forward, block_tables=tables)
+        if self._rows is not rows:
+            self._have_options = any(self._has_options(chunk.sequence.request) for chunk in chunks)
+            self._report_experts = any(chunk.sequence.experts for chunk in chunks)
+            self._rows = rows
         forward, routed = kept.forward, kept.routed
-        if any(self._has_options(chunk.sequence.request) for chunk in chunks):
+        if self._have_options:
             forward = self._with_options(forward, chunks)
             routed = Routed.of(forward)
-        logits = LogitRows(owners, kept.rows, kept.positions, len(owners), draft_rows(chunks))
-        reports_experts = any(chunk.sequence.experts for chunk in chunks)
         return InputBatch(
-            forward, logits, routed, has_prompt_rows=False, reports_experts=reports_experts, is_overwritten=True
+            forward,
+            LogitRows(owners, kept.rows, kept.positions, len(owners), draft_rows(chunks)),
+            routed,
+            has_prompt_rows=False,
+            reports_experts=self._report_experts,
+            is_overwritten=True,
         )
 
-    def _arrays(self, num_rows: int, num_sequences: int) -> _Kept:
-        """Return the arrays of steps of T rows."""
-        if num_rows > self._max_rows:
-            self._max_rows = -(-num_rows // LOGITS_STEP) * LOGITS_STEP
+    def _memory_for(self, num_rows: int) -> _Memory:
+        """Return memory for T rows."""
+        if self._memory is None or num_rows > self._memory.num_rows:
             self._kept.clear()
-            self._logits = torch.empty(0)  # frees the smaller memory first
-            self._logits = torch.empty(self._max_rows, self._model.vocab_size)
-        if num_sequences != self._num_sequences:
-            self._kept.clear()
-            self._num_sequences = num_sequences
-        kept = self._kept.get(num_rows)
+            self._memory = None  # frees the smaller one first
+            self._memory = _Memory(-(-num_rows // ROWS_STEP) * ROWS_STEP, self._model)
+        return self._memory
+
+    def _kept_for(self, memory: _Memory, num_rows: int, num_sequences: int) -> _Kept:
+        """Return the batch of steps of T rows of S sequences."""
+        kept = self._kept.get((num_rows, num_sequences))
         if kept is None:
-            kept = self._kept[num_rows] = self._new_arrays(num_rows, num_sequences)
+            if len(self._kept) == MAX_SIZES:
+                self._kept.clear()
+            forward = memory.batch(num_rows, num_sequences)
+            kept = _Kept(memory.rows[:num_rows], memory.positions[:num_rows], forward, Routed.of(forward))
+            self._kept[num_rows, num_sequences] = kept
         return kept
 
-    def _new_arrays(self, num_rows: int, num_sequences: int) -> _Kept:
-        token_ids, positions, slots, rows = (np.empty(num_rows, dtype=np.int64) for _ in range(4))
-        query_start = np.zeros(num_sequences + 1, dtype=np.int32)
-        context_len, device = np.empty(num_sequences, dtype=np.int32), self._requests.device
-        forward = ForwardBatch(
-            token_ids=torch.from_numpy(token_ids),
-            positions=torch.from_numpy(positions),
-            slot_mapping=torch.from_numpy(slots),
-            query_start=torch.from_numpy(query_start),
-            context_len=torch.from_numpy(context_len),
-            block_tables=torch.empty(0, dtype=torch.int32),
-            logit_rows=torch.arange(num_rows),
-            routing=uniform_routing(self._model, num_rows, device) if self._model.num_experts else None,
-            logits=self._logits[:num_rows],
-        )
-        views = [_view(numbers) for numbers in (token_ids, positions, slots, rows)]
-        written = _view(query_start)[1:], _view(context_len)
-        return _Kept(rows, positions, forward, Routed.of(forward), views, *written)
-
-    def _write(self, kept: _Kept, chunks: tuple[Chunk, ...], rows: list[int]) -> None:
+    def _write(self, memory: _Memory, chunks: tuple[Chunk, ...], rows: list[int]) -> None:
         """Write what differs from step to step."""
         numbers: tuple[list[int], ...] = [], [], [], []
         token_ids, positions, slots, owner_rows = numbers
@@ -128,10 +160,10 @@ class DraftBatches:
             owner_rows += [row] * chunk.length
             ends.append(len(positions))
             context_len.append(end)
-        for view, values in zip(kept.views, numbers, strict=True):
-            view[:] = array(INT64, values)
-        kept.query_start[:] = array(INT32, ends)
-        kept.context_len[:] = array(INT32, context_len)
+        for view, values in zip(memory.views, numbers, strict=True):
+            view[: len(values)] = array(INT64, values)
+        memory.query_start[: len(ends)] = array(INT32, ends)
+        memory.context_len[: len(ends)] = array(INT32, context_len)
 
     def _has_options(self, request: Request) -> bool:
         """Return whether a request chooses its experts, has an adapter or reports gate logits."""

@@ -34,6 +34,22 @@ def draft_rows(chunks: Sequence[Chunk]) -> tuple[DraftRows, ...]:
     return tuple(found)
 
 
+def guesses_before(drafts: Sequence[DraftRows]) -> dict[int, tuple[int, ...]]:
+    """Return the drafted tokens that each row of these drafts is behind."""
+    return {row: drafted.draft[: row - drafted.first] for drafted in drafts for row in drafted.rows}
+
+
+def known_rows(drafts: Sequence[DraftRows], num_rows: int) -> list[int]:
+    """Return those of the first `num_rows` rows that are behind known tokens alone."""
+    known: list[int] = []
+    first = 0
+    for drafted in drafts:
+        known += range(first, drafted.first + 1)
+        first = drafted.rows.stop
+    known += range(first, num_rows)
+    return known
+
+
 def count_accepted(drafted: DraftRows, token_ids: Sequence[int], status: Sequence[int]) -> int:
     """Return how many drafted tokens are right, given the sampled tokens [N] and their status [N].
 

@@ -14,11 +14,19 @@ from engine.errors import GrammarError
 from engine.execution.device_transfer import to_device
 from engine.execution.persistent_batch import Int64s
 from engine.execution.row_constraints import Float32s, Int32s, Mask, RowConstraints
-from engine.scheduling.sequence import Sequence
+from engine.scheduling.sequence import Matcher, Sequence
 from engine.scheduling.step_plan import RowFailed
 from model.sampling_batch import IntParam
 
 GRAMMAR_FAILED = RowFailed("the request's grammar could not be followed any further")
+
+
+def grammar_mask(matcher: Matcher, sequence: Sequence, guessed: tuple[int, ...]) -> bytes:
+    """Return the mask of a row of `sequence`, whose grammar `matcher` follows: behind its text, or behind these drafted
+    tokens too. Raises GrammarError."""
+    if guessed:
+        return matcher.draft_bitmask(guessed)
+    return matcher.bitmask(sequence.token_ids, sequence.num_prompt_tokens)
 
 
 class GrammarRow(NamedTuple):
@@ -90,19 +98,15 @@ class LogitMasks:
 
     def _mask(self, sequence: Sequence, mask: Mask | None, guessed: tuple[int, ...]) -> Mask | None:
         """Return `mask` restricted by the grammar of the sequence, if it has one."""
-        matcher = sequence.matcher
-        if matcher is None:
+        if sequence.matcher is None:
             return mask
         try:
-            if guessed:
-                bitmask = matcher.draft_bitmask(guessed)
-            else:
-                bitmask = matcher.bitmask(sequence.token_ids, sequence.num_prompt_tokens)
+            bitmask = grammar_mask(sequence.matcher, sequence, guessed)
         except GrammarError:
             self.failed[sequence.request_id] = GRAMMAR_FAILED
             return mask
-        grammar_mask = np.frombuffer(bitmask, dtype="<u4")[: self._num_words]
-        return grammar_mask if mask is None else mask & grammar_mask
+        allowed = np.frombuffer(bitmask, dtype="<u4")[: self._num_words]
+        return allowed if mask is None else mask & allowed
 
     def biases(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Return token ids [B] int32 and the bias of each [B] float32."""

@@ -25,9 +25,8 @@ from model.sampling_batch import FloatParam, IntParam
 BLOCK_TABLE, NUM_EVICTED_BLOCKS = attrgetter("block_table"), attrgetter("num_evicted_blocks")
 NUM_PREEMPTIONS = attrgetter("num_preemptions")
 
-SPARE_BLOCKS = 16  # on a CPU: columns that kept block tables have behind the longest one
-
-PARAM_BYTES = 4 * len(FloatParam), 8 * len(IntParam)  # of a row of float_params, and of int_params
+SPARE_BLOCKS = 16  # on a CPU: columns that new block tables have behind the longest one
+MAX_WIDER = 4  # times as many columns as new ones would have, from which on kept ones are given up: ranks are sent all
 
 BlocksState = tuple[int, int, int]  # blocks of a sequence, evicted ones among them, preemptions so far
 
@@ -59,7 +58,6 @@ class PersistentBatch:
         self._table_bytes = self._table_view.cast("B")
         self.float_params = np.zeros((num_rows, len(FloatParam)), dtype=np.float32)
         self.int_params = np.zeros((num_rows, len(IntParam)), dtype=np.int64)
-        self.param_bytes = view_of(self.float_params).cast("B"), view_of(self.int_params).cast("B")
         self.is_constrained = np.zeros(num_rows, dtype=bool)  # [R] biases or a mask restrict the tokens
         self.constraints: list[RowConstraints | None] = [None] * num_rows  # of the constrained rows
         self.scores_prompt = np.zeros(num_rows, dtype=bool)
@@ -71,7 +69,9 @@ class PersistentBatch:
         self._last_rows = np.zeros(0, dtype=np.int64)
         self._last_states: list[BlocksState] = []  # of these sequences
         self._tables: tuple[Int32s, torch.Tensor] | None = None  # of these sequences; None: outdated
-        self._tables_bytes = memoryview(bytearray())  # their memory
+        self._table_memory = np.zeros((0, 0), dtype=np.int32)  # on a CPU: of all tables, whose first rows each step has
+        self._tables_bytes = memoryview(bytearray())  # the same memory
+        self._tables_of_size: dict[int, tuple[Int32s, torch.Tensor]] = {}  # by S
 
     def update(self, sequences: list[Sequence]) -> Int64s:
         """Update the rows of a step's sequences; return their indices [S], the same object for the same sequences."""
@@ -131,12 +131,14 @@ class PersistentBatch:
         GPU, where a step in flight may read them, they are always dropped."""
         if self._tables is None:
             return
-        tables, _ = self._tables
-        if self.device.type != "cpu" or num_blocks > tables.shape[1]:
+        if self.device.type != "cpu" or num_blocks > self._table_memory.shape[1]:
             self._tables = None
         else:
-            size, width = tables.strides[0], self.block_tables.strides[0]
-            self._tables_bytes[index * size : (index + 1) * size] = self._table_bytes[row * width : row * width + size]
+            self._copy_table(index, row)
+
+    def _copy_table(self, index: int, row: int) -> None:
+        size, width = self._table_memory.strides[0], self.block_tables.strides[0]
+        self._tables_bytes[index * size : (index + 1) * size] = self._table_bytes[row * width : row * width + size]
 
     @property
     def has_drafts(self) -> bool:
@@ -177,13 +179,30 @@ class PersistentBatch:
 
     def tables_of(self, rows: Int64s) -> tuple[Int32s, torch.Tensor]:
         """Return the block tables of the rows that update() returned last, [S, M], padded with 0: on the host and on
-        the device. Read only. On a CPU the next update() of the same rows writes to them, if M blocks suffice."""
+        the device. Read only. On a CPU they are the same objects for as many rows, as long as M blocks suffice, and the
+        next update() writes to them: what is prepared for their address stays valid."""
         if self._tables is None:
-            spare = SPARE_BLOCKS if self.device.type == "cpu" else 0
-            width = max(num_blocks for num_blocks, _, _ in self._last_states) + spare
-            tables = np.take(self.block_tables[:, :width], rows, axis=0)
-            self._tables, self._tables_bytes = (tables, to_device(tables, self.device)), view_of(tables).cast("B")
+            width = max(num_blocks for num_blocks, _, _ in self._last_states)
+            if self.device.type == "cpu":
+                self._tables = self._kept_tables(len(rows), width)
+                for index, row in enumerate(rows.tolist()):
+                    self._copy_table(index, row)
+            else:
+                tables = np.take(self.block_tables[:, :width], rows, axis=0)
+                self._tables = tables, to_device(tables, self.device)
         return self._tables
+
+    def _kept_tables(self, num_rows: int, num_blocks: int) -> tuple[Int32s, torch.Tensor]:
+        """Return the arrays of the tables of so many rows, with room for `num_blocks` in each."""
+        width = min(num_blocks + SPARE_BLOCKS, self.block_tables.shape[1])
+        if not num_blocks <= self._table_memory.shape[1] <= MAX_WIDER * width:
+            self._table_memory = np.zeros((len(self.block_tables), width), dtype=np.int32)
+            self._tables_bytes = view_of(self._table_memory).cast("B")
+            self._tables_of_size.clear()
+        if num_rows not in self._tables_of_size:
+            tables = self._table_memory[:num_rows]
+            self._tables_of_size[num_rows] = tables, torch.from_numpy(tables)
+        return self._tables_of_size[num_rows]
 
     def tokens_at(self, rows: Int64s, positions: Int64s) -> torch.Tensor:
         """Return the tokens at these positions of these rows, [T] int64 on the device, which may still compute some."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engine.execution.decode_batch import LogitRows
 from engine.execution.device_transfer import HostLists, to_device
-from engine.execution.draft_rows import count_accepted
+from engine.execution.draft_rows import count_accepted, guesses_before, known_rows
 from engine.execution.draft_sampling import DraftSampling
 from engine.execution.logit_masks import LogitMasks
 from engine.execution.persistent_batch import Int64s, PersistentBatch, view_of
@@ -168,7 +168,7 @@ class Sampler:
         requests = self._requests
         bias_ends: list[tuple[int, int]] = []
         has_long_words = False
-        guessed = {row: chunk.draft[: row - chunk.first] for chunk in rows.drafted for row in chunk.rows}
+        guessed = guesses_before(rows.drafted)
         for index in requests.is_constrained[rows.rows[: rows.num_sampled]].nonzero()[0].tolist():
             sequence, constraints = rows.sequences[index], requests.constraints[rows.rows[index]]
             assert constraints is not None
@@ -195,42 +195,39 @@ class Sampler:
     def finish(self, pending: PendingSamples) -> tuple[Outcomes, PromptLogprobs, BehindDrafts]:
         """Wait for the device and return the results. A row without a token fails only its own request."""
         rows = pending.rows
-        ids = [sequence.request_id for sequence in rows.sequences]
         token_ids, status, *scored = pending.results.wait()
-        logprobs = _logprobs(pending.num_logprobs, token_ids, *scored) if scored else [None] * len(ids)
-        count = rows.num_sampled
-        sampled = list(map(Sampled, token_ids, logprobs))
-        outcomes: Outcomes = dict(zip(ids[:count], sampled[:count], strict=True))
+        logprobs = _logprobs(pending.num_logprobs, token_ids, *scored) if scored else [None] * len(token_ids)
+        outcomes: Outcomes = {
+            rows.sequences[row].request_id: Sampled(token_ids[row], logprobs[row])
+            for row in known_rows(rows.drafted, rows.num_sampled)
+        }
         scores: PromptLogprobs = {}
-        for index in range(count, len(ids)):
-            score = logprobs[index]
+        for row in range(rows.num_sampled, len(token_ids)):
+            score = logprobs[row]
             assert score is not None
-            scores.setdefault(ids[index], []).append(score)
+            scores.setdefault(rows.sequences[row].request_id, []).append(score)
         if any(status):
-            outcomes |= {ids[i]: NO_TOKEN for i, s in enumerate(status) if s == Status.NO_TOKEN}
-            outcomes |= {ids[i]: NOT_FINITE for i, s in enumerate(status) if s == Status.NOT_FINITE}
+            outcomes |= _failures(rows, status)
         for request_id, failure in pending.failed.items():
             if outcomes[request_id] is not NOT_FINITE:
                 outcomes[request_id] = failure
-        if not rows.drafted:
-            return outcomes, scores, {}
-        return outcomes, scores, _accept_drafts(rows, outcomes, sampled, status)
+        behind: BehindDrafts = {}
+        for drafted in rows.drafted:
+            request_id, first = rows.sequences[drafted.first].request_id, drafted.first + 1
+            if not isinstance(outcomes[request_id], RowFailed):
+                end = first + count_accepted(drafted, token_ids, status)
+                behind[request_id] = list(map(Sampled, token_ids[first:end], logprobs[first:end]))
+        return outcomes, scores, behind
 
 
-def _accept_drafts(rows: LogitRows, outcomes: Outcomes, sampled: list[Sampled], status: list[int]) -> BehindDrafts:
-    """Return the tokens behind the accepted drafted ones, and correct the outcomes of requests with drafts: what a
-    row behind a wrong token gave does not count. Only NOT_FINITE stays, because it may have spoiled the other rows."""
-    behind: BehindDrafts = {}
-    token_ids = [token.token_id for token in sampled]
-    for drafted in rows.drafted:
-        request_id, first = rows.sequences[drafted.first].request_id, drafted.first
-        if any(status[row] == Status.NOT_FINITE for row in drafted.rows):
-            outcomes[request_id] = NOT_FINITE
-            continue
-        outcomes[request_id] = NO_TOKEN if status[first] == Status.NO_TOKEN else sampled[first]
-        count = count_accepted(drafted, token_ids, status) if status[first] == Status.DONE else 0
-        behind[request_id] = sampled[first + 1 : first + 1 + count]
-    return behind
+def _failures(rows: LogitRows, status: list[int]) -> dict[int, RowFailed]:
+    """Return the failures of requests. That a row behind a guess has no token does not count, since the guess may be
+    wrong; that its numbers are not finite does, because it may have spoiled the other rows."""
+    behind_guesses = {row for drafted in rows.drafted for row in drafted.rows[1:]}
+    no_token = [row for row, s in enumerate(status) if s == Status.NO_TOKEN and row not in behind_guesses]
+    not_finite = [row for row, s in enumerate(status) if s == Status.NOT_FINITE]
+    failures = {rows.sequences[row].request_id: NO_TOKEN for row in no_token}
+    return failures | {rows.sequences[row].request_id: NOT_FINITE for row in not_finite}
 
 
 def _logprobs(

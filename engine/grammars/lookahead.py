@@ -116,10 +116,10 @@ class Lookahead:
 
 def _num_equal(first: Ids[int], second: Ids[int]) -> int:
     """Return the number of leading tokens that both have."""
-    for count, (one, other) in enumerate(zip(first, second, strict=False)):
-        if one != other:
-            return count
-    return min(len(first), len(second))
+    length = min(len(first), len(second))
+    if tuple(first[:length]) == tuple(second[:length]):  # nearly always: each mask is asked for behind one more token
+        return length
+    return next(count for count in range(length) if first[count] != second[count])
 
 
 def _is_allowed(mask: bytes, token_id: int) -> bool:

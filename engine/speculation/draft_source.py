@@ -6,6 +6,7 @@ The places are those in its own prompt and completion, and in its prediction. No
 
 from collections.abc import Collection, Sequence
 from functools import lru_cache
+from itertools import takewhile
 from typing import NamedTuple, Protocol
 
 from engine.speculation.acceptance import FORCED, LAST_FORCED, AcceptanceRates, Evidence, Ground
@@ -13,7 +14,7 @@ from engine.speculation.time_left import Account
 
 MATCH_LENS = (2, 4, 8, 16)  # numbers of last tokens that are looked for
 MAX_MATCHES = 4  # places that vote for the next token, the latest first
-MAX_DRAFT = 32  # tokens
+MAX_DRAFT = 48  # tokens
 MAX_FORCED = 16  # tokens of a guess of forced text, each of which takes a mask
 MAX_TOKEN_ID = 0x10FFFF  # the largest code of a character
 MIN_LEFT = 16  # tokens left of a proposal that was right so far, from which on no other place is looked for
@@ -64,12 +65,6 @@ class Proposal(NamedTuple):
     grounds: tuple[Ground, ...]
     source: Place | None = None  # of the first token; None: the grammar forces them
 
-    def behind(self, position: int) -> "Proposal":
-        """Return its part from `position` on, which it reaches."""
-        count = position - self.position
-        source = self.source and self.source._replace(start=self.source.start + count)
-        return Proposal(position, self.token_ids[count:], self.grounds[count:], source)
-
     def cut_to(self, length: int) -> "Proposal":
         """Return its first `length` tokens."""
         return self._replace(token_ids=self.token_ids[:length], grounds=self.grounds[:length])
@@ -112,8 +107,9 @@ class DraftSource:
             self._search(grammar)
         if not self._num_left() or self._proposal is None:
             return None
-        left = self._proposal.behind(len(self._text)).cut_to(max_len)
-        return Draft(left.token_ids, self._rates.chances(left.grounds))
+        first = len(self._text) - self._proposal.position
+        left = slice(first, first + max_len)
+        return Draft(self._proposal.token_ids[left], self._rates.chances(self._proposal.grounds[left]))
 
     @property
     def _may_search(self) -> bool:
@@ -264,8 +260,9 @@ class DraftSource:
 
     def _until_end(self, token_ids: Sequence[int]) -> tuple[int, ...]:
         """Return the tokens before the first one that would end the request."""
-        num_kept = next((i for i, token_id in enumerate(token_ids) if token_id in self._end_token_ids), len(token_ids))
-        return tuple(token_ids[:num_kept])
+        if self._end_token_ids.isdisjoint(token_ids):
+            return tuple(token_ids)
+        return tuple(takewhile(lambda token_id: token_id not in self._end_token_ids, token_ids))
 
 
 @lru_cache(maxsize=1024)

@@ -6,6 +6,7 @@ measured times.
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 from itertools import accumulate, chain
 from typing import NamedTuple, Protocol
 
@@ -24,6 +25,11 @@ MAX_REQUESTS = 64  # that decode; with more, a row costs arithmetic, and no gues
 QUIET_STEPS = 2  # without a search, after so many that searched: the first one rebuilds what drafts changed
 SEARCHING_STEPS = 62
 MAX_OUTLIER = 2.0  # a step counts as at most so many times its estimate in the account of saved time
+
+
+def max_rows(max_requests: int) -> int:
+    """Return how many rows a step with drafts has at most, in an engine that runs so many requests at once."""
+    return min(max_requests, MAX_REQUESTS) + MAX_DRAFTED
 
 
 class Candidate(NamedTuple):
@@ -161,59 +167,67 @@ class Speculator:
         drafts = [source.propose(token_ids, max_len, grammar) for source, token_ids, max_len, grammar in candidates]
         if not any(drafts):
             return [()] * len(drafts)
-        chances = self._worth_now([draft.chances if draft else () for draft in drafts], num_rows)
+        chances = self._worth_now([draft.chances if draft else () for draft in drafts], num_rows, plain_s)
         sources = [candidate.source for candidate in candidates]
         max_drafted = min(max_drafted, MAX_DRAFTED)
         if is_shared or len(drafts) < num_rows:
             limit_s = (MAX_SHARED_STRETCH if is_shared else MAX_STRETCH) * plain_s
-            lengths = self._lengths(chances, num_rows, max_drafted, limit_s)
+            lengths = self._lengths(chances, num_rows, plain_s, max_drafted, limit_s)
         else:
             waiting = [source for source, worth in zip(sources, chances, strict=True) if not worth]
-            lengths = self._lengths(chances, num_rows, max_drafted, self._time_left.limit_s(waiting, plain_s))
+            limit_s = self._time_left.limit_s(waiting, plain_s)
+            lengths = self._lengths(chances, num_rows, plain_s, max_drafted, limit_s)
             if lengths.count(0) > len(waiting) and any(lengths):  # those that got none wait, too
                 waiting = [source for source, length in zip(sources, lengths, strict=True) if not length]
-                lengths = self._lengths(chances, num_rows, max_drafted, self._time_left.limit_s(waiting, plain_s))
+                limit_s = self._time_left.limit_s(waiting, plain_s)
+                lengths = self._lengths(chances, num_rows, plain_s, max_drafted, limit_s)
         if any(chances) and not any(lengths) and not is_shared:
             self._draft_times.fade(plain_s, num_rows)
         self._time_left.give(list(zip(sources, lengths, strict=True)))
         return [draft.token_ids[:length] if draft else () for draft, length in zip(drafts, lengths, strict=True)]
 
     def _lengths(
-        self, chances: Sequence[Sequence[float]], num_rows: int, max_drafted: int, limit_s: float
+        self, chances: Sequence[Sequence[float]], num_rows: int, plain_s: float, max_drafted: int, limit_s: float
     ) -> list[int]:
         """Return how many tokens of each draft the best step has."""
         ordered = sorted(chain.from_iterable(chances), reverse=True)[:max_drafted]
-        return _lengths_of(chances, ordered[: self._best_count(ordered, num_rows, limit_s)])
+        return _lengths_of(chances, ordered[: self._best_count(ordered, num_rows, plain_s, limit_s)])
 
-    def _worth_now(self, chances: Sequence[Sequence[float]], num_rows: int) -> list[Sequence[float]]:
+    def _worth_now(self, chances: Sequence[Sequence[float]], num_rows: int, plain_s: float) -> list[Sequence[float]]:
         """Return the chances of those first tokens of each draft that need not wait for the next step.
 
         A step computes the first token of a guess anyway, and so tells whether the next ones are worth their rows. With
         chance p of the first one, waiting saves (1 - p) of the time of the rows and costs p of a token's time.
         """
-        plain_s = self._quiet_times.predict(num_rows)
         extra_s = self._draft_times.of_rows(plain_s, num_rows, max(map(len, chances)))
         token_s = plain_s / num_rows
         return [c and c[: bisect_right(extra_s, token_s * c[0] / (1 - c[0]))] for c in chances]
 
-    def _best_count(self, chances: Sequence[float], num_rows: int, limit_s: float) -> int:
+    def _best_count(self, chances: Sequence[float], num_rows: int, plain_s: float, limit_s: float) -> int:
         """Return how many drafted tokens the best step has, the likeliest first; 0 if none pays.
 
         A first row may cost more than it gains where many gain (alone, each of the first rows reads other experts): a
         number of each size of steps is tried, the largest. `limit_s`: how long the step may take.
         """
-        plain_s = self._quiet_times.predict(num_rows)
         best_count, best_rate = 0, MIN_GAIN * num_rows / plain_s
         expected = list(accumulate(chances, initial=float(num_rows)))
-        count = 0
-        while count < len(chances):
-            count = min(last_in_group(num_rows + count + 1) - num_rows, len(chances))
-            seconds = self._draft_times.predict(plain_s, num_rows, num_rows + count)
+        counts = _counts_to_try(num_rows, len(chances))
+        for count, seconds in zip(counts, self._draft_times.predict_each(plain_s, num_rows, counts), strict=True):
             if seconds > limit_s:
                 break
             if expected[count] > best_rate * seconds:
                 best_count, best_rate = count, expected[count] / seconds
         return best_count
+
+
+@lru_cache(maxsize=1024)
+def _counts_to_try(num_rows: int, max_drafted: int) -> tuple[int, ...]:
+    """Return the largest number of drafted tokens of each size of steps, up to `max_drafted`."""
+    counts, count = [], 0
+    while count < max_drafted:
+        count = min(last_in_group(num_rows + count + 1) - num_rows, max_drafted)
+        counts.append(count)
+    return tuple(counts)
 
 
 def _lengths_of(chances: Sequence[Sequence[float]], kept: Sequence[float]) -> list[int]:

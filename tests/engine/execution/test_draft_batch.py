@@ -85,6 +85,18 @@ def test_steps_of_as_many_rows_share_their_arrays_and_keep_no_options_of_a_reque
     assert forwards[0].token_ids is forwards[2].token_ids
 
 
+def test_the_memory_grows_with_the_rows_of_a_step() -> None:
+    rng = random.Random(3)
+    rows = PersistentBatch(6, MAX_LEN, BLOCK_SIZE, 32, torch.device("cpu"))
+    builder, sequences = BatchBuilder(rows, CONFIG), [_sequence(rng, number) for number in range(4)]
+    for length in (3, 20, 3):  # 16, 84 and 16 rows
+        draft = tuple(rng.randrange(3, 32) for _ in range(length))
+        chunks = tuple(Chunk(s, s.num_tokens - 1, 1 + length, True, False, draft) for s in sequences)
+        ours = builder.build(StepPlan(chunks)).forward
+        starts, lengths = np.array([c.start for c in chunks]), np.array([c.length for c in chunks])
+        _assert_same(ours, build_batch(chunks, rows.update(sequences), starts, lengths, rows, CONFIG).forward)
+
+
 def _assert_same(ours: ForwardBatch, theirs: ForwardBatch) -> None:
     for field in fields(ForwardBatch):
         mine, other = getattr(ours, field.name), getattr(theirs, field.name)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.execution.draft_rows import DraftRows, count_accepted, kept_rows
+from engine.execution.draft_rows import DraftRows, count_accepted, guesses_before, kept_rows, known_rows
 from engine.scheduling.sequence import Sequence
 from engine.scheduling.step_plan import Chunk, Sampled
 from engine.types import Request, SamplingParams
@@ -34,3 +34,9 @@ def test_rows_of_wrong_tokens_and_of_spoiled_requests_are_not_kept() -> None:
     chunks = [chunk(1, 2, ()), chunk(2, 4, (5, 6, 7)), chunk(3, 3, (8, 9)), chunk(4, 1, ())]
     kept = kept_rows(chunks, {2: [Sampled(5)]}, {3})
     assert [row for part in kept for row in range(part.start, part.stop)] == [0, 1, 2, 3, 9]
+
+
+def test_rows_behind_known_tokens_and_the_guesses_before_each_of_the_others() -> None:
+    drafts = [DraftRows(1, (5, 6)), DraftRows(4, (7,))]
+    assert known_rows(drafts, 8) == [0, 1, 4, 6, 7] and known_rows([], 2) == [0, 1]
+    assert guesses_before(drafts) == {1: (), 2: (5,), 3: (5, 6), 4: (), 5: (7,)}

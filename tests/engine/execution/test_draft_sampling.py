@@ -76,10 +76,11 @@ def _alone(logits: torch.Tensor, sequence: Sequence, draft: tuple[int, ...], has
     return sampler.finish(sampler.launch(logits.clone(), sampler.prepare(rows)))[0][made.request_id]
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_each_row_samples_as_if_the_guesses_before_it_were_known(seed: int) -> None:
-    """Over steps of few sizes, so that parameters are kept, with requests that come and go. Every token of a request
-    without a draft, and every right one behind a draft, is then in the persistent batch."""
+@pytest.mark.parametrize(("seed", "longest"), [(0, 3), (1, 3), (2, 3), (3, 25), (4, 25), (5, 3)])
+def test_each_row_samples_as_if_the_guesses_before_it_were_known(seed: int, longest: int) -> None:
+    """Over steps of few sizes, so that parameters are kept, with requests that come and go; with drafts of 25 tokens
+    the memory grows in between. Every token of a request without a draft, and every right one behind a draft, is then
+    in the persistent batch."""
     rng = random.Random(seed)
     requests = PersistentBatch(3, 100, 16, VOCAB, torch.device("cpu"))
     sampler = Sampler(OPS, requests, (EOS,))
@@ -90,7 +91,7 @@ def test_each_row_samples_as_if_the_guesses_before_it_were_known(seed: int) -> N
             ended = running.pop(rng.randrange(3))
             ended.status = Status.FINISHED
             running.append(_sequence(10 + step, rng.random() < 0.5, temperature=rng.choice([0.0, 0.9])))
-        drafts = [tuple(rng.randrange(3, 49) for _ in range(rng.choice([0, 2, 3]))) for _ in running]
+        drafts = [tuple(rng.randrange(3, 49) for _ in range(rng.choice([0, 2, longest]))) for _ in running]
         if not any(drafts):
             continue
         prepared: PreparedRows = _prepared(sampler, requests, running, drafts)
@@ -131,3 +132,11 @@ def test_penalties_and_biases_are_not_left_out(params: dict[str, Any]) -> None:
     prepared: PreparedRows = _prepared(sampler, requests, [first, special], [(5, 6), ()])
     assert prepared.has_copied_histories
     assert prepared.on_device.has_penalties or len(prepared.on_device.bias_ids)
+
+
+def test_drafts_of_any_length_share_the_parameters_of_their_request() -> None:
+    requests = PersistentBatch(2, 100, 16, VOCAB, torch.device("cpu"))
+    sampler, running = Sampler(OPS, requests, (EOS,)), [_sequence(1, False)]
+    longer, shorter = (_prepared(sampler, requests, running, [(5,) * length]).on_device for length in (9, 4))
+    assert longer.int_params.data_ptr() == shorter.int_params.data_ptr() and len(shorter.int_params) == 5
+    assert _prepared(sampler, requests, running, [(5,) * 9]).on_device is longer

@@ -64,6 +64,19 @@ def test_kept_tables_get_new_blocks_until_these_do_not_fit() -> None:
     assert requests.tables_of(requests.update([sequence])) is not first
 
 
+def test_as_many_other_requests_have_their_tables_in_the_same_tensor() -> None:
+    """Unless it is much wider than theirs: ranks are sent all of it."""
+    requests = PersistentBatch(2, 4 * 20 * SPARE_BLOCKS, BLOCK_SIZE, 50, torch.device("cpu"))
+    short, other = running(1, [5], [7]), running(2, [6], [4, 3])
+    long = running(3, [6], list(range(100, 100 + 10 * SPARE_BLOCKS)))
+    tensors = []
+    for sequence in (short, other, long, short):
+        assert tables(requests, [sequence]) == [sequence.block_table]
+        tensors.append(requests.tables_of(requests.update([sequence]))[1])
+    assert tensors[0] is tensors[1] and tensors[1] is not tensors[2]
+    assert tensors[2].shape[1] > tensors[3].shape[1]
+
+
 def test_tables_of_a_step_in_flight_on_a_gpu_are_not_written_to() -> None:
     """The meta device stands for one: its tensors have addresses of their own."""
     requests = PersistentBatch(2, 40, BLOCK_SIZE, 50, torch.device("meta"))

@@ -179,7 +179,7 @@ def test_a_text_that_can_be_guessed_gets_its_drafts_beside_others_that_cannot() 
 
 
 def test_steps_without_drafts_recur() -> None:
-    machine = Machine([_copies(random.Random(5), 0.0)], 1500)
+    machine = Machine([_copies(random.Random(5), 0.0) * 2], 1500)
     lengths = []
     for _ in range(70):
         before = machine.lengths[0]

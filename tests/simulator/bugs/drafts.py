@@ -93,7 +93,7 @@ DRAFT_BUGS = [
     ),
     bug(
         "the tokens of requests without drafts are lost beside drafts",
-        "execution.draft_sampling:DraftSampling._new",
+        "execution.draft_sampling:DraftSampling._new_rows",
         "history=self._requests.tokens",
         "history=self._requests.tokens.clone()",
     ),
@@ -148,20 +148,20 @@ DRAFT_BUGS = [
     ),
     bug(
         "a row of a draft has the mask of the row before",
-        "execution.draft_sampling:DraftSampling._write_masks",
-        "matcher.draft_bitmask(draft)",
-        "matcher.draft_bitmask(draft[:-1])",
+        "execution.logit_masks:grammar_mask",
+        "matcher.draft_bitmask(guessed)",
+        "matcher.draft_bitmask(guessed[:-1])",
     ),
     bug(
         "parameters of a draft are kept for other requests",
         "execution.draft_sampling:DraftSampling.prepare",
-        "if kept.owners != owners:",
-        "if not kept.num_logprobs:",
+        "if (ids, row_indices) != (self._owners[0][:num_rows], self._owners[1][: len(row_indices)]):",
+        "if len(ids) > len(self._owners[0]):",
     ),
     bug(
         "all rows of a draft have the mask of the first",
-        "execution.draft_sampling:DraftSampling._write_masks",
-        "if draft:",
+        "execution.logit_masks:grammar_mask",
+        "if guessed:",
         "if False:",
     ),
 ]
