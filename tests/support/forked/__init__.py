@@ -5,6 +5,6 @@ subprocess.Popen for commands of the product; its process is a child of the call
 it (descriptors, session, folder, environment, command line), and runs the command's module as `__main__`.
 
 What differs from a start: the modules are imported already, hashes of strings are the same in all processes of a run,
-and /proc/PID/cmdline is that of the fork server. Tests about imports, the interpreter's flags, variables that are read
-at import, memory, or the time of a start use subprocess.
+/proc/PID/cmdline is that of the fork server, and objects are not freed at the end. Tests about imports, the
+interpreter's flags, variables that are read at import, memory, or the time of a start use subprocess.
 """
