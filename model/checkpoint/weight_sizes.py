@@ -15,7 +15,10 @@ QUANTIZED_PARTS = ("attention", "ffn", "experts", "head")  # the other parts sta
 GROUP = 32  # inputs that share an int4 scale
 # Formats that the native backend multiplies as a GGUF file stores them -> bytes of a packed block. In some types each
 # scale gets a byte of its own.
-AS_STORED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q6_K", "IQ4_NL")
+AS_STORED = (
+    *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q6_K", "IQ4_NL"),
+    *("IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS"),
+)
 PACKED_BLOCKS = {name: BY_NAME[name].block_bytes for name in AS_STORED}
 PACKED_BLOCKS |= {"Q3_K": 114, "Q4_K": 148, "Q5_K": 180, "IQ4_XS": 138}
 PACKED_BLOCKS |= {"INT4_G32": 21, "INT4_G64": 37, "INT4_G128": 69}  # of AWQ, GPTQ and compressed-tensors

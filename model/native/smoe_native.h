@@ -5,12 +5,12 @@
  * Q5_0, 7 Q5_1, 8 Q8_0, 9 Q4_K, 10 Q5_K, 11 Q6_K; or 4-bit groups with zero points: 12 INT4_G32, 13 INT4_G64, 14
  * INT4_G128 (model/native/gemm/block_formats.h); 15 Q2_K, 16 Q3_K, 17 IQ4_NL, 18 IQ4_XS of GGUF files; 8-bit groups
  * with zero points: 19 INT8_G32, 20 INT8_G64, 21 INT8_G128; groups with minima: 22 AFFINE4_G32, 23 AFFINE4_G64, 24
- * AFFINE4_G128, 25 AFFINE8_G32, 26 AFFINE8_G64, 27 AFFINE8_G128. isa: 0 portable, 1 AVX2 with FMA, 2 the same with
- * AVX-VNNI, 3 AVX-512, 4 the same with VNNI, 5 the same with BF16 dot products, 6 the same with AMX; 7 ARM's NEON with
- * dot products of bytes, 8 the same with products of matrices of bytes and bfloat16. For a given isa, every row's
- * result depends on that row alone. Functions that return int return 0, 1 if an allocation failed, 2 if the group has
- * ended, or 3 if an expert could not be read. Shape letters: model/ops/interface.py; matrices are row-major and
- * contiguous.
+ * AFFINE4_G128, 25 AFFINE8_G32, 26 AFFINE8_G64, 27 AFFINE8_G128; code books of GGUF files: 28 IQ3_S, 29 IQ3_XXS, 30
+ * IQ2_S, 31 IQ2_XS, 32 IQ2_XXS. isa: 0 portable, 1 AVX2 with FMA, 2 the same with AVX-VNNI, 3 AVX-512, 4 the same with
+ * VNNI, 5 the same with BF16 dot products, 6 the same with AMX; 7 ARM's NEON with dot products of bytes, 8 the same
+ * with products of matrices of bytes and bfloat16. For a given isa, every row's result depends on that row alone.
+ * Functions that return int return 0, 1 if an allocation failed, 2 if the group has ended, or 3 if an expert could not
+ * be read. Shape letters: model/ops/interface.py; matrices are row-major and contiguous.
  */
 #pragma once
 
@@ -23,7 +23,7 @@
 #define SMOE_API
 #endif
 
-#define SMOE_ABI_VERSION 20
+#define SMOE_ABI_VERSION 21
 
 #ifdef __cplusplus
 extern "C" {

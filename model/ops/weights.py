@@ -40,6 +40,11 @@ BLOCK_SIZES = {
     "AFFINE8_G32": (32, 40),
     "AFFINE8_G64": (64, 72),
     "AFFINE8_G128": (128, 136),
+    "IQ3_S": (256, 110),
+    "IQ3_XXS": (256, 98),
+    "IQ2_S": (256, 82),
+    "IQ2_XS": (256, 74),
+    "IQ2_XXS": (256, 66),
 }
 SLICE_ROWS = PANEL  # rows are packed by as many
 

@@ -20,7 +20,7 @@ from model.mixtral_native import NativeMixtral
 from model.ops.interface import Ops, packed_bytes
 from model.ops.reference.ops import ReferenceOps
 from tests.support.checkpoints.block_matrices import with_sums_in
-from tests.support.checkpoints.gguf import GgufShape, all_of, q4_k_m, write_gguf
+from tests.support.checkpoints.gguf import GgufShape, all_of, iq2_m, q4_k_m, write_gguf
 from tests.support.kernels.native_cases import ISAS, native
 from tests.support.kernels.paged import CPU, Running, make_batch
 
@@ -28,6 +28,8 @@ from tests.support.kernels.paged import CPU, Running, make_batch
 SHAPE = GgufShape(num_layers=2, hidden_dim=512, fields={"llama.expert_used_count": 4})
 TOKENS = [7 * i % SHAPE.vocab_size for i in range(24)]
 TYPES = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"]
+TYPES += ["IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS"]
+MIXES = {"Q4_K_M": q4_k_m, "IQ2_M": iq2_m}
 # Rows of activations are rounded to int8 in every product: 0.5 to 0.8 % each, over 2 layers and the head.
 INT8_ERROR = 0.03
 
@@ -46,7 +48,7 @@ def _error(ours: Tensor, exact: Tensor) -> float:
     return float((ours - exact).norm() / exact.norm())
 
 
-@pytest.mark.parametrize("type_of", [*map(all_of, TYPES), q4_k_m], ids=[*TYPES, "Q4_K_M"])
+@pytest.mark.parametrize("type_of", [*map(all_of, TYPES), *MIXES.values()], ids=[*TYPES, *MIXES])
 def test_logits_differ_from_those_of_decoded_weights_by_the_rounding_of_activations(
     type_of: Callable[[str], Any], tmp_path: Path
 ) -> None:

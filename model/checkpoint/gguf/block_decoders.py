@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.checkpoint.gguf.block_types import BY_NAME
+from model.checkpoint.gguf.code_books import code_book
 
 Blocks = NDArray[np.void]  # [B], structured as in DECODERS
 Bytes = NDArray[np.uint8]
@@ -21,6 +22,8 @@ Floats = NDArray[np.float32]
 
 # The 16 values of the types IQ4_NL and IQ4_XS.
 IQ4_VALUES = np.array((-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113), np.int8)
+# Eight signs of which an even number is minus, by the first seven.
+EVEN_SIGNS = np.array([seven | seven.bit_count() % 2 << 7 for seven in range(128)], np.uint8)
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,11 @@ def _nibbles(packed: Bytes) -> Bytes:
     np.bitwise_and(packed, 15, out=codes[..., 0, :])
     np.right_shift(packed, 4, out=codes[..., 1, :])
     return codes
+
+
+def _pairs(packed: Bytes) -> Bytes:
+    """Split bytes [B, m] into [B, 2 * m]: the low half of each, then its high half."""
+    return _nibbles(packed[..., None]).reshape(len(packed), -1)
 
 
 def _bits(packed: Bytes, width: int) -> Bytes:
@@ -159,12 +167,56 @@ def _iq4_nl(block: Blocks) -> Groups:
 
 
 def _iq4_xs(block: Blocks) -> Groups:
-    low = np.empty((len(block), 4, 2), np.uint8)  # low halves of the scales, two in a byte
-    np.bitwise_and(block["low"], 15, out=low[..., 0])
-    np.right_shift(block["low"], 4, out=low[..., 1])
     high = (block["high"][:, None] >> np.arange(0, 16, 2, dtype=np.uint16) & 3).astype(np.uint8)  # [B, 8]
-    scales = _one_group(block["scale"]) * _signed(low.reshape(-1, 8) | high << np.uint8(4), 32)
+    scales = _one_group(block["scale"]) * _signed(_pairs(block["low"]) | high << np.uint8(4), 32)
     return Groups(IQ4_VALUES[_nibbles(block["codes"].reshape(-1, 8, 16))], scales)
+
+
+def _with_signs(magnitudes: NDArray[np.int8], signs: Bytes) -> NDArray[np.int8]:
+    """Apply a bit of `signs` [B, 32] to each of the magnitudes [B, codes, n]: 1 stands for minus."""
+    minus = np.unpackbits(signs, axis=-1, bitorder="little").reshape(magnitudes.shape)
+    return np.where(minus, -magnitudes, magnitudes)
+
+
+def _odd(block: Blocks, factors: Bytes, unit: float) -> Floats:
+    """Return the scales of groups, odd multiples of a unit."""
+    return _one_group(block["scale"]) * (2 * factors + 1) * np.float32(unit)
+
+
+def _sevens(words: NDArray[np.uint32]) -> tuple[Bytes, Bytes]:
+    """Split words [B, 8] into four times eight signs of 28 bits, [B, 32], and the other 4 bits, [B, 8]."""
+    sevens = words[..., None] >> np.arange(0, 28, 7, dtype=np.uint32) & 127
+    return EVEN_SIGNS[sevens].reshape(len(words), -1), (words >> 28).astype(np.uint8)
+
+
+def _iq3_s(block: Blocks) -> Groups:
+    ninths = np.unpackbits(block["high"], axis=-1, bitorder="little").astype(np.uint16)
+    magnitudes = code_book("IQ3_S")[block["codes"] | ninths << 8]
+    return Groups(_with_signs(magnitudes, block["signs"]), _odd(block, _pairs(block["factors"]), 1))
+
+
+def _iq3_xxs(block: Blocks) -> Groups:
+    signs, factors = _sevens(block["words"])
+    return Groups(_with_signs(code_book("IQ3_XXS")[block["codes"]], signs), _odd(block, factors, 0.25))
+
+
+def _iq2_s(block: Blocks) -> Groups:
+    high = _bits(block["high"][..., None], 2).reshape(-1, 32).astype(np.uint16)  # two bits of each code
+    magnitudes = code_book("IQ2_S")[block["codes"] | high << 8]
+    return Groups(_with_signs(magnitudes, block["signs"]), _odd(block, _pairs(block["factors"]), 0.125))
+
+
+def _iq2_xs(block: Blocks) -> Groups:
+    codes = block["codes"]  # 9 bits, and 7 bits of signs
+    magnitudes = code_book("IQ2_XS")[codes & 511]
+    return Groups(_with_signs(magnitudes, EVEN_SIGNS[codes >> 9]), _odd(block, _pairs(block["factors"]), 0.125))
+
+
+def _iq2_xxs(block: Blocks) -> Groups:
+    words = block["words"].reshape(-1, 8, 2)  # four codes, then signs and a scale
+    signs, factors = _sevens(words[..., 1])
+    codes = np.ascontiguousarray(words[..., 0]).view(np.uint8)
+    return Groups(_with_signs(code_book("IQ2_XXS")[codes], signs), _odd(block, factors, 0.125))
 
 
 def _layout(*fields: tuple[str, str, int]) -> np.dtype[np.void]:
@@ -187,4 +239,15 @@ DECODERS: dict[str, tuple[np.dtype[np.void], Callable[[Blocks], Groups]]] = {
     "Q6_K": (_layout(("codes", "u1", 128), ("high", "u1", 64), ("factors", "i1", 16), SCALE), _q6_k),
     "IQ4_NL": (_layout(SCALE, ("codes", "u1", 16)), _iq4_nl),
     "IQ4_XS": (_layout(SCALE, ("high", "<u2", 1), ("low", "u1", 4), ("codes", "u1", 128)), _iq4_xs),
+    "IQ3_S": (
+        _layout(SCALE, ("codes", "u1", 64), ("high", "u1", 8), ("signs", "u1", 32), ("factors", "u1", 4)),
+        _iq3_s,
+    ),
+    "IQ3_XXS": (_layout(SCALE, ("codes", "u1", 64), ("words", "<u4", 8)), _iq3_xxs),
+    "IQ2_S": (
+        _layout(SCALE, ("codes", "u1", 32), ("signs", "u1", 32), ("high", "u1", 8), ("factors", "u1", 8)),
+        _iq2_s,
+    ),
+    "IQ2_XS": (_layout(SCALE, ("codes", "<u2", 32), ("factors", "u1", 8)), _iq2_xs),
+    "IQ2_XXS": (_layout(SCALE, ("words", "<u4", 16)), _iq2_xxs),
 }

@@ -25,24 +25,24 @@ BLOCK_TYPES = {
     12: BlockType("Q4_K", 256, 144),
     13: BlockType("Q5_K", 256, 176),
     14: BlockType("Q6_K", 256, 210),
+    16: BlockType("IQ2_XXS", 256, 66),
+    17: BlockType("IQ2_XS", 256, 74),
+    18: BlockType("IQ3_XXS", 256, 98),
     20: BlockType("IQ4_NL", 32, 18),
+    21: BlockType("IQ3_S", 256, 110),
+    22: BlockType("IQ2_S", 256, 82),
     23: BlockType("IQ4_XS", 256, 136),
     30: BlockType("BF16", 1, 2),
 }
 
-# Known, but not decoded. Some need code books of thousands of entries; 31 to 33 and 36 to 38 are Q4_0 and IQ4_NL in
-# the order of one kind of CPU, as files of 2024 may have them.
+# Known, but not decoded. IQ1 has a code book of 2,048 entries, and offsets; 31 to 33 and 36 to 38 are Q4_0 and IQ4_NL
+# in the order of one kind of CPU, as files of 2024 may have them.
 UNSUPPORTED_TYPES = {
     4: "Q4_2",
     5: "Q4_3",
     9: "Q8_1",
     15: "Q8_K",
-    16: "IQ2_XXS",
-    17: "IQ2_XS",
-    18: "IQ3_XXS",
     19: "IQ1_S",
-    21: "IQ3_S",
-    22: "IQ2_S",
     24: "I8",
     25: "I16",
     26: "I32",

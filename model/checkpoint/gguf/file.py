@@ -238,7 +238,9 @@ def _stored(reader: _HeaderReader, entry: _TensorEntry, data_start: int) -> Stor
     block = BLOCK_TYPES.get(entry.type_id)
     if block is None:
         name = UNSUPPORTED_TYPES.get(entry.type_id, f"number {entry.type_id}")
-        raise reader.error(f"{where} has type {name}, which is not supported; Q4_K_M, Q5_K_M, Q6_K and Q8_0 files are")
+        raise reader.error(
+            f"{where} has type {name}, which is not supported; IQ2_XXS, IQ3_M, Q4_K_M and Q6_K files are"
+        )
     if not entry.shape or 0 in entry.shape:
         raise reader.error(f"damaged: {where} has the shape {list(entry.shape)}")
     if entry.shape[-1] % block.block_len:

@@ -27,6 +27,17 @@
 //   row of Q6_K on AVX2 without VNNI: [64 units; -32 P of each group, two int16 in a word: of the bytes 0 and 1 of its
 //   units, and of the bytes 2 and 3; s]
 //   panel, per block: d, dmin [PANEL] float16; sc, mn [groups / 2][PANEL][2] bytes; bit planes; words
+// Code books, blocks of 256: a code stands for four (IQ3) or eight (IQ2) magnitudes g of an entry of the book, 1 .. 62.
+// w = d u (2 n + 1) (+-g) in groups of 32 (IQ3_S, IQ3_XXS, IQ2_XXS) or 16 (IQ2_S, IQ2_XS); n is 0 .. 15, u a power of
+// two: 1, 1/4 and 1/8 in IQ3_S, IQ3_XXS and IQ2. Kernels multiply bytes q, with which +-g = f (q - zero):
+//     y += s ((d v) float(f sum(sc I) - zero' sum(sc P))), sc = 2 n + 1
+//   where v = u, f = 2, zero' = 15 in IQ3_S; v = 1/2, f = 1, zero' = 32 in IQ3_XXS; v = 1/8, f = 1, zero' = 64 in IQ2
+//   row, per block: as of the other blocks of 256
+//   panel, per block: d [PANEL] float16; n of two neighbouring groups [groups / 2][PANEL] bytes (IQ3_S, IQ2_S, IQ2_XS);
+//   planes of signs [8][PANEL]; codes [64 or 32][PANEL] bytes; their further bits [8][PANEL] bytes (IQ3_S, IQ2_S)
+//   The plane of 32 numbers: bit u of byte j is the sign of number 4 u + j. Where eight signs are stored as seven,
+//   because an even number of them is minus, the place of the eighth has a bit of n (IQ3_XXS, IQ2_XXS) or of a code
+//   (IQ2_XS).
 // Words of numbers and of bit planes lie as in the file, transposed to [..][PANEL]: packing loses nothing.
 #pragma once
 
@@ -62,6 +73,11 @@ enum BlockFormat {
     AFFINE8_G32,
     AFFINE8_G64,
     AFFINE8_G128,
+    IQ3_S,
+    IQ3_XXS,
+    IQ2_S,
+    IQ2_XS,
+    IQ2_XXS,
     END_OF_BLOCK_FORMATS
 };
 
@@ -96,6 +112,11 @@ constexpr BlockLayout BLOCK_LAYOUTS[] = {
     {32, 40, 320, 10},     // AFFINE8_G32
     {64, 72, 576, 18},     // AFFINE8_G64
     {128, 136, 1088, 34},  // AFFINE8_G128
+    {256, 110, 880, 69},   // IQ3_S
+    {256, 98, 784, 69},    // IQ3_XXS
+    {256, 82, 656, 73},    // IQ2_S
+    {256, 74, 592, 73},    // IQ2_XS
+    {256, 66, 528, 69},    // IQ2_XXS
 };
 
 constexpr bool is_block_format(int format) { return format >= Q4_0 && format < END_OF_BLOCK_FORMATS; }

@@ -19,7 +19,7 @@ from model.ops.native.structs import (
     StoreLayout,
 )
 
-ABI_VERSION = 20
+ABI_VERSION = 21
 LIBRARY = Path(__file__).parents[2] / "native" / "libsmoe_native.so"
 # The index is the library's code of an instruction set. The last that is available is the fastest.
 ISAS = ("portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx", "neon", "neonbf16")

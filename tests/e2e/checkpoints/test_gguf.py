@@ -7,7 +7,7 @@ import pytest
 
 from tests.e2e.bad_checkpoints.test_command import serve
 from tests.server.cli.plan.test_memory import as_json, plan
-from tests.support.checkpoints.gguf import GgufShape, vocabulary_fields, write_gguf
+from tests.support.checkpoints.gguf import GgufShape, iq2_m, vocabulary_fields, write_gguf
 from tests.support.checkpoints.packs import make_pack
 from tests.support.paths import DEMO
 from tests.support.servers.running import forked_server
@@ -55,6 +55,18 @@ def test_a_pack_of_a_gguf_file_is_served_with_the_tokenizer_and_the_template_of_
     gguf_file: Path, tmp_path: Path
 ) -> None:
     assert_served(make_pack(gguf_file, tmp_path / "packed"), "packed")
+
+
+def test_a_file_with_code_books_is_planned_verified_and_served(tmp_path: Path) -> None:
+    path = tmp_path / "mixtral-tiny.IQ2_M.gguf"
+    fields = vocabulary_fields(DEMO / "tokenizer.model")
+    write_gguf(path, GgufShape(vocab_size=VOCAB_SIZE, fields=fields), iq2_m)
+    result = plan(path, "--write-manifest", "--memory", "1GiB")
+    assert result.exit_code == 0 and "IQ2_XXS" in result.stdout
+    body = {"model": "mixtral-tiny.IQ2_M", "prompt": "Hello", "max_tokens": 8, "temperature": 0, "ignore_eos": True}
+    with forked_server("--threads", "1", "--verify", model=str(path)) as server:
+        reply = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60).json()
+    assert reply["usage"]["completion_tokens"] == 8 and reply["choices"][0]["text"]
 
 
 def test_a_plan_of_a_gguf_file_reads_only_headers(gguf_file: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The plan's numbers equal the published ones for real shapes, and a real load's for small ones."""
 
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -13,7 +14,7 @@ from engine.engine import Engine
 from engine.errors import EngineConfigError
 from engine.startup import device_memory, loading
 from engine.startup.description import ready_message
-from tests.support.checkpoints.gguf import GgufShape, write_gguf
+from tests.support.checkpoints.gguf import GgufShape, Type, iq2_m, q4_k_m, write_gguf
 from tests.support.checkpoints.header_only import MIXTRAL_8X7B, MIXTRAL_8X22B, save_headers
 from tests.support.checkpoints.mixtral import Shape, random_model, save_in_layout, save_random_checkpoint
 from tests.support.checkpoints.quantized import save_quantized
@@ -169,10 +170,13 @@ def test_the_bundled_checkpoints_loaded_weights_take_the_bytes_that_were_planned
     assert tensor_bytes(loaded.loaded.runner.model.weights) == pytest.approx(planned.weight_bytes, rel=0.03)
 
 
+@pytest.mark.parametrize("type_of", [q4_k_m, iq2_m], ids=["Q4_K_M", "IQ2_M"])
 @pytest.mark.parametrize(("backend", "tied"), [("native", False), ("native", True), ("reference", False)])
-def test_weights_of_gguf_files_take_the_bytes_that_were_planned(backend: str, tied: bool, tmp_path: Path) -> None:
+def test_weights_of_gguf_files_take_the_bytes_that_were_planned(
+    backend: str, tied: bool, type_of: Callable[[str], Type], tmp_path: Path
+) -> None:
     """The native backend keeps the blocks, the reference decodes them."""
-    write_gguf(tmp_path / "a.gguf", GgufShape(tied=tied, vocab_size=128))
+    write_gguf(tmp_path / "a.gguf", GgufShape(tied=tied, vocab_size=128), type_of)
     config = EngineConfig(model=str(tmp_path / "a.gguf"), backend=backend, threads=1)  # type: ignore[arg-type]
     planned, loaded = plan_memory(config, 8 * GIB), Engine.load(config)
     assert planned.weight_kind == ("own blocks" if backend == "native" else "bfloat16")

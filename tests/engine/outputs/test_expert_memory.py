@@ -18,6 +18,7 @@ from model.checkpoint.pack.experts import expert_tensors
 from model.checkpoint.pack.header import WEIGHTS_NAME, read_header
 from smoe import LocalEngine, SamplingParams
 from tests.support.checkpoints.adapters import random_tensors, save_adapter
+from tests.support.checkpoints.gguf import GgufShape, iq2_m, write_gguf
 from tests.support.checkpoints.packs import make_pack
 from tests.support.paths import DEMO
 
@@ -47,6 +48,13 @@ def test_an_engine_with_few_experts_in_memory_gives_the_same_answers(count: int,
     assert stored.fingerprint == resident.fingerprint
     assert answers_of(stored) == answers_of(resident)
     assert ready_message(stored._engine.config, stored._engine.loaded).expert_slots == count
+
+
+def test_experts_in_code_books_are_read_too(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "a.gguf", GgufShape(num_layers=2), iq2_m)
+    pack = make_pack(tmp_path / "a.gguf", tmp_path / "p")
+    resident = LocalEngine(pack, **SMALL)
+    assert answers_of(LocalEngine(pack, expert_memory=slots(pack, 3), **SMALL)) == answers_of(resident)
 
 
 def test_adapters_add_the_same_terms_to_experts_that_are_read(packed: Path, tmp_path: Path) -> None:

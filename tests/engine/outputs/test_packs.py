@@ -16,7 +16,7 @@ from model.checkpoint.pack.header import WEIGHTS_NAME, read_header
 from model.pack import weight_memory
 from smoe import LocalEngine, SamplingParams
 from tests.model.checkpoint.test_mistral_layout import save_as_mistral
-from tests.support.checkpoints.gguf import GgufShape, vocabulary_fields, write_gguf
+from tests.support.checkpoints.gguf import GgufShape, iq2_m, vocabulary_fields, write_gguf
 from tests.support.checkpoints.mixtral import Shape, random_model, save_in_layout, save_random_checkpoint
 from tests.support.checkpoints.packs import flip_byte, make_pack
 from tests.support.checkpoints.quantized import save_quantized
@@ -57,6 +57,11 @@ def gguf(path: Path) -> Path:
     return path / "a.gguf"
 
 
+def gguf_with_code_books(path: Path) -> Path:
+    write_gguf(path / "a.gguf", GgufShape(num_layers=2), iq2_m)
+    return path / "a.gguf"
+
+
 def split_tied_gguf(path: Path) -> Path:
     write_gguf(path / "a.gguf", GgufShape(num_layers=2, tied=True, merged=False, tensors_per_part=9))
     return next(path.glob("a-00001-of-*.gguf"))
@@ -84,7 +89,7 @@ def dense(path: Path) -> Path:
     return path
 
 
-SOURCES = [gguf, split_tied_gguf, act_order, fp8, mistral_layout, dense]
+SOURCES = [gguf, gguf_with_code_books, split_tied_gguf, act_order, fp8, mistral_layout, dense]
 
 
 @pytest.mark.parametrize("source_of", SOURCES, ids=lambda function: function.__name__)

@@ -30,6 +30,7 @@ from tests.support.checkpoints.gguf import (
 )
 from tests.support.paths import DEMO
 
+TYPES = ("Q4_K", "Q5_K", "Q6_K", "IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS")
 DIM, HIDDEN, HEADS, KV_HEADS, EXPERTS = 4096, 14336, 32, 8, 8  # mistralai/Mixtral-8x7B-v0.1's config.json
 
 MEAN_NUMBER = {gguf.GGMLQuantizationType.Q4_K: 7.5, gguf.GGMLQuantizationType.Q5_K: 15.5}  # of 4 and 5 bits
@@ -70,7 +71,7 @@ def write(path: Path, type_name: str, num_layers: int, *, has_equal_layers: bool
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, metavar="FILE.gguf")
-    parser.add_argument("--type", default="Q4_K_M", choices=["Q4_K_M", "Q4_K", "Q5_K", "Q6_K"])
+    parser.add_argument("--type", default="Q4_K_M", choices=["Q4_K_M", *TYPES])
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--equal-layers", action="store_true")
     arguments = parser.parse_args()

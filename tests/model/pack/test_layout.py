@@ -46,6 +46,11 @@ SUMS = {
     "AFFINE8_G32": "afcf26fe3bef243d",
     "AFFINE8_G64": "338e74d5789fbb5f",
     "AFFINE8_G128": "ad78e7c09a48cf48",
+    "IQ3_S": "77e8aa5ce3a05a6a",
+    "IQ3_XXS": "82962141859654d6",
+    "IQ2_S": "35a5e2891d6d60c5",
+    "IQ2_XS": "1cef4d13e8ef4b79",
+    "IQ2_XXS": "7eb0b334a700b72b",
     "expert": "d6e61d0c8ac94f62",
 }
 

@@ -22,6 +22,7 @@ MIN_AT = {"Q4_1": 2, "Q5_1": 2, "Q4_K": 2, "Q5_K": 2, "Q2_K": 82}
 # Magnitude of random codes times random scales of groups for d = 1, and of minima for dmin = 1.
 CODE_SIZE = {"Q4_0": 4.6, "Q4_1": 4.6, "Q5_0": 9.2, "Q5_1": 9.2, "Q8_0": 74, "Q4_K": 240, "Q5_K": 490, "Q6_K": 1370}
 CODE_SIZE |= {"Q2_K": 15, "Q3_K": 42, "IQ4_NL": 69, "IQ4_XS": 1280}
+CODE_SIZE |= {"IQ3_S": 140, "IQ3_XXS": 142, "IQ2_S": 56, "IQ2_XS": 56, "IQ2_XXS": 53}
 MIN_SIZE = {"Q4_1": -4.6 / 7.5, "Q5_1": -9.2 / 15.5, "Q4_K": 32, "Q5_K": 32, "Q2_K": 7.5}
 
 

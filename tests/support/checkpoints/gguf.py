@@ -22,6 +22,11 @@ FACTORS = {
     Type.Q6_K: (208,),
     Type.IQ4_NL: (0,),
     Type.IQ4_XS: (0,),
+    Type.IQ3_S: (0,),
+    Type.IQ3_XXS: (0,),
+    Type.IQ2_S: (0,),
+    Type.IQ2_XS: (0,),
+    Type.IQ2_XXS: (0,),
 }
 
 
@@ -58,6 +63,15 @@ def q4_k_m(name: str) -> Type:
         return Type.F32
     special = {"attn_k": Type.Q8_0, "attn_v": Type.Q8_0, "attn_output": Type.Q5_K, "output.weight": Type.Q6_K}
     return next((kind for mark, kind in special.items() if mark in name), Type.Q4_K)
+
+
+def iq2_m(name: str) -> Type:
+    """Mix all types with code books and types without, as llama.cpp's IQ2 and IQ3 files do."""
+    if "norm" in name or "gate_inp" in name:
+        return Type.F32
+    special = {"attn_k": Type.Q8_0, "attn_v": Type.Q4_K, "attn_output": Type.IQ3_S, "output.weight": Type.Q5_K}
+    special |= {"ffn_gate": Type.IQ2_XXS, "ffn_down": Type.IQ2_XS, "ffn_up": Type.IQ3_XXS, "token_embd": Type.IQ3_S}
+    return next((kind for mark, kind in special.items() if mark in name), Type.IQ2_S)
 
 
 def write_gguf(path: Path, shape: GgufShape, type_of: Callable[[str], Type] = q4_k_m) -> dict[str, Floats]:

@@ -2,6 +2,7 @@
 #include <utility>
 
 #include "gemm/block_formats.h"
+#include "gemm/blocks/gemm_code_books.h"
 #include "gemm/blocks/gemm_groups.h"
 #include "gemm/blocks/gemm_one_row.h"
 #include "gemm/blocks/gemm_small_blocks.h"
@@ -57,6 +58,12 @@ void multiply_superblocks(int format, int rows, const uint32_t* tile, const uint
     multiply<Superblocks, UnpackedSuperblock, Format>(format, rows, tile, panel, K, out);
 }
 
+// Codes are looked up first, for one row too.
+template <class Format>
+void multiply_codes(int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out) {
+    multiply_unpacked<Superblocks, UnpackedCodes, Format>(rows, tile, panel, K / 256, out);
+}
+
 }  // namespace
 
 void multiply_blocks(int format, int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out) {
@@ -85,6 +92,11 @@ void multiply_blocks(int format, int rows, const uint32_t* tile, const uint32_t*
         case AFFINE8_G32: return multiply_small_blocks<Affine8Group<AFFINE8_G32>>(format, rows, tile, panel, K, out);
         case AFFINE8_G64: return multiply_small_blocks<Affine8Group<AFFINE8_G64>>(format, rows, tile, panel, K, out);
         case AFFINE8_G128: return multiply_small_blocks<Affine8Group<AFFINE8_G128>>(format, rows, tile, panel, K, out);
+        case IQ3_S: return multiply_codes<Iq3SBlock>(rows, tile, panel, K, out);
+        case IQ3_XXS: return multiply_codes<Iq3XxsBlock>(rows, tile, panel, K, out);
+        case IQ2_S: return multiply_codes<Iq2SBlock>(rows, tile, panel, K, out);
+        case IQ2_XS: return multiply_codes<Iq2XsBlock>(rows, tile, panel, K, out);
+        case IQ2_XXS: return multiply_codes<Iq2XxsBlock>(rows, tile, panel, K, out);
     }
 }
 

@@ -21,7 +21,8 @@ namespace SMOE_ISA {
 // What most formats have in common: scales and minima are pairs of bytes as they lie.
 struct SuperblockFormat {
     static constexpr bool HAS_MIN = false;
-    static constexpr int OFFSET = 0;  // subtracted from each number, if the format has no minima
+    static constexpr int OFFSET = 0, FACTOR = 1;  // a number is FACTOR q - OFFSET, if the format has no minima
+    static constexpr float SCALE = 1.0f;          // a power of two, by which d is multiplied
     static constexpr int MAX_ROWS_OF_8_LANES = 4;
     static constexpr int MIN_UNPACKED_ROWS = FEW_TO_UNPACK;
     static constexpr bool HAS_STARTS = false, IS_UNPACKED = false;
@@ -353,8 +354,8 @@ struct Superblocks {
         PairedSums<Words, ROWS, 2> paired;
 #pragma GCC unroll 1
         for (int i = 0; i < Format::UNITS; i += 2) {
-            prefetch_in_place(ahead + i * LINE_WORDS);
-            prefetch_in_place(ahead + (i + 1) * LINE_WORDS);
+            prefetch<Format>(ahead + i * LINE_WORDS);
+            prefetch<Format>(ahead + (i + 1) * LINE_WORDS);
             Words units[2][2];
 #pragma GCC unroll 2
             for (int u = 0; u < 2; ++u) {
@@ -365,7 +366,7 @@ struct Superblocks {
             x += 2 * stride;
         }
 #pragma GCC unroll 4
-        for (int i = Format::UNITS; i < GROUP_LINES; ++i) prefetch_in_place(ahead + i * LINE_WORDS);
+        for (int i = Format::UNITS; i < GROUP_LINES; ++i) prefetch<Format>(ahead + i * LINE_WORDS);
         Words factors[2];
         load_factors<PAIR, HALF>(factors, panel, column);
 #pragma GCC unroll 4
@@ -377,7 +378,7 @@ struct Superblocks {
 
     static inline Vec difference(Words total, Words min, Vec scale, Vec min_scale) {
         if constexpr (Format::HAS_MIN) return to_float(total) * scale - to_float(min) * min_scale;
-        return to_float(total - Format::OFFSET * min) * scale;
+        return to_float(Format::FACTOR * total - Format::OFFSET * min) * (Format::SCALE * scale);
     }
 };
 

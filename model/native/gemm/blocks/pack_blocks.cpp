@@ -123,6 +123,66 @@ void pack_iq4_xs(const uint8_t* block, int n, uint32_t* panel) {
     scatter(block + 8, 32, 0, panel + PANEL / 2 + 2 * PANEL + n);
 }
 
+void scatter_bytes(const uint8_t* from, int count, uint8_t* to) {
+    for (int i = 0; i < count; ++i) to[i * PANEL] = from[i];
+}
+
+// Plane of the signs of 32 numbers of which every eight are stored in seven bits, with bit k of `rest` in the place of
+// the eighth sign of number k.
+uint32_t plane_of_sevens(uint32_t sevens, uint32_t rest) {
+    uint8_t bytes[4];
+    for (int k = 0; k < 4; ++k) bytes[k] = sevens >> 7 * k & 127;
+    return plane_of(bytes) | (rest & 1) << 25 | (rest & 2) << 26 | (rest & 4) << 27 | (rest & 8) << 28;
+}
+
+// One output's block of IQ3_S or IQ2_S to column n: d, codes, further bits and signs, in either order, and scales.
+void pack_iq_s(int format, const uint8_t* block, int n, uint32_t* panel) {
+    const int codes = format == IQ3_S ? 64 : 32, scales = format == IQ3_S ? 4 : 8;
+    const uint8_t* signs = block + (format == IQ3_S ? 2 + codes + 8 : 2 + codes);
+    const uint8_t* high = block + (format == IQ3_S ? 2 + codes : 2 + codes + 32);
+    reinterpret_cast<uint16_t*>(panel)[n] = half_at(block);
+    panel += PANEL / 2;
+    scatter_bytes(block + 2 + codes + 8 + 32, scales, reinterpret_cast<uint8_t*>(panel) + n);
+    panel += scales * PANEL / 4;
+    for (int g = 0; g < 8; ++g, panel += PANEL) panel[n] = plane_of(signs + 4 * g);
+    scatter_bytes(block + 2, codes, reinterpret_cast<uint8_t*>(panel) + n);
+    scatter_bytes(high, 8, reinterpret_cast<uint8_t*>(panel + codes * PANEL / 4) + n);
+}
+
+// One output's block of IQ2_XS to column n: d; eight bits of a code, its ninth and seven signs, as 16 bits; scales.
+void pack_iq2_xs(const uint8_t* block, int n, uint32_t* panel) {
+    reinterpret_cast<uint16_t*>(panel)[n] = half_at(block);
+    panel += PANEL / 2;
+    scatter_bytes(block + 66, 8, reinterpret_cast<uint8_t*>(panel) + n);
+    panel += 2 * PANEL;
+    auto* codes = reinterpret_cast<uint8_t*>(panel + 8 * PANEL) + n;
+    for (int g = 0; g < 8; ++g, panel += PANEL) {
+        uint32_t sevens = 0, ninths = 0;
+        for (int k = 0; k < 4; ++k, codes += PANEL) {
+            const uint32_t code = half_at(block + 2 + 8 * g + 2 * k);
+            *codes = static_cast<uint8_t>(code);
+            ninths |= (code >> 8 & 1) << k;
+            sevens |= code >> 9 << 7 * k;
+        }
+        panel[n] = plane_of_sevens(sevens, ninths);
+    }
+}
+
+// One output's block of IQ3_XXS or IQ2_XXS to column n: d; codes, and for each group a word of 28 signs and a scale.
+// IQ2_XXS has both group by group.
+void pack_iq_xxs(int format, const uint8_t* block, int n, uint32_t* panel) {
+    const int group_codes = format == IQ3_XXS ? 8 : 4;
+    reinterpret_cast<uint16_t*>(panel)[n] = half_at(block);
+    panel += PANEL / 2;
+    auto* codes = reinterpret_cast<uint8_t*>(panel + 8 * PANEL) + n;
+    for (int g = 0; g < 8; ++g, panel += PANEL, codes += group_codes * PANEL) {
+        uint32_t word;
+        std::memcpy(&word, block + 2 + (format == IQ3_XXS ? 64 + 4 * g : 8 * g + 4), sizeof word);
+        panel[n] = plane_of_sevens(word, word >> 28);
+        scatter_bytes(block + 2 + 8 * g, group_codes, codes);
+    }
+}
+
 void pack_block(int format, const uint8_t* block, int n, uint32_t* panel) {
     const int numbers = block_layout(format).numbers;
     switch (format) {
@@ -132,6 +192,11 @@ void pack_block(int format, const uint8_t* block, int n, uint32_t* panel) {
         case Q5_K: return pack_with_mins(format, block, n, panel);
         case Q6_K: return pack_q6_k(block, n, panel);
         case IQ4_XS: return pack_iq4_xs(block, n, panel);
+        case IQ3_S:
+        case IQ2_S: return pack_iq_s(format, block, n, panel);
+        case IQ2_XS: return pack_iq2_xs(block, n, panel);
+        case IQ3_XXS:
+        case IQ2_XXS: return pack_iq_xxs(format, block, n, panel);
         case INT4_G32:
         case INT4_G64:
         case INT4_G128: return pack_group(1, numbers / 8, block, n, panel);

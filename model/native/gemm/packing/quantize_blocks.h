@@ -95,8 +95,8 @@ void quantize_by_superblocks(const T* x, int64_t K, uint32_t* row) {
 template <class T>
 void quantize_by_blocks(int format, const T* x, int64_t K, const int32_t* order, uint32_t* row) {
     if (has_starts(format)) return quantize_with_starts(x, K, row);
-    if (format == Q2_K || format == Q3_K || format == Q6_K) return quantize_by_superblocks<16>(x, K, row);
-    if (block_layout(format).numbers == 256) return quantize_by_superblocks<32>(x, K, row);
+    if (block_layout(format).row_words == 73) return quantize_by_superblocks<16>(x, K, row);
+    if (block_layout(format).row_words == 69) return quantize_by_superblocks<32>(x, K, row);
     quantize_by_small_blocks(format, x, K, order, row);
 }
 

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from model.checkpoint.gguf.block_decoders import DECODERS, decode_blocks
 from model.checkpoint.gguf.block_types import BLOCK_TYPES, BY_NAME, UNSUPPORTED_TYPES
+from model.checkpoint.gguf.code_books import MAGNITUDES, code_book
 
 
 def _oracle(name: str, blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -39,6 +40,13 @@ def test_every_byte_of_a_block_decodes_to_the_same_bits(name: str) -> None:
     assert np.array_equal(_bits(decode_blocks(name, blocks)), _bits(_oracle(name, blocks)))
 
 
+@pytest.mark.parametrize("name", MAGNITUDES)
+def test_code_books_are_those_of_ggml(name: str) -> None:
+    of_ggml = getattr(gguf.quants, name)
+    of_ggml.init_grid()
+    assert np.array_equal(code_book(name), of_ggml.grid[0, 0])
+
+
 def test_the_types_have_the_numbers_and_sizes_of_ggml() -> None:
     for type_id, block in BLOCK_TYPES.items():
         kind = gguf.GGMLQuantizationType(type_id)
@@ -46,5 +54,5 @@ def test_the_types_have_the_numbers_and_sizes_of_ggml() -> None:
     known = {kind.value: kind.name for kind in gguf.GGMLQuantizationType}
     named = {i: name for i, name in UNSUPPORTED_TYPES.items() if i in known}
     assert named == {i: known[i] for i in named}
-    assert {"IQ2_XXS", "IQ3_S", "IQ1_S", "MXFP4"} <= set(named.values())
+    assert {"IQ1_S", "IQ1_M", "MXFP4"} <= set(named.values())
     assert set(DECODERS) == set(BY_NAME) - {"F32", "F16", "BF16"}

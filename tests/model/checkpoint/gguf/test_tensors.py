@@ -11,7 +11,8 @@ from model.checkpoint.errors import CheckpointError
 from model.stored_weights import read_weight
 from tests.support.checkpoints.gguf import GgufShape, Type, all_of, q4_k_m, write_gguf
 
-TYPES = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q6_K", "IQ4_NL", "IQ4_XS")
+TYPES = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q6_K", "IQ4_NL", "IQ4_XS"]
+TYPES += ["IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS"]
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:

@@ -40,6 +40,8 @@ MIXED = [
     ("Q5_K", "Q6_K", "Q4_1"),
     ("INT4_G128", "Q5_1", "INT4_G32"),
     ("AFFINE4_G64", "INT8_G128", "AFFINE8_G32"),
+    ("IQ2_XXS", "IQ2_S", "IQ3_XXS"),
+    ("IQ3_S", "IQ2_XS", "IQ4_NL"),
 ]
 
 

@@ -194,6 +194,8 @@ int main(int, char** arguments) {
         {INT8_G32, {}, {0}},       {INT8_G64, {}, {0}},       {INT8_G128, {}, {0}},
         {AFFINE4_G32, {}, {0, 4}}, {AFFINE4_G64, {}, {0, 4}}, {AFFINE4_G128, {}, {0, 4}},
         {AFFINE8_G32, {}, {0, 4}}, {AFFINE8_G64, {}, {0, 4}}, {AFFINE8_G128, {}, {0, 4}},
+        {IQ3_S, {0}, {}},          {IQ3_XXS, {0}, {}},        {IQ2_S, {0}, {}},
+        {IQ2_XS, {0}, {}},         {IQ2_XXS, {0}, {}},
     };
     int different = 0;
     for (int64_t rows = 1; rows <= MAX_ROWS; ++rows) different |= compare_own_formats(pool, random, rows);
