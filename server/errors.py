@@ -83,6 +83,12 @@ def unknown_parameter(param: str | None) -> ApiError:
     return ApiError("The request has a field that this endpoint does not know.", param=param, code="unknown_parameter")
 
 
+def unknown_member(param: str | None) -> ApiError:
+    """A field inside a format is unknown. `param`: the field, or the format if the name has unprintable characters."""
+    message = f"'{param}' is unknown. Inside a format nothing unknown is ignored, because it could be a constraint."
+    return ApiError(message, param=param, code="unknown_parameter")
+
+
 def context_length_exceeded(num_prompt: int, num_completion: int, limit: int, param: str) -> ApiError:
     """`limit`: how many tokens fit into the model and its KV cache, prompt and completion together. `param`: the field
     to change; if the prompt leaves room for a completion, the one that limits the completion.

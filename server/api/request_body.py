@@ -114,7 +114,7 @@ def _unknown_in(value: object, raw: JsonValue, path: str) -> Iterator[str]:
         members = _members(type(value))
         for name, item in raw.items():
             if name not in members:
-                if item is not None and name not in value.unsupported:
+                if item is not None and name not in value.unsupported and not value.is_idle(name, item):
                     yield f"{path}.{name}" if is_printable(name) else UNPRINTABLE
             elif isinstance(item, dict | list):
                 yield from _unknown_in(getattr(value, members[name]), item, f"{path}.{name}")

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from server.errors import ApiError, invalid_value
 from server.schemas.constraint_spellings import Kind, fields_of_chat, refused_spellings
@@ -76,7 +76,7 @@ Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
 class StreamOptions(RequestModel):
     """Additional content of a stream."""
 
-    model_config = ConfigDict(extra="forbid")
+    harmless: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {"include_obfuscation": (False,)}  # OpenAI's padding
 
     include_usage: bool | None = None
     continuous_usage_stats: bool = False

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationErro
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError
 
-from server.errors import ApiError, unknown_parameter, unsupported_parameter
+from server.errors import ApiError, unknown_member, unsupported_parameter
 from server.schemas.constraint_spellings import Kind, other_name
 from server.strict_json import PLAIN_NAME, JsonValue
 
@@ -63,6 +63,11 @@ class RequestModel(BaseModel):
     # The field for each kind of constraint that other APIs name otherwise. None: the endpoint writes no output.
     constraint_fields: ClassVar[Mapping[Kind, str] | None] = None
     turns_field: ClassVar[str | None] = None  # list of a conversation's turns, each of which takes a token or more
+
+    @classmethod
+    def is_idle(cls, name: str, value: JsonValue) -> bool:
+        """Return whether an unknown field asks for nothing with this value, so that it is not reported."""
+        return _is_one_of(value, cls.harmless.get(name, ()))
 
     @property
     def ignored_parts(self) -> list[str]:
@@ -138,7 +143,7 @@ def _with_hint(error: ApiError, body: dict[str, JsonValue]) -> ApiError:
 def unknown_fields(model_class: type[RequestModel], body: dict[str, JsonValue]) -> list[str]:
     """Return the unknown names at the top of `body`, fit for a header; unfit names appear as one UNPRINTABLE."""
     known = model_class.model_fields.keys() | model_class.unsupported.keys()
-    idle = {name for name, values in model_class.harmless.items() if _is_one_of(body.get(name), values)}
+    idle = {name for name in model_class.harmless if model_class.is_idle(name, body.get(name))}
     return fit_for_header(body.keys() - known - idle)
 
 
@@ -232,7 +237,7 @@ def _api_error(error: ErrorDetails) -> ApiError:
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         return _unknown_type(param, kind)
     if kind == "extra_forbidden":
-        return unknown_parameter(param)
+        return unknown_member(param)
     if kind in _LENGTH_CODES:
         code, message = _LENGTH_CODES[kind]
         limit = context.get("max_length", context.get("min_length"))
