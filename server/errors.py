@@ -111,10 +111,14 @@ def _shorten(room: int, param: str) -> str:
     return "Shorten the prompt" if room < 1 else f"Set '{param}' to at most {room}, or shorten the prompt"
 
 
-def prompt_too_long(num_prompt: int, limit: int, param: str) -> ApiError:
-    """The prompt alone is too long. `num_prompt` may be a lower bound."""
-    message = f"{_maximum_context(limit)} However, your prompt has at least {num_prompt} tokens. Shorten it{_CODE}."
-    anthropic_message = f"prompt is too long: {num_prompt} tokens > {limit} maximum"
+def prompt_too_long(num_prompt: int, longest: int, context: int, param: str) -> ApiError:
+    """The prompt alone is too long. `num_prompt` may be a lower bound.
+
+    `longest`: most tokens of a prompt, one less than the `context` if a completion must follow.
+    """
+    shorten = f"Shorten it to at most {longest}{_CODE}."
+    message = f"{_maximum_context(context)} However, your prompt has at least {num_prompt} tokens. {shorten}"
+    anthropic_message = f"prompt is too long: {num_prompt} tokens > {longest} maximum"
     return ApiError(message, param=param, code=CONTEXT_LENGTH_EXCEEDED, anthropic_message=anthropic_message)
 
 

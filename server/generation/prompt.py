@@ -35,7 +35,7 @@ def check_prompt_chars(texts: TextFrontend, ready: Ready, contents: Sequence[str
     """Raise ApiError 400 for texts that are too long whatever their tokens are, without tokenizing them."""
     num_tokens = sum(map(texts.tokenizer.min_num_tokens, contents))
     if num_tokens > ready.max_prompt_tokens:
-        raise prompt_too_long(num_tokens, ready.max_prompt_tokens, param)
+        raise prompt_too_long(num_tokens, ready.max_prompt_tokens, ready.max_model_len, param)
 
 
 def completion_limit(request: GenerationRequest, num_prompt: int, ready: Ready) -> int:
@@ -46,7 +46,7 @@ def completion_limit(request: GenerationRequest, num_prompt: int, ready: Ready) 
     """
     param, limit = request.prompt_field, request.completion_limit
     if num_prompt > ready.max_prompt_tokens:
-        raise prompt_too_long(num_prompt, ready.max_prompt_tokens, param)
+        raise prompt_too_long(num_prompt, ready.max_prompt_tokens, ready.max_model_len, param)
     room = ready.max_model_len - num_prompt
     if limit is None or request.has_default_limit:
         if room < 1:

@@ -56,6 +56,13 @@ def test_a_limit_or_a_prompt_that_does_not_fit_is_refused(
     assert ("to at most 10" in caught.value.message) == (num_prompt == 10)
 
 
+@pytest.mark.parametrize(("request_", "num_prompt"), [(completion(max_tokens=11), 10), (completion(), 19)])
+def test_every_refusal_names_the_same_context_length(request_: GenerationRequest, num_prompt: int) -> None:
+    with pytest.raises(ApiError, match="maximum context length is 20 tokens") as caught:
+        completion_limit(request_, num_prompt, SMALL)
+    assert ("your prompt has at least 19 tokens. Shorten it to at most 18" in caught.value.message) == (num_prompt > 18)
+
+
 @pytest.mark.parametrize(("keep", "expected"), [(None, [1, 2, 3]), (2, [2, 3]), (3, [1, 2, 3]), (9, [1, 2, 3])])
 def test_truncation_keeps_the_last_tokens(keep: int | None, expected: list[int]) -> None:
     assert truncated([1, 2, 3], completion(truncate_prompt_tokens=keep)) == expected
