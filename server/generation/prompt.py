@@ -8,6 +8,7 @@ from server.errors import context_length_exceeded, prompt_too_long
 from server.generation.choice import Echo
 from server.generation.state import TextFrontend
 from server.schemas import GenerationRequest
+from server.schemas.generation import UNBOUNDED
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,15 @@ class Prompt:
     prediction_ids: Sequence[int] = ()  # of the text that the reply probably resembles
 
 
-def truncated(token_ids: list[int], request: GenerationRequest) -> list[int]:
+def truncated(token_ids: list[int], request: GenerationRequest, ready: Ready) -> list[int]:
     """Return the last `truncate_prompt_tokens` ids of a prompt; all of them if the request has no such field.
 
-    With `truncation_side` "right", which is cut off then, the first ones.
+    UNBOUNDED keeps as many as leave room for the completion. With `truncation_side` "right", which is cut off then, the
+    first ones are kept.
     """
     keep = request.truncate_prompt_tokens
+    if keep == UNBOUNDED:
+        keep = max(1, min(ready.max_prompt_tokens, ready.max_model_len - (request.completion_limit or 1)))
     if keep is None or keep >= len(token_ids):
         return token_ids
     return token_ids[:keep] if request.truncation_side == "right" else token_ids[-keep:]

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from server.errors import invalid_value
 from server.schemas.conversation import Conversation
-from server.schemas.generation import MAX_LOGPROBS, UNSUPPORTED, GenerationRequest
+from server.schemas.generation import MAX_LOGPROBS, UNSUPPORTED, GenerationRequest, limit_or_unbounded
 from server.schemas.prediction import Prediction
 from server.schemas.tools import ToolChoiceParam, check_tools
 from server.strict_json import JsonValue
@@ -28,8 +28,8 @@ class ChatCompletionRequest(GenerationRequest, Conversation):
     unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {**UNSUPPORTED, **UNSUPPORTED_IN_CHAT}
     prompt_field: ClassVar[str] = "messages"
 
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[Annotated[int, Field(ge=1)] | None, limit_or_unbounded(1)] = None
+    max_completion_tokens: Annotated[Annotated[int, Field(ge=1)] | None, limit_or_unbounded(1)] = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     tool_choice: ToolChoiceParam | None = None

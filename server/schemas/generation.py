@@ -15,6 +15,7 @@ from server.strict_json import JsonValue
 MAX_CHOICES = 128
 MAX_STOP_STRINGS = 32
 MAX_STOP_CHARS = 256
+UNBOUNDED = -1  # as llama.cpp has it, of max_tokens: as many as fit; of truncate_prompt_tokens: as many as leave room
 MAX_STOP_TOKEN_IDS = 256
 MAX_BAD_WORDS = 64
 MAX_SECONDS = 365 * 24 * 3600.0
@@ -58,6 +59,16 @@ def _one_or_many(value: object) -> object:
     return text_or_list(value, str)
 
 
+def _none_if_unbounded(value: object) -> object:
+    return None if type(value) is int and value == UNBOUNDED else value
+
+
+def limit_or_unbounded(lowest: int) -> BeforeValidator:
+    """Return the validator of a limit on generated tokens, at least `lowest`: UNBOUNDED becomes None."""
+    sent = Annotated[int, Field(ge=lowest)] | Literal[-1] | None
+    return BeforeValidator(_none_if_unbounded, json_schema_input_type=sent)
+
+
 def _distinct(ids: list[int]) -> list[int]:
     """Return the ids sorted and without duplicates, so that each choice carries as few as possible."""
     return sorted(set(ids))
@@ -94,7 +105,7 @@ class GenerationRequest(StructuredFields):
     model: NonemptyName | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    max_tokens: Annotated[Annotated[int, Field(ge=0)] | None, limit_or_unbounded(0)] = None
     min_tokens: Annotated[int, Field(ge=0)] = 0
     temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
@@ -117,7 +128,7 @@ class GenerationRequest(StructuredFields):
     bad_words: Annotated[list[StopString], Field(max_length=MAX_BAD_WORDS)] = Field(default_factory=list)
     skip_special_tokens: bool = True
     return_token_ids: bool = False
-    truncate_prompt_tokens: Annotated[int, Field(ge=1)] | None = None
+    truncate_prompt_tokens: Annotated[int, Field(ge=1)] | Literal[-1] | None = None
     truncation_side: Literal["left", "right"] | None = None
     timeout_s: Seconds | None = None
     queue_timeout_s: Seconds | None = None

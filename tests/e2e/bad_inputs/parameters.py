@@ -25,6 +25,7 @@ from tests.e2e.bad_inputs.rows import (
     VALUE,
     VOCAB,
     Row,
+    bounds_on_tokens,
     each,
     integers,
     numbers,
@@ -42,13 +43,13 @@ PARAMETER_ROWS: dict[str, Row] = {
     "repetition_penalty": Row(OPENAI, numbers("repetition_penalty", [0, -0.0, -1], [2.01, 1e308])),
     "max_tokens": Row(
         (CHAT, MESSAGES),
-        [*each("max_tokens", NO_INT, TYPE), *each("max_tokens", [0, -1], BELOW), *each("max_tokens", [2**70], ABOVE)],
+        [*each("max_tokens", NO_INT, TYPE), *each("max_tokens", [0, -2], BELOW), *each("max_tokens", [2**70], ABOVE)],
     ),
-    "max_tokens of completions": Row((COMPLETIONS,), integers("max_tokens", 0, None)),
+    "max_tokens of completions": Row((COMPLETIONS,), bounds_on_tokens("max_tokens", 0)),
     "max_completion_tokens": Row(
         (CHAT,),
         [
-            *integers("max_completion_tokens", 1, None),
+            *bounds_on_tokens("max_completion_tokens", 1),
             ({"max_completion_tokens": 3}, VALUE, "max_completion_tokens"),  # max_tokens says 2
         ],
     ),
@@ -194,7 +195,7 @@ PARAMETER_ROWS: dict[str, Row] = {
         OPENAI,
         [
             *integers("priority", -(2**31), 2**31 - 1),
-            *integers("truncate_prompt_tokens", 1, None),
+            *bounds_on_tokens("truncate_prompt_tokens", 1),
             *each("truncation_side", ["middle", "", "LEFT", 5, [], {}], VALUE),
             *integers("experts_per_token", 1, 8),
         ],

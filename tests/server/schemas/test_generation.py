@@ -32,7 +32,7 @@ SHARED: list[tuple[str, JsonValue, str]] = [
     ("repetition_penalty", 0, "decimal_below_min_value"),
     ("repetition_penalty", 2.01, "decimal_above_max_value"),
     ("max_tokens", 0, BELOW),
-    ("max_tokens", -1, BELOW),
+    ("max_tokens", -2, BELOW),
     ("max_tokens", 1.0, "invalid_type"),
     ("min_tokens", -1, BELOW),
     ("seed", 1.5, "invalid_type"),
