@@ -114,6 +114,7 @@ class GenerationRequest(StructuredFields):
     frequency_penalty: Penalty = 0.0
     presence_penalty: Penalty = 0.0
     repetition_penalty: Annotated[float, Field(gt=0.0, le=2.0)] | None = None
+    repeat_penalty: Annotated[float, Field(gt=0.0, le=2.0)] | None = None  # llama.cpp's name for the same
     stop: Annotated[StopStrings, BeforeValidator(_one_or_many, json_schema_input_type=StopString | StopStrings)] = (
         Field(default_factory=list)
     )
@@ -150,6 +151,8 @@ class GenerationRequest(StructuredFields):
             raise invalid_value("'stream_options' requires 'stream': true.", "stream_options")
         if self.prompt_logprobs is not None and self.stream:
             raise invalid_value("'prompt_logprobs' cannot be streamed.", "prompt_logprobs")
+        if None not in (penalties := {self.repetition_penalty, self.repeat_penalty}) and len(penalties) > 1:
+            raise invalid_value("Send only one of 'repetition_penalty' and 'repeat_penalty'.", "repeat_penalty")
         self._check_lengths()
         return self
 
@@ -162,6 +165,11 @@ class GenerationRequest(StructuredFields):
     def completion_limit(self) -> int | None:
         """The largest number of tokens to generate. None: as many as fit after the prompt."""
         return self.max_tokens
+
+    @property
+    def penalty_of_repetition(self) -> float | None:
+        """`repetition_penalty`, under whichever name it was sent."""
+        return self.repeat_penalty if self.repetition_penalty is None else self.repetition_penalty
 
     @property
     def limit_field(self) -> str:

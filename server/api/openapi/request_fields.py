@@ -22,6 +22,7 @@ SAMPLING: Mapping[str, str] = {
     "presence_penalty": "Subtracted once from the logit of each token that the answer already has.",
     "repetition_penalty": f"Divides positive logits, and multiplies negative ones, of tokens that prompt or answer "
     f"already have. {_SERVER_DEFAULT} 1 (no effect).",
+    "repeat_penalty": "What llama.cpp and Ollama call `repetition_penalty`: send one of them. If absent: that field.",
     "seed": "Start of the random numbers. Equal requests with equal seeds give equal tokens. If absent: drawn; the "
     "reply names it.",
     "n": "Number of answers to each prompt. They differ only if temperature is above 0.",

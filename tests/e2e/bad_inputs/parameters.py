@@ -41,6 +41,13 @@ PARAMETER_ROWS: dict[str, Row] = {
     "frequency_penalty": Row(OPENAI, numbers("frequency_penalty", [-2.01], [2.01, 1e308])),
     "presence_penalty": Row(OPENAI, numbers("presence_penalty", [-2.01], [2.01, 1e308])),
     "repetition_penalty": Row(OPENAI, numbers("repetition_penalty", [0, -0.0, -1], [2.01, 1e308])),
+    "repeat_penalty": Row(
+        OPENAI,
+        [
+            *numbers("repeat_penalty", [0, -1], [2.01]),
+            ({"repetition_penalty": 1.1, "repeat_penalty": 1.2}, VALUE, "repeat_penalty"),
+        ],
+    ),
     "max_tokens": Row(
         (CHAT, MESSAGES),
         [*each("max_tokens", NO_INT, TYPE), *each("max_tokens", [0, -2], BELOW), *each("max_tokens", [2**70], ABOVE)],

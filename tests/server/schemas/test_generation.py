@@ -31,6 +31,7 @@ SHARED: list[tuple[str, JsonValue, str]] = [
     ("presence_penalty", -2.01, "decimal_below_min_value"),
     ("repetition_penalty", 0, "decimal_below_min_value"),
     ("repetition_penalty", 2.01, "decimal_above_max_value"),
+    ("repeat_penalty", 2.01, "decimal_above_max_value"),
     ("max_tokens", 0, BELOW),
     ("max_tokens", -2, BELOW),
     ("max_tokens", 1.0, "invalid_type"),
