@@ -44,6 +44,11 @@ HARMLESS: Mapping[str, tuple[JsonValue, ...]] = {
     "stream_reasoning": (False, True),
 }
 
+HINTS: Mapping[str, str] = {
+    "logit_bias": 'It is an object whose keys are token ids as text, such as {"262": -100}; POST /tokenize gives ids.',
+    "stop": "Token ids belong into 'stop_token_ids'.",
+}
+
 CONSTRAINT_FIELDS: Mapping[Kind, str] = {
     "format": "response_format",
     "limit": "max_tokens",
@@ -99,6 +104,7 @@ class GenerationRequest(StructuredFields):
     unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = UNSUPPORTED
     harmless: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = HARMLESS
     instead: ClassVar[Mapping[str, str]] = fields_of_chat(OTHER_SPELLINGS)
+    hints: ClassVar[Mapping[str, str]] = HINTS
     constraint_fields: ClassVar[Mapping[Kind, str] | None] = CONSTRAINT_FIELDS
     prompt_field: ClassVar[str]  # the name of the field that has the prompt
 

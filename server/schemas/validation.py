@@ -19,6 +19,7 @@ from server.strict_json import PLAIN_NAME, JsonValue
 MAX_UNKNOWN_FIELDS = 32  # names in the header that reports ignored fields
 UNPRINTABLE = "?"  # replaces names that cannot be part of a header
 MISSING = "missing_required_parameter"
+WRONG_FORM = ("invalid_type", "invalid_value")  # codes of values that may be right in another API
 # A required field that is missing, and the one that was sent: the endpoint that takes it.
 _ELSEWHERE = {
     ("messages", "prompt"): "/v1/completions",
@@ -60,6 +61,7 @@ class RequestModel(BaseModel):
     # Fields that proxies add to requests, each with the values that ask for nothing: not reported as ignored.
     harmless: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {}
     instead: ClassVar[Mapping[str, str]] = {}  # fields that do the work of unsupported ones
+    hints: ClassVar[Mapping[str, str]] = {}  # sentences added to errors of fields that other APIs write otherwise
     # The field for each kind of constraint that other APIs name otherwise. None: the endpoint writes no output.
     constraint_fields: ClassVar[Mapping[Kind, str] | None] = None
     turns_field: ClassVar[str | None] = None  # list of a conversation's turns, each of which takes a token or more
@@ -129,11 +131,16 @@ def validate(model_class: type[Model], body: dict[str, JsonValue]) -> Model:
     try:
         return model_class.model_validate(body)
     except ValidationError as error:
-        raise _with_hint(_api_error(error.errors(include_input=False, include_url=False)[0]), body) from None
+        fault = _api_error(error.errors(include_input=False, include_url=False)[0])
+        raise _with_hint(fault, model_class, body) from None
 
 
-def _with_hint(error: ApiError, body: dict[str, JsonValue]) -> ApiError:
-    """Add where a request belongs that has another endpoint's field instead of a required one."""
+def _with_hint(error: ApiError, model_class: type[RequestModel], body: dict[str, JsonValue]) -> ApiError:
+    """Add how to write a field of a wrong form, and where a request belongs that has another endpoint's field instead
+    of a required one."""
+    hint = model_class.hints.get(error.param or "")
+    if hint is not None and error.code in WRONG_FORM:
+        error.message += f" {hint}"
     for (missing, sent), url in _ELSEWHERE.items():
         if error.code == MISSING and error.param == missing and sent in body:
             error.message += f" '{sent}' is a field of {url}."
@@ -203,7 +210,8 @@ def _is_one_of(value: JsonValue, harmless: Iterable[JsonValue]) -> bool:
 
 def _hint(model_class: type[RequestModel], name: str) -> str | None:
     other = model_class.instead.get(name)
-    return None if other is None else f"'{name}' is not supported here. Send '{other}' instead."
+    hint = model_class.hints.get(name) if other is None else f"Send '{other}' instead."
+    return None if hint is None else f"'{name}' is not supported here. {hint}"
 
 
 def check_length(items: list[object], limit: int) -> None:
