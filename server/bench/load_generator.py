@@ -25,6 +25,9 @@ class RequestTiming:
     end_s: float = 0.0
     prompt_tokens: int = 0
     output_tokens: int = 0
+    counts_chunks: bool = (
+        False  # the server sent no usage: each chunk with text counts as a token, and the prompt as none
+    )
     error: str | None = None
 
 
@@ -111,6 +114,8 @@ async def _read_stream(response: Response, timing: RequestTiming) -> None:
             is_done = _record_event(event, timing, now_s) or is_done
     if not is_done:
         raise HttpError("the stream ended without [DONE]")
+    if not timing.prompt_tokens:
+        timing.counts_chunks, timing.output_tokens = True, len(timing.chunk_s)
 
 
 def _record_event(event: bytes, timing: RequestTiming, now_s: float) -> bool:
