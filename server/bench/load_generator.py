@@ -57,11 +57,14 @@ class Target:
 
 
 async def closed_loop(
-    target: Target, requests: Iterable[BenchRequest], num_clients: int, on_end: Callable[[], None] = lambda: None
+    target: Target,
+    requests: Iterable[BenchRequest],
+    num_clients: int,
+    on_end: Callable[[RequestTiming], None] = lambda timing: None,
 ) -> list[RequestTiming]:
     """Send all requests with `num_clients` clients; each sends its next request when its last one has ended.
 
-    `on_end` is called after each request. `requests` may be drawn while they are sent.
+    `on_end` is called with each request that has ended. `requests` may be drawn while they are sent.
     """
     timings: list[RequestTiming] = []
     waiting = iter(requests)
@@ -69,14 +72,14 @@ async def closed_loop(
     async def client() -> None:
         for item in waiting:
             timings.append(await send(target, item, time.perf_counter()))
-            on_end()
+            on_end(timings[-1])
 
     await asyncio.gather(*(client() for _ in range(num_clients)))
     return timings
 
 
 async def open_loop(
-    target: Target, requests: Sequence[BenchRequest], on_end: Callable[[], None] = lambda: None
+    target: Target, requests: Sequence[BenchRequest], on_end: Callable[[RequestTiming], None] = lambda timing: None
 ) -> list[RequestTiming]:
     """Send each request when it is due, even if earlier ones are still running. Its times count from then."""
     start_s = time.perf_counter()
@@ -84,7 +87,7 @@ async def open_loop(
     async def send_when_due(item: BenchRequest) -> RequestTiming:
         await asyncio.sleep(start_s + item.due_s - time.perf_counter())
         timing = await send(target, item, start_s + item.due_s)
-        on_end()
+        on_end(timing)
         return timing
 
     return await asyncio.gather(*map(send_when_due, requests))
