@@ -9,6 +9,7 @@ from typing import Any, Literal
 import orjson
 
 from server.bench.http_client import Endpoint, HttpError, Response, reason_of, request
+from server.bench.unreachable import unreachable
 from server.bench.workload import BenchRequest
 
 Api = Literal["completions", "chat"]
@@ -165,7 +166,7 @@ async def first_model(endpoint: Endpoint) -> str:
         async with request(endpoint, "GET", "/v1/models") as response:
             body = await response.body()
     except OSError as error:
-        raise HttpError(f"no server at {endpoint.url} ({reason_of(error)}): start one with `smoe serve`") from None
+        raise HttpError(unreachable(error, endpoint.url, reason_of(error))) from None
     if response.status != 200:
         raise HttpError(f"/v1/models: HTTP {response.status}: {_error_message(body)}")
     try:
