@@ -84,6 +84,12 @@ def unknown_parameter(param: str | None) -> ApiError:
     return ApiError("The request has a field that this endpoint does not know.", param=param, code="unknown_parameter")
 
 
+def unknown_member(param: str | None) -> ApiError:
+    """A field inside a format is unknown. `param`: the field, or the format if the name has unprintable characters."""
+    message = f"'{param}' is unknown. Inside a format nothing unknown is ignored, because it could be a constraint."
+    return ApiError(message, param=param, code="unknown_parameter")
+
+
 def context_length_exceeded(num_prompt: int, num_completion: int, limit: int, param: str) -> ApiError:
     """`limit`: how many tokens fit into the model and its KV cache, prompt and completion together. `param`: the field
     to change; if the prompt leaves room for a completion, the one that limits the completion.
@@ -106,10 +112,14 @@ def _shorten(room: int, param: str) -> str:
     return "Shorten the prompt" if room < 1 else f"Set '{param}' to at most {room}, or shorten the prompt"
 
 
-def prompt_too_long(num_prompt: int, limit: int, param: str) -> ApiError:
-    """The prompt alone is too long. `num_prompt` may be a lower bound."""
-    message = f"{_maximum_context(limit)} However, your prompt has at least {num_prompt} tokens. Shorten it{_CODE}."
-    anthropic_message = f"prompt is too long: {num_prompt} tokens > {limit} maximum"
+def prompt_too_long(num_prompt: int, longest: int, context: int, param: str) -> ApiError:
+    """The prompt alone is too long. `num_prompt` may be a lower bound.
+
+    `longest`: most tokens of a prompt, one less than the `context` if a completion must follow.
+    """
+    shorten = f"Shorten it to at most {longest}{_CODE}."
+    message = f"{_maximum_context(context)} However, your prompt has at least {num_prompt} tokens. {shorten}"
+    anthropic_message = f"prompt is too long: {num_prompt} tokens > {longest} maximum"
     return ApiError(message, param=param, code=CONTEXT_LENGTH_EXCEEDED, anthropic_message=anthropic_message)
 
 

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import typer.main
+import yaml
 
 from server.api import routes
 from server.cli.main import app
 from server.settings.settings import PREFIX, Settings
+from tests.agents.programs import CONTINUE
 from tests.support.paths import DEMO, ROOT
 
 PAGES = sorted(
@@ -188,6 +190,13 @@ def test_each_decision_has_a_number_of_its_own() -> None:
     """Numbers may be missing: two branches that each add a decision choose theirs before either is merged."""
     numbers = [int(path.name[:4]) for path in sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))]
     assert numbers and len(numbers) == len(set(numbers))
+
+
+def test_the_recipe_of_continue_has_what_its_tested_file_has() -> None:
+    page = (ROOT / "docs" / "clients.md").read_text()
+    [(path, recipe)] = re.findall(r"In `~/(\.continue/[^`]+)`:\n\n```yaml\n(.*?)```", page, re.DOTALL)
+    tested = CONTINUE.files[path].replace("@URL@", "http://127.0.0.1:8000")
+    assert yaml.safe_load(recipe).keys() == yaml.safe_load(tested).keys()
 
 
 def test_every_check_sees_what_it_forbids() -> None:

@@ -58,7 +58,7 @@ async def prepare_chat(http: HttpRequest, request: ChatCompletionRequest, arriva
     use = resolve_tool_use(request)
     constraints, ignored = await _tool_constraints(use, builder)
     token_ids, repair_headers = await render_prompt(request, state, texts, use, builder.tenant)
-    prompt = Prompt(truncated(token_ids, request), is_continued=request.is_continued)
+    prompt = Prompt(truncated(token_ids, request, builder.ready), is_continued=request.is_continued)
     completion_limit(request, len(prompt.token_ids), builder.ready)  # reject a long prompt before compiling a grammar
     if request.prediction is not None:
         prompt = replace(prompt, prediction_ids=await encode_prediction(builder, request.prediction.text))

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from starlette.requests import Request as HttpRequest
 
+from engine.messages import Ready
 from server.errors import (
     prompt_too_long,
     unknown_parameter,
@@ -38,9 +39,9 @@ async def read_request(http: HttpRequest, model_class: type[Model]) -> tuple[Mod
     _check_headers(http)
     state = state_of(http)
     body = await http.body()
-    max_turns = state.engine.ready.max_prompt_tokens if state.engine.ready else None
+    ready = state.engine.ready
     request, ignored = await state.heavy_work.run(
-        lambda: _parsed(body, model_class, max_turns), size=len(body), tenant=tenant_of(http)
+        lambda: _parsed(body, model_class, ready), size=len(body), tenant=tenant_of(http)
     )
     if not state.by_priority and "priority" in request.model_fields_set:
         ignored.append("priority")
@@ -80,26 +81,27 @@ def _check_headers(http: HttpRequest) -> None:
         raise unsupported_content_type()
 
 
-def _parsed(body: bytes, model_class: type[Model], max_turns: int | None) -> tuple[Model, list[str]]:
+def _parsed(body: bytes, model_class: type[Model], ready: Ready | None) -> tuple[Model, list[str]]:
     """Return the request, and the names of its unknown fields. A megabyte of small values takes about 0.2 s.
 
-    `max_turns`: most turns of a conversation; None: no model is loaded.
+    `ready`: None if no model is loaded.
     """
     fields = parse_object(body)
-    if max_turns is not None:
-        _check_num_turns(model_class, fields, max_turns)
+    if ready is not None:
+        _check_num_turns(model_class, fields, ready)
     request = validate(model_class, fields)
     return request, unknown_params(request, fields)
 
 
-def _check_num_turns(model_class: type[RequestModel], fields: dict[str, JsonValue], max_turns: int) -> None:
+def _check_num_turns(model_class: type[RequestModel], fields: dict[str, JsonValue], ready: Ready) -> None:
     """Raise ApiError 400 for a conversation of more turns than the context has tokens, before they are validated,
     which takes most of the time; unless the request says how a long one is cut. A list beyond the schema's own bound
     gets the schema's error."""
     turns = fields.get(model_class.turns_field) if model_class.turns_field else None
     is_cut = fields.get("truncation") == "auto" or fields.get("truncate_prompt_tokens") is not None
+    max_turns = ready.max_prompt_tokens
     if isinstance(turns, list) and max_turns < len(turns) <= MAX_MESSAGES and not is_cut:
-        raise prompt_too_long(len(turns), max_turns, model_class.turns_field or "")
+        raise prompt_too_long(len(turns), max_turns, ready.max_model_len, model_class.turns_field or "")
 
 
 @cache
@@ -114,7 +116,7 @@ def _unknown_in(value: object, raw: JsonValue, path: str) -> Iterator[str]:
         members = _members(type(value))
         for name, item in raw.items():
             if name not in members:
-                if item is not None and name not in value.unsupported:
+                if item is not None and name not in value.unsupported and not value.is_idle(name, item):
                     yield f"{path}.{name}" if is_printable(name) else UNPRINTABLE
             elif isinstance(item, dict | list):
                 yield from _unknown_in(getattr(value, members[name]), item, f"{path}.{name}")

@@ -8,6 +8,7 @@ MIN_LIKENESS = 0.8
 _CHAT = "/v1/chat/completions"
 # First parts of the paths of other servers' own APIs.
 _OTHER_APIS = {
+    "/api/v0/": "LM Studio's own API is not served",
     "/api/": "This part of Ollama's API is not served",
     "/generate": "TGI's API is not served",
     "/infill": "llama-server's own API is not served",

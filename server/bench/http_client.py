@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 
 import h11
 
+from server.bench.unreachable import TRY_TLS, tls_fault
+
 READ_BYTES = 1 << 16
 MAX_HEAD_BYTES = 1 << 16
 
@@ -26,6 +28,8 @@ class HttpError(Exception):
 
 def reason_of(error: OSError | HttpError) -> str:
     """Return why a request failed, in the system's words: "Connection refused" without its number."""
+    if (fault := tls_fault(error)) is not None:
+        return fault
     numbers = re.findall(r"\[Errno (\d+)\]", str(error))  # several if a host has several addresses
     number = error.errno if isinstance(error, OSError) and error.errno else int(numbers[0]) if numbers else 0
     if number > 0:
@@ -163,17 +167,17 @@ async def request(endpoint: Endpoint, method: str, path: str, body: bytes = b"")
         connection = h11.Connection(h11.CLIENT, MAX_HEAD_BYTES)
         writer.write((connection.send(endpoint.head(method, path, len(body))) or b"") + body)
         await writer.drain()
-        yield await _read_head(connection, reader)
+        yield await _read_head(connection, reader, endpoint)
     finally:
         writer.close()
 
 
-async def _read_head(connection: h11.Connection, reader: asyncio.StreamReader) -> Response:
+async def _read_head(connection: h11.Connection, reader: asyncio.StreamReader, endpoint: Endpoint) -> Response:
     try:
         while not isinstance(event := connection.next_event(), h11.Response):  # else incomplete, or a 1xx response
             if event is h11.NEED_DATA:
                 connection.receive_data(await reader.read(READ_BYTES))
     except h11.RemoteProtocolError:
-        raise HttpError("the response is not HTTP") from None
+        raise HttpError(f"the response is not HTTP{'' if endpoint.is_tls else TRY_TLS}") from None
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in event.headers}
     return Response(event.status_code, headers, connection.trailing_data[0], reader)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import orjson
 
 from server.bench.http_client import Endpoint, HttpError, Response, reason_of, request
+from server.bench.unreachable import unreachable
 from server.bench.workload import BenchRequest
 
 Api = Literal["completions", "chat"]
@@ -25,6 +26,9 @@ class RequestTiming:
     end_s: float = 0.0
     prompt_tokens: int = 0
     output_tokens: int = 0
+    counts_chunks: bool = (
+        False  # the server sent no usage: each chunk with text counts as a token, and the prompt as none
+    )
     error: str | None = None
 
 
@@ -54,11 +58,14 @@ class Target:
 
 
 async def closed_loop(
-    target: Target, requests: Iterable[BenchRequest], num_clients: int, on_end: Callable[[], None] = lambda: None
+    target: Target,
+    requests: Iterable[BenchRequest],
+    num_clients: int,
+    on_end: Callable[[RequestTiming], None] = lambda timing: None,
 ) -> list[RequestTiming]:
     """Send all requests with `num_clients` clients; each sends its next request when its last one has ended.
 
-    `on_end` is called after each request. `requests` may be drawn while they are sent.
+    `on_end` is called with each request that has ended. `requests` may be drawn while they are sent.
     """
     timings: list[RequestTiming] = []
     waiting = iter(requests)
@@ -66,14 +73,14 @@ async def closed_loop(
     async def client() -> None:
         for item in waiting:
             timings.append(await send(target, item, time.perf_counter()))
-            on_end()
+            on_end(timings[-1])
 
     await asyncio.gather(*(client() for _ in range(num_clients)))
     return timings
 
 
 async def open_loop(
-    target: Target, requests: Sequence[BenchRequest], on_end: Callable[[], None] = lambda: None
+    target: Target, requests: Sequence[BenchRequest], on_end: Callable[[RequestTiming], None] = lambda timing: None
 ) -> list[RequestTiming]:
     """Send each request when it is due, even if earlier ones are still running. Its times count from then."""
     start_s = time.perf_counter()
@@ -81,7 +88,7 @@ async def open_loop(
     async def send_when_due(item: BenchRequest) -> RequestTiming:
         await asyncio.sleep(start_s + item.due_s - time.perf_counter())
         timing = await send(target, item, start_s + item.due_s)
-        on_end()
+        on_end(timing)
         return timing
 
     return await asyncio.gather(*map(send_when_due, requests))
@@ -111,6 +118,8 @@ async def _read_stream(response: Response, timing: RequestTiming) -> None:
             is_done = _record_event(event, timing, now_s) or is_done
     if not is_done:
         raise HttpError("the stream ended without [DONE]")
+    if not timing.prompt_tokens:
+        timing.counts_chunks, timing.output_tokens = True, len(timing.chunk_s)
 
 
 def _record_event(event: bytes, timing: RequestTiming, now_s: float) -> bool:
@@ -157,7 +166,7 @@ async def first_model(endpoint: Endpoint) -> str:
         async with request(endpoint, "GET", "/v1/models") as response:
             body = await response.body()
     except OSError as error:
-        raise HttpError(f"no server at {endpoint.url} ({reason_of(error)}): start one with `smoe serve`") from None
+        raise HttpError(unreachable(error, endpoint.url, reason_of(error))) from None
     if response.status != 200:
         raise HttpError(f"/v1/models: HTTP {response.status}: {_error_message(body)}")
     try:

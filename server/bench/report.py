@@ -9,6 +9,9 @@ from typing import Any
 from server.bench.load_generator import RequestTiming
 
 PERCENTILES = (50, 90, 99)
+COUNTS_CHUNKS = """\
+The server sends no usage: "out" counts chunks, which may have several tokens,
+and "in" is unknown."""
 MAX_NAME = 14  # characters of a load in the table
 
 
@@ -30,7 +33,10 @@ def spread(values: Sequence[float]) -> dict[str, float] | None:
 
 
 def summary(timings: Sequence[RequestTiming], seconds: float) -> dict[str, Any]:
-    """Return the figures of a run of `seconds`. Failed requests count as errors and in no other figure."""
+    """Return the figures of a run of `seconds`. Failed requests count as errors and in no other figure.
+
+    `counts_chunks`: a reply had no usage, so that its chunks count as output tokens and its prompt as none.
+    """
     completed = [timing for timing in timings if timing.error is None]
     num_input = sum(timing.prompt_tokens for timing in completed)
     num_output = sum(timing.output_tokens for timing in completed)
@@ -40,6 +46,7 @@ def summary(timings: Sequence[RequestTiming], seconds: float) -> dict[str, Any]:
         "error_messages": dict(Counter(timing.error for timing in timings if timing.error).most_common(5)),
         "seconds": seconds,
         "requests_per_s": len(completed) / seconds,
+        "counts_chunks": any(timing.counts_chunks for timing in completed),
         "input_tokens": num_input,
         "output_tokens": num_output,
         "input_tokens_per_s": num_input / seconds,
@@ -61,7 +68,8 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
         f"{'':<15}{'':>8}{'':>7}{'tokens/s':>16}{'first ms':>12}{'gap ms':>10}{'total s':>12}",
         f"{'load':<14}{'requests':>9}{'errors':>7}{'in':>8}{'out':>8}{'p50/p99':>12}{'p50/p99':>10}{'p50/p99':>12}",
     )
-    return "\n".join([*head, *map(_row, runs)])
+    notes = [COUNTS_CHUNKS] if any(run["counts_chunks"] for run in runs) else []
+    return "\n".join([*head, *map(_row, runs), *notes])
 
 
 def _row(run: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """`smoe bench serve`: one run per load, one after the other, and the figures of each."""
 
+import asyncio
 import random
 import time
 from collections.abc import Mapping
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from server.bench.http_client import Endpoint, HttpError
-from server.bench.load_generator import Api, Target, closed_loop, first_model, open_loop, send
+from server.bench.load_generator import Api, RequestTiming, Target, closed_loop, first_model, open_loop, send
 from server.bench.progress import RunProgress
 from server.bench.report import summary
 from server.bench.workload import (
@@ -99,21 +100,29 @@ def parse_range(flag: str, text: str) -> Range:
 
 
 async def measure(options: Options, progress: TextIO) -> dict[str, Any]:
-    """Warm up, do all runs, and return their figures and the options. Raises WorkloadError, HttpError, OSError."""
+    """Warm up, do all runs, and return their figures and the options. Raises WorkloadError, HttpError, OSError.
+
+    Ctrl-C, which cancels this task, ends the runs: the last one has the requests that had ended, if there are any.
+    """
     model = options.model or await first_model(options.endpoint)
     target = Target(options.endpoint, model, options.api, options.ignore_eos)
     await _warm_up(target, options)
-    runs = []
+    runs: list[dict[str, Any]] = []
+    is_interrupted = False
     for name, num_clients, requests in _plan_runs(options):
+        timings: list[RequestTiming] = []
         shown = RunProgress(progress, f"{options.label}: {name}", len(requests))
         start_s = time.perf_counter()
-        if num_clients:
-            timings = await closed_loop(target, requests, num_clients, shown.request_ended)
-        else:
-            timings = await open_loop(target, requests, shown.request_ended)
+        try:
+            await _send(target, requests, num_clients, timings, shown)
+        except asyncio.CancelledError:
+            is_interrupted = True
         seconds = time.perf_counter() - start_s
         shown.end()
-        runs.append({"load": name, "clients": num_clients, "rate": options.rate, **summary(timings, seconds)})
+        if timings:
+            runs.append({"load": name, "clients": num_clients, "rate": options.rate, **summary(timings, seconds)})
+        if is_interrupted:
+            break
     return {
         "kind": "serve",
         "label": options.label,
@@ -122,8 +131,28 @@ async def measure(options: Options, progress: TextIO) -> dict[str, Any]:
         "api": options.api,
         "prompt": options.kind,
         "seed": options.seed,
+        "interrupted": is_interrupted,
         "runs": runs,
     }
+
+
+async def _send(
+    target: Target,
+    requests: list[BenchRequest],
+    num_clients: int | None,
+    timings: list[RequestTiming],
+    shown: RunProgress,
+) -> None:
+    """Send the requests of a run; append to `timings` as they end, so that those are known after Ctrl-C, too."""
+
+    def record(timing: RequestTiming) -> None:
+        timings.append(timing)
+        shown.request_ended()
+
+    if num_clients:
+        await closed_loop(target, requests, num_clients, record)
+    else:
+        await open_loop(target, requests, record)
 
 
 def _plan_runs(options: Options) -> list[tuple[str, int | None, list[BenchRequest]]]:

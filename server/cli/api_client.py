@@ -7,6 +7,8 @@ from contextlib import closing, contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
+from server.bench.unreachable import TRY_TLS, tls_fault, unreachable
+
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 60.0  # the server sends a keep-alive comment every 10 s while a stream waits
 NO_HEADERS: Mapping[str, str] = {}
@@ -78,6 +80,8 @@ class ApiClient:
                 if response.status != http.client.OK:
                     raise ApiError(_error_message(response))
                 yield response
+            except http.client.BadStatusLine:  # or nothing at all: what a TLS server answers to a request without TLS
+                raise ApiError(CLOSED_EARLY + ("" if self._is_tls else TRY_TLS)) from None
             except (OSError, http.client.HTTPException):
                 raise ApiError(CLOSED_EARLY) from None
             except ValueError:
@@ -90,7 +94,8 @@ class ApiClient:
             connection.connect()
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise NoServerError(f"no server at {self._address} ({reason}): start one with `smoe serve`") from None
+            kind_of_error = NoServerError if tls_fault(error) is None else ApiError
+            raise kind_of_error(unreachable(error, self._address, reason)) from None
         connection.sock.settimeout(READ_TIMEOUT_S)
         return connection
 

@@ -22,6 +22,10 @@ KeyFlag = Annotated[
     str | None,
     typer.Option("--api-key", help="Key to send. [default: the first of SMOE_API_KEY and SMOE_API_KEY_FILE]"),
 ]
+ModelFlag = Annotated[
+    str | None,
+    typer.Option("--model", help="Model or LoRA adapter. [default: the server's model]", metavar="NAME"),
+]
 SystemFlag = Annotated[str | None, typer.Option(help="System message of the conversation.", metavar="TEXT")]
 StatsFlag = Annotated[bool, typer.Option("--stats", help="Print the number of tokens and times after each answer.")]
 TokensFlag = Annotated[
@@ -53,6 +57,7 @@ def add_to(app: typer.Typer) -> None:
 def chat_command(
     url: UrlFlag = None,
     api_key: KeyFlag = None,
+    model: ModelFlag = None,
     system: SystemFlag = None,
     stats: StatsFlag = False,
     max_tokens: TokensFlag = None,
@@ -77,8 +82,8 @@ def chat_command(
     try:
         client = client_of(url, api_key)
         if question is not None:
-            raise typer.Exit(answer_once(client, fields, system, question, with_stats=stats))
-        raise typer.Exit(chat_with(client, fields, system, with_stats=stats))
+            raise typer.Exit(answer_once(client, model, fields, system, question, with_stats=stats))
+        raise typer.Exit(chat_with(client, model, fields, system, with_stats=stats))
     except NoServerError as error:
         raise typer.Exit(report_error(NoServerError(f"{error}, or do both with `smoe run`"))) from None
     except ApiError as error:
@@ -86,17 +91,23 @@ def chat_command(
 
 
 def chat_with(
-    client: "ApiClient", fields: dict[str, Any], system: str | None, *, with_stats: bool, at: str = ""
+    client: "ApiClient",
+    name: str | None,
+    fields: dict[str, Any],
+    system: str | None,
+    *,
+    with_stats: bool,
+    at: str = "",
 ) -> int:
     """Chat on a terminal, or answer the lines of a pipe; return the exit code. `at`: added to the first line.
 
-    Raises ApiError if the server is not there.
+    `name`: of the model; None: the server's first. Raises ApiError if server or model are not there.
     """
     from server.cli.chat.reader import answer_lines, converse
     from server.cli.chat.session import ChatSession, served_model
     from server.settings.sources import is_plain_terminal
 
-    model = served_model(client)
+    model = served_model(client, name)
     colours = colours_of(sys.stdout)
     session = ChatSession(client, model, fields, system, write_answer, _note, colours)
     if not sys.stdin.isatty():
@@ -107,12 +118,18 @@ def chat_with(
 
 
 def answer_once(
-    client: "ApiClient", fields: dict[str, Any], system: str | None, message: str, *, with_stats: bool
+    client: "ApiClient",
+    name: str | None,
+    fields: dict[str, Any],
+    system: str | None,
+    message: str,
+    *,
+    with_stats: bool,
 ) -> int:
     """Print one answer and return the exit code; figures go to standard error. Raises ApiError."""
     from server.cli.chat.session import ChatSession, served_model
 
-    session = ChatSession(client, served_model(client), fields, system, write_answer, _note_beside)
+    session = ChatSession(client, served_model(client, name), fields, system, write_answer, _note_beside)
     session.send(message, with_stats=with_stats)
     return EXIT_CODE if session.has_failed else 0
 

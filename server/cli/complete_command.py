@@ -10,6 +10,7 @@ import typer
 from server.cli.client_commands import (
     ExpertsFlag,
     KeyFlag,
+    ModelFlag,
     SeedFlag,
     StatsFlag,
     TemperatureFlag,
@@ -46,6 +47,7 @@ def complete_command(
     ] = None,
     url: UrlFlag = None,
     api_key: KeyFlag = None,
+    model: ModelFlag = None,
     stats: StatsFlag = False,
     max_tokens: TokensFlag = None,
     temperature: TemperatureFlag = None,
@@ -68,6 +70,7 @@ def complete_command(
     smoe complete "A person as JSON: " --schema person.json --json
     """
     from server.cli.api_client import ApiError
+    from server.cli.chat.session import served_model
 
     if prompt is None and sys.stdin.isatty():
         raise typer.Exit(report_error(ValueError('give a PROMPT, such as smoe complete "It was", or pipe a text in')))
@@ -82,6 +85,7 @@ def complete_command(
             prompt=sys.stdin.read() if prompt in (None, "-") else prompt,
         )
         client = client_of(url, api_key)
+        fields["model"] = served_model(client, model)
         raise typer.Exit(_print_reply(client, fields) if as_json else _stream(client, fields, with_stats=stats))
     except (ApiError, ValueError) as error:
         raise typer.Exit(report_error(error)) from None
@@ -102,19 +106,16 @@ def _schema_of(path: Path) -> dict[str, Any]:
 
 def _print_reply(client: "ApiClient", fields: dict[str, Any]) -> int:
     """Print the reply of the server; return the exit code. Raises ApiError."""
-    from server.cli.chat.session import served_model
-
-    reply = client.post("/v1/completions", {**fields, "model": served_model(client)})
+    reply = client.post("/v1/completions", fields)
     typer.echo(json.dumps(reply, ensure_ascii=sys.stdout.isatty()))
     return 0
 
 
 def _stream(client: "ApiClient", fields: dict[str, Any], *, with_stats: bool) -> int:
     """Write the text as it comes; return the exit code. Raises ApiError."""
-    from server.cli.chat.session import served_model
     from server.cli.streamed_answer import read_answer
 
-    asked = {**fields, "model": served_model(client), "stream_options": USAGE_IN_EVERY_CHUNK}
+    asked = {**fields, "stream_options": USAGE_IN_EVERY_CHUNK}
     answer = read_answer(client.stream("/v1/completions", asked), write_answer)
     write_answer("\n")
     if with_stats:

@@ -93,7 +93,7 @@ class Embedder:
             if isinstance(prompt, str):
                 num_tokens = tokenizer.min_num_tokens(prompt)
                 if most is None and num_tokens > limit:
-                    raise prompt_too_long(num_tokens, limit, param)
+                    raise prompt_too_long(num_tokens, limit, limit, param)
             else:
                 check_ids(prompt, self.ready.vocab_size, param)
         all_ids = await self.state.heavy_work.run(
@@ -103,7 +103,7 @@ class Embedder:
         )
         longest = max(map(len, all_ids))
         if longest > limit:
-            raise prompt_too_long(longest, limit, param)
+            raise prompt_too_long(longest, limit, limit, param)
         if not all(all_ids):
             raise ApiError(f"'{param}' has a text without tokens.", param=param, code="empty_string")
         return all_ids

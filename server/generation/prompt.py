@@ -8,6 +8,7 @@ from server.errors import context_length_exceeded, prompt_too_long
 from server.generation.choice import Echo
 from server.generation.state import TextFrontend
 from server.schemas import GenerationRequest
+from server.schemas.generation import UNBOUNDED
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,15 @@ class Prompt:
     prediction_ids: Sequence[int] = ()  # of the text that the reply probably resembles
 
 
-def truncated(token_ids: list[int], request: GenerationRequest) -> list[int]:
+def truncated(token_ids: list[int], request: GenerationRequest, ready: Ready) -> list[int]:
     """Return the last `truncate_prompt_tokens` ids of a prompt; all of them if the request has no such field.
 
-    With `truncation_side` "right", which is cut off then, the first ones.
+    UNBOUNDED keeps as many as leave room for the completion. With `truncation_side` "right", which is cut off then, the
+    first ones are kept.
     """
     keep = request.truncate_prompt_tokens
+    if keep == UNBOUNDED:
+        keep = max(1, min(ready.max_prompt_tokens, ready.max_model_len - (request.completion_limit or 1)))
     if keep is None or keep >= len(token_ids):
         return token_ids
     return token_ids[:keep] if request.truncation_side == "right" else token_ids[-keep:]
@@ -35,7 +39,7 @@ def check_prompt_chars(texts: TextFrontend, ready: Ready, contents: Sequence[str
     """Raise ApiError 400 for texts that are too long whatever their tokens are, without tokenizing them."""
     num_tokens = sum(map(texts.tokenizer.min_num_tokens, contents))
     if num_tokens > ready.max_prompt_tokens:
-        raise prompt_too_long(num_tokens, ready.max_prompt_tokens, param)
+        raise prompt_too_long(num_tokens, ready.max_prompt_tokens, ready.max_model_len, param)
 
 
 def completion_limit(request: GenerationRequest, num_prompt: int, ready: Ready) -> int:
@@ -46,7 +50,7 @@ def completion_limit(request: GenerationRequest, num_prompt: int, ready: Ready) 
     """
     param, limit = request.prompt_field, request.completion_limit
     if num_prompt > ready.max_prompt_tokens:
-        raise prompt_too_long(num_prompt, ready.max_prompt_tokens, param)
+        raise prompt_too_long(num_prompt, ready.max_prompt_tokens, ready.max_model_len, param)
     room = ready.max_model_len - num_prompt
     if limit is None or request.has_default_limit:
         if room < 1:

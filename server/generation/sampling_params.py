@@ -59,7 +59,7 @@ def sampling_params(
     """
     if request.min_tokens > max_tokens:
         raise invalid_value(f"'min_tokens' must be at most {max_tokens} here.", "min_tokens")
-    repetition_penalty = _or_default(request.repetition_penalty, defaults.repetition_penalty)
+    repetition_penalty = _or_default(request.penalty_of_repetition, defaults.repetition_penalty)
     return SamplingParams(
         max_tokens=max_tokens,
         min_tokens=request.min_tokens,

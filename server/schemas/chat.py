@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from server.errors import invalid_value
 from server.schemas.conversation import Conversation
-from server.schemas.generation import MAX_LOGPROBS, UNSUPPORTED, GenerationRequest
+from server.schemas.generation import HINTS, MAX_LOGPROBS, UNSUPPORTED, GenerationRequest, limit_or_unbounded
 from server.schemas.prediction import Prediction
 from server.schemas.tools import ToolChoiceParam, check_tools
 from server.strict_json import JsonValue
@@ -20,16 +20,24 @@ UNSUPPORTED_IN_CHAT: Mapping[str, tuple[JsonValue, ...]] = {
     "modalities": (["text"],),
     "web_search_options": (),
 }
+INSTEAD_IN_CHAT = {"functions": "tools"}
+HINTS_OF_CHAT = {"chat_template": "Start the server with --chat-template FILE to use another one."}
 
 
 class ChatCompletionRequest(GenerationRequest, Conversation):
     """POST /v1/chat/completions."""
 
     unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {**UNSUPPORTED, **UNSUPPORTED_IN_CHAT}
+    instead: ClassVar[Mapping[str, str]] = {**GenerationRequest.instead, **INSTEAD_IN_CHAT}
+    hints: ClassVar[Mapping[str, str]] = {
+        **HINTS,
+        **HINTS_OF_CHAT,
+        "logprobs": "It is true or false; the number of alternatives goes into 'top_logprobs'.",
+    }
     prompt_field: ClassVar[str] = "messages"
 
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[Annotated[int, Field(ge=1)] | None, limit_or_unbounded(1)] = None
+    max_completion_tokens: Annotated[Annotated[int, Field(ge=1)] | None, limit_or_unbounded(1)] = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     tool_choice: ToolChoiceParam | None = None

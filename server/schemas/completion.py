@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field, model_validator
 
 from server.errors import ApiError, invalid_value, unsupported_parameter
-from server.schemas.generation import MAX_LOGPROBS, UNSUPPORTED, GenerationRequest
+from server.schemas.generation import MAX_LOGPROBS, UNSUPPORTED, GenerationRequest, limit_or_unbounded
 from server.schemas.prompts import prompts_up_to
 from server.strict_json import JsonValue
 
@@ -24,7 +24,7 @@ class CompletionRequest(GenerationRequest):
     prompt_field: ClassVar[str] = "prompt"
 
     prompt: Annotated[list[str] | list[list[int]], prompts_up_to(MAX_PROMPTS)]
-    max_tokens: Annotated[int, Field(ge=0)] | None = 16
+    max_tokens: Annotated[Annotated[int, Field(ge=0)] | None, limit_or_unbounded(0)] = 16
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: bool = False
     best_of: Annotated[int, Field(ge=1)] | None = None

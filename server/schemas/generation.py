@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from server.errors import ApiError, invalid_value
 from server.schemas.constraint_spellings import Kind, fields_of_chat, refused_spellings
@@ -15,6 +15,7 @@ from server.strict_json import JsonValue
 MAX_CHOICES = 128
 MAX_STOP_STRINGS = 32
 MAX_STOP_CHARS = 256
+UNBOUNDED = -1  # as llama.cpp has it, of max_tokens: as many as fit; of truncate_prompt_tokens: as many as leave room
 MAX_STOP_TOKEN_IDS = 256
 MAX_BAD_WORDS = 64
 MAX_SECONDS = 365 * 24 * 3600.0
@@ -43,6 +44,11 @@ HARMLESS: Mapping[str, tuple[JsonValue, ...]] = {
     "stream_reasoning": (False, True),
 }
 
+HINTS: Mapping[str, str] = {
+    "logit_bias": 'It is an object whose keys are token ids as text, such as {"262": -100}; POST /tokenize gives ids.',
+    "stop": "Token ids belong into 'stop_token_ids'.",
+}
+
 CONSTRAINT_FIELDS: Mapping[Kind, str] = {
     "format": "response_format",
     "limit": "max_tokens",
@@ -56,6 +62,16 @@ CONSTRAINT_FIELDS: Mapping[Kind, str] = {
 
 def _one_or_many(value: object) -> object:
     return text_or_list(value, str)
+
+
+def _none_if_unbounded(value: object) -> object:
+    return None if type(value) is int and value == UNBOUNDED else value
+
+
+def limit_or_unbounded(lowest: int) -> BeforeValidator:
+    """Return the validator of a limit on generated tokens, at least `lowest`: UNBOUNDED becomes None."""
+    sent = Annotated[int, Field(ge=lowest)] | Literal[-1] | None
+    return BeforeValidator(_none_if_unbounded, json_schema_input_type=sent)
 
 
 def _distinct(ids: list[int]) -> list[int]:
@@ -76,7 +92,7 @@ Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
 class StreamOptions(RequestModel):
     """Additional content of a stream."""
 
-    model_config = ConfigDict(extra="forbid")
+    harmless: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {"include_obfuscation": (False,)}  # OpenAI's padding
 
     include_usage: bool | None = None
     continuous_usage_stats: bool = False
@@ -88,13 +104,14 @@ class GenerationRequest(StructuredFields):
     unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = UNSUPPORTED
     harmless: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = HARMLESS
     instead: ClassVar[Mapping[str, str]] = fields_of_chat(OTHER_SPELLINGS)
+    hints: ClassVar[Mapping[str, str]] = HINTS
     constraint_fields: ClassVar[Mapping[Kind, str] | None] = CONSTRAINT_FIELDS
     prompt_field: ClassVar[str]  # the name of the field that has the prompt
 
     model: NonemptyName | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    max_tokens: Annotated[Annotated[int, Field(ge=0)] | None, limit_or_unbounded(0)] = None
     min_tokens: Annotated[int, Field(ge=0)] = 0
     temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
@@ -103,6 +120,7 @@ class GenerationRequest(StructuredFields):
     frequency_penalty: Penalty = 0.0
     presence_penalty: Penalty = 0.0
     repetition_penalty: Annotated[float, Field(gt=0.0, le=2.0)] | None = None
+    repeat_penalty: Annotated[float, Field(gt=0.0, le=2.0)] | None = None  # llama.cpp's name for the same
     stop: Annotated[StopStrings, BeforeValidator(_one_or_many, json_schema_input_type=StopString | StopStrings)] = (
         Field(default_factory=list)
     )
@@ -117,7 +135,7 @@ class GenerationRequest(StructuredFields):
     bad_words: Annotated[list[StopString], Field(max_length=MAX_BAD_WORDS)] = Field(default_factory=list)
     skip_special_tokens: bool = True
     return_token_ids: bool = False
-    truncate_prompt_tokens: Annotated[int, Field(ge=1)] | None = None
+    truncate_prompt_tokens: Annotated[int, Field(ge=1)] | Literal[-1] | None = None
     truncation_side: Literal["left", "right"] | None = None
     timeout_s: Seconds | None = None
     queue_timeout_s: Seconds | None = None
@@ -139,6 +157,8 @@ class GenerationRequest(StructuredFields):
             raise invalid_value("'stream_options' requires 'stream': true.", "stream_options")
         if self.prompt_logprobs is not None and self.stream:
             raise invalid_value("'prompt_logprobs' cannot be streamed.", "prompt_logprobs")
+        if None not in (penalties := {self.repetition_penalty, self.repeat_penalty}) and len(penalties) > 1:
+            raise invalid_value("Send only one of 'repetition_penalty' and 'repeat_penalty'.", "repeat_penalty")
         self._check_lengths()
         return self
 
@@ -151,6 +171,11 @@ class GenerationRequest(StructuredFields):
     def completion_limit(self) -> int | None:
         """The largest number of tokens to generate. None: as many as fit after the prompt."""
         return self.max_tokens
+
+    @property
+    def penalty_of_repetition(self) -> float | None:
+        """`repetition_penalty`, under whichever name it was sent."""
+        return self.repeat_penalty if self.repetition_penalty is None else self.repetition_penalty
 
     @property
     def limit_field(self) -> str:

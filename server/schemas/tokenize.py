@@ -7,7 +7,7 @@ from typing import ClassVar
 from pydantic import Field, model_validator
 
 from server.errors import ApiError
-from server.schemas.chat import UNSUPPORTED_IN_CHAT
+from server.schemas.chat import HINTS_OF_CHAT, INSTEAD_IN_CHAT, UNSUPPORTED_IN_CHAT
 from server.schemas.conversation import ChatTemplateKwargs, Conversation, Turns
 from server.schemas.generation import Name
 from server.schemas.tools import Tools, check_tools
@@ -19,6 +19,8 @@ class TokenizeRequest(RequestModel):
     """POST /tokenize: a prompt, or a conversation, which is rendered first."""
 
     unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = UNSUPPORTED_IN_CHAT
+    instead: ClassVar[Mapping[str, str]] = INSTEAD_IN_CHAT
+    hints: ClassVar[Mapping[str, str]] = HINTS_OF_CHAT
     turns_field: ClassVar[str | None] = "messages"
 
     model: Name | None = None

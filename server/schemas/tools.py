@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import BeforeValidator, Field, JsonValue
 from pydantic_core import PydanticCustomError
 
 from server.errors import invalid_value, unsupported_parameter
@@ -38,10 +38,11 @@ class FunctionDefinition(ConstrainingObject):
         return closed({"type": "object", **self.parameters})
 
 
-class Tool(RequestModel):
+class Tool(ConstrainingObject):
     """One tool; functions are the only kind."""
 
-    model_config = ConfigDict(extra="forbid")
+    path: ClassVar[str] = "tools[]"
+    constraint_fields: ClassVar[Mapping[Kind, str] | None] = {"arguments": "function.parameters"}
 
     type: Literal["function"]
     function: FunctionDefinition

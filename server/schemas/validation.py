@@ -12,13 +12,14 @@ from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationErro
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError
 
-from server.errors import ApiError, unknown_parameter, unsupported_parameter
+from server.errors import ApiError, unknown_member, unsupported_parameter
 from server.schemas.constraint_spellings import Kind, other_name
 from server.strict_json import PLAIN_NAME, JsonValue
 
 MAX_UNKNOWN_FIELDS = 32  # names in the header that reports ignored fields
 UNPRINTABLE = "?"  # replaces names that cannot be part of a header
 MISSING = "missing_required_parameter"
+WRONG_FORM = ("invalid_type", "invalid_value")  # codes of values that may be right in another API
 # A required field that is missing, and the one that was sent: the endpoint that takes it.
 _ELSEWHERE = {
     ("messages", "prompt"): "/v1/completions",
@@ -61,9 +62,15 @@ class RequestModel(BaseModel):
     # Fields that proxies add to requests, each with the values that ask for nothing: not reported as ignored.
     harmless: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {}
     instead: ClassVar[Mapping[str, str]] = {}  # fields that do the work of unsupported ones
+    hints: ClassVar[Mapping[str, str]] = {}  # sentences added to errors of fields that other APIs write otherwise
     # The field for each kind of constraint that other APIs name otherwise. None: the endpoint writes no output.
     constraint_fields: ClassVar[Mapping[Kind, str] | None] = None
     turns_field: ClassVar[str | None] = None  # list of a conversation's turns, each of which takes a token or more
+
+    @classmethod
+    def is_idle(cls, name: str, value: JsonValue) -> bool:
+        """Return whether an unknown field asks for nothing with this value, so that it is not reported."""
+        return _is_one_of(value, cls.harmless.get(name, ()))
 
     @property
     def ignored_parts(self) -> list[str]:
@@ -125,11 +132,16 @@ def validate(model_class: type[Model], body: dict[str, JsonValue]) -> Model:
     try:
         return model_class.model_validate(body)
     except ValidationError as error:
-        raise _with_hint(_api_error(error.errors(include_input=False, include_url=False)[0]), body) from None
+        fault = _api_error(error.errors(include_input=False, include_url=False)[0])
+        raise _with_hint(fault, model_class, body) from None
 
 
-def _with_hint(error: ApiError, body: dict[str, JsonValue]) -> ApiError:
-    """Add where a request belongs that has another endpoint's field instead of a required one."""
+def _with_hint(error: ApiError, model_class: type[RequestModel], body: dict[str, JsonValue]) -> ApiError:
+    """Add how to write a field of a wrong form, and where a request belongs that has another endpoint's field instead
+    of a required one."""
+    hint = model_class.hints.get(error.param or "")
+    if hint is not None and error.code in WRONG_FORM:
+        error.message += f" {hint}"
     for (missing, sent), url in _ELSEWHERE.items():
         if error.code == MISSING and error.param == missing and sent in body:
             error.message += f" '{sent}' is a field of {url}."
@@ -139,7 +151,7 @@ def _with_hint(error: ApiError, body: dict[str, JsonValue]) -> ApiError:
 def unknown_fields(model_class: type[RequestModel], body: dict[str, JsonValue]) -> list[str]:
     """Return the unknown names at the top of `body`, fit for a header; unfit names appear as one UNPRINTABLE."""
     known = model_class.model_fields.keys() | model_class.unsupported.keys()
-    idle = {name for name, values in model_class.harmless.items() if _is_one_of(body.get(name), values)}
+    idle = {name for name in model_class.harmless if model_class.is_idle(name, body.get(name))}
     return fit_for_header(body.keys() - known - idle)
 
 
@@ -199,7 +211,8 @@ def _is_one_of(value: JsonValue, harmless: Iterable[JsonValue]) -> bool:
 
 def _hint(model_class: type[RequestModel], name: str) -> str | None:
     other = model_class.instead.get(name)
-    return None if other is None else f"'{name}' is not supported here. Send '{other}' instead."
+    hint = model_class.hints.get(name) if other is None else f"Send '{other}' instead."
+    return None if hint is None else f"'{name}' is not supported here. {hint}"
 
 
 def check_length(items: list[object], limit: int) -> None:
@@ -233,7 +246,7 @@ def _api_error(error: ErrorDetails) -> ApiError:
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         return _unknown_type(param, kind)
     if kind == "extra_forbidden":
-        return unknown_parameter(param)
+        return unknown_member(param)
     if kind in _LENGTH_CODES:
         code, message = _LENGTH_CODES[kind]
         limit = context.get("max_length", context.get("min_length"))

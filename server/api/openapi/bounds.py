@@ -47,7 +47,8 @@ def _add_bounds(schema: Any, facts: Facts, field: str | None) -> Any:
         walked.setdefault("additionalProperties", False)
     if field == "model" and walked.get("type") == "string":
         return {"type": "string", "enum": list(facts.model_names)}
-    return _with_limits(walked, facts, field) if walked.get("type") == "integer" else walked
+    is_bounded = walked.get("type") == "integer" and "const" not in walked
+    return _with_limits(walked, facts, field) if is_bounded else walked
 
 
 def _with_limits(schema: Schema, facts: Facts, field: str | None) -> Schema:

@@ -22,6 +22,7 @@ SAMPLING: Mapping[str, str] = {
     "presence_penalty": "Subtracted once from the logit of each token that the answer already has.",
     "repetition_penalty": f"Divides positive logits, and multiplies negative ones, of tokens that prompt or answer "
     f"already have. {_SERVER_DEFAULT} 1 (no effect).",
+    "repeat_penalty": "What llama.cpp and Ollama call `repetition_penalty`: send one of them. If absent: that field.",
     "seed": "Start of the random numbers. Equal requests with equal seeds give equal tokens. If absent: drawn; the "
     "reply names it.",
     "n": "Number of answers to each prompt. They differ only if temperature is above 0.",
@@ -31,11 +32,12 @@ SAMPLING: Mapping[str, str] = {
 }
 
 LENGTH_AND_END: Mapping[str, str] = {
-    "max_tokens": "Largest number of tokens to generate. If absent: as many as the context has room for.",
-    "CompletionRequest.max_tokens": "Largest number of tokens to generate. null: as many as the context has room for. "
+    "max_tokens": "Largest number of tokens to generate. If absent, or -1: as many as the context has room for.",
+    "CompletionRequest.max_tokens": "Largest number of tokens to generate. -1: as many as the context has room for. "
     "0 is allowed with `echo`.",
     "MessagesRequest.max_tokens": "Largest number of tokens to generate.",
-    "max_completion_tokens": "OpenAI's newer name for `max_tokens`: send one of them. If absent: `max_tokens` applies.",
+    "max_completion_tokens": "OpenAI's newer name for `max_tokens`: send one of them. If absent, or -1: `max_tokens` "
+    "applies.",
     "max_output_tokens": "Largest number of tokens to generate. If absent: as many as the context has room for.",
     "min_tokens": "Number of tokens before which neither the end token nor a stop token may come.",
     "stop": "Text or texts that end the answer. The answer does not include them.",
@@ -43,7 +45,8 @@ LENGTH_AND_END: Mapping[str, str] = {
     "stop_token_ids": "Token ids that end the answer, besides the model's own end token.",
     "include_stop_str_in_output": "Keep the text of `stop` at the end of the answer.",
     "ignore_eos": "Continue after the model's end token, up to the limit. For measurements.",
-    "truncate_prompt_tokens": "Keep only this many tokens of the prompt. If absent, a longer one than fits is a 400.",
+    "truncate_prompt_tokens": "Keep only this many tokens of the prompt; -1: as many as leave room for the answer. If "
+    "absent, a longer one than fits is a 400.",
     **dict.fromkeys((f"{name}.truncate_prompt_tokens" for name in _EMBEDDING), _FIRST_TOKENS),
     "truncation_side": 'The end that `truncate_prompt_tokens` cuts off. If absent: "left", so the last tokens stay.',
     "truncation": '"auto" leaves out as few of the oldest turns as the context requires; "disabled" answers 400.',

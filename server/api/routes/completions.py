@@ -58,7 +58,7 @@ async def _prompts(request: CompletionRequest, builder: JobBuilder) -> list[Prom
         size=sum(map(len, request.prompt_texts)),
         tenant=builder.tenant,
     )
-    ids_of = [truncated(token_ids, request) for token_ids in encoded]
+    ids_of = [truncated(token_ids, request, builder.ready) for token_ids in encoded]
     if not request.echo:
         return [Prompt(token_ids, is_continued=True) for token_ids in ids_of]
     builder.limits(list(map(len, ids_of)))

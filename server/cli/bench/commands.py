@@ -19,7 +19,7 @@ from server.cli.bench.load_flags import (
     VocabSizeFlag,
 )
 from server.cli.bench.steps import SETTINGS, steps_command
-from server.cli.errors import report_error
+from server.cli.errors import INTERRUPTED, report_error
 from server.cli.help_text import WordsCommand
 from server.cli.settings.options import given_settings, settings_command
 
@@ -84,7 +84,7 @@ def serve_command(
 ) -> None:
     """Put load on an OpenAI-style server; report time to first token, gaps between tokens and throughput.
 
-    Exits with 1 if a request failed.
+    Exits with 1 if a request failed. Ctrl-C prints the figures of the requests that have ended.
 
     \b
     smoe bench serve http://127.0.0.1:8000 --clients 1,4,16 --plot chart.png
@@ -121,11 +121,14 @@ def _serve(given: dict[str, Any]) -> int:
         if plot is not None:
             chart.check_available()
         result = uvloop.run(serve.measure(serve.parse_options(given), sys.stderr))
-        if plot is not None:
+        if plot is not None and not result["interrupted"]:
             chart.draw([result], plot)
     except (WorkloadError, HttpError, OSError, chart.ChartError) as error:
         return report_error(error)
     typer.echo(json.dumps(result) if as_json else table(result["runs"]))
+    if result["interrupted"]:
+        typer.echo("smoe: interrupted; the figures are of the requests that had ended", err=True)
+        return INTERRUPTED
     return 1 if any(run["errors"] for run in result["runs"]) else 0
 
 

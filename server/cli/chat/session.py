@@ -4,6 +4,7 @@ import secrets
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from server.cli.api_client import ApiClient, ApiError
 from server.cli.chat import saved
@@ -179,9 +180,18 @@ def new_session_id() -> str:
     return secrets.token_hex(16)
 
 
-def served_model(client: ApiClient) -> str:
-    """Return the first model id of the server. Raises ApiError."""
+def served_model(client: ApiClient, name: str | None = None) -> str:
+    """Return the id of the model or LoRA adapter `name`, or of the server's first model. Raises ApiError."""
+    return str(model_entry(client, name)["id"])
+
+
+def model_entry(client: ApiClient, name: str | None = None) -> dict[str, Any]:
+    """Return what /v1/models says of the model or LoRA adapter `name`, or of the first model. Raises ApiError."""
     try:
-        return str(client.get("/v1/models")["data"][0]["id"])
-    except (LookupError, TypeError):
+        entries: dict[str, dict[str, Any]] = {entry["id"]: entry for entry in client.get("/v1/models")["data"]}
+        first = next(iter(entries))
+    except (LookupError, TypeError, StopIteration):
         raise ApiError("the server lists no model at /v1/models") from None
+    if name is not None and name not in entries:
+        raise ApiError(f"the server has no model {name}, but {', '.join(map(str, entries))}")
+    return entries[first if name is None else name]

@@ -54,19 +54,23 @@ def explain_command(
 ) -> None:
     """Show which experts compute each token of TEXT, with gate logits and weights, for several numbers of experts.
 
-    It asks a server: the one at --url, the one that runs here if it serves MODEL, or one of its own that it starts.
+    It asks a server: the one at --url, where MODEL may be a LoRA adapter, the one that runs here if it serves MODEL, or
+    one of its own that it starts.
 
     \b
     smoe explain smoe-demo "It was not in her power to"
     smoe explain smoe-demo "It was not" --token 3 --off 2:5
     """
     from server.cli.api_client import ApiError
+    from server.model_files.location import model_id
 
+    model = given_settings(context).get("model")
+    name = None if url is None or model is None else model_id(model)
     server: AbstractContextManager[tuple[str | None, str]]
     server = serving(given_settings(context)) if url is None else nullcontext((url, ""))
     try:
         with server as (address, _):
-            lines = _explain(address, api_key, text, token, experts_per_token, off, as_json=as_json)
+            lines = _explain(address, api_key, name, text, token, experts_per_token, off, as_json=as_json)
     except (ApiError, ValueError) as error:
         raise typer.Exit(report_error(error)) from None
     for line in lines:
@@ -76,6 +80,7 @@ def explain_command(
 def _explain(
     url: str | None,
     api_key: str | None,
+    name: str | None,
     text: str,
     token: int | None,
     wanted: Sequence[int],
@@ -87,7 +92,7 @@ def _explain(
     from server.cli.explain import gates, report
 
     client = client_of(url, api_key)
-    model = gates.read_shape(client)
+    model = gates.read_shape(client, name)
     mask = gates.mask_without(off, model)
     numbers = gates.usable_numbers(wanted, model, mask)
     routed = [gates.read_gates(client, model, text, k, mask) for k in numbers]

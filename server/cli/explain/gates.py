@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.cli.api_client import ApiClient, ApiError
+from server.cli.chat.session import model_entry
 
 Mask = list[list[bool]]  # [layers][experts], False: switched off
 
@@ -41,9 +42,9 @@ class RoutedText:
     gates: list[list[Gate]]  # [token][layer]
 
 
-def read_shape(client: ApiClient) -> ModelShape:
-    """Ask the server for its model. Raises ApiError, also for a model without experts."""
-    entry = client.get("/v1/models")["data"][0]
+def read_shape(client: ApiClient, name: str | None = None) -> ModelShape:
+    """Ask the server for the model or adapter `name`, or its first. Raises ApiError, also for one without experts."""
+    entry = model_entry(client, name)
     if not entry.get("num_experts"):
         raise ApiError(f"{entry['id']} has no experts, so there is no routing to explain")
     return ModelShape(entry["id"], entry["num_layers"], entry["num_experts"], entry["experts_per_token"])

@@ -63,7 +63,7 @@ def run_command(
         with serving(given_settings(context)) as (url, at):
             client = client_of(url, None)
             if prompt is None:
-                code = chat_with(client, fields, system, with_stats=stats, at=at)
+                code = chat_with(client, None, fields, system, with_stats=stats, at=at)
             else:
                 code = _answer(client, fields, system, prompt, with_stats=stats)
     except ApiError as error:

@@ -144,6 +144,7 @@ SHARED: dict[str, Row] = {
     "frequency_penalty": Row(2, differs, LONG),
     "presence_penalty": Row(2, differs, LONG),
     "repetition_penalty": Row(2, differs, LONG),
+    "repeat_penalty": Row(2, differs, LONG),
     "stop": Row(a_word_of, lambda b, a: b.text.startswith(a.text) and a_word_of(b) not in a.text),
     "stop_token_ids": Row(lambda b: [b.ids[4]], lambda b, a: a.ids == b.ids[: b.ids.index(b.ids[4]) + 1]),
     "include_stop_str_in_output": Row(True, lambda b, a: a.text == b.text + b.choice["stop_reason"], {"stop": "e"}),

@@ -22,7 +22,7 @@ EXTREMES: dict[str, list[Any]] = {
     "logit_bias": [{str(i): 100 for i in range(VOCAB)}, {str(i): -100 for i in range(VOCAB)}, {"2": 100}, {"0": -0.0}],
     "allowed_token_ids": [[2], [VOCAB - 1], [0] * 5000],
     "bad_words": [[" "], ["\0", "e"]],
-    "truncate_prompt_tokens": [1, 2**63 - 1],
+    "truncate_prompt_tokens": [-1, 1, 2**63 - 1],
     "ignore_eos": [True],
     "echo": [True],
     "stream": [True],

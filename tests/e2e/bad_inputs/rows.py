@@ -84,6 +84,11 @@ def integers(name: str, low: int, high: int | None) -> list[tuple[Body, str, str
     return [*each(name, NO_INT, TYPE), *below, *above]
 
 
+def bounds_on_tokens(name: str, low: int) -> list[tuple[Body, str, str | None]]:
+    """Return cases of an integer field of which -1 sets no bound."""
+    return [*[case for case in integers(name, low, None) if case[0] != {name: -1}], *each(name, [-2], BELOW)]
+
+
 def numbers(name: str, below: list[float], above: list[float]) -> list[tuple[Body, str, str | None]]:
     """Return cases of a number field: outside its range, and other types."""
     return [*each(name, NO_NUMBER, TYPE), *each(name, below, NUMBER_BELOW), *each(name, above, NUMBER_ABOVE)]

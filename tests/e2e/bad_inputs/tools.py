@@ -11,7 +11,6 @@ from tests.e2e.bad_inputs.rows import (
     TOO_LONG,
     TOO_MANY,
     TYPE,
-    UNKNOWN,
     UNSUPPORTED,
     VALUE,
     Body,
@@ -55,7 +54,7 @@ TOOL_ROWS: dict[str, Row] = {
             *[(with_tools(tool(parameters=value)), TYPE, PARAMETERS) for value in (5, [], "Zebra")],
             *[(with_tools(tool(parameters={"type": value})), VALUE, PARAMETERS) for value in ("string", 5, ["object"])],
             (with_tools(tool(strict="Zebra")), TYPE, "tools[0].function.strict"),
-            (with_tools({**tool(), "x": 1}), UNKNOWN, "tools[0].x"),
+            (with_tools({**tool(), "input_schema": {"type": "string"}}), UNSUPPORTED, "tools[].input_schema"),
             *[
                 (
                     with_tools(tool(parameters={"properties": {"a": schema}, "required": ["a"]}, strict=True)),

@@ -57,6 +57,16 @@ RESULT = {"role": "tool", "tool_call_id": "1", "content": "b"}
             {"messages": [HELLO], "tools": [{"type": "function", "function": {**FUNCTION, "examples": []}}]},
             ["tools[].function.examples"],
         ),
+        (
+            ChatCompletionRequest,
+            {"messages": [HELLO], "tools": [{"type": "function", "function": FUNCTION, "cache_control": {}}]},
+            ["tools[].cache_control"],
+        ),
+        (
+            CompletionRequest,
+            {"prompt": "a", "stream": True, "stream_options": {"include_obfuscation": False, "zoo": 1}},
+            ["stream_options.zoo"],
+        ),
         (ResponsesRequest, {"input": [{**HELLO, "id": "x"}, {**HELLO, "id": None}]}, ["input[].id"]),
         (
             ResponsesRequest,

@@ -26,7 +26,13 @@ def test_a_url_that_is_nearly_right_names_the_right_one(path: str, instead: str)
 
 @pytest.mark.parametrize(
     ("path", "named"),
-    [("/api/pull", "Ollama"), ("/api/blobs/a", "Ollama"), ("/infill", "llama-server"), ("/generate", "TGI")],
+    [
+        ("/api/pull", "Ollama"),
+        ("/api/blobs/a", "Ollama"),
+        ("/api/v0/models", "LM Studio"),
+        ("/infill", "llama-server"),
+        ("/generate", "TGI"),
+    ],
 )
 def test_the_urls_of_other_servers_say_whose_they_are_and_what_to_call(path: str, named: str) -> None:
     hint = url_hint(path, PATHS)

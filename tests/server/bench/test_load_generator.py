@@ -46,7 +46,14 @@ def test_chunks_with_text_have_a_time_and_usage_gives_the_counts() -> None:
     ]
     timing = timing_of(HEAD + b"".join(events) + DONE)
     assert (timing.error, len(timing.chunk_s), timing.prompt_tokens, timing.output_tokens) == (None, 2, 4, 2)
+    assert not timing.counts_chunks
     assert timing.end_s >= timing.chunk_s[-1] >= timing.chunk_s[0] > 0
+
+
+def test_without_usage_each_chunk_with_text_counts_as_a_token() -> None:
+    events = [event(choices=[{"text": text}]) for text in ("a", "", "b", "c")]
+    timing = timing_of(HEAD + b"".join(events) + DONE)
+    assert (timing.error, timing.prompt_tokens, timing.output_tokens, timing.counts_chunks) == (None, 0, 3, True)
 
 
 @pytest.mark.parametrize(

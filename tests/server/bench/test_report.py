@@ -52,3 +52,11 @@ def test_the_table_of_a_busy_server_fits_a_terminal_of_80_columns() -> None:
     assert max(map(len, lines)) <= 80
     assert "12346/12346" in lines[-1] and "1111/1111" in lines[-1], "milliseconds without digits that say nothing"
     assert len(lines[-1].split()) == 9, "no column runs into the next"
+
+
+@pytest.mark.parametrize("counts_chunks", [True, False])
+def test_the_table_says_that_chunks_were_counted(counts_chunks: bool) -> None:
+    timing = RequestTiming(0.0, [0.5], 1.0, output_tokens=1, counts_chunks=counts_chunks)
+    text = table([{"load": "1 client", **summary([timing], 1.0)}])
+    assert ("no usage" in text) == counts_chunks
+    assert max(map(len, text.splitlines())) <= 80

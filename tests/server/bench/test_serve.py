@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from server.bench.http_client import HttpError
+from server.bench.progress import RunProgress
 from server.bench.serve import measure, parse_options
 from server.bench.workload import WorkloadError
 from server.cli.main import app
@@ -112,6 +113,50 @@ def test_a_server_that_rejects_the_warm_up_is_not_measured() -> None:
 def test_an_invalid_option_is_named(given: dict[str, Any], part: str) -> None:
     with pytest.raises(WorkloadError, match=part):
         parse_options(DEFAULTS | given)
+
+
+def interrupted_after(num_requests: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Measure with one client, and cancel as Ctrl-C does when so many requests have ended."""
+
+    async def scenario() -> dict[str, Any]:
+        async with asyncio.timeout(30), listening(state_around(endless())) as url:
+            options = parse_options(DEFAULTS | {"url": url, "clients": "1,2", "requests": 7})
+            measurement = asyncio.create_task(measure(options, io.StringIO()))
+            ended: list[RunProgress] = []
+
+            def request_ended(progress: RunProgress) -> None:
+                ended.append(progress)
+                if len(ended) == num_requests:
+                    measurement.cancel()
+
+            monkeypatch.setattr(RunProgress, "request_ended", request_ended)
+            return await measurement
+
+    return asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("num_requests", "expected"), [(3, [("1 client", 3)]), (8, [("1 client", 7), ("2 clients", 1)])]
+)
+def test_after_ctrl_c_the_figures_are_of_the_requests_that_had_ended(
+    num_requests: int, expected: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = interrupted_after(num_requests, monkeypatch)
+    assert result["interrupted"]
+    assert [(run["load"], run["requests"]) for run in result["runs"]] == expected
+    assert all(run["output_tokens"] > 0 for run in result["runs"])
+
+
+def test_ctrl_c_prints_the_table_and_has_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = interrupted_after(3, monkeypatch)
+
+    async def measured_until_then(*_: object) -> dict[str, Any]:
+        return result
+
+    monkeypatch.setattr("server.bench.serve.measure", measured_until_then)
+    printed = command("serve", "http://127.0.0.1:1")
+    assert (printed.exit_code, printed.stderr.count("\n")) == (130, 1)
+    assert "1 client" in printed.stdout and "interrupted" in printed.stderr
 
 
 def command(*arguments: str) -> Result:

@@ -68,6 +68,16 @@ def test_the_checkpoints_defaults_apply_to_fields_that_the_request_omits(tmp_pat
     assert load_generation_defaults(tmp_path) == GenerationDefaults()
 
 
+def test_a_repetition_penalty_has_llama_cpps_name_too() -> None:
+    bodies: list[dict[str, JsonValue]] = [{"repeat_penalty": 1.3}, {"repeat_penalty": 1.3, "repetition_penalty": 1.3}]
+    for body in bodies:
+        request = validate(CompletionRequest, {**PROMPT, **body})
+        params = sampling_params(
+            request, max_tokens=1, seed=0, prompt_index=0, choice_index=0, defaults=GenerationDefaults()
+        )
+        assert params.repetition_penalty == 1.3
+
+
 def test_extreme_values_become_harmless_ones() -> None:
     extreme: dict[str, JsonValue] = {"repetition_penalty": 1e-320, "top_k": 2**62}
     request = validate(CompletionRequest, {**PROMPT, **extreme})

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from server.errors import ApiError
 from server.schemas import CompletionRequest, validate
 from tests.support.requests import PROMPT, refusal
 
@@ -40,6 +41,11 @@ SCHEMA = {"type": "object"}
 )
 def test_a_format_that_is_incomplete_or_ambiguous_is_a_400(fields: dict[str, Any], param: str, code: str) -> None:
     assert refusal(CompletionRequest, PROMPT | fields) == (param, code)
+
+
+def test_an_unknown_field_of_a_format_is_refused_with_the_reason() -> None:
+    with pytest.raises(ApiError, match=r"'response_format.schma' is unknown.*could be a constraint"):
+        validate(CompletionRequest, PROMPT | {"response_format": {"type": "text", "schma": {}}})
 
 
 @pytest.mark.parametrize("schema", [SCHEMA, ' {"type": "object"}'])

@@ -1,5 +1,6 @@
 """server/schemas/validation.py: every body is a request or a 400, and unknown names are reported."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -50,3 +51,28 @@ def test_any_body_is_a_request_or_a_400_that_does_not_repeat_it(body: dict[str, 
         for candidate in (body, marked, {**PROMPT, **CHAT, **body}):
             error = error_of(model, candidate)
             assert error is None or (error.status == 400 and "secret-marker" not in error.message)
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "hint"),
+    [
+        (CompletionRequest, {"logit_bias": {"hello": -100}}, "keys are token ids"),
+        (ChatCompletionRequest, {"logit_bias": [[5, 1]]}, "keys are token ids"),
+        (CompletionRequest, {"stop": [5, 6]}, "'stop_token_ids'"),
+        (ChatCompletionRequest, {"logprobs": 5}, "'top_logprobs'"),
+        (ChatCompletionRequest, {"functions": [{"name": "f"}]}, "Send 'tools' instead"),
+        (ChatCompletionRequest, {"chat_template": "x"}, "--chat-template"),
+        (TokenizeRequest, {"chat_template": "x"}, "--chat-template"),
+        (TokenizeRequest, {"functions": [{"name": "f"}]}, "Send 'tools' instead"),
+    ],
+    ids=str,
+)
+def test_a_form_of_another_api_gets_a_hint(model: type[RequestModel], fields: dict[str, JsonValue], hint: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        validate(model, {**(PROMPT if model is CompletionRequest else CHAT), **fields})
+    assert hint in caught.value.message
+
+
+def test_a_value_out_of_range_gets_no_hint() -> None:
+    with pytest.raises(ApiError, match=r"at most 100\.0\.$"):
+        validate(CompletionRequest, {**PROMPT, "logit_bias": {"5": 101}})

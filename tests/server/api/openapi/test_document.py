@@ -48,6 +48,7 @@ def test_bounds_are_those_of_the_model_that_is_served() -> None:
     assert properties["model"]["anyOf"][0]["enum"] == [MODEL]
     assert properties["stop_token_ids"]["anyOf"][0]["items"]["maximum"] == 99
     assert properties["max_tokens"]["anyOf"][0] == {"type": "integer", "minimum": 0, "maximum": 50}
+    assert properties["max_tokens"]["anyOf"][1] == {"type": "integer", "const": -1}
     assert properties["seed"]["anyOf"][0]["maximum"] == 2**63 - 1
     assert properties["suffix"] == {"enum": ["", None], "description": NOT_SUPPORTED}
     assert {"type": "null"} in properties["stream"]["anyOf"]
