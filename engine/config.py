@@ -54,6 +54,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     sliding_window: Literal["model", "none"] | int = "model"  # "model": from the checkpoint's config
     experts_per_token: int | None = None  # of requests without their own; None: from the checkpoint's config
     lora: dict[str, str] = {}  # directories of LoRA adapters by name
+    drop_bad_adapters: bool = False  # start without those that cannot be loaded; of an engine that replaces another
     # Memory of processes and requests, see engine/capacity/memory_share.py. 0: not planned.
     server_bytes: int = 0
     ample_server_bytes: int = 0

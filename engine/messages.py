@@ -72,6 +72,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     checkpoint_files: str = ""  # digest that changes when a file of the checkpoint is replaced or written
     memory_share: float = 1.0  # of the usual memory for requests: less where the memory limit is too small for it
     adapters: dict[str, str] = {}  # digests of the LoRA adapters by name
+    dropped_adapters: dict[str, str] = {}  # why these adapters of the config are not loaded, by name
     expert_slots: int = 0  # experts that fit memory, where the others are read when they are needed
 
 

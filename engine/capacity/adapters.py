@@ -7,15 +7,24 @@ from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from model.checkpoint.adapter.config import read_adapter_config
 from model.checkpoint.adapter.tensors import read_adapter_tensors
+from model.checkpoint.errors import CheckpointError
 from model.config import ModelConfig
 
 
 def adapter_bytes(config: EngineConfig, model: ModelConfig) -> dict[str, int]:
     """Return the bytes that each adapter takes in memory, by name.
 
-    Raises CheckpointError for one that cannot be served, as far as its config and header show.
+    Raises CheckpointError for one that cannot be served, as far as its config and header show; where bad ones are
+    dropped, it has no entry.
     """
-    return {name: _bytes_of(Path(path), model) for name, path in config.lora.items()}
+    sizes = {}
+    for name, directory in config.lora.items():
+        try:
+            sizes[name] = _bytes_of(Path(directory), model)
+        except CheckpointError:
+            if not config.drop_bad_adapters:
+                raise
+    return sizes
 
 
 def _bytes_of(directory: Path, model: ModelConfig) -> int:

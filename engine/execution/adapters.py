@@ -18,8 +18,9 @@ from model.lora.rows import AdapterRows
 class AdapterStore:
     """Adapters by name, and by digest, the name by which requests refer to them. Names of equal files share one."""
 
-    def __init__(self, adapters: Mapping[str, Adapter] | None = None) -> None:
+    def __init__(self, adapters: Mapping[str, Adapter] | None = None, dropped: Mapping[str, str] | None = None) -> None:
         adapters = adapters or {}
+        self.dropped = dict(dropped or {})  # why others of the configuration are not loaded, by name
         self.digests = {name: adapter.digest for name, adapter in adapters.items()}  # by name
         self._adapters = {adapter.digest: adapter for adapter in adapters.values()}
 

@@ -18,14 +18,20 @@ NOT_LOADED = "out of memory while the adapter was loaded"
 
 
 def load_adapters(config: EngineConfig, model: ModelConfig, backend: str) -> AdapterStore:
-    """Load all adapters of the configuration. Raises CheckpointError for a bad one, EngineConfigError if this engine
-    computes none."""
+    """Load all adapters of the configuration. Raises CheckpointError for a bad one, unless bad ones are dropped, and
+    EngineConfigError if this engine computes none."""
     if config.lora and (reason := why_no_adapters(config, backend)):
         raise EngineConfigError(f"--lora: {reason}")
-    free_bytes = HostMemory().free_bytes
-    return AdapterStore(
-        {name: load_adapter(Path(path), model, free_bytes(), empty) for name, path in config.lora.items()}
-    )
+    adapters: dict[str, Adapter] = {}
+    dropped: dict[str, str] = {}
+    for name, directory in config.lora.items():
+        try:
+            adapters[name] = load_adapter(Path(directory), model, HostMemory().free_bytes(), empty)
+        except (CheckpointError, MemoryError) as error:
+            if not config.drop_bad_adapters:
+                raise
+            dropped[name] = str(error) if isinstance(error, CheckpointError) else NOT_LOADED
+    return AdapterStore(adapters, dropped)
 
 
 class AdapterLoading:

@@ -44,6 +44,7 @@ def ready_message(config: EngineConfig, loaded: LoadedModel) -> Ready:
         checkpoint_files=loaded.checkpoint.files,
         memory_share=limits.memory_share,
         adapters=loaded.runner.adapters.digests,
+        dropped_adapters=loaded.runner.adapters.dropped,
         expert_slots=loaded.experts.num_slots if loaded.experts else 0,
     )
 

@@ -103,6 +103,20 @@ class EngineSupervisor:
         self._set_adapters(directories, digests)
         return digest
 
+    def _take_adapters(self, restarted: Ready) -> None:
+        """Name the adapters that a restarted engine has from now on, and log which ones changed. Requests that were
+        prepared for other files name their digest, which the engine does not have: they end with an error."""
+        assert self.ready is not None
+        for name, digest in self.ready.adapters.items():  # without those that were unloaded while it loaded
+            directory = self._directories().get(name)
+            if name not in restarted.adapters:
+                reason = restarted.dropped_adapters.get(name, "it was not loaded")
+                logger.warning("the LoRA adapter %s is served no more: %s", ascii(name), reason)
+                self.remove_adapter(name)
+            elif restarted.adapters[name] != digest:
+                logger.warning("the LoRA adapter %s has other files than before: %s", ascii(name), directory)
+                self._set_adapters(self._directories(), self.ready.adapters | {name: restarted.adapters[name]})
+
     def _directories(self) -> dict[str, str]:
         assert self._start_message is not None
         return dict(self._start_message.config.lora)
@@ -144,7 +158,8 @@ class EngineSupervisor:
             return
         if self.ready is not None:
             logger.warning("the engine is ready again")
-            ready = msgspec.structs.replace(ready, adapters=self.ready.adapters)  # one was unloaded while it loaded
+            self._take_adapters(ready)
+            ready = msgspec.structs.replace(ready, adapters=self.ready.adapters)
         self.ready, self.is_serving, self._ready_s = ready, True, time.monotonic()
         self._set_status(EngineStatus("ready", "", ready.weight_bytes, ready.weight_bytes))
         self._events.on_ready()
@@ -193,7 +208,7 @@ class EngineSupervisor:
         self._events.on_restart()
         assert self._start_message is not None and self.ready is not None
         try:
-            await self._process.start(_with_limits(self._start_message, self.ready))
+            await self._process.start(_for_restart(self._start_message, self.ready))
         except OSError as error:
             self._process.fail(ProcessExit(f"the engine process cannot be started: {error.strerror}"))
 
@@ -247,14 +262,15 @@ def _difference(first: Ready, restarted: Ready) -> str:
     """Return why the restarted engine would give other results than the first one; empty if it does not."""
     if first.checkpoint_files != restarted.checkpoint_files:
         return "the checkpoint's files were replaced while the server was running"
-    if any(restarted.adapters.get(name) != digest for name, digest in first.adapters.items()):
-        return "the files of a LoRA adapter were replaced while the server was running"
     if first.fingerprint != restarted.fingerprint:
         return "the restarted engine has other numerics than the first one"
     return ""
 
 
-def _with_limits(start: Start, ready: Ready) -> Start:
-    """The start message with the limits that the first process derived: requests were accepted under them."""
-    config = msgspec.structs.replace(start.config, num_kv_blocks=ready.num_blocks, max_model_len=ready.max_model_len)
+def _for_restart(start: Start, ready: Ready) -> Start:
+    """The start message with the limits that the first process derived, under which requests were accepted. Adapters
+    whose files are gone are left out: the others are served on."""
+    config = msgspec.structs.replace(
+        start.config, num_kv_blocks=ready.num_blocks, max_model_len=ready.max_model_len, drop_bad_adapters=True
+    )
     return msgspec.structs.replace(start, config=config)

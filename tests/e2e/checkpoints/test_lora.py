@@ -1,5 +1,8 @@
 """A server with LoRA adapters: chosen by `model` at every endpoint, listed, and named in the fingerprint."""
 
+import os
+import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,8 +12,9 @@ import pytest
 
 from model.checkpoint.config_file import load_config
 from tests.support.checkpoints.adapters import random_tensors, save_adapter
+from tests.support.conditions import wait_until
 from tests.support.paths import DEMO
-from tests.support.servers.running import MODEL, RunningServer, forked_server
+from tests.support.servers.running import MODEL, RunningServer, forked_server, wait_until_ready
 
 COMPLETION = {"prompt": "It is a truth universally acknowledged, that a single man", "max_tokens": 20, "temperature": 0}
 
@@ -89,3 +93,30 @@ def test_an_adapter_that_is_unloaded_finishes_its_requests_and_can_be_loaded_aga
                 assert list(lines)[-2:] == ["data: [DONE]", ""]
         wrong = client.post("/v1/load_lora_adapter", json={"lora_name": "bad", "lora_path": str(adapters[0] / "no")})
         assert wrong.status_code == 400 and "adapter_config.json is missing" in wrong.json()["error"]["message"]
+
+
+def test_a_crash_of_the_engine_costs_only_the_adapters_whose_files_are_gone(
+    lora_server: RunningServer, tmp_path: Path
+) -> None:
+    config = load_config(DEMO)[0]
+    seeds = {"gone": 3, "changed": 4}
+    folders = {name: save_adapter(tmp_path / name, random_tensors(config, 2, seed)) for name, seed in seeds.items()}
+    with httpx.Client(base_url=lora_server.url, timeout=120) as client:
+        for name, folder in folders.items():
+            client.post("/v1/load_lora_adapter", json={"lora_name": name, "lora_path": str(folder)}).raise_for_status()
+        names = [MODEL, "sql", "poems", "changed"]
+        before = {name: client.post("/v1/completions", json={"model": name, **COMPLETION}).json() for name in names}
+        shutil.rmtree(folders["gone"])
+        save_adapter(folders["changed"], random_tensors(config, 2, 5))
+        os.kill(lora_server.engine_pid, signal.SIGKILL)
+        wait_until(lambda: client.get("/health/ready").status_code == 503)
+        wait_until_ready(lora_server)
+        assert [entry["id"] for entry in client.get("/v1/models").json()["data"]] == names
+        assert client.post("/v1/completions", json={"model": "gone", **COMPLETION}).status_code == 404
+        after = {name: client.post("/v1/completions", json={"model": name, **COMPLETION}).json() for name in names}
+        for name in names:
+            is_same = after[name]["system_fingerprint"] == before[name]["system_fingerprint"]
+            assert is_same == (_answer(after[name]) == _answer(before[name])) == (name != "changed")
+    log = lora_server.log.read_text()
+    assert f"the LoRA adapter 'gone' is served no more: {folders['gone']}" in log
+    assert f"the LoRA adapter 'changed' has other files than before: {folders['changed']}" in log

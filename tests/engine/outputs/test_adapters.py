@@ -15,6 +15,7 @@ from engine.engine import Engine
 from engine.errors import EngineConfigError, RequestRejectedError
 from engine.messages import AdapterLoaded, LoadAdapter
 from engine.startup.adapters import load_adapters
+from engine.startup.description import ready_message
 from engine.types import Request
 from engine.types import SamplingParams as TokenSamplingParams
 from model.checkpoint.config_file import load_config
@@ -22,6 +23,7 @@ from model.checkpoint.errors import CheckpointError
 from smoe import Completion, LocalEngine, SamplingParams
 from tests.support.checkpoints.adapters import merge, random_tensors, save_adapter
 from tests.support.checkpoints.mixtral import Shape, random_model, save_in_layout
+from tests.support.checkpoints.packs import make_pack
 from tests.support.conditions import wait_until
 
 PARAMS = SamplingParams(max_tokens=20, temperature=0, ignore_eos=True, num_logprobs=0)
@@ -141,3 +143,38 @@ def test_an_engine_that_computes_no_adapters_refuses_to_start(folders: dict[str,
         load_adapters(msgspec.structs.replace(config, tensor_parallel_size=2), model, "native")
     with pytest.raises(CheckpointError, match=r"nowhere/adapter_config\.json is missing"):
         Engine.load(EngineConfig(model=str(checkpoint), lora={"a": str(checkpoint / "nowhere")}))
+
+
+@pytest.mark.parametrize("is_pack", [False, True])
+def test_an_engine_that_replaces_another_starts_without_the_adapters_that_it_cannot_load(
+    checkpoint: Path, folders: dict[str, str], tmp_path: Path, is_pack: bool
+) -> None:
+    """Faults of the header and of values, with experts that are read when they are needed too."""
+    tensors = random_tensors(load_config(checkpoint)[0], seed=3)
+    next(iter(tensors.values()))[0, 0] = torch.nan
+    damaged = save_adapter(tmp_path / "nan", tensors)
+    lora = {"gone": str(tmp_path / "gone"), "sql": folders["sql"], "damaged": str(damaged)}
+    model = make_pack(checkpoint, tmp_path / "pack") if is_pack else checkpoint
+    config = EngineConfig(
+        model=str(model), lora=lora, dtype="float32", num_kv_blocks=80, expert_memory="auto" if is_pack else None
+    )
+    for name in ("gone", "damaged"):
+        with pytest.raises(CheckpointError):
+            Engine.load(msgspec.structs.replace(config, lora={name: lora[name]}))
+    loaded = Engine.load(msgspec.structs.replace(config, drop_bad_adapters=True)).loaded
+    ready = ready_message(config, loaded)
+    assert list(ready.adapters) == ["sql"]
+    assert list(ready.dropped_adapters) == ["gone", "damaged"]
+    assert "NaN" in ready.dropped_adapters["damaged"] and "gone" in ready.dropped_adapters["gone"]
+
+
+def test_adapters_that_need_more_memory_than_there_is_are_left_out(
+    checkpoint: Path, folders: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("engine.startup.adapters.load_adapter", fail)
+    config = EngineConfig(model="m", lora=folders, drop_bad_adapters=True)
+    store = load_adapters(config, load_config(checkpoint)[0], "native")
+    assert store.dropped == dict.fromkeys(folders, "out of memory while the adapter was loaded")

@@ -13,7 +13,7 @@ from server.engine_client import restart_policy
 from server.engine_client.inflight import CULPRIT_ERROR
 from server.engine_client.output_collector import EngineDied
 from server.engine_client.restart_policy import MAX_FAILED_STARTS
-from server.engine_client.supervisor import _with_limits
+from server.engine_client.supervisor import _for_restart
 from server.engine_client.watchdog import WatchdogTimeouts
 from tests.support.servers.fake_engine_process import KILLS, KILLS_LATER, QUEUES, READY, STOPS
 from tests.support.servers.watched_engine import Watched, collect, run, started
@@ -192,7 +192,7 @@ def test_a_later_engine_gets_the_limits_of_the_first() -> None:
             await engine.reach("ready")
             supervisor = engine.client._supervisor
             assert supervisor._start_message is not None and supervisor.ready is not None
-            config = _with_limits(supervisor._start_message, supervisor.ready).config
+            config = _for_restart(supervisor._start_message, supervisor.ready).config
             assert (config.num_kv_blocks, config.max_model_len) == (READY.num_blocks, READY.max_model_len)
 
     run(scenario)
@@ -289,10 +289,7 @@ def test_request_ids_do_not_overflow() -> None:
     run(scenario)
 
 
-@pytest.mark.parametrize(
-    ("mode", "what"),
-    [("replaced", "checkpoint's files were replaced"), ("slower", "other numerics"), ("adapted", "LoRA adapter were")],
-)
+@pytest.mark.parametrize(("mode", "what"), [("replaced", "checkpoint's files were replaced"), ("slower", "other num")])
 def test_a_restarted_engine_with_other_weights_or_numerics_never_serves(tmp_path: Path, mode: str, what: str) -> None:
     async def scenario() -> None:
         async with started(f"then-{mode}:{tmp_path / 'lived'}", restarts=True) as engine:
@@ -304,5 +301,40 @@ def test_a_restarted_engine_with_other_weights_or_numerics_never_serves(tmp_path
             with pytest.raises(EngineDied):
                 await collect(waiting)
             assert engine.phases == ["loading", "ready", "restarting", "dead"]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("mode", "adapters", "what"),
+    [
+        ("adapted", {"sql": "other"}, "the LoRA adapter 'sql' has other files than before"),
+        ("dropped", {}, "the LoRA adapter 'sql' is served no more: /adapters/sql is gone"),
+    ],
+)
+def test_a_restarted_engine_serves_the_adapters_that_it_could_load(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: str, adapters: dict[str, str], what: str
+) -> None:
+    async def scenario() -> None:
+        async with started(f"then-{mode}:{tmp_path / 'lived'}", restarts=True) as engine:
+            await engine.reach("ready")
+            await lose(engine)
+            await engine.reach("ready")
+            assert engine.client.ready is not None and engine.client.ready.adapters == adapters
+            assert any(record.getMessage().startswith(what) for record in caplog.records)
+            [output] = await ends(engine, [None])
+            assert output is not None and output.token_ids == solo(0)
+
+    run(scenario)
+
+
+def test_an_adapter_that_was_unloaded_while_an_engine_restarts_does_not_come_back(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with started("count", restarts=True) as engine:
+            await engine.reach("ready")
+            await lose(engine)
+            engine.client.unload_adapter("sql")
+            await engine.reach("ready")
+            assert engine.client.ready is not None and engine.client.ready.adapters == {}
 
     run(scenario)

@@ -106,7 +106,7 @@ SYSTEM_BUGS = [
     bug(
         "the limits change with the restart",
         _SUPERVISOR + "_restart",
-        "_with_limits(self._start_message, self.ready)",
+        "_for_restart(self._start_message, self.ready)",
         "self._start_message",
     ),
     bug("two engines run at once", _SUPERVISOR + "_restart", "await previous.end()", "'ends'"),

@@ -11,6 +11,7 @@ prompt's length. Modes:
 - mute: it stops reading and writing while it loads
 - die: it exits at the first request
 - replaced, slower, adapted: the weights, the numerics or the LoRA adapters are others
+- dropped: the LoRA adapter could not be loaded
 - once-MODE:FILE: the first process creates the file and has the mode, later ones count
 - then-MODE:FILE: the first process creates the file and counts, later ones have the mode
 A prompt that contains one of the tokens KILLS, KILLS_LATER, QUEUES or STOPS has that effect.
@@ -156,6 +157,7 @@ def load(connection: socket.socket, mode: str) -> None:
         "replaced": {"checkpoint_files": "other", "fingerprint": "other"},
         "slower": {"fingerprint": "other"},
         "adapted": {"adapters": {"sql": "other"}},
+        "dropped": {"adapters": {}, "dropped_adapters": {"sql": "/adapters/sql is gone"}},
     }
     connection.sendall(encode_frame(msgspec.structs.replace(READY, **others.get(mode, {}))))
 
