@@ -49,7 +49,7 @@ from server.lifecycle.shutdown import Shutdown
 from server.lifecycle.startup_report import StartupReport, held_bytes, lines_when_ready
 from server.lifecycle.text_frontend import load_texts
 from server.lifecycle.trace_export import start_tracing
-from server.model_files.location import described, model_id
+from server.model_files.location import described
 from server.observability.access_log import AccessLog
 from server.observability.cached_weights import CachedWeightsProbe
 from server.observability.log_stream import NonBlockingStream
@@ -93,7 +93,7 @@ class Server:
         self._inherited = inherited
         self._flush_s = min(FLUSH_S, settings.shutdown_timeout / 2)
         self._report = StartupReport(output, style=settings.log_format)
-        self._names = settings.served_model_name or (model_id(settings.model),)
+        self._names = settings.model_names
         self._tracing = start_tracing(settings.otlp_traces_endpoint, VERSION, self._names[0])
         self._access_log = AccessLog(listener=self._tracing)
         self._metrics = Metrics(self._names[0], settings.metrics_compat)

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FilePath, PositiveInt, model_validator
 
+from server.model_files.location import model_id
 from server.settings.value_types import (
     ApiKeyFile,
     Bytes,
@@ -341,8 +342,8 @@ class Settings(BaseModel):
             raise ValueError("--ssl-keyfile and --ssl-certfile need each other: give both")
         if len(set(self.api_keys)) != len(self.api_keys):
             raise ValueError("--api-key-file: has the same key twice, or one of --api-key")
-        if both := self.adapter_directories.keys() & set(self.served_model_name):
-            raise ValueError(f"--lora {min(both)}: --served-model-name has the same name")
+        if both := self.adapter_directories.keys() & set(self.model_names):
+            raise ValueError(f"--lora {min(both)}: the model itself has this name; choose another for the adapter")
         if self.metrics_auth and not self.api_keys:
             raise ValueError("--metrics-auth needs an --api-key or --api-key-file to require")
         self._check_hosts()
@@ -358,6 +359,11 @@ class Settings(BaseModel):
             raise ValueError(
                 f"--nnodes {nodes} needs a --tensor-parallel-size that it divides, such as {nodes}; it is {ranks}"
             )
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """Names of the model itself, by which requests ask for it."""
+        return self.served_model_name or (model_id(self.model),)
 
     @property
     def adapter_directories(self) -> dict[str, Path]:

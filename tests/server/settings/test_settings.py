@@ -63,10 +63,20 @@ def test_a_bad_value_is_refused_in_one_line_that_names_the_flag(name: str, value
         {"num_kv_blocks": "5", "kv_cache_memory_bytes": "1GiB"},
         {"ssl_keyfile": __file__},
         {"metrics_auth": True},
+        {"lora": ["sql=/a"], "served_model_name": ["x", "sql"]},
+        {"lora": ["smoe-demo=/a"]},
+        {"lora": ["Mixtral-8x7B=/a"], "model": "/nowhere/Mixtral-8x7B.gguf", "served_model_name": ["Mixtral-8x7B"]},
     ],
 )
 def test_flags_that_contradict_each_other_are_refused(flags: dict[str, object]) -> None:
     assert "--" in refusal(flags)
+
+
+def test_an_adapter_may_have_a_name_that_the_model_does_not_use() -> None:
+    flags = {"lora": ["smoe-demo=/a"], "served_model_name": ["x"]}
+    assert load_settings(flags).model_names == ("x",)
+    assert load_settings({}).model_names == ("smoe-demo",)
+    assert "--lora smoe-demo: the model itself" in refusal({"lora": ["smoe-demo=/a"]})
 
 
 def test_names_and_addresses_are_hosts() -> None:
