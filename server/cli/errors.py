@@ -15,3 +15,13 @@ def report_error(error: Exception) -> int:
     """Print the error in one line and return the exit code."""
     typer.echo(f"{colours_of(sys.stderr).bad('smoe:')} {escape_controls(str(error))}", err=True, color=True)
     return EXIT_CODE
+
+
+def report_logged_error(error: Exception, log_format: str) -> None:
+    """Print the error in one line of the server's log."""
+    if log_format != "json":
+        report_error(error)
+        return
+    from server.observability.log_stream import json_line  # most commands write no log
+
+    typer.echo(json_line(f"smoe: {error}"), err=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from server.cli.errors import report_error
+from server.cli.errors import report_error, report_logged_error
 from server.cli.settings.loading import load_settings
 from server.settings.settings import Settings
 from server.settings.sources import SettingsError, launcher_attempt, origins
@@ -33,7 +33,7 @@ def run(flags: Mapping[str, Any], config: Path | None, started_s: float) -> int:
 
         return serve(settings, started_s, launcher_attempt=attempt)
     except StartError as error:
-        report_error(error)
+        report_logged_error(error, settings.log_format)
         return error.exit_code
 
 

@@ -8,7 +8,8 @@ import os
 import queue
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import Literal
 
 import orjson
@@ -18,6 +19,7 @@ from server.observability.log_rate_limit import LogRateLimit
 STDERR = 2
 QUEUE_LENGTH = 10_000
 CLOSE_TIMEOUT_S = 1.0
+LEVELS = {"WARNING: ": logging.WARNING, "smoe: ": logging.ERROR}  # of lines without a logger, by their beginnings
 _WORD = re.compile(r"[!-~]*")
 
 
@@ -45,7 +47,7 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return time, level, logger, message and the record's fields as one object."""
         line = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "time": datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="seconds"),  # RFC 3339
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
@@ -57,9 +59,12 @@ class JsonFormatter(logging.Formatter):
 
 
 def json_line(text: str) -> str:
-    """Return a line about the start or the end of the server as JSON; "WARNING: ..." has the level warning."""
-    message = text.removeprefix("WARNING: ")
-    level = logging.INFO if message == text else logging.WARNING
+    """Return a line about the start or the end of the server as JSON; "WARNING: ..." and "smoe: ..." have the levels
+    warning and error."""
+    level, message = next(
+        ((level, text.removeprefix(prefix)) for prefix, level in LEVELS.items() if text.startswith(prefix)),
+        (logging.INFO, text),
+    )
     return JsonFormatter().format(logging.LogRecord("smoe.start", level, "", 0, message, None, None))
 
 
@@ -70,8 +75,10 @@ class NonBlockingStream(io.TextIOBase):
     The thread writes to the file descriptor directly: it holds no lock for which the process would wait at exit.
     """
 
-    def __init__(self, fd: int, queue_length: int = QUEUE_LENGTH) -> None:
+    def __init__(self, fd: int, queue_length: int = QUEUE_LENGTH, styled: Callable[[str], str] = str) -> None:
+        """`styled`: gives the stream's own lines the form of the log."""
         self.num_dropped = 0
+        self._styled = styled
         self._fd = fd
         self._texts: queue.Queue[str | None] = queue.Queue(queue_length)
         self._writer = threading.Thread(target=self._write_texts, name="log-writer", daemon=True)
@@ -101,7 +108,8 @@ class NonBlockingStream(io.TextIOBase):
             self._write(text)
             num_lost = self.num_dropped - num_reported
             if num_lost:
-                self._write(f"{num_lost} log lines were dropped because they were not read in time\n")
+                lost = f"{num_lost} log lines were dropped because they were not read in time"
+                self._write(f"{self._styled(lost)}\n")
                 num_reported += num_lost
 
     def _write(self, text: str) -> None:
@@ -119,7 +127,7 @@ def logging_to(
 
     uvicorn's loggers start at level "error", because clients can cause its warnings at will.
     """
-    stream = NonBlockingStream(fd, queue_length)
+    stream = NonBlockingStream(fd, queue_length, json_line if style == "json" else str)
     handler = logging.StreamHandler(stream)
     handler.addFilter(LogRateLimit())
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())

@@ -18,5 +18,13 @@ def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Setti
     """
     settings = sources.load_settings(flags, config)
     for line in sources.unknown_variables():
-        typer.echo(f"smoe: warning: {escape_controls(line)}", err=True)
+        typer.echo(_warning(line, settings.log_format), err=True)
     return settings
+
+
+def _warning(line: str, log_format: str) -> str:
+    if log_format != "json":
+        return f"smoe: warning: {escape_controls(line)}"
+    from server.observability.log_stream import json_line  # most commands write no log
+
+    return json_line(f"WARNING: {line}")

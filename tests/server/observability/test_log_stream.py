@@ -3,8 +3,11 @@
 import json
 import logging
 import os
+import time
 
-from server.observability.log_stream import logging_to
+import pytest
+
+from server.observability.log_stream import JsonFormatter, json_line, logging_to
 from tests.support.pipes import written
 
 
@@ -16,6 +19,37 @@ def test_a_traceback_stays_within_its_json_line(pipe: tuple[int, int]) -> None:
             logging.getLogger("smoe.test").exception("it failed")
     [line] = written(*pipe)
     assert "ValueError: inner" in json.loads(line)["traceback"]
+
+
+def test_times_have_the_form_of_rfc_3339_in_each_time_zone(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = logging.LogRecord("smoe.test", logging.INFO, "", 0, "text", None, None)
+    record.created = 1_785_000_000.5
+    for zone, expected in (("UTC", "2026-07-25T17:20:00+00:00"), ("Asia/Kolkata", "2026-07-25T22:50:00+05:30")):
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+        assert json.loads(JsonFormatter().format(record))["time"] == expected
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.parametrize(
+    ("text", "level", "message"),
+    [
+        ("smoe 0.1.0 loads m", "info", "smoe 0.1.0 loads m"),
+        ("WARNING: too little", "warning", "too little"),
+        ("smoe: it failed", "error", "it failed"),
+    ],
+)
+def test_lines_of_the_start_have_the_level_of_their_beginning(text: str, level: str, message: str) -> None:
+    line = json.loads(json_line(text))
+    assert (line["level"], line["message"]) == (level, message)
+
+
+def test_dropped_lines_are_reported_in_json_too(pipe: tuple[int, int]) -> None:
+    with logging_to(pipe[1], style="json") as stream:
+        stream.num_dropped = 3
+        logging.getLogger("smoe.test").warning("written")
+    assert [json.loads(line)["message"].split()[0] for line in written(*pipe)] == ["written", "3"]
 
 
 def test_lines_below_the_level_and_uvicorns_chatter_are_left_out(pipe: tuple[int, int]) -> None:
