@@ -2,7 +2,7 @@
 #   docker build -t smoe .                                                              CPU
 #   docker build -t smoe:cuda --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 .   CUDA
 #   docker run --init -p 127.0.0.1:8000:8000 -v /path/to/checkpoint:/model:ro smoe serve /model
-# Without arguments it serves the bundled model. Settings are flags or SMOE_* variables.
+# Without arguments it serves the bundled model. Settings are flags or SMOE_* variables; the health check reads variables.
 ARG PYTHON_IMAGE=python:3.13-slim-trixie
 
 FROM ${PYTHON_IMAGE} AS build
@@ -40,6 +40,6 @@ ENV HOME=/home/smoe \
 USER 10001:0
 WORKDIR /home/smoe
 EXPOSE 8000
-HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --retries=3 CMD ["/opt/smoe/bin/python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['SMOE_PORT'] + '/health/live', timeout=2)"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 CMD ["/opt/smoe/bin/smoe", "health"]
 ENTRYPOINT ["/opt/smoe/bin/smoe"]
 CMD ["serve"]

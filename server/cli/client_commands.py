@@ -1,4 +1,5 @@
-"""`smoe chat`, `smoe run-batch`, `smoe doctor`, and flags of all clients. Each imports what it needs when it runs."""
+"""`smoe chat`, `smoe run-batch`, `smoe doctor`, `smoe health`, and flags of all clients. Each imports what it needs
+when it runs."""
 
 import sys
 from pathlib import Path
@@ -52,6 +53,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("chat", cls=WordsCommand)(chat_command)
     app.command("run-batch", cls=WordsCommand)(run_batch_command)
     app.command("doctor", cls=settings_command())(doctor_command)
+    app.command("health", cls=settings_command("host", "port", "ssl_certfile", "ssl_keyfile"))(health_command)
 
 
 def chat_command(
@@ -193,6 +195,33 @@ def doctor_command(
     colours = colours_of(sys.stdout)
     typer.echo(doctor.as_json(checks) if as_json else doctor.as_table(checks, colours), color=colours.is_on)
     raise typer.Exit(1 if any(check.verdict == "fail" for check in checks) else 0)
+
+
+def health_command(
+    context: typer.Context,
+    ready: Annotated[
+        bool, typer.Option("--ready", help="Also fail while the server loads, drains or restarts its engine.")
+    ] = False,
+) -> None:
+    """Ask the server on this machine whether it is alive, as the health check of a container does.
+
+    Environment variables (SMOE_PORT, SMOE_SSL_CERTFILE, SMOE_CONFIG, ...) have the same effect as for serve. Exits
+    with 1, and a line, unless the server answers.
+
+    \b
+    smoe health --port 9000
+    """
+    from server.cli import health
+    from server.cli.settings.loading import load_settings
+    from server.settings.sources import SettingsError
+
+    try:
+        settings = load_settings(given_settings(context))
+    except SettingsError as error:
+        raise typer.Exit(report_error(error)) from None
+    if reason := health.fault(settings, health.READY if ready else health.ALIVE):
+        report_error(ValueError(reason))
+        raise typer.Exit(1)
 
 
 def without_none(**fields: Any) -> dict[str, Any]:

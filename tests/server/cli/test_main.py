@@ -71,7 +71,7 @@ def test_the_short_flags_are_the_usual_ones() -> None:
 
 
 COMMANDS = (
-    "run", "top", "explain", "serve", "plan", "models", "experts", "chat", "complete", "run-batch", "doctor",
+    "run", "top", "explain", "serve", "plan", "models", "experts", "chat", "complete", "run-batch", "doctor", "health",
     "bench serve", "bench chart", "bench kernels", "bench engine",
 )  # fmt: skip
 
