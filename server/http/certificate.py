@@ -25,7 +25,7 @@ def check_certificate(certfile: Path, keyfile: Path) -> Certificate:
     """Load the files as the server does, and shake hands with a client in memory. Raises CertificateError."""
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        server.load_cert_chain(certfile, keyfile)
+        server.load_cert_chain(certfile, keyfile, password=_refuse_encrypted_key)
     except ssl.SSLError:
         raise CertificateError("--ssl-certfile, --ssl-keyfile: these are not a certificate and its key") from None
     except OSError as error:
@@ -35,6 +35,11 @@ def check_certificate(certfile: Path, keyfile: Path) -> Certificate:
     except ssl.SSLCertVerificationError as error:
         return Certificate("", f"--ssl-certfile {certfile}: clients will refuse it: {error.verify_message}")
     return Certificate(time.strftime("%Y-%m-%d", time.gmtime(ends)), "")
+
+
+def _refuse_encrypted_key() -> str:
+    """Called for a key with a pass phrase, for which OpenSSL would ask at the terminal."""
+    raise CertificateError("--ssl-keyfile: the key is encrypted; give one without a pass phrase")
 
 
 def _trusting(certfile: Path) -> ssl.SSLContext:

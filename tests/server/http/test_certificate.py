@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from server.http.certificate import Certificate, CertificateError, check_certificate
-from tests.support.tls import CERTIFICATE, EXPIRED_CERTIFICATE, EXPIRED_KEY, KEY
+from tests.support.tls import CERTIFICATE, ENCRYPTED_KEY, EXPIRED_CERTIFICATE, EXPIRED_KEY, KEY
 
 
 def test_a_certificate_with_its_key_has_an_end(tmp_path: Path) -> None:
@@ -26,6 +26,11 @@ def test_an_expired_certificate_has_a_fault() -> None:
 def test_files_that_do_not_belong_together_are_an_error(cert: Path, key: Path) -> None:
     with pytest.raises(CertificateError, match=r"these are not a certificate and its key$"):
         check_certificate(cert, key)
+
+
+def test_an_encrypted_key_is_refused_without_a_prompt() -> None:
+    with pytest.raises(CertificateError, match=r"^--ssl-keyfile: the key is encrypted; give one without a pass phr"):
+        check_certificate(CERTIFICATE, ENCRYPTED_KEY)
 
 
 def test_a_file_that_cannot_be_read_has_its_reason(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 CERTIFICATE = Path(__file__).parent / "cert.pem"  # its key is no secret
 KEY = Path(__file__).parent / "key.pem"
+ENCRYPTED_KEY = Path(__file__).parent / "encrypted_key.pem"  # the same key with a pass phrase
 EXPIRED_CERTIFICATE = Path(__file__).parent / "expired_cert.pem"  # on 2020-01-02
 EXPIRED_KEY = Path(__file__).parent / "expired_key.pem"
 
