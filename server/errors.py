@@ -144,12 +144,20 @@ def origin_not_allowed() -> ApiError:
     return ApiError(message, status=403, param="Origin", code="origin_not_allowed")
 
 
-def model_not_found(served: Sequence[str] = (), param: str = "model") -> ApiError:
-    """`served`: the names of the model, of which the message has the first few. `param`: the field with the name."""
+def model_not_found(served: Sequence[str] = ()) -> ApiError:
+    """`served`: the names of the model, of which the message has the first few."""
     names = ", ".join(served[:MAX_NAMED_MODELS])
     instead = f"; send one of: {names}" if names else ""
     message = f"This model is not served here{instead}. GET /v1/models lists all names."
-    return ApiError(message, status=404, param=param, code="model_not_found")
+    return ApiError(message, status=404, param="model", code="model_not_found")
+
+
+def adapter_not_found(served: Sequence[str], *, is_model: bool) -> ApiError:
+    """`served`: the names of the adapters. `is_model`: the given name is one of the model itself."""
+    what = "is the model itself, not a LoRA adapter" if is_model else "names no LoRA adapter that is served here"
+    names = ", ".join(served[:MAX_NAMED_MODELS])
+    there_are = f"send one of: {names}" if names else "there are none"
+    return ApiError(f"'lora_name' {what}; {there_are}.", status=404, param="lora_name", code="model_not_found")
 
 
 def no_embeddings() -> ApiError:

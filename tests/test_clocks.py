@@ -9,6 +9,7 @@ from tests.test_layering import module_name, product_files
 
 DATES_FOR_PEOPLE = {
     "server.lifecycle.server",  # `created` of the models
+    "server.api.routes.adapters",  # `created` of an adapter that was loaded while the server runs
     "server.api.formats.embeddings",
     "server.api.formats.reply",  # `created` of a reply
     "engine.execution.experts.stats",  # `since` of a report

@@ -105,6 +105,7 @@ class ServerState:
     version: str
     created_s: int  # Unix time, for the entries of /v1/models
     lora: LoraOptions = NO_LORA
+    adapters_loaded_s: dict[str, int] = field(default_factory=dict)  # Unix times of those loaded since the start
     reply_memory: ByteBudget = field(default_factory=lambda: ByteBudget(2**62))  # of log probabilities and expert ids
     max_reply_values: int = MAX_REPLY_VALUES  # of one reply
     max_total_prompt_ids: int = MAX_TOTAL_PROMPT_IDS

@@ -4,10 +4,12 @@ What changes the meaning of the matrices and is not implemented is refused; what
 """
 
 import math
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from model.checkpoint.config_fields import JsonFields
+from model.checkpoint.errors import CheckpointError
 from model.checkpoint.json_files import printable, read_json_object
 
 CONFIG_NAME = "adapter_config.json"
@@ -17,7 +19,7 @@ MAX_ALPHA = 1e6
 
 # Keys that must be absent, null, false or empty, with what they would mean.
 REFUSED = {
-    "use_dora": "DoRA, which also changes the lengths of the base model's rows",
+    "use_dora": "DoRA (other lengths of the base model's rows)",
     "modules_to_save": "whole modules in place of those of the base model",
     "lora_bias": "biases",
     "rank_pattern": "ranks that differ from module to module",
@@ -48,6 +50,7 @@ def read_adapter_config(directory: Path) -> AdapterConfig:
 
     Raises CheckpointError for anything that is not a LoRA adapter, and for the kinds that are not implemented.
     """
+    _check_directory(directory)
     path = directory / CONFIG_NAME
     fields = JsonFields(path, read_json_object(path, MAX_CONFIG_BYTES))
     if (kind := fields.get("peft_type")) != "LORA":
@@ -67,3 +70,13 @@ def read_adapter_config(directory: Path) -> AdapterConfig:
     alpha = fields.positive_float("lora_alpha", MAX_ALPHA)
     scale = alpha / (math.sqrt(rank) if fields.flag("use_rslora") else rank)
     return AdapterConfig(rank, scale, printable(fields.get("base_model_name_or_path")))
+
+
+def _check_directory(directory: Path) -> None:
+    try:
+        mode = directory.stat().st_mode
+    except OSError as error:
+        reason = "no such directory" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+        raise CheckpointError(f"{directory}: {reason}") from None
+    if not stat.S_ISDIR(mode):
+        raise CheckpointError(f"{directory} is a file; give the directory that {CONFIG_NAME} is in")

@@ -2,6 +2,7 @@
 --enable-runtime-lora."""
 
 import logging
+import time
 from pathlib import Path
 
 from fastapi import APIRouter
@@ -14,7 +15,7 @@ from server.api.request_body import read_request
 from server.api.routes.models import model_entry
 from server.engine_client.adapter_queries import AdapterError
 from server.engine_client.output_collector import EngineDied
-from server.errors import invalid_value, lora_disabled, model_not_found, unavailable
+from server.errors import adapter_not_found, invalid_value, lora_disabled, unavailable
 from server.generation.admission import LOADING_RETRY_S
 from server.generation.state import ServerState, state_of
 from server.schemas import LoadAdapterRequest, UnloadAdapterRequest
@@ -55,6 +56,7 @@ async def load(http: HttpRequest) -> Response:
         raise invalid_value(f"'lora_path' cannot be served: {error}.", "lora_path") from None
     except EngineDied:
         raise state.admission.unavailable_reason() or unavailable("engine_dead", LOADING_RETRY_S) from None
+    state.adapters_loaded_s[name] = int(time.time())
     log.info("LoRA adapter %s loaded from %s", ascii(name), request.lora_path)
     return JSONResponse(model_entry(state, name), headers=headers)
 
@@ -74,8 +76,9 @@ async def unload(http: HttpRequest) -> Response:
     request, headers = await read_request(http, UnloadAdapterRequest)
     state.serving()
     if request.lora_name not in state.adapter_names:
-        raise model_not_found(state.adapter_names, param="lora_name")
+        raise adapter_not_found(state.adapter_names, is_model=request.lora_name in state.model_names)
     state.engine.unload_adapter(request.lora_name)
+    state.adapters_loaded_s.pop(request.lora_name, None)
     log.info("LoRA adapter %s unloaded", ascii(request.lora_name))
     return JSONResponse({"id": request.lora_name, "object": "model", "deleted": True}, headers=headers)
 

@@ -45,23 +45,24 @@ async def model(http: HttpRequest, model_id: str) -> Response:
 def model_entry(state: ServerState, name: str) -> dict[str, object]:
     """Return one entry. Fields that need the model are null while it loads; `num_experts` is 0 without experts.
 
-    `type` and `capabilities` are required by Mistral's client.
+    `type` and `capabilities` are required by Mistral's client, and `job` where the type is "fine-tuned".
     """
-    ready = state.engine.ready
+    ready, is_adapter = state.engine.ready, name not in state.model_names
     generates = ready is None or ready.generates
     return {
         "id": name,
         "object": "model",
-        "created": state.created_s,
+        "created": state.adapters_loaded_s.get(name, state.created_s),
         "owned_by": "smoe",
-        "type": "base",
+        "type": "fine-tuned" if is_adapter else "base",
+        **({"job": ""} if is_adapter else {}),
         "capabilities": {
             "completion_chat": generates,
             "function_calling": generates and state.calls_tools,
             "embeddings": state.embeds,
         },
         "root": state.model_names[0],
-        "parent": None if name in state.model_names else state.model_names[0],
+        "parent": state.model_names[0] if is_adapter else None,
         "max_model_len": ready.max_model_len if ready else None,
         "num_layers": ready.num_layers if ready else None,
         "num_experts": ready.num_experts if ready else None,

@@ -5,8 +5,11 @@ from typing import Any
 
 import pytest
 from mistralai.client import Mistral
+from mistralai.client.models import ModelList
 
+from tests.support.servers.fake_engine import FakeEngine
 from tests.support.servers.running import MODEL, RunningServer
+from tests.support.servers.serving import client_of, saying, state_around
 
 USER = {"role": "user", "content": "Count from 3 to 7."}
 PARAMETERS = {"type": "object", "properties": {"a": {"type": "integer", "maximum": 9}}, "required": ["a"]}
@@ -22,6 +25,16 @@ def client(server: RunningServer) -> Iterator[Any]:
 def test_models_are_listed(client: Any) -> None:
     assert [model.id for model in client.models.list().data] == [MODEL]
     assert client.models.retrieve(model_id=MODEL).capabilities.completion_chat
+
+
+@pytest.mark.anyio
+async def test_adapters_are_listed_as_fine_tuned_models() -> None:
+    engine = FakeEngine(saying("a"))
+    await engine.load_adapter("sql", "/adapters/sql")
+    async with client_of(state_around(engine)) as http:
+        listed = ModelList.model_validate((await http.get("/v1/models")).json())
+    assert listed.data is not None
+    assert [(model.id, model.type) for model in listed.data][-1] == ("sql", "fine-tuned")
 
 
 def test_a_chat_is_answered_and_streamed(client: Any) -> None:

@@ -170,7 +170,12 @@ def test_tensors_that_cannot_be_served_are_refused(
 
 def test_files_that_are_missing_or_damaged_are_refused(config: ModelConfig, tmp_path: Path) -> None:
     path = save_adapter(tmp_path / "adapter", random_tensors(config))
-    _refused(tmp_path / "nowhere", config, "adapter_config.json is missing")
+    _refused(tmp_path / "nowhere", config, "nowhere: no such directory")
+    (tmp_path / "empty").mkdir()
+    _refused(tmp_path / "empty", config, "adapter_config.json is missing")
+    (tmp_path / "file").touch()
+    _refused(tmp_path / "file", config, "file is a file; give the directory that adapter_config.json is in")
+    _refused(tmp_path / "file" / "below", config, "below: cannot be read: Not a directory")
     file = path / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-8])
     _refused(path, config, "is damaged or not a safetensors file")

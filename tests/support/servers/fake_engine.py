@@ -191,7 +191,7 @@ class FakeEngine:
         if self.ready is None or self.phase == "dead":
             raise EngineDied("gone")
         if directory.endswith("bad"):
-            raise AdapterError(f"{directory}/adapter_config.json is missing")
+            raise AdapterError(f"{directory}: no such directory")
         self.ready = msgspec.structs.replace(self.ready, adapters=self.ready.adapters | {name: directory})
 
     def unload_adapter(self, name: str) -> None:

@@ -58,10 +58,36 @@ async def test_a_body_that_names_no_adapter_to_load_or_unload_is_refused(
         check_error(await client.post(path, json=body), status, code, param)
 
 
+@pytest.mark.parametrize(
+    ("name", "served", "message"),
+    [
+        (MODEL, ["sql"], "'lora_name' is the model itself, not a LoRA adapter; send one of: sql."),
+        ("poems", ["sql"], "'lora_name' names no LoRA adapter that is served here; send one of: sql."),
+        ("poems", [], "'lora_name' names no LoRA adapter that is served here; there are none."),
+    ],
+)
+async def test_a_name_that_cannot_be_unloaded_has_its_reason(name: str, served: list[str], message: str) -> None:
+    async with a_client(FakeEngine(saying("a"))) as client:
+        for adapter in served:
+            await client.post(LOAD, json={**SQL, "lora_name": adapter})
+        assert (await client.post(UNLOAD, json={"lora_name": name})).json()["error"]["message"] == message
+
+
+async def test_an_adapter_is_described_as_fine_tuned_and_created_when_it_was_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("time.time", lambda: 1_900_000_000.0)
+    async with a_client(FakeEngine(saying("a"))) as client:
+        await client.post(LOAD, json=SQL)
+        first, *_, last = (await client.get("/v1/models")).json()["data"]
+        assert (first["type"], last["type"], last["created"]) == ("base", "fine-tuned", 1_900_000_000)
+        assert "job" not in first and first["created"] < last["created"]
+
+
 async def test_the_reason_of_a_bad_adapter_is_in_the_reply() -> None:
     async with a_client(FakeEngine(saying("a"))) as client:
         reply = await client.post(LOAD, json={**SQL, "lora_path": "/adapters/bad"})
-        assert "/adapters/bad/adapter_config.json is missing" in reply.json()["error"]["message"]
+        assert "/adapters/bad: no such directory" in reply.json()["error"]["message"]
 
 
 async def test_no_more_adapters_than_the_bound_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
