@@ -47,7 +47,8 @@ class Shutdown:
             self._second_signal.set()
         elif self._hand_over_timeout_s is None and (num := self._in_flight.num_requests):
             requests = "1 request still runs" if num == 1 else f"{num:,} requests still run"
-            self._report.line(f"stopping: {requests} (for up to {self._drain_timeout_s:g} s); Ctrl-C again ends now")
+            again = "Ctrl-C again" if signum == signal.SIGINT else "a second signal"
+            self._report.line(f"stopping: {requests} (for up to {self._drain_timeout_s:g} s); {again} ends now")
         elif self._hand_over_timeout_s is not None:
             asyncio.get_running_loop().call_later(self._drain_timeout_s, self._is_late.set)
         self._signal = signum

@@ -25,9 +25,10 @@ class ThroughputLog:
             self.write()
 
     def write(self) -> None:
-        """Log the last interval, unless no step ran in it."""
+        """Log the last interval, unless no request ran or waited in it: an idle engine reports empty steps too."""
         [point] = self._recent.points(INTERVAL_S, 1)
-        if point.step_ms is not None:
+        load = (point.prompt_tokens_per_s, point.generated_tokens_per_s, point.running, point.waiting)
+        if point.step_ms is not None and any(load):
             logger.info("throughput", extra={"fields": _fields(point)})
 
 

@@ -86,12 +86,13 @@ async def test_work_of_the_start_gives_its_result_or_its_error() -> None:
         await shutdown.unless_requested(answer(0))
 
 
-async def test_a_second_signal_ends_the_drain_and_is_the_exit_code() -> None:
+@pytest.mark.parametrize(("first", "again"), [(signal.SIGTERM, "a second signal"), (signal.SIGINT, "Ctrl-C again")])
+async def test_a_second_signal_ends_the_drain_and_is_the_exit_code(first: signal.Signals, again: str) -> None:
     scene = Scene()
     await asyncio.sleep(0)
-    for signum in (signal.SIGTERM, signal.SIGINT):
+    for signum in (first, signal.SIGINT):
         scene.shutdown.on_signal(signum)
-    line = "stopping: 1 request still runs (for up to 60 s); Ctrl-C again ends now\n"
+    line = f"stopping: 1 request still runs (for up to 60 s); {again} ends now\n"
     assert scene.text.getvalue() == line, "the first signal says what is waited for"
     assert await scene.shutdown.run() == 128 + signal.SIGINT
     assert scene.client.calls[-1] == "stop"

@@ -32,6 +32,18 @@ class Clock:
             raise TimeoutError
 
 
+def test_empty_steps_have_no_line(caplog: pytest.LogCaptureFixture) -> None:
+    """An engine that takes messages without work, as after its start, reports such steps."""
+    caplog.set_level(logging.INFO, "smoe.throughput")
+    clock = Clock()
+    log = ThroughputLog(clock.recent, clock.sleep)
+    for stats, num_lines in ((StepStats(num_blocks_total=100), 0), (StepStats(num_waiting=1), 1)):
+        clock.recent.add_step(stats)
+        clock.now_s += 1
+        log.write()
+        assert len(caplog.records) == num_lines
+
+
 @pytest.mark.anyio
 async def test_a_busy_minute_has_six_lines_and_the_idle_time_after_it_none(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "smoe.throughput")
