@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from server.observability.metrics import Metrics
+from server.settings.sources import load_settings
 from tests.support.paths import ROOT
 
 DEPLOY = ROOT / "deploy"
@@ -194,6 +195,19 @@ def test_compose_reaps_orphans_and_limits_memory_and_processes_of_every_service(
     assert smoe["memswap_limit"] == smoe["mem_limit"]  # no swap
     assert smoe["ulimits"]["nofile"] >= 65536
     assert all("size=" in mount for mount in smoe["tmpfs"])
+
+
+def test_compose_serves_what_its_environment_names_and_the_bundled_model_without() -> None:
+    """Variables of compose reach the settings of the same name; without them the values are those of no variable."""
+    smoe = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["smoe"]
+    passed = {name: value for name, value in smoe["environment"].items() if name.startswith("SMOE_")}
+    assert passed == {name: f"${{{name}:-}}" for name in ("SMOE_MODEL", "SMOE_API_KEY")}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in passed:
+            patch.setenv(name, "")
+        settings = load_settings({})
+    assert (settings.model_names, settings.api_keys) == (("smoe-demo",), ())
+    assert smoe["volumes"] == ["${MODELS:-models}:/models:ro"]
 
 
 def test_compose_opens_ports_on_loopback_alone() -> None:
