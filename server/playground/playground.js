@@ -9,7 +9,6 @@ import * as legend from "./text/expert_legend.js";
 import * as texts from "./history/history.js";
 import { generate } from "./text/generation.js";
 import * as experts from "./inside/experts.js";
-import * as ring from "./inside/ring.js";
 import * as gates from "./inside/token_gates.js";
 import { savePicture } from "./picture.js";
 import { asCurl, asPython } from "./text/snippets.js";
@@ -109,8 +108,6 @@ function onChunk(view, tokens, routing, meter) {
   view.add(tokens, routing, meter);
   display.changed(mode());
   follow();
-  const row = routing.at(-1);
-  if (row) ring.light(row.at(-1));
   showSummary(meter, null);
 }
 
