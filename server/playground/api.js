@@ -24,7 +24,10 @@ export const key = () => sessionStorage.getItem(STORED_KEY) ?? "";
 export const setKey = (text) => sessionStorage.setItem(STORED_KEY, text);
 
 /** Resolves to the JSON at `path`. Throws ApiError. */
-export const read = async (path) => (await request(path, {})).json();
+export const read = async (path) => jsonOf(await request(path, {}));
+
+/** Resolves to the JSON of the reply to a POST. Throws as `post` does. */
+export const ask = async (path, fields, signal) => jsonOf(await post(path, JSON.stringify(fields), signal));
 
 /** Handles a failure that the page can do without. */
 export function ignore(error) {
@@ -34,11 +37,16 @@ export function ignore(error) {
 /** Resolves to a response; `body` is JSON text. Throws ApiError, or AbortError after `signal`. */
 export const post = (path, body, signal) => request(path, { method: "POST", body, signal, headers: { "content-type": "application/json" } });
 
+/** Handles what a broken connection throws, before the reply or within it. */
+export function lost(error, words = "The server cannot be reached. Is it still running?") {
+  throw error.name === "AbortError" ? error : new ApiError(words);
+}
+
+const jsonOf = (response) => response.json().catch(lost);
+
 async function request(path, init) {
   const headers = { "x-session-id": SESSION_ID, ...init.headers, ...(key() && { authorization: `Bearer ${key()}` }) };
-  const response = await fetch(path, { ...init, headers, cache: "no-store" }).catch((error) => {
-    throw error.name === "AbortError" ? error : new ApiError("The server cannot be reached. Is it still running?");
-  });
+  const response = await fetch(path, { ...init, headers, cache: "no-store" }).catch(lost);
   if (!response.ok) throw await errorFrom(response);
   return response;
 }

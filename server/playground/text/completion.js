@@ -85,7 +85,7 @@ export async function readPrompt() {
   if (!fields?.logprobs || version.promptView) return;
   const view = (version.promptView = tokenView("Prompt"));
   const scoring = { ...fields, stream: false, stream_options: undefined, echo: true, max_tokens: 0 };
-  const reply = await api.post("v1/completions", JSON.stringify(scoring)).then((response) => response.json(), api.ignore);
+  const reply = await api.ask("v1/completions", scoring).catch(api.ignore);
   if (!reply) return void delete version.promptView;
   const [choice] = reply.choices;
   view.add(parsePrompt(choice), choice.expert_routing ?? [], { fields, promptIds: [] });

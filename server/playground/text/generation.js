@@ -1,6 +1,7 @@
-import { ApiError } from "../api.js";
+import { ApiError, lost } from "../api.js";
 import { parseTokens } from "./tokens.js";
 
+const CUT = "The connection was cut before the text was complete.";
 const MIN_SPAN_MS = 50; // between the first and the last packet; a shorter one measures the network
 
 /**
@@ -18,7 +19,7 @@ export async function generate(api, { path, fields, body }, signal, onChunk) {
     const [choice] = chunk.choices;
     if (choice) onChunk(parseTokens(choice), choice.expert_routing ?? [], meter);
   }
-  throw new ApiError("The connection was closed before the text was complete.");
+  throw new ApiError(CUT);
 }
 
 class Meter {
@@ -73,7 +74,7 @@ async function* eventData(body) {
   let pending = "";
   try {
     for (;;) {
-      const { value, done } = await reader.read();
+      const { value, done } = await reader.read().catch((error) => lost(error, CUT));
       if (done) return;
       const ms = performance.now();
       const events = (pending + value).split("\n\n");
