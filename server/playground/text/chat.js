@@ -26,6 +26,7 @@ const system = byId("system");
 const examples = byId("chat-examples");
 
 export const views = () => turns.flatMap((turn) => turn.views);
+export const record = () => conversation.last;
 export const canRepeat = () => turns.length > 0;
 export const focus = () => field.focus();
 export const link = () => entry();
