@@ -1,4 +1,6 @@
 import { ApiError, lost } from "../api.js";
+import { display } from "./display.js";
+import { withSeed } from "./request.js";
 import { parseTokens } from "./tokens.js";
 
 const CUT = "The connection was cut before the text was complete.";
@@ -8,9 +10,9 @@ const MIN_SPAN_MS = 50; // between the first and the last packet; a shorter one 
  * Sends a streamed request. `onChunk(tokens, routing, meter)` gets the tokens of each chunk and its expert ids, [token][layer][k].
  * Resolves to the meter at the end. Throws ApiError, or AbortError after a stop.
  */
-export async function generate(api, { path, fields, body }, signal, onChunk) {
+export async function generate(api, { path, fields, seed }, signal, onChunk) {
   const meter = new Meter(fields);
-  const response = await api.post(path, body, signal);
+  const response = await api.post(path, withSeed(await fitted(api, fields, signal), seed), signal);
   for await (const { data, ms } of eventData(response.body)) {
     if (data === "[DONE]") return meter;
     const chunk = JSON.parse(data);
@@ -20,6 +22,15 @@ export async function generate(api, { path, fields, body }, signal, onChunk) {
     if (choice) onChunk(parseTokens(choice), choice.expert_routing ?? [], meter);
   }
   throw new ApiError(CUT);
+}
+
+/** Returns the fields with as many tokens as fit, if the whole context was asked for. A completion without a limit has 16. */
+async function fitted(api, fields, signal) {
+  const { max_tokens: asked, messages, model, prompt } = fields;
+  if (asked !== display.maxLen) return fields;
+  if (messages) return { ...fields, max_tokens: null };
+  const { count } = await api.ask("tokenize", { model, prompt }, signal);
+  return { ...fields, max_tokens: Math.max(1, asked - count) };
 }
 
 class Meter {

@@ -205,7 +205,7 @@ RATE = """async () => {
       controller.enqueue(new TextEncoder().encode(packet.events));
     } };
     const body = new ReadableStream(source, { highWaterMark: 0 });
-    const meter = await generate({ post: async () => ({ body }) }, {}, undefined, () => {});
+    const meter = await generate({ post: async () => ({ body }) }, { fields: {} }, undefined, () => {});
     return [meter.firstTokenMs, meter.tokensPerSecond];
   };
   const upTo = (count) => `data: {"choices": [], "usage": {"completion_tokens": ${count}}}\\n\\n`;

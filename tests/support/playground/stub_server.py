@@ -120,6 +120,8 @@ class PageHandler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if not self._has_key():
             return self._send_json(401, {"error": {"message": "Send a valid API key."}})
+        if self.path == "/tokenize":
+            return self._send_json(200, {"count": len(body["prompt"].split())})
         if not body.get("stream"):
             stub.inquiries.append(body)
             is_prompt = body.get("echo", False)
