@@ -165,7 +165,7 @@ function showButtons() {
 
 function show(name) {
   isFollowing = true;
-  setTimeout(follow); // when it is shown
+  setTimeout(() => (running || panel.canRepeat() ? follow() : paper.scrollTo(0, 0))); // when it is shown
   const isOpen = mode() === name;
   hideFailure();
   byId(`mode-${name}`).control.checked = true;

@@ -311,3 +311,16 @@ def test_files_become_text_of_the_message_or_the_prompt(browser: Browser, tmp_pa
         assert not visit.page.evaluate(
             DROP.replace("new File([content], name)", "content, 'text/plain'"), ["#prompt", "", "a"]
         )
+
+
+@pytest.mark.parametrize(("mode", "size"), [("compare", (390, 844)), ("chat", (640, 400))])
+def test_a_panel_without_a_text_opens_at_its_top(browser: Browser, mode: str, size: tuple[int, int]) -> None:
+    with stub_server() as stub, visiting(browser, stub.url, size=size) as visit:
+        ready(visit)
+        visit.get("#prompt").fill("A prompt\n" * 60)
+        visit.choose("mode", mode)
+        visit.page.evaluate("new Promise((resolve) => setTimeout(resolve))")  # behind the page's own
+        assert visit.get("#paper").evaluate("paper => [paper.scrollTop, paper.scrollHeight > paper.clientHeight]") == [
+            0,
+            True,
+        ]
