@@ -1,8 +1,7 @@
 /** Client of the server's API. Paths are relative, so that the page works behind a proxy's prefix. */
 
 const TITLES = {
-  0: "No connection", 400: "Invalid request", 401: "API key required", 404: "Not found", 408: "Timeout", 413: "Request too large",
-  429: "The server is busy", 503: "Not ready",
+  0: "No connection", 401: "API key required", 408: "Timeout", 413: "Request too large", 429: "The server is busy", 503: "Not ready",
 };
 const STORED_KEY = "smoe-api-key"; // in the tab's storage
 // By it proxies keep this page on one replica. crypto.randomUUID exists only on secure origins.
@@ -12,11 +11,11 @@ const SESSION_ID = [...crypto.getRandomValues(new Uint32Array(4))].map((part) =>
 export class ApiError extends Error {
   constructor(message, fields) {
     super(message);
-    Object.assign(this, { status: 0, param: null, code: null, retryAfter: null, body: {}, ...fields });
+    Object.assign(this, { status: 0, body: {}, ...fields });
   }
 
   get title() {
-    return TITLES[this.status] ?? "The server failed";
+    return TITLES[this.status] ?? (this.status < 500 ? "Invalid request" : "The server failed");
   }
 }
 

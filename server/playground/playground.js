@@ -131,15 +131,20 @@ function showRecord(record) {
 function showError(error) {
   if (error.name === "AbortError") return;
   if (!(error instanceof api.ApiError)) throw error;
-  const where = error.param ? ` (${error.param})` : "";
   const wait = error.retryAfter ? ` Try again in ${error.retryAfter} s.` : "";
   isWaiting = UNTIL_READY.includes(error.code);
   const soon = isWaiting ? " It is sent again as soon as the server is ready." : wait;
-  failure.replaceChildren(element("b", error.title), element("p", error.message + where + soon));
+  failure.replaceChildren(element("b", error.title), element("p", wordsOf(error) + soon));
   if (PASSING.includes(error.status)) failure.append(button("Try again", () => send(), { className: "" }));
   failure.hidden = false;
   failure.scrollIntoView({ block: "nearest" });
   if (error.status === 401) byId("key-panel").showPopover();
+}
+
+function wordsOf({ code, param, message }) {
+  if (code !== "context_length_exceeded") return message.replace("; try again after the time in Retry-After", "");
+  const what = param === "max_tokens" ? "The text and Max tokens together are" : "The text is";
+  return `${what} too long for the model's context of ${display.maxLen.toLocaleString("en")} tokens.`;
 }
 
 export function sendWaiting() {

@@ -89,7 +89,7 @@ async function read() {
 function show() {
   const layers = replies.get(k);
   if (!layers) return;
-  status.textContent = "The gate gives every expert a logit; the largest logits choose; their softmax weighs the experts' outputs.";
+  status.textContent = "";
   paintLayers(group, layers);
   detail.replaceChildren(...layerDetail(layers[layer], layer, k, token.mask));
 }

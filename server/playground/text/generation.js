@@ -16,7 +16,7 @@ export async function generate(api, { path, fields, seed }, signal, onChunk) {
   for await (const { data, ms } of eventData(response.body)) {
     if (data === "[DONE]") return meter;
     const chunk = JSON.parse(data);
-    if (chunk.error) throw new ApiError(chunk.error.message, { status: 500, param: chunk.error.param });
+    if (chunk.error) throw new ApiError(chunk.error.message, { status: 500 });
     meter.update(chunk, data, ms);
     const [choice] = chunk.choices;
     if (choice) onChunk(parseTokens(choice), choice.expert_routing ?? [], meter);
