@@ -5,7 +5,7 @@ import { chatRequest } from "./request.js";
 import { newTurn } from "./turn.js";
 
 const EXAMPLES = [
-  "What can you do?", "Count from 3 to 7.", "What is 3 + 4?",
+  "What can you do?", "Count from 3 to 7.",
   "Answer in JSON: Mary is 20 years old.",
 ];
 const OF_WHOLE_ANSWERS = ["tools", "tool_choice", "response_format", "structured_outputs"]; // useless for the rest of one

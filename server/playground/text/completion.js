@@ -9,7 +9,6 @@ import { parsePrompt } from "./tokens.js";
 
 const EXAMPLES = [
   ["Austen", "It was not in her power to"],
-  ["Scripture", "And it came to pass in those days, that"],
   ["Python", "def read_lines(path):\n    "],
 ];
 

@@ -197,7 +197,9 @@ def test_an_answer_of_a_tab_that_was_closed_is_marked_and_can_be_continued(visit
     visit.get("#history-list .entry").click()
     expect(visit.get(".turn-body")).to_have_text(["one", "alpha beta"])
     expect(visit.get("article").nth(1).get_by_role("button", name="Continue")).to_be_visible()
-    expect(visit.get("article").nth(1).locator(".figures")).to_have_text(re.compile(r" 2 tokens · .* context · stopped$"))
+    expect(visit.get("article").nth(1).locator(".figures")).to_have_text(
+        re.compile(r" 2 tokens · .* context · stopped$")
+    )
 
 
 def test_a_reload_keeps_the_controls_and_what_was_not_sent(visit: Visit, stub: StubServer) -> None:
