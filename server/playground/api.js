@@ -1,8 +1,7 @@
 /** Client of the server's API. Paths are relative, so that the page works behind a proxy's prefix. */
 
 const TITLES = {
-  0: "No connection", 400: "Invalid request", 401: "API key required", 404: "Not found", 408: "Timeout", 413: "Request too large",
-  429: "The server is busy", 503: "Not ready",
+  0: "No connection", 401: "API key required", 408: "Timeout", 413: "Request too large", 429: "The server is busy", 503: "Not ready",
 };
 const STORED_KEY = "smoe-api-key"; // in the tab's storage
 // By it proxies keep this page on one replica. crypto.randomUUID exists only on secure origins.
@@ -12,11 +11,11 @@ const SESSION_ID = [...crypto.getRandomValues(new Uint32Array(4))].map((part) =>
 export class ApiError extends Error {
   constructor(message, fields) {
     super(message);
-    Object.assign(this, { status: 0, param: null, code: null, retryAfter: null, body: {}, ...fields });
+    Object.assign(this, { status: 0, body: {}, ...fields });
   }
 
   get title() {
-    return TITLES[this.status] ?? "The server failed";
+    return TITLES[this.status] ?? (this.status < 500 ? "Invalid request" : "The server failed");
   }
 }
 
@@ -24,7 +23,10 @@ export const key = () => sessionStorage.getItem(STORED_KEY) ?? "";
 export const setKey = (text) => sessionStorage.setItem(STORED_KEY, text);
 
 /** Resolves to the JSON at `path`. Throws ApiError. */
-export const read = async (path) => (await request(path, {})).json();
+export const read = async (path) => jsonOf(await request(path, {}));
+
+/** Resolves to the JSON of the reply to a POST. Throws as `post` does. */
+export const ask = async (path, fields, signal) => jsonOf(await post(path, JSON.stringify(fields), signal));
 
 /** Handles a failure that the page can do without. */
 export function ignore(error) {
@@ -34,11 +36,16 @@ export function ignore(error) {
 /** Resolves to a response; `body` is JSON text. Throws ApiError, or AbortError after `signal`. */
 export const post = (path, body, signal) => request(path, { method: "POST", body, signal, headers: { "content-type": "application/json" } });
 
+/** Handles what a broken connection throws, before the reply or within it. */
+export function lost(error, words = "The server cannot be reached. Is it still running?") {
+  throw error.name === "AbortError" ? error : new ApiError(words);
+}
+
+const jsonOf = (response) => response.json().catch(lost);
+
 async function request(path, init) {
   const headers = { "x-session-id": SESSION_ID, ...init.headers, ...(key() && { authorization: `Bearer ${key()}` }) };
-  const response = await fetch(path, { ...init, headers, cache: "no-store" }).catch((error) => {
-    throw error.name === "AbortError" ? error : new ApiError("The server cannot be reached. Is it still running?");
-  });
+  const response = await fetch(path, { ...init, headers, cache: "no-store" }).catch(lost);
   if (!response.ok) throw await errorFrom(response);
   return response;
 }

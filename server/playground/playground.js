@@ -9,11 +9,10 @@ import * as legend from "./text/expert_legend.js";
 import * as texts from "./history/history.js";
 import { generate } from "./text/generation.js";
 import * as experts from "./inside/experts.js";
-import * as ring from "./inside/ring.js";
 import * as gates from "./inside/token_gates.js";
 import { savePicture } from "./picture.js";
 import { asCurl, asPython } from "./text/snippets.js";
-import { endingOf, summaryNodes } from "./text/summary.js";
+import { recordNodes, recordOf } from "./text/summary.js";
 
 const [failure, paper, summary] = ["failure", "paper", "summary"].map(byId);
 const END_PX = 48;
@@ -26,7 +25,6 @@ export let hasExperts = false;
 let modelId = "";
 const panels = { completion, chat, compare };
 let panel = completion;
-let maxLen = 0;
 let running = null; // AbortController
 let send = () => run();
 let isWaiting = false; // the last request is sent when the server is ready
@@ -49,7 +47,7 @@ export async function loadModel() {
   byId("model").textContent = modelId = model.id;
   isReady = model.max_model_len !== null;
   if (!isReady) return;
-  maxLen = model.max_model_len;
+  display.maxLen = model.max_model_len;
   sampling.limit(model);
   if (model.capabilities?.completion_chat === false) {
     byId("run").disabled = true;
@@ -76,11 +74,11 @@ async function run(job = {}) {
   isFollowing = true;
   follow();
   showButtons();
+  summary.textContent = "waiting";
   let meters = [];
   try {
     const { signal } = running;
     meters = await Promise.all(requests.map((request, i) => generate(api, request, signal, (...chunk) => onChunk(views[i], ...chunk))));
-    showSummary(meters[0], panel.finding?.() ?? endingOf(meters[0]));
   } catch (error) {
     running.abort(); // the other columns
     showError(error);
@@ -109,9 +107,7 @@ function onChunk(view, tokens, routing, meter) {
   view.add(tokens, routing, meter);
   display.changed(mode());
   follow();
-  const row = routing.at(-1);
-  if (row) ring.light(row.at(-1));
-  showSummary(meter, null);
+  if (meter.firstTokenMs !== null) showRecord({ ...recordOf(meter, ""), seed: "" });
 }
 
 function follow() {
@@ -128,23 +124,27 @@ function onScroll() {
   paperTop = paper.scrollTop;
 }
 
-function showSummary(meter, ending) {
-  summary.replaceChildren(...summaryNodes(meter, maxLen, ending, sampling.setSeed));
+function showRecord(record) {
+  summary.replaceChildren(...(record?.note ? recordNodes(record, sampling.setSeed) : []));
 }
 
 function showError(error) {
-  if (error.name === "AbortError") return void summary.append(" · stopped");
+  if (error.name === "AbortError") return;
   if (!(error instanceof api.ApiError)) throw error;
-  summary.replaceChildren();
-  const where = error.param ? ` (${error.param})` : "";
   const wait = error.retryAfter ? ` Try again in ${error.retryAfter} s.` : "";
   isWaiting = UNTIL_READY.includes(error.code);
   const soon = isWaiting ? " It is sent again as soon as the server is ready." : wait;
-  failure.replaceChildren(element("b", error.title), element("p", error.message + where + soon));
+  failure.replaceChildren(element("b", error.title), element("p", wordsOf(error) + soon));
   if (PASSING.includes(error.status)) failure.append(button("Try again", () => send(), { className: "" }));
   failure.hidden = false;
   failure.scrollIntoView({ block: "nearest" });
   if (error.status === 401) byId("key-panel").showPopover();
+}
+
+function wordsOf({ code, param, message }) {
+  if (code !== "context_length_exceeded") return message.replace("; try again after the time in Retry-After", "");
+  const what = param === "max_tokens" ? "The text and Max tokens together are" : "The text is";
+  return `${what} too long for the model's context of ${display.maxLen.toLocaleString("en")} tokens.`;
 }
 
 export function sendWaiting() {
@@ -158,6 +158,7 @@ function hideFailure() {
 
 function showButtons() {
   const isBusy = isRunning();
+  if (!isBusy) showRecord(panel.record());
   byId("run").hidden = isBusy;
   byId("stop").hidden = !isBusy;
   byId("run-name").textContent = panel.name;
@@ -169,7 +170,7 @@ function showButtons() {
 
 function show(name) {
   isFollowing = true;
-  setTimeout(follow); // when it is shown
+  setTimeout(() => (running || panel.canRepeat() ? follow() : paper.scrollTo(0, 0))); // when it is shown
   const isOpen = mode() === name;
   hideFailure();
   byId(`mode-${name}`).control.checked = true;
@@ -177,9 +178,8 @@ function show(name) {
   if (isOpen) return showButtons();
   panel = panels[name];
   texts.note();
-  for (const other of ["completion", "compare"]) byId(other).hidden = name !== other;
-  byId("chat").hidden = byId("message").hidden = name !== "chat";
-  summary.replaceChildren();
+  for (const other in panels) byId(other).hidden = name !== other;
+  byId("message").hidden = name !== "chat";
   showButtons();
   paint();
   return panel.focus();
@@ -231,8 +231,7 @@ function setState({ mode: name, typed, compared, isWriting, settings: fields }) 
 /** Returns an address with the open text and its settings in the fragment. */
 function link() {
   const text = panel.link();
-  const seed = summary.querySelector(".seed")?.value; // of the text that is shown
-  const fields = { mode: mode(), text, seed, ...settings() };
+  const fields = { mode: mode(), text, seed: panel.record()?.seed, ...settings() };
   return text && new URL(`#${encodeURIComponent(JSON.stringify(fields))}`, document.baseURI).href;
 }
 

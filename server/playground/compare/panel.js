@@ -1,6 +1,7 @@
 import { byId, on } from "../dom.js";
 import { display } from "../text/display.js";
 import { completionRequest } from "../text/request.js";
+import { recordOf } from "../text/summary.js";
 import { newColumn } from "./column.js";
 
 const MAX_COLUMNS = 4;
@@ -67,7 +68,13 @@ function markShared() {
   }
 }
 
-export function finding() {
+/** Returns the figures of the first column, and what was found in all. */
+export function record() {
+  const meters = views().map(({ meter }) => meter);
+  if (meters[0]) return recordOf(meters[0], meters.every((meter) => meter?.finishReason) ? finding() : "stopped");
+}
+
+function finding() {
   if (!isDifferent) return "all tokens are the same";
   return numShared ? `the first ${numShared} tokens are the same` : "they differ from the first token on";
 }

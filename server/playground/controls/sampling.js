@@ -15,7 +15,7 @@ const MORE_SLIDERS = [
   ["frequency_penalty", -2, 2, 0.1, 0],
 ];
 const LENGTH = "max_tokens"; // sent untouched too
-const EXPERTS = "experts_per_token"; // drawn as pips
+const EXPERTS = "experts_per_token";
 const PRESETS = { Default: {}, Greedy: { temperature: 0 }, Varied: { temperature: 1.2, top_p: 0.95 } };
 
 // Controls that nobody has touched are not sent, so that the model's defaults apply.
@@ -78,7 +78,7 @@ function setSliders(fields, kept = []) {
 function addSlider(name, min, max, step, rest) {
   const label = `${name[0].toUpperCase()}${name.slice(1).replaceAll("_", " ")}`;
   const isAlwaysSent = name === LENGTH;
-  const input = element(name === EXPERTS ? "input.pips" : "input", { type: "range", id: name, min, max, step, "--of": max });
+  const input = element("input", { type: "range", id: name, min, max, step });
   const number = element("input", { type: "number", min, max, step: Number.isInteger(step) ? 1 : "any", required: isAlwaysSent, ariaLabel: `${label}, as a number` });
   const reset = button("↺", () => {
     slider.set();
@@ -89,7 +89,6 @@ function addSlider(name, min, max, step, rest) {
   const draw = (isTouched) => {
     slider.isSent = isAlwaysSent || isTouched;
     row.classList.toggle("changed", isTouched);
-    input.style.setProperty("--on", input.value);
   };
   slider.set = (value) => {
     input.value = value ?? rest;

@@ -1,5 +1,5 @@
 import { button, byId, deleteButton, element, on, onEnter, save as saveFile } from "../dom.js";
-import { Conversation, areTexts } from "../text/conversation.js";
+import { Conversation, areTexts, checkVersions } from "../text/conversation.js";
 import { display } from "../text/display.js";
 import * as store from "./store.js";
 
@@ -64,8 +64,8 @@ async function save(kind) {
 }
 
 function put(kind, entry = null) {
-  byId("summary").replaceChildren();
   panels[kind].open(entry);
+  playground.showButtons();
   opened[kind] = entry ? { id: entry.id, title: entry.title } : {};
   note();
 }
@@ -162,8 +162,8 @@ function isEntry(entry) {
   try {
     const { id, kind, name, title = "", system = "", updated, tree, versions } = entry;
     if (kind === "chat") Conversation.fromTree(tree);
-    const texts = [id, name, title, system, ...(kind === "chat" ? [] : versions.flatMap(({ prompt, text, note = "" }) => [prompt, text, note]))];
-    return ["chat", "completion"].includes(kind) && Number.isFinite(updated) && areTexts(texts);
+    else checkVersions(versions);
+    return ["chat", "completion"].includes(kind) && Number.isFinite(updated) && areTexts([id, name, title, system]);
   } catch {
     return false;
   }

@@ -22,8 +22,7 @@ export async function readGates({ model, before, id, mask }, k, signal) {
     model, prompt: before, max_tokens: 2, allowed_token_ids: [id], ignore_eos: true, temperature: 0,
     gate_logits: true, experts_per_token: k, ...(mask && { expert_mask: mask }),
   };
-  const reply = await api.post("v1/completions", JSON.stringify(body), signal);
-  const [choice] = (await reply.json()).choices;
+  const { choices: [choice] } = await api.ask("v1/completions", body, signal);
   return choice.gate_logits[0].map((logits, i) => ({ logits, chosen: choice.expert_routing[0][i], weights: choice.expert_weights[0][i] }));
 }
 
@@ -90,7 +89,7 @@ async function read() {
 function show() {
   const layers = replies.get(k);
   if (!layers) return;
-  status.textContent = "The gate gives every expert a logit; the largest logits choose; their softmax weighs the experts' outputs.";
+  status.textContent = "";
   paintLayers(group, layers);
   detail.replaceChildren(...layerDetail(layers[layer], layer, k, token.mask));
 }

@@ -5,8 +5,8 @@ import { chatRequest } from "./request.js";
 import { newTurn } from "./turn.js";
 
 const EXAMPLES = [
-  "What can you do?", "Count from 3 to 7.", "Reverse the words: river house garden", "What is 3 + 4?",
-  "Answer in JSON: Mary is 20 years old.", "Name the domain: And the LORD said unto Moses, Go in unto Pharaoh.",
+  "What can you do?", "Count from 3 to 7.",
+  "Answer in JSON: Mary is 20 years old.",
 ];
 const OF_WHOLE_ANSWERS = ["tools", "tool_choice", "response_format", "structured_outputs"]; // useless for the rest of one
 
@@ -26,6 +26,7 @@ const system = byId("system");
 const examples = byId("chat-examples");
 
 export const views = () => turns.flatMap((turn) => turn.views);
+export const record = () => conversation.last;
 export const canRepeat = () => turns.length > 0;
 export const focus = () => field.focus();
 export const link = () => entry();

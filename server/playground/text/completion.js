@@ -1,15 +1,14 @@
 import * as api from "../api.js";
 import { branchArrows, button, byId, element, on } from "../dom.js";
-import { areTexts } from "./conversation.js";
+import { checkVersions } from "./conversation.js";
 import { display } from "./display.js";
 import { completionRequest } from "./request.js";
-import { noteOf } from "./summary.js";
+import { recordOf } from "./summary.js";
 import { tokenView } from "./token_view.js";
 import { parsePrompt } from "./tokens.js";
 
 const EXAMPLES = [
   ["Austen", "It was not in her power to"],
-  ["Scripture", "And it came to pass in those days, that"],
   ["Python", "def read_lines(path):\n    "],
 ];
 
@@ -21,12 +20,13 @@ const copy = byId("prompt-copy"); // invisible: the generated text starts where 
 const output = byId("continuation");
 const promptTokens = byId("prompt-tokens");
 const examples = byId("completion-examples");
-let versions = []; // {prompt, text, note} or {prompt, view}
+let versions = []; // {prompt, text, note, seed} or {prompt, view}
 let shown = null;
 let previous = null; // the one that the running request replaces
 let cut = ""; // prompt whose text a reload has cut before its first token
 
 export const views = () => [shown?.promptView, shown?.view].filter(Boolean);
+export const record = () => shown && recordIn(shown);
 export const canRepeat = () => Boolean(shown && textOf(shown));
 export const repeatJob = () => ({ prompt: field.value + textOf(shown) });
 export const resumeJob = () => ({ prompt: cut || (shown?.prompt === field.value ? field.value + textOf(shown) : "") });
@@ -56,14 +56,13 @@ export function end() {
 
 export function entry() {
   if (!versions.length) return null;
-  const stored = versions.map((version) => ({ prompt: version.prompt, text: textOf(version), note: lineOf(version) }));
-  return { name: versions.at(-1).prompt, versions: stored, at: versions.indexOf(shown) };
+  return { name: versions.at(-1).prompt, versions: versions.map(storedOf), at: versions.indexOf(shown) };
 }
 
 /** Opens stored texts, or none. Throws TypeError. */
 export function open(stored) {
   const texts = stored ? stored.versions : [];
-  if (!areTexts(texts.flatMap(({ prompt, text, note = "" }) => [prompt, text, note]))) throw new TypeError("Not a text.");
+  checkVersions(texts);
   versions = texts.filter(({ text }) => text);
   examples.hidden = stored !== null;
   const { prompt = "", text } = texts[stored?.at] ?? {};
@@ -74,8 +73,8 @@ export function open(stored) {
 
 export function link() {
   const prompt = field.value;
-  const text = shown?.prompt === prompt ? textOf(shown) : "";
-  return prompt ? { versions: [{ prompt, text }], at: 0 } : null;
+  const version = shown?.prompt === prompt ? storedOf(shown) : { prompt, text: "" };
+  return prompt ? { versions: [version], at: 0 } : null;
 }
 
 /** Reads the tokens of the prompt, once, and shows them below the field. */
@@ -85,7 +84,7 @@ export async function readPrompt() {
   if (!fields?.logprobs || version.promptView) return;
   const view = (version.promptView = tokenView("Prompt"));
   const scoring = { ...fields, stream: false, stream_options: undefined, echo: true, max_tokens: 0 };
-  const reply = await api.post("v1/completions", JSON.stringify(scoring)).then((response) => response.json(), api.ignore);
+  const reply = await api.ask("v1/completions", scoring).catch(api.ignore);
   if (!reply) return void delete version.promptView;
   const [choice] = reply.choices;
   view.add(parsePrompt(choice), choice.expert_routing ?? [], { fields, promptIds: [] });
@@ -118,7 +117,6 @@ function show(version) {
   for (const view of views()) view.close();
   shown = version;
   output.replaceChildren(...(version ? [version.view?.element ?? element("span.tokens", version.text)] : []));
-  byId("summary").textContent = version ? lineOf(version) : "";
   edited();
   const place = version ? versions.indexOf(version) : versions.length;
   branchArrows(byId("versions"), place, versions.length, "text", (by) => {
@@ -128,7 +126,8 @@ function show(version) {
 }
 
 const textOf = ({ view, text }) => (view ? view.text : text);
-const lineOf = ({ view, note = "" }) => (view?.hasTokens ? noteOf(view.meter) : note);
+const recordIn = ({ view, note, seed }) => (view?.hasTokens ? recordOf(view.meter) : { note, seed });
+const storedOf = (version) => ({ prompt: version.prompt, text: textOf(version), ...recordIn(version) });
 
 for (const [title, prompt] of EXAMPLES) {
   examples.append(button(title, () => display.run({ prompt }), { className: "example" }));

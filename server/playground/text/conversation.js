@@ -2,9 +2,15 @@ const ROLES = ["root", "user", "assistant", "tool"];
 
 export const areTexts = (values) => values.every((value) => typeof value === "string");
 
+/** Checks the versions of a text. Throws TypeError. */
+export function checkVersions(versions) {
+  const texts = versions.flatMap(({ prompt, text, note = "", seed = "" }) => [prompt, text, note, seed]);
+  if (!areTexts(texts)) throw new TypeError("Not a text.");
+}
+
 /**
- * A conversation as a tree. A message is {role, text, parent, children, chosen, note, calls, callId}: `children` are the branches
- * behind it, `chosen` the open one; `note` has its figures, `calls` its calls {id, name, arguments}; it is the result of `callId`.
+ * A conversation as a tree. A message is {role, text, parent, children, chosen, note, seed, calls, callId}: `children` are the
+ * branches behind it, `chosen` the open one; `note` has its figures, `calls` its calls {id, name, arguments}; it is the result of `callId`.
  */
 export class Conversation {
   root = { role: "root", text: "", parent: null, children: [], chosen: 0 };
@@ -20,7 +26,7 @@ export class Conversation {
   }
 
   add(parent, role, text = "", callId = "") {
-    const node = { role, text, parent, children: [], chosen: 0, note: "", calls: [], callId };
+    const node = { role, text, parent, children: [], chosen: 0, note: "", seed: "", calls: [], callId };
     parent.chosen = parent.children.push(node) - 1;
     return node;
   }
@@ -38,18 +44,18 @@ export class Conversation {
 
   /** Returns the tree to be stored, without parents and without what is empty. */
   toTree() {
-    const copy = ({ role, text, chosen, children, note, calls, callId }) => ({
-      role, text, chosen, ...(note && { note }), ...(calls?.length && { calls }), ...(callId && { callId }), children: children.map(copy),
+    const copy = ({ role, text, chosen, children, note, seed, calls, callId }) => ({
+      role, text, chosen, ...(note && { note, seed }), ...(calls?.length && { calls }), ...(callId && { callId }), children: children.map(copy),
     });
     return copy(this.root);
   }
 
   /** Reads what `toTree` returns. Throws TypeError. */
   static fromTree(tree) {
-    const build = ({ role, text, chosen, children, note = "", calls = [], callId = "" }, parent) => {
-      const texts = [text, note, callId, ...calls.flatMap((call) => [call.id, call.name, call.arguments])];
+    const build = ({ role, text, chosen, children, note = "", seed = "", calls = [], callId = "" }, parent) => {
+      const texts = [text, note, seed, callId, ...calls.flatMap((call) => [call.id, call.name, call.arguments])];
       if (!ROLES.includes(role) || !areTexts(texts)) throw new TypeError("Not a conversation.");
-      const node = { role, text, parent, chosen: Number.isInteger(chosen) && children[chosen] ? chosen : 0, note, calls, callId };
+      const node = { role, text, parent, chosen: Number.isInteger(chosen) && children[chosen] ? chosen : 0, note, seed, calls, callId };
       node.children = children.map((child) => build(child, node));
       return node;
     };

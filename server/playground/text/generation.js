@@ -1,24 +1,36 @@
-import { ApiError } from "../api.js";
+import { ApiError, lost } from "../api.js";
+import { display } from "./display.js";
+import { withSeed } from "./request.js";
 import { parseTokens } from "./tokens.js";
 
+const CUT = "The connection was cut before the text was complete.";
 const MIN_SPAN_MS = 50; // between the first and the last packet; a shorter one measures the network
 
 /**
  * Sends a streamed request. `onChunk(tokens, routing, meter)` gets the tokens of each chunk and its expert ids, [token][layer][k].
  * Resolves to the meter at the end. Throws ApiError, or AbortError after a stop.
  */
-export async function generate(api, { path, fields, body }, signal, onChunk) {
+export async function generate(api, { path, fields, seed }, signal, onChunk) {
   const meter = new Meter(fields);
-  const response = await api.post(path, body, signal);
+  const response = await api.post(path, withSeed(await fitted(api, fields, signal), seed), signal);
   for await (const { data, ms } of eventData(response.body)) {
     if (data === "[DONE]") return meter;
     const chunk = JSON.parse(data);
-    if (chunk.error) throw new ApiError(chunk.error.message, { status: 500, param: chunk.error.param });
+    if (chunk.error) throw new ApiError(chunk.error.message, { status: 500 });
     meter.update(chunk, data, ms);
     const [choice] = chunk.choices;
     if (choice) onChunk(parseTokens(choice), choice.expert_routing ?? [], meter);
   }
-  throw new ApiError("The connection was closed before the text was complete.");
+  throw new ApiError(CUT);
+}
+
+/** Returns the fields with as many tokens as fit, if the whole context was asked for. A completion without a limit has 16. */
+async function fitted(api, fields, signal) {
+  const { max_tokens: asked, messages, model, prompt } = fields;
+  if (asked !== display.maxLen) return fields;
+  if (messages) return { ...fields, max_tokens: null };
+  const { count } = await api.ask("tokenize", { model, prompt }, signal);
+  return { ...fields, max_tokens: Math.max(1, asked - count) };
 }
 
 class Meter {
@@ -73,7 +85,7 @@ async function* eventData(body) {
   let pending = "";
   try {
     for (;;) {
-      const { value, done } = await reader.read();
+      const { value, done } = await reader.read().catch((error) => lost(error, CUT));
       if (done) return;
       const ms = performance.now();
       const events = (pending + value).split("\n\n");

@@ -1,6 +1,6 @@
 const NUM_ALTERNATIVES = 5;
 
-/** Returns a completion as {path, fields, seed, body}; `body` is JSON of fields and seed. */
+/** Returns a completion as {path, fields, seed}. */
 export function completionRequest(model, prompt, sampling) {
   const { tools, tool_choice: _, ...rest } = sampling;
   return request("v1/completions", { model, prompt }, rest, { logprobs: NUM_ALTERNATIVES });
@@ -17,7 +17,7 @@ export function chatRequest(model, messages, { tools, tool_choice: choice, ...re
 function request(path, subject, { details, routing, seed, ...rest }, logprobs) {
   const asked = details && { ...logprobs, ...(routing && { expert_routing: true, return_token_ids: true }) };
   const fields = { ...subject, ...rest, ...asked, stream: true, stream_options: { include_usage: true, continuous_usage_stats: true } };
-  return { path, fields, seed, body: withSeed(fields, seed) };
+  return { path, fields, seed };
 }
 
 /** Returns the fields as JSON. `seed` is text, because 64 bits are more than a JavaScript number holds. */

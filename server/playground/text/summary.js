@@ -1,27 +1,30 @@
-import { button, element } from "../dom.js";
+import { button, element, nodesOf } from "../dom.js";
 import { milliseconds, formatRate, percent } from "../words.js";
+import { display } from "./display.js";
 
-function figures({ firstTokenMs, tokensPerSecond: rate, numTokens }) {
-  return [
-    [milliseconds(firstTokenMs), "first token"],
-    ...(rate === null ? [] : [[formatRate(rate), "tokens/s"]]),
-    [numTokens.toLocaleString("en"), "tokens"],
+const VALUE = /^(< )?[\d.,]+( m?s| %)?/g;
+
+/** Returns what is kept with an answer: its figures as a line, and its seed. */
+export function recordOf(meter, ending = endingOf(meter)) {
+  const { firstTokenMs, tokensPerSecond: rate, numTokens, numPrompt, seed } = meter;
+  const { maxLen } = display;
+  const figures = [
+    `${milliseconds(firstTokenMs)} first token`,
+    rate !== null && `${formatRate(rate)} tokens/s`,
+    `${numTokens.toLocaleString("en")} tokens`,
+    numPrompt && maxLen && `${percent((numPrompt + numTokens) / maxLen)} of ${maxLen.toLocaleString("en")} context`,
+    ending,
   ];
+  return { note: figures.filter(Boolean).join(" · "), seed: seed ?? "" };
 }
 
-export const noteOf = (meter) => [...figures(meter).map((figure) => figure.join(" ")), endingOf(meter)].join(" · ");
-
-/** Returns the figures as nodes. `ending` is null while it runs; `onSeed` gets the seed. */
-export function summaryNodes(meter, maxLen, ending, onSeed) {
-  if (meter.firstTokenMs === null) return [ending ?? "waiting"];
-  const context = meter.numPrompt && maxLen ? [[percent((meter.numPrompt + meter.numTokens) / maxLen), `of ${maxLen.toLocaleString("en")} context`]] : [];
-  const nodes = [...figures(meter), ...context].map(([value, unit]) => element("span", element("b", value), ` ${unit}`));
-  if (ending === null) return nodes;
-  const seed = button(`seed ${meter.seed}`, () => onSeed(meter.seed), { className: "seed", value: meter.seed ?? "", title: `${meter.seed}: use it again` });
-  return [...nodes, element("span", ending), seed];
+/** Returns a record as nodes; `onSeed` gets the seed. */
+export function recordNodes({ note, seed }, onSeed) {
+  const parts = note.split(" · ").map((part) => element("span", nodesOf(part, VALUE, ([value]) => element("b", value))));
+  return seed ? [...parts, button(`seed ${seed}`, () => onSeed(seed), { className: "seed", title: `${seed}: use it again` })] : parts;
 }
 
-export function endingOf({ finishReason, fields }) {
+function endingOf({ finishReason, fields }) {
   if (finishReason === "length") return "length limit";
   if (!finishReason) return "stopped";
   return fields.response_format || fields.structured_outputs ? "complete, in the format" : "complete";

@@ -29,7 +29,7 @@ function place(anchor) {
   const { offsetWidth: width, offsetHeight: height } = card;
   const isBelow = anchor.bottom + GAP_PX + height < innerHeight;
   const top = isBelow ? anchor.bottom + GAP_PX : Math.max(GAP_PX, anchor.top - GAP_PX - height);
-  const left = Math.min(Math.max(GAP_PX, anchor.left - 12), innerWidth - width - GAP_PX);
+  const left = Math.min(Math.max(GAP_PX, anchor.left - 12), byId("write").getBoundingClientRect().right - width - GAP_PX);
   Object.assign(card.style, { left: `${left}px`, top: `${top}px` });
 }
 

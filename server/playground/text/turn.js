@@ -1,6 +1,6 @@
 import { branchArrows, button, copyButton, deleteButton, element, onEnter } from "../dom.js";
 import { codeBox, hasCode, hasMarkdown, markdown } from "./markdown.js";
-import { noteOf } from "./summary.js";
+import { recordOf } from "./summary.js";
 import { tokenView } from "./token_view.js";
 
 const SPEAKERS = { user: "You", assistant: "Model", tool: "Result" };
@@ -112,7 +112,9 @@ export function newTurn(node, actions) {
     /** Writes into the message what has come so far; before its end it counts as stopped. */
     store() {
       const { meter } = views.at(-1);
-      if (hasOutput()) Object.assign(node, { text: turn.text, calls: meter.calls, note: [earlier, noteOf(meter)].filter(Boolean).join(", then ") });
+      if (!hasOutput()) return;
+      Object.assign(node, { text: turn.text, calls: meter.calls }, recordOf(meter));
+      if (earlier) node.note = `${earlier}, then ${node.note}`;
     },
 
     /** Ends the text of the newest view; `isCut` says that the model had more to say. Returns whether there was any. */

@@ -20,7 +20,7 @@ def stub() -> Iterator[StubServer]:
 
 @pytest.fixture
 def visit(browser: Browser, stub: StubServer) -> Iterator[Visit]:
-    stub.finish_reason, stub.failure, stub.breaks = "stop", None, False
+    stub.finish_reason, stub.failure, stub.breaks, stub.num_announced = "stop", None, False, None
     with visiting(browser, stub.url, statuses=(503,)) as page:
         page.get("#heat td").first.wait_for()
         page.choose("mode", "chat")
@@ -142,14 +142,21 @@ def test_a_stopped_answer_keeps_its_text_and_can_be_continued(visit: Visit, stub
     expect(visit.get("article").nth(1).get_by_role("button", name="Continue")).to_be_visible()
 
 
+@pytest.mark.parametrize("num_announced", [None, 100_000], ids=["closed", "broken"])
 def test_an_answer_that_breaks_off_keeps_its_text_and_can_be_tried_again_or_continued(
-    visit: Visit, stub: StubServer
+    visit: Visit, stub: StubServer, num_announced: int | None
 ) -> None:
-    stub.tokens, stub.breaks = ["al", "pha"], True
+    """`num_announced`: a stream with less is a failed read for the browser, as after the death of a real server."""
+    stub.tokens, stub.breaks, stub.num_announced = ["al", "pha"], True, num_announced
+    stub.released.clear()
     say(visit, "one")
-    expect(visit.get("#failure")).to_contain_text("before the text was complete")
+    visit.get("article.streaming .t").first.wait_for()
+    stub.released.set()
+    expect(visit.get("#failure")).to_contain_text("The connection was cut before the text was complete.")
     assert shown(visit) == ["one", "al"]
-    stub.tokens, stub.breaks = ["beta"], False
+    expect(visit.get("article .figures").last).to_contain_text(" · stopped")
+    visit.problems[:] = [problem for problem in visit.problems if "ERR_CONTENT_LENGTH_MISMATCH" not in problem]
+    stub.tokens, stub.breaks, stub.num_announced = ["beta"], False, None
     visit.get("#failure button").click()
     visit.wait_until_finished()
     assert (shown(visit), sent(stub)) == (["one", "beta"], ["one"])
@@ -158,6 +165,24 @@ def test_an_answer_that_breaks_off_keeps_its_text_and_can_be_tried_again_or_cont
     press(visit, 1, "Continue")
     visit.wait_until_finished()
     assert (shown(visit), sent(stub)) == (["one", "alpha"], ["one", "al"])
+
+
+def test_a_text_that_breaks_off_says_so_and_goes_on(visit: Visit, stub: StubServer) -> None:
+    visit.choose("mode", "completion")
+    stub.tokens, stub.breaks, stub.num_announced = [" a", " b"], True, 100_000
+    visit.get("#prompt").fill("Say")
+    stub.released.clear()
+    visit.get("#run").click()
+    visit.get("#continuation .t").first.wait_for()
+    stub.released.set()
+    expect(visit.get("#failure")).to_contain_text("The connection was cut")
+    assert visit.text == " a"
+    visit.problems[:] = [problem for problem in visit.problems if "ERR_CONTENT_LENGTH_MISMATCH" not in problem]
+    stub.tokens, stub.breaks, stub.num_announced = [" b"], False, None
+    visit.get("#again").click()
+    visit.wait_until_finished()
+    assert stub.bodies[-1]["prompt"] == "Say a"
+    expect(visit.get("#failure")).to_be_hidden()
 
 
 def test_a_message_to_a_server_that_died_is_kept_and_sent_when_it_is_back(visit: Visit, stub: StubServer) -> None:

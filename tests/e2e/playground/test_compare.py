@@ -6,10 +6,10 @@ from itertools import takewhile
 from typing import Any
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Browser, expect
 
 from tests.e2e.playground.test_page import violations
-from tests.support.playground.browser import Visit
+from tests.support.playground.browser import Visit, visiting
 from tests.support.servers.running import RunningServer
 
 pytestmark = pytest.mark.browser
@@ -30,6 +30,15 @@ def answer(server: RunningServer, body: dict[str, Any]) -> dict[str, Any]:
     fields = {name: value for name, value in body.items() if name != "stream_options"} | {"stream": False}
     choice: dict[str, Any] = server.post("/v1/completions", fields).json()["choices"][0]
     return choice
+
+
+# Whether a field's placeholder is shown whole.
+FITS = """(field) => {
+  const { font, paddingLeft, paddingRight } = getComputedStyle(field);
+  const pen = Object.assign(document.createElement("canvas").getContext("2d"), { font });
+  const room = field.clientWidth - parseFloat(paddingLeft) - parseFloat(paddingRight);
+  return pen.measureText(field.placeholder).width <= room;
+}"""
 
 
 def text_of(visit: Visit, column: int, kind: str = "t") -> list[str]:
@@ -78,3 +87,13 @@ def test_columns_can_be_added_removed_and_set(visit: Visit) -> None:
     assert (bodies[1]["experts_per_token"], bodies[1]["temperature"]) == (1, 0)
     assert bodies[1]["expert_mask"] == [layer] * 5
     assert not violations(visit)
+
+
+def test_a_columns_fields_show_their_words_and_its_cross_is_inside(browser: Browser, server: RunningServer) -> None:
+    with visiting(browser, server.url, size=(1280, 800)) as visit:
+        visit.get("#heat td").first.wait_for()
+        visit.choose("mode", "compare")
+        column, cross = visit.get(".column").first, visit.get(".column .remove").first
+        outer, inner = column.bounding_box(), cross.bounding_box()
+        assert outer and inner and inner["x"] + inner["width"] <= outer["x"] + outer["width"] - 3
+        assert column.locator("input[type=number]").evaluate(FITS)

@@ -6,6 +6,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from tests.support.playground.browser import Visit, visiting
+from tests.support.playground.states import say
 from tests.support.playground.stub_server import CONTEXT, stub_server
 
 pytestmark = pytest.mark.browser
@@ -72,3 +73,16 @@ def test_a_control_behind_the_wide_map_comes_into_view_when_it_is_invalid_or_set
         size.click()
         visit.get("#summary .seed").click()
         expect(visit.get("#seed")).to_be_visible()
+
+
+def test_the_right_end_of_max_tokens_means_as_many_as_fit(browser: Browser) -> None:
+    with stub_server() as stub, visiting(browser, stub.url) as visit:
+        visit.get("#heat td").first.wait_for()
+        for tokens, sent in ((CONTEXT - 16, CONTEXT - 16), (CONTEXT, CONTEXT - 2)):
+            visit.set_slider("#max_tokens", tokens)
+            visit.write("A prompt")
+            assert stub.bodies[-1]["max_tokens"] == sent
+        visit.choose("mode", "chat")
+        say(visit, "Hello")
+        visit.wait_until_finished()
+        assert stub.bodies[-1]["max_tokens"] is None, "without a limit a chat has all that fits"

@@ -92,9 +92,11 @@ def test_a_completion_keeps_its_text_when_the_prompt_is_edited_or_a_retry_fails(
     visit.page.keyboard.type("x")
     assert visit.text == "one two"
     expect(visit.get("#continuation")).to_have_class("stale")
-    script(visit, COMPLETIONS, failing(503, "overloaded"))
+    error = {"message": "The server is overloaded; try again after the time in Retry-After.", "code": "overloaded"}
+    headers = {"retry-after": "3"}
+    script(visit, COMPLETIONS, lambda route: route.fulfill(status=503, json={"error": error}, headers=headers))
     visit.get("#run").click()
-    expect(visit.get("#failure")).to_contain_text("overloaded")
+    expect(visit.get("#failure p")).to_have_text("The server is overloaded. Try again in 3 s.")
     assert visit.text == "one two"
     visit.get("#prompt").press("y")
     expect(visit.get("#failure")).to_be_hidden()
@@ -205,7 +207,7 @@ RATE = """async () => {
       controller.enqueue(new TextEncoder().encode(packet.events));
     } };
     const body = new ReadableStream(source, { highWaterMark: 0 });
-    const meter = await generate({ post: async () => ({ body }) }, {}, undefined, () => {});
+    const meter = await generate({ post: async () => ({ body }) }, { fields: {} }, undefined, () => {});
     return [meter.firstTokenMs, meter.tokensPerSecond];
   };
   const upTo = (count) => `data: {"choices": [], "usage": {"completion_tokens": ${count}}}\\n\\n`;

@@ -102,7 +102,7 @@ def test_an_answer_that_a_reload_cuts_is_kept_and_goes_on(visit: Visit, stub: St
     visit.wait_until_finished()
     expect(visit.get(".turn-body")).to_have_text(["one", "alpha beta gamma"])
     figures = visit.get("article").nth(1).locator(".figures")
-    expect(figures).to_have_text(re.compile(r" 2 tokens · stopped, then .* tokens · complete$"))
+    expect(figures).to_have_text(re.compile(r" 2 tokens · .* context · stopped, then .* tokens · .* · complete$"))
     assert [message["content"] for message in stub.bodies[-1]["messages"]] == ["one", "alpha beta"]
     assert stub.bodies[-1]["continue_final_message"] is True
     never = threading.Event()
@@ -197,7 +197,9 @@ def test_an_answer_of_a_tab_that_was_closed_is_marked_and_can_be_continued(visit
     visit.get("#history-list .entry").click()
     expect(visit.get(".turn-body")).to_have_text(["one", "alpha beta"])
     expect(visit.get("article").nth(1).get_by_role("button", name="Continue")).to_be_visible()
-    expect(visit.get("article").nth(1).locator(".figures")).to_have_text(re.compile(r" 2 tokens · stopped$"))
+    expect(visit.get("article").nth(1).locator(".figures")).to_have_text(
+        re.compile(r" 2 tokens · .* context · stopped$")
+    )
 
 
 def test_a_reload_keeps_the_controls_and_what_was_not_sent(visit: Visit, stub: StubServer) -> None:
@@ -238,25 +240,29 @@ def test_each_answer_keeps_its_figures_and_says_how_it_ended(visit: Visit, stub:
     for message, reason, ending in (("one", "stop", "complete"), ("two", "length", "length limit")):
         stub.finish_reason = reason
         talk(visit, message)
-        expect(figures.last).to_have_text(re.compile(rf"^\d+ m?s first token · .*3 tokens · {ending}$"))
+        expect(figures.last).to_have_text(re.compile(rf"^\d+ m?s first token · .*3 tokens · .* context · {ending}$"))
     stub.finish_reason = "stop"
     visit.get("article").last.get_by_role("button", name="Continue").click()
     visit.wait_until_finished()
-    expect(figures.last).to_have_text(re.compile(r"3 tokens · length limit, then .*3 tokens · complete$"))
+    expect(figures.last).to_have_text(re.compile(r" context · length limit, then .*3 tokens · .* · complete$"))
     shown = figures.all_inner_texts()
     visit.choose("mode", "completion")
     visit.write("A prompt")
     visit.write("Another prompt")
     visit.get("#versions").get_by_role("button", name="Previous text").click()
-    expect(visit.get("#summary")).to_have_text(re.compile("first token · .*3 tokens · complete$"))
+    line = re.compile(r"first token.*3 tokens5\.0 % of 2,048 contextcompleteseed 7$")  # its parts, each in a box
+    expect(visit.get("#summary")).to_have_text(line)
     until_stored(visit, "Another prompt")
     until_stored(visit, ", then ")
     visit.get("#history-button").click()  # stores what is left
     expect(visit.get("#history-list li")).to_have_count(2)
     visit.page.reload()
-    expect(visit.get("#summary")).to_have_text(re.compile("first token · .*3 tokens · complete$"))
+    expect(visit.get("#summary")).to_have_text(line)
     visit.choose("mode", "chat")
     expect(figures).to_have_text(shown)
+    expect(visit.get("#summary")).to_have_text(line)
+    visit.choose("mode", "completion")
+    expect(visit.get("#summary")).to_have_text(line)
 
 
 def test_entries_are_found_renamed_and_deleted(visit: Visit) -> None:

@@ -1,7 +1,7 @@
 """Links: text, seed, sampling and experts in the address's fragment; opened, they send nothing by themselves."""
 
 import json
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pytest
 from playwright.sync_api import Browser, expect
@@ -131,6 +131,29 @@ def test_a_link_to_a_chat_has_its_branches_and_one_to_a_comparison_its_columns(b
             body = next(body for body in stub.bodies[-2:] if body["experts_per_token"] == 3)
             assert body["prompt"] == "Compare this"
             assert body["expert_mask"][0] == [True, False, False] + [True] * 5
+
+
+def test_a_link_has_the_seed_of_its_text_after_another_tab_and_after_a_reload(browser: Browser) -> None:
+    def seed_of(link: str) -> object:
+        return json.loads(unquote(link.partition("#")[2]))["seed"]
+
+    with stub_server() as stub, visiting(browser, stub.url) as visit:
+        ready(visit)
+        visit.write("A prompt")
+        visit.choose("mode", "chat")
+        say(visit, "Hello")
+        visit.wait_until_finished()
+        for mode in ("completion", "chat"):
+            visit.choose("mode", mode)
+            assert seed_of(link_of(visit)) == "7", mode
+        visit.get("#history-button").click()  # stores both
+        expect(visit.get("#history-list li")).to_have_count(2)
+        visit.page.reload()
+        for mode in ("completion", "chat"):
+            visit.choose("mode", mode)
+            ready(visit)
+            visit.wait_until_finished()
+            assert seed_of(link_of(visit)) == "7", mode
 
 
 def test_a_damaged_link_says_so_and_changes_nothing(browser: Browser) -> None:

@@ -144,15 +144,22 @@ def test_the_request_as_curl_and_as_python_gives_the_same_text(visit: Visit, ser
     assert (ran.stdout, ran.stderr) == (text, "")
 
 
-def test_the_message_of_a_rejected_request_is_shown(browser: Browser, server: RunningServer) -> None:
+def test_a_text_that_is_too_long_is_refused_in_words_of_the_page(browser: Browser, server: RunningServer) -> None:
     with visiting(browser, server.url, statuses=(400,)) as visit:
         visit.get("#heat td").first.wait_for()  # the page knows the model's name
         long_prompt = "word " * 3000
-        refusal = server.complete(long_prompt, max_tokens=256).json()["error"]
         visit.get("#prompt").fill(long_prompt)
         visit.get("#run").click()
-        expect(visit.get("#failure")).to_contain_text(refusal["message"])
+        said = visit.get("#failure p")
+        expect(said).to_have_text("The text is too long for the model's context of 2,048 tokens.")
         expect(visit.get("#stop")).to_be_hidden()
+        visit.get(".slider:has(#max_tokens) input[type=number]").fill("2047")
+        visit.get("#prompt").fill(PROMPT)
+        visit.get("#run").click()
+        expect(said).to_have_text(
+            "The text and Max tokens together are too long for the model's context of 2,048 tokens."
+        )
+        visit.get("button[aria-label='Reset Max tokens']").click()
         visit.write(PROMPT)
         expect(visit.get("#failure")).to_be_hidden()
 

@@ -311,3 +311,42 @@ def test_files_become_text_of_the_message_or_the_prompt(browser: Browser, tmp_pa
         assert not visit.page.evaluate(
             DROP.replace("new File([content], name)", "content, 'text/plain'"), ["#prompt", "", "a"]
         )
+
+
+@pytest.mark.parametrize(("mode", "size"), [("compare", (390, 844)), ("chat", (640, 400))])
+def test_a_panel_without_a_text_opens_at_its_top(browser: Browser, mode: str, size: tuple[int, int]) -> None:
+    with stub_server() as stub, visiting(browser, stub.url, size=size) as visit:
+        ready(visit)
+        visit.get("#prompt").fill("A prompt\n" * 60)
+        visit.choose("mode", mode)
+        visit.page.evaluate("new Promise((resolve) => setTimeout(resolve))")  # behind the page's own
+        assert visit.get("#paper").evaluate("paper => [paper.scrollTop, paper.scrollHeight > paper.clientHeight]") == [
+            0,
+            True,
+        ]
+
+
+def test_the_card_of_a_token_leaves_the_map_of_experts_in_view(browser: Browser) -> None:
+    with stub_server() as stub, visiting(browser, stub.url, size=(1280, 800)) as visit:
+        ready(visit)
+        stub.tokens = ["word"] * 14 + [" "]
+        visit.write("A prompt")
+        visit.get("#continuation .t").nth(13).hover()
+        card, side = visit.get("#card").bounding_box(), visit.get("#inside").bounding_box()
+        assert card and side and card["x"] + card["width"] <= side["x"]
+
+
+def test_a_narrow_window_shows_the_models_name_and_one_row_of_an_answers_buttons(browser: Browser) -> None:
+    with stub_server() as stub:
+        model = stub.model()
+        stub.model = lambda: {**model, "id": "smoe-demo"}  # type: ignore[method-assign]
+        with visiting(browser, stub.url, size=(640, 400)) as visit:
+            ready(visit)
+            assert visit.get("#model").evaluate("name => name.scrollWidth <= name.clientWidth")
+        with visiting(browser, stub.url, size=(390, 844)) as visit:
+            ready(visit)
+            visit.choose("mode", "chat")
+            say(visit, "Hello")
+            visit.wait_until_finished()
+            buttons = visit.get("article.assistant .turn-actions button:visible").all()
+            assert len({box["y"] for button in buttons if (box := button.bounding_box())}) == 1

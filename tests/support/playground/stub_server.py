@@ -32,6 +32,7 @@ class StubServer:
         self.calls: list[tuple[str, str]] = []  # tools that every answer in a chat calls: names and arguments
         self.finish_reason = "stop"
         self.breaks = False  # closes the connection behind the first token
+        self.num_announced: int | None = None  # bytes of each stream by its header; a shorter one breaks in its middle
         self.failure: tuple[int, str] | None = None  # status and code of every generation
         self.bodies: list[dict[str, Any]] = []  # of the generations
         self.inquiries: list[dict[str, Any]] = []  # bodies about a token's gates or a prompt's tokens
@@ -119,6 +120,8 @@ class PageHandler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if not self._has_key():
             return self._send_json(401, {"error": {"message": "Send a valid API key."}})
+        if self.path == "/tokenize":
+            return self._send_json(200, {"count": len(body["prompt"].split())})
         if not body.get("stream"):
             stub.inquiries.append(body)
             is_prompt = body.get("echo", False)
@@ -133,16 +136,18 @@ class PageHandler(BaseHTTPRequestHandler):
     def _stream(self, is_chat: bool) -> None:
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
-        self.end_headers()
         stub = self.server_state
+        if stub.num_announced is not None:
+            self.send_header("content-length", str(stub.num_announced))
+        self.end_headers()
         try:
             for chunk in call_events(stub.calls if is_chat else []):
                 self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
             for number, text in enumerate([*stub.tokens, ""]):
-                if number == 1 and stub.breaks:
-                    return
                 if number == 1:
                     stub.released.wait()
+                if number == 1 and stub.breaks:
+                    return
                 if number in stub.holds:
                     stub.holds[number].wait()
                 chunk = event(is_chat, text, number, None if text else stub.finish_reason)
