@@ -11,9 +11,11 @@ DATES_FOR_PEOPLE = {
     "server.lifecycle.server",  # `created` of the models
     "server.api.routes.adapters",  # `created` of an adapter that was loaded while the server runs
     "server.api.formats.embeddings",
+    "server.api.formats.ollama",  # `created_at` of a reply
     "server.api.formats.reply",  # `created` of a reply
     "engine.execution.experts.stats",  # `since` of a report
     "server.batch.store",  # `created_at` and others of files and batches; a batch expires by them, also across restarts
+    "server.http.certificate",  # whether a certificate has expired
     "server.observability.tracing",  # spans have Unix times
     "server.chat.jinja_sandbox",  # the date that a chat template writes into a prompt
 }

@@ -13,6 +13,7 @@ from engine.errors import EngineConfigError
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.pack import check
 from model.checkpoint.pack.header import WEIGHTS_NAME, PackHeader, is_pack, read_header
+from model.checkpoint.pack.side_files import VOCABULARY_NAME
 
 
 def settings_of_pack(config: EngineConfig) -> EngineConfig:
@@ -51,6 +52,11 @@ def pack_advice(config: EngineConfig, seconds: float) -> str:
     flag = "" if config.quantization == "none" else f" --quantization {config.quantization}"
     dtype = "" if config.dtype == "auto" else f" --dtype {config.dtype}"
     return f"the weights took {seconds:.0f} s; a pack is mapped instead: smoe pack {config.model}{dtype}{flag} -o DIR"
+
+
+def is_vocabulary_of_pack(file: Path) -> bool:
+    """Return whether a GGUF file is what a pack keeps of one: its fields, for the tokenizer."""
+    return file.name == VOCABULARY_NAME and is_pack(file.parent)
 
 
 def kind_of(path: Path) -> str:

@@ -27,16 +27,20 @@ from server.strict_json import JsonValue, parse_object
 
 IGNORED_PARAMS_HEADER = "x-smoe-ignored-params"
 SEPARATOR = ", "
+FORM_TYPE = "application/x-www-form-urlencoded"
 
 Model = TypeVar("Model", bound=RequestModel)
 
 
-async def read_request(http: HttpRequest, model_class: type[Model]) -> tuple[Model, dict[str, str]]:
+async def read_request(
+    http: HttpRequest, model_class: type[Model], *, takes_form_type: bool = False
+) -> tuple[Model, dict[str, str]]:
     """Return the request, and the headers that name its ignored fields.
 
+    `takes_form_type`: JSON may be called a form, as `curl -d` calls it, by programs that are no browser.
     Raises ApiError 400 or 415; with --strict-params, 400 for fields that would be ignored.
     """
-    _check_headers(http)
+    _check_headers(http, takes_form_type=takes_form_type)
     state = state_of(http)
     body = await http.body()
     ready = state.engine.ready
@@ -73,11 +77,15 @@ def unknown_params(request: RequestModel, body: dict[str, JsonValue]) -> list[st
     return [*top, *sorted(nested | set(request.ignored_parts))][:MAX_UNKNOWN_FIELDS]
 
 
-def _check_headers(http: HttpRequest) -> None:
+def _check_headers(http: HttpRequest, *, takes_form_type: bool) -> None:
+    """Raise ApiError 415. A page of another origin can send forms without being asked; browsers name its origin."""
     if http.headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise unsupported_content_encoding()
     content_types = http.headers.getlist("content-type")
-    if [value.split(";")[0].strip().lower() for value in content_types] != ["application/json"]:
+    named = [value.split(";")[0].strip().lower() for value in content_types]
+    if named == [FORM_TYPE] and takes_form_type and "origin" not in http.headers:
+        return
+    if named != ["application/json"]:
         raise unsupported_content_type()
 
 

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.checkpoint.pack.header import WEIGHTS_NAME
-from model.checkpoint.pack.side_files import VOCABULARY_NAME
+from engine.capacity.packs import is_vocabulary_of_pack
 
 MAX_MANIFEST_BYTES = 1 << 20
 OLLAMA_REGISTRY = "registry.ollama.ai"
@@ -92,12 +91,7 @@ def is_checkpoint(folder: Path) -> bool:
 def gguf_files(folder: Path) -> list[Path]:
     """Return the GGUF files in a folder and its subfolders, of split ones the first part, without those of packs."""
     found = [*_entries(folder, "*.gguf"), *_entries(folder, "*/*.gguf")]
-    return [file for file in found if not LATER_PART.search(file.name) and not _is_of_pack(file)]
-
-
-def _is_of_pack(file: Path) -> bool:
-    """Return whether a GGUF file is what a pack keeps of one: its fields, for the tokenizer."""
-    return file.name == VOCABULARY_NAME and (file.parent / WEIGHTS_NAME).exists()
+    return [file for file in found if not LATER_PART.search(file.name) and not is_vocabulary_of_pack(file)]
 
 
 def tag_of(file: Path) -> str:

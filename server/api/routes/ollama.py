@@ -117,7 +117,7 @@ async def loaded(http: HttpRequest) -> Response:
 )
 async def show(http: HttpRequest) -> Response:
     """Reply with sizes, template and abilities of the model."""
-    request, headers = await read_request(http, OllamaShowRequest)
+    request, headers = await read_request(http, OllamaShowRequest, takes_form_type=True)
     state = state_of(http)
     name = state.served_name(_served(state, request.model or request.name))
     ready, texts = state.serving()
@@ -163,7 +163,7 @@ async def chat(http: HttpRequest) -> Response:
     """Reply with a message, by default in parts."""
     arrival_s = time.monotonic()
     await state_of(http).check_queue(tenant_of(http))
-    request, headers = await read_request(http, OllamaChatRequest)
+    request, headers = await read_request(http, OllamaChatRequest, takes_form_type=True)
     return await _respond(http, request, headers, OllamaChatReply(_name(http, request), arrival_s), RENAMED)
 
 
@@ -183,7 +183,7 @@ async def generate(http: HttpRequest) -> Response:
     """Reply with a text, by default in parts."""
     arrival_s = time.monotonic()
     await state_of(http).check_queue(tenant_of(http))
-    request, headers = await read_request(http, OllamaGenerateRequest)
+    request, headers = await read_request(http, OllamaGenerateRequest, takes_form_type=True)
     reply = OllamaGenerateReply(_name(http, request), arrival_s)
     return await _respond(http, request, headers, reply, RENAMED_IN_PROMPT)
 
@@ -202,7 +202,7 @@ async def embed(http: HttpRequest) -> Response:
     """Reply with a vector of length 1 for each text."""
     arrival_s = time.monotonic()
     await state_of(http).check_queue(tenant_of(http))
-    request, headers = await read_request(http, OllamaEmbedRequest)
+    request, headers = await read_request(http, OllamaEmbedRequest, takes_form_type=True)
     named = request.model_copy(update={"model": _served(state_of(http), request.model)})
     with renaming({"truncate_prompt_tokens": "truncate"}):
         body = validate(EmbeddingRequest, named.embedding_body())

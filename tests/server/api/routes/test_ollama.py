@@ -50,6 +50,24 @@ def assert_final(record: dict[str, Any], engine: FakeEngine) -> None:
     assert datetime.fromisoformat(record["created_at"]).utcoffset() is not None
 
 
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/api/chat", {}, 200),  # as the commands in Ollama's documentation
+        ("/api/chat", {"origin": "http://smoe"}, 415),  # as a form of a page
+        ("/api/chat", {"content-type": "text/plain"}, 415),
+        ("/v1/chat/completions", {}, 415),
+    ],
+)
+async def test_json_that_curl_calls_a_form_is_read_unless_a_browser_sends_it(
+    path: str, headers: dict[str, str], status: int
+) -> None:
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    async with client_of(state_around(FakeEngine(saying("one two")))) as client:
+        reply = await client.post(path, content=json.dumps(CHAT), headers=form | headers)
+    assert reply.status_code == status
+
+
 async def test_a_chat_is_streamed_by_default_and_its_lines_have_the_text_of_the_full_reply() -> None:
     reply, engine = await post("/api/chat", CHAT)
     *parts, final = lines(reply)
