@@ -29,9 +29,9 @@
 //   panel, per block: d, dmin [PANEL] float16; sc, mn [groups / 2][PANEL][2] bytes; bit planes; words
 // Code books, blocks of 256: a code stands for four (IQ3) or eight (IQ2) magnitudes g of an entry of the book, 1 .. 62.
 // w = d u (2 n + 1) (+-g) in groups of 32 (IQ3_S, IQ3_XXS, IQ2_XXS) or 16 (IQ2_S, IQ2_XS); n is 0 .. 15, u a power of
-// two: 1, 1/4 and 1/8 in IQ3_S, IQ3_XXS and IQ2. Kernels multiply bytes q, with which +-g = f (q - zero):
-//     y += s ((d v) float(f sum(sc I) - zero' sum(sc P))), sc = 2 n + 1
-//   where v = u, f = 2, zero' = 15 in IQ3_S; v = 1/2, f = 1, zero' = 32 in IQ3_XXS; v = 1/8, f = 1, zero' = 64 in IQ2
+// two: 1, 1/4 and 1/8 in IQ3_S, IQ3_XXS and IQ2. Kernels multiply bytes q, with which u (+-g) = v (f q - zero):
+//     y += s ((d v) float(f sum(sc I) - zero sum(sc P))), sc = 2 n + 1
+//   where v = u, f = 2, zero = 15 in IQ3_S; v = 1/2, f = 1, zero = 32 in IQ3_XXS; v = 1/8, f = 1, zero = 64 in IQ2
 //   row, per block: as of the other blocks of 256
 //   panel, per block: d [PANEL] float16; n of two neighbouring groups [groups / 2][PANEL] bytes (IQ3_S, IQ2_S, IQ2_XS);
 //   planes of signs [8][PANEL]; codes [64 or 32][PANEL] bytes; their further bits [8][PANEL] bytes (IQ3_S, IQ2_S)

@@ -8,7 +8,7 @@
 namespace smoe {
 
 // The files' numbers of each entry, packed: name_CODES[].
-#define CODE_BOOK(name, ...) constexpr uint16_t name##_CODES[] = {__VA_ARGS__};
+#define CODE_BOOK(name, ...) inline constexpr uint16_t name##_CODES[] = {__VA_ARGS__};
 #include "../checkpoint/gguf/code_books.inc"
 #undef CODE_BOOK
 
@@ -36,5 +36,9 @@ constexpr uint8_t iq2_byte(int code) { return code == 0 ? 8 : code == 1 ? 25 : 4
 alignas(64) inline constexpr auto IQ2_S_BOOK = expanded<uint64_t>(IQ2_S_CODES, iq2_byte);
 alignas(64) inline constexpr auto IQ2_XS_BOOK = expanded<uint64_t>(IQ2_XS_CODES, iq2_byte);
 alignas(64) inline constexpr auto IQ2_XXS_BOOK = expanded<uint64_t>(IQ2_XXS_CODES, iq2_byte);
+
+// Indices of 9, 8, 10, 9 and 8 bits are not checked.
+static_assert(IQ3_S_BOOK.size() == 512 && IQ3_XXS_BOOK.size() == 256);
+static_assert(IQ2_S_BOOK.size() == 1024 && IQ2_XS_BOOK.size() == 512 && IQ2_XXS_BOOK.size() == 256);
 
 }  // namespace smoe

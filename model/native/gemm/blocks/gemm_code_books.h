@@ -141,15 +141,26 @@ template <class Index>
     units[1] = every_second<1>(low, high, std::make_integer_sequence<int, LANES>());
 }
 
-// A block of Format as UnpackedSuperblock has it.
+// A block of Format as [header; for each group its factors [PANEL], and its units [PANEL]].
 template <class Format>
 struct UnpackedCodes : UnpackedSuperblock<Format> {
+    static constexpr int GROUPS_AT = Format::HEADER_WORDS, GROUP_WORDS = (1 + Format::UNITS) * PANEL;
+
+    template <int PAIR, int HALF>
+    static inline Words unit(const uint32_t* block, int i) {
+        return load_words(block + GROUPS_AT + (2 * PAIR + HALF) * GROUP_WORDS + (1 + i) * PANEL);
+    }
+
+    template <int GROUP>
+    static inline Words factors(const uint32_t* block, int column) {
+        return load_words(block + GROUPS_AT + GROUP * GROUP_WORDS + column);
+    }
+
     static void unpack(const uint32_t* block, uint32_t* unpacked) {
         std::memcpy(unpacked, block, PANEL / 2 * 4);
         unpack_scales(block, reinterpret_cast<uint16_t*>(unpacked + Format::SCALES_AT));
         store_factors(unpacked, std::make_integer_sequence<int, Format::PAIRS>());
-        for (int g = 0; g < 8; ++g)
-            unpack_group(block, g, unpacked + UnpackedSuperblock<Format>::UNITS_AT + g * 8 * PANEL);
+        for (int g = 0; g < 8; ++g) unpack_group(block, g, unpacked + GROUPS_AT + g * 8 / Format::UNITS * GROUP_WORDS);
     }
 
   private:
@@ -182,15 +193,15 @@ struct UnpackedCodes : UnpackedSuperblock<Format> {
 
     template <int PAIR, int HALF>
     static inline void store_factor(uint32_t* unpacked, int column) {
-        store_words(unpacked + UnpackedSuperblock<Format>::FACTORS_AT + (2 * PAIR + HALF) * PANEL + column,
+        store_words(unpacked + GROUPS_AT + (2 * PAIR + HALF) * GROUP_WORDS + column,
                     load_factor<Format, HALF>(scales_of<Format, PAIR>(unpacked, column)));
     }
 
-    // Write 32 numbers of each output to units [8][PANEL].
-    static void unpack_group(const uint32_t* block, int group, uint32_t* units) {
+    // Write 32 numbers of each output: the units of a group, or of two.
+    static void unpack_group(const uint32_t* block, int group, uint32_t* groups) {
         const auto* codes = reinterpret_cast<const uint8_t*>(block + Format::CODES_AT) + group * CODES * PANEL;
         if constexpr (Format::HIGH_BITS == HighBits::NONE) {
-            look_up_group(block, group, codes, units);
+            look_up_group(block, group, codes, groups);
         } else {
             constexpr int STEP = 8 / CODES;  // bits from those of a code to those of the next
             constexpr uint16_t HIGH = Format::HIGH_BITS == HighBits::PLANE ? 0x100 : ((1 << STEP) - 1) << 8;
@@ -199,7 +210,7 @@ struct UnpackedCodes : UnpackedSuperblock<Format> {
             for (int i = 0; i < CODES; ++i)
                 for (int n = 0; n < PANEL; ++n)
                     indices[i * PANEL + n] = codes[i * PANEL + n] | (high[n] << (8 - STEP * i) & HIGH);
-            look_up_group(block, group, indices, units);
+            look_up_group(block, group, indices, groups);
         }
     }
 
@@ -212,7 +223,7 @@ struct UnpackedCodes : UnpackedSuperblock<Format> {
 
     // `indices` [CODES][PANEL]: of the book's entries. A share of the next block is prefetched meanwhile.
     template <class Index>
-    static inline void look_up_group(const uint32_t* block, int group, const Index* indices, uint32_t* units) {
+    static inline void look_up_group(const uint32_t* block, int group, const Index* indices, uint32_t* groups) {
         const uint32_t* planes = block + Format::PLANES_AT + group * PANEL;
         for (int part = 0; part < VECTORS; ++part) {
             const int step = group * VECTORS + part, column = part * LANES;
@@ -226,7 +237,8 @@ struct UnpackedCodes : UnpackedSuperblock<Format> {
                 load_entries(Format::BOOK.data(), indices + i * PANEL + column, entries);
                 for (int u = 0; u < 8 / CODES; ++u) {
                     const int unit = i * (8 / CODES) + u;
-                    store_words(units + unit * PANEL + column, Format::with_signs(entries[u], minus_of(signs, unit)));
+                    uint32_t* to = groups + unit / Format::UNITS * GROUP_WORDS + (1 + unit % Format::UNITS) * PANEL;
+                    store_words(to + column, Format::with_signs(entries[u], minus_of(signs, unit)));
                 }
             }
         }

@@ -21,11 +21,12 @@ namespace SMOE_ISA {
 // What most formats have in common: scales and minima are pairs of bytes as they lie.
 struct SuperblockFormat {
     static constexpr bool HAS_MIN = false;
-    static constexpr int OFFSET = 0, FACTOR = 1;  // a number is FACTOR q - OFFSET, if the format has no minima
+    static constexpr int OFFSET = 0, FACTOR = 1;  // a number is SCALE (FACTOR q - OFFSET), if the format has no minima
     static constexpr float SCALE = 1.0f;          // a power of two, by which d is multiplied
     static constexpr int MAX_ROWS_OF_8_LANES = 4;
     static constexpr int MIN_UNPACKED_ROWS = FEW_TO_UNPACK;
     static constexpr bool HAS_STARTS = false, IS_UNPACKED = false;
+    static constexpr int GROUP_WORDS = 0;  // from a group to the next, where all lie alike: a loop multiplies them
 
     static inline Words scale_pairs(Words pairs) { return pairs; }
     static inline Words min_pairs(Words pairs) { return pairs; }
@@ -206,7 +207,10 @@ struct Superblocks {
     template <int ROWS>
     static void add(const uint32_t* x, int64_t stride, const uint32_t* panel, int column, int, float* out) {
         Words totals[ROWS][VECTORS_OF<ROWS>] = {};
-        add_pairs_of_groups(totals, x, stride, panel, column, std::make_integer_sequence<int, Format::PAIRS>());
+        if constexpr (Format::GROUP_WORDS > 0)
+            add_groups(totals, x, stride, panel, column);
+        else
+            add_pairs_of_groups(totals, x, stride, panel, column, std::make_integer_sequence<int, Format::PAIRS>());
         finish(totals, x + 64 * stride, stride, panel, column, out);
     }
 
@@ -254,6 +258,17 @@ struct Superblocks {
 
     // Lines of a later block that are asked for before group `group` of this one.
     static constexpr int lines_before(int group) { return LINES * group / (2 * Format::PAIRS); }
+
+    // One group's code for all of them: code for each takes GCC minutes.
+    template <int ROWS, int VECTORS>
+    [[gnu::always_inline]] static inline void add_groups(Words (&totals)[ROWS][VECTORS], const uint32_t* x,
+                                                         int64_t stride, const uint32_t* panel, int column) {
+#pragma GCC unroll 1
+        for (int group = 0; group < 2 * Format::PAIRS; ++group, panel += Format::GROUP_WORDS) {
+            add_group<0, 0>(totals, x, x, stride, panel, column);
+            x += Format::UNITS * stride;
+        }
+    }
 
     template <int ROWS, int VECTORS, int... PAIRS>
     [[gnu::always_inline]] static inline void add_pairs_of_groups(Words (&totals)[ROWS][VECTORS], const uint32_t* x,

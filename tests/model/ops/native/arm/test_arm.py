@@ -68,7 +68,7 @@ def test_matrix_products_change_nothing_but_the_roundings_of_bfloat16(on_arm: Di
 
 
 def test_random_products_have_the_portable_bits_or_those_of_bfdot_in_software(library: Path) -> None:
-    """1 to 14 rows, odd sizes, 27 formats, while the control register asks for the other roundings of bfloat16."""
+    """1 to 14 rows, odd sizes, all formats, while the control register asks for the other roundings of bfloat16."""
     options = (str(library), f"-Wl,-rpath,{library.parent}", "-pthread")
     program = build_program([RANDOM_PRODUCTS], library.with_name("random"), *options, compiler=CROSS_COMPILER)
     seed = str(random.getrandbits(63))
