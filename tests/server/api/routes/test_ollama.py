@@ -215,6 +215,15 @@ async def test_silence_is_a_line_without_text() -> None:
     assert record["message"]["content"] == "" and record["done"] is False
 
 
+async def test_the_durations_of_prompt_and_answer_are_the_total() -> None:
+    moments = iter([1.4e-9, 2.8e-9])  # in nanoseconds 1.4 and 1.4, which are rounded to 1 and 1, and their sum to 3
+    reply = OllamaChatReply(MODEL, 0.0, lambda: next(moments))
+    usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+    reply.begin(usage)
+    reply.end(usage)
+    assert [reply.record[name] for name in ("total_duration", "prompt_eval_duration", "eval_duration")] == [3, 1, 2]
+
+
 async def test_texts_are_embedded() -> None:
     engine = FakeEngine(saying("a"))
     state = state_around(engine)
