@@ -1,6 +1,7 @@
 """Endpoints that translate to chat: their request becomes a chat request, and the chat's choices become their reply."""
 
 import re
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
@@ -75,9 +76,10 @@ def stream(
     headers: dict[str, str],
     event_format: EventFormat,
     encode: Callable[[Event], bytes] = named_event,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Response:
     """Return the reply as a stream of events, each encoded by `encode`."""
-    return EventStream(_events(turn, reply, encode), turn.add_to_headers(headers), event_format)
+    return EventStream(_events(turn, reply, encode, clock), turn.add_to_headers(headers), event_format)
 
 
 async def complete(http: HttpRequest, turn: ChatTurn, reply: EventReply) -> None:
@@ -91,19 +93,22 @@ def json_response(body: Mapping[str, object], turn: ChatTurn, headers: dict[str,
 
 
 async def _events(
-    turn: ChatTurn, reply: EventReply, encode: Callable[[Event], bytes]
+    turn: ChatTurn, reply: EventReply, encode: Callable[[Event], bytes], clock: Callable[[], float]
 ) -> AsyncGenerator[list[bytes], None]:
-    has_begun = False
+    """Yield what to write. Output may give no events for long, such as a call that is sent whole: that is idle, too."""
+    has_begun, written_s = False, clock()
     async with aclosing(turn.generation.deltas(KEEP_ALIVE_S)) as batches:
         async for deltas in batches:
-            events: list[Event] = [] if deltas else reply.idle()
+            events: list[Event] = []
             if deltas and not has_begun:
                 has_begun = True
                 events += reply.begin(turn.generation.usage())
             for choice, _ in await chunks_in_turns(deltas, turn.reply_format, turn.generation):
                 events += reply.chunk(choice)
-            if events or not deltas:
-                yield list(map(encode, events))
+            is_idle = not events and (not deltas or clock() - written_s >= KEEP_ALIVE_S)
+            if events or is_idle:
+                yield list(map(encode, reply.idle() if is_idle else events))
+                written_s = clock()
     yield list(map(encode, reply.end(turn.generation.final_usage())))
 
 
