@@ -252,10 +252,12 @@ def _separated(items: Sequence[bytes]) -> list[bytes]:
 
 
 def _served(state: ServerState, name: str | None) -> str | None:
-    """Return a name without the tag that clients add, if only that is served."""
-    if name is None or name in state.all_names:
-        return name
-    return name.removesuffix(LATEST)
+    """Return a name as it is served: with or without the tag that clients add and leave out."""
+    if name is None:
+        return None
+    return next(
+        (served for served in (name, name.removesuffix(LATEST), name + LATEST) if served in state.all_names), name
+    )
 
 
 def _name(http: HttpRequest, request: GeneratingRequest | OllamaEmbedRequest) -> str:

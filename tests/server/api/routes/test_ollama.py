@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -164,6 +165,15 @@ async def test_the_tag_that_clients_add_is_dropped() -> None:
     for path, body in (("/api/chat", CHAT), ("/api/generate", PROMPT), ("/api/show", {})):
         reply, _ = await post(path, {**body, "model": f"{MODEL}:latest"})
         assert reply.status_code == 200, reply.text
+
+
+async def test_the_tag_of_a_served_name_may_be_left_out() -> None:
+    state = replace(state_around(FakeEngine(saying("one two"))), model_names=("mine:latest",))
+    async with client_of(state) as client:
+        replies = [
+            await client.post("/api/chat", json={**CHAT, "model": name}) for name in ("mine", "mine:latest", "m")
+        ]
+    assert [reply.status_code for reply in replies] == [200, 200, 404]
 
 
 @pytest.mark.parametrize(
