@@ -56,9 +56,9 @@ def assert_final(record: dict[str, Any], engine: FakeEngine) -> None:
     [
         ("/api/chat", {}, 200),  # as the commands in Ollama's documentation
         ("/api/chat", {"origin": "http://smoe"}, 415),  # as a form of a page
-        ("/api/chat", {"origin": "null"}, 415),  # of a file or a frame in a sandbox
+        ("/api/chat", {"origin": "null"}, 403),  # of a file or a frame in a sandbox
         ("/api/chat", {"referer": "http://smoe/"}, 415),
-        ("/api/chat", {"sec-fetch-site": "cross-site"}, 415),
+        ("/api/chat", {"sec-fetch-site": "same-site"}, 415),
         ("/api/chat", {"content-type": "text/plain"}, 415),
         ("/v1/chat/completions", {}, 415),
     ],
