@@ -291,7 +291,11 @@ OLLAMA: Mapping[str, str] = {
     "tool_name": "The function whose result this is. For the role `tool`.",
     "tool_call_id": "The id of the call whose result this is. If absent: found by `tool_name`, or by the order.",
     "OllamaCall.id": "The call's id. If absent: one is made up.",
+    "OllamaCall.type": "No effect: all calls are of functions.",
     "OllamaCall.function": "The function and its arguments.",
+    "OllamaFunction.name": "The function's name.",
+    "OllamaFunction.arguments": "The arguments: a JSON object, or its text.",
+    "OllamaFunction.index": "No effect: calls are in order.",
 }
 
 REQUEST_FIELDS: Mapping[str, str] = {

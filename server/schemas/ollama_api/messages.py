@@ -3,23 +3,29 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, JsonValue
 
 from server.schemas.conversation import MAX_MESSAGES
 from server.schemas.generation import Name
 from server.schemas.tool_calls import MAX_CALLS, CalledFunction
 from server.schemas.translated import JsonObject
 from server.schemas.validation import RequestModel, check_length, reject_unsupported_members
-from server.strict_json import JsonValue
 
 NO_CALL = "none"  # id of a result that follows no call, which chat refuses
 
 
+class OllamaFunction(CalledFunction):
+    """The function of a call. `index`, the call's place, is left out: calls are a list."""
+
+    index: JsonValue = None
+
+
 class OllamaCall(RequestModel):
-    """A call in an earlier reply. Most clients send no ids."""
+    """A call in an earlier reply. Most clients send no ids, and all calls are of one type."""
 
     id: Name | None = None
-    function: CalledFunction
+    type: JsonValue = None
+    function: OllamaFunction
 
 
 class OllamaMessage(RequestModel):
@@ -59,11 +65,11 @@ def chat_messages(messages: Sequence[OllamaMessage]) -> list[JsonObject]:
             continue
         body: JsonObject = {"role": message.role, "content": message.content}
         if message.tool_calls:
-            named = {call.id or f"call_{index}_{n}": call.function for n, call in enumerate(message.tool_calls)}
-            open_calls = {call_id: function.name for call_id, function in named.items()}
+            named = [(call.id or f"call_{index}_{n}", call.function) for n, call in enumerate(message.tool_calls)]
+            open_calls = {call_id: function.name for call_id, function in named}
             body["tool_calls"] = [
-                {"id": call_id, "type": "function", "function": function.model_dump()}
-                for call_id, function in named.items()
+                {"id": call_id, "type": "function", "function": function.model_dump(exclude={"index"})}
+                for call_id, function in named
             ]
         translated.append(body)
     return translated

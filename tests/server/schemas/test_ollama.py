@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
-from server.schemas import OllamaChatRequest, OllamaGenerateRequest, validate
+from server.api.request_body import unknown_params
+from server.errors import ApiError
+from server.schemas import ChatCompletionRequest, OllamaChatRequest, OllamaGenerateRequest, validate
 
 HELLO = {"role": "user", "content": "Hello"}
 
@@ -46,6 +48,24 @@ def test_a_result_answers_the_call_that_it_names_or_the_first_open_one(
     calls: list[dict[str, Any]], results: list[dict[str, Any]], expected: dict[str, str | None]
 ) -> None:
     assert answered(calls, results) == expected
+
+
+def test_the_place_and_type_of_a_call_are_known_and_left_out() -> None:
+    """They are in replies, which clients send back."""
+    body: dict[str, Any] = {"messages": [HELLO, {"role": "assistant", "tool_calls": [call("f", type="function")]}]}
+    body["messages"][1]["tool_calls"][0]["function"]["index"] = 0
+    request = validate(OllamaChatRequest, body)
+    assert unknown_params(request, body) == []
+    [translated] = request.chat_body()["messages"][1]["tool_calls"]
+    assert translated["function"] == {"name": "f", "arguments": '{"name":"f"}'}
+
+
+def test_no_call_with_the_id_of_another_is_lost() -> None:
+    messages = [HELLO, {"role": "assistant", "tool_calls": [call("f", id="a"), call("g", id="a")]}]
+    body = validate(OllamaChatRequest, {"messages": messages}).chat_body()
+    assert [one["function"]["name"] for one in body["messages"][1]["tool_calls"]] == ["f", "g"]
+    with pytest.raises(ApiError, match="have the same id"):
+        validate(ChatCompletionRequest, body)
 
 
 def test_options_are_fields_of_chat_and_absent_ones_are_not_sent() -> None:
