@@ -277,6 +277,7 @@ OLLAMA: Mapping[str, str] = {
     "num_ctx": "No effect: the context is the server's.",
     "repeat_penalty": "Divides positive logits, and multiplies negative ones, of tokens that prompt or answer already "
     f"have. {_SERVER_DEFAULT} 1 (no effect).",
+    "OllamaOptions.seed": "Start of the random numbers. If absent, or -1: drawn.",
     "OllamaOptions.frequency_penalty": "Subtracted from a token's logit for each time that the answer already has it. "
     "If absent: 0.",
     "OllamaOptions.presence_penalty": "Subtracted once from the logit of each token that the answer has. If absent: 0.",

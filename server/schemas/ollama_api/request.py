@@ -18,6 +18,7 @@ from server.schemas.validation import ConstrainingObject, RequestModel, text_or_
 CHAT_NAMES = {"num_predict": "max_tokens", "repeat_penalty": "repetition_penalty"}
 NO_EFFECT = {"num_ctx"}  # the context is the server's
 FORMATS = refused_spellings("format").keys() - {"function_call"}  # other names of a format
+RANDOM_SEED = -1  # as without a seed
 NO_LIMIT = 0  # num_predict is -1 or -2 for as many tokens as the context has room for
 
 
@@ -50,6 +51,8 @@ class OllamaOptions(ConstrainingObject):
         given = self.model_dump(include=self.model_fields_set - NO_EFFECT, exclude_none=True)
         if given.get("num_predict", 0) <= NO_LIMIT:
             given.pop("num_predict", None)
+        if given.get("seed") == RANDOM_SEED:
+            del given["seed"]
         return {CHAT_NAMES.get(name, name): value for name, value in given.items()}
 
 

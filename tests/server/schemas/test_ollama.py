@@ -50,6 +50,12 @@ def test_a_result_answers_the_call_that_it_names_or_the_first_open_one(
     assert answered(calls, results) == expected
 
 
+def test_a_seed_of_minus_one_is_none() -> None:
+    for seed, sent in ((-1, {}), (-2, {"seed": -2}), (0, {"seed": 0})):
+        body = validate(OllamaGenerateRequest, {"prompt": "a", "options": {"seed": seed}}).chat_body()
+        assert {name: value for name, value in body.items() if name == "seed"} == sent
+
+
 def test_the_place_and_type_of_a_call_are_known_and_left_out() -> None:
     """They are in replies, which clients send back."""
     body: dict[str, Any] = {"messages": [HELLO, {"role": "assistant", "tool_calls": [call("f", type="function")]}]}
