@@ -22,8 +22,16 @@ RANDOM_SEED = -1  # as without a seed
 NO_LIMIT = 0  # num_predict is -1 or -2 for as many tokens as the context has room for
 
 
-def _one_or_many(value: object) -> object:
-    return text_or_list(value, str)
+def _stop_texts(value: object) -> object:
+    texts = text_or_list(value, str)
+    return [text for text in texts if text != ""] if isinstance(texts, list) else texts
+
+
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]  # Ollama's clients may have read 40 as 40.0
 
 
 class OllamaOptions(ConstrainingObject):
@@ -32,18 +40,18 @@ class OllamaOptions(ConstrainingObject):
     path: ClassVar[str] = "options"
     constraint_fields: ClassVar[Mapping[Kind, str] | None] = {"limit": "num_predict", "stop": "stop"}
 
-    num_predict: Annotated[int, Field(ge=-2)] | None = None
+    num_predict: Annotated[Whole, Field(ge=-2)] | None = None
     num_ctx: JsonValue = None
     temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
+    top_k: Annotated[Whole, Field(ge=-1)] | None = None
     min_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     repeat_penalty: Annotated[float, Field(gt=0.0, le=2.0)] | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
-    seed: int | None = None
-    stop: Annotated[StopStrings, BeforeValidator(_one_or_many, json_schema_input_type=StopString | StopStrings)] = (
-        Field(default_factory=list)
+    seed: Whole | None = None
+    stop: Annotated[StopStrings, BeforeValidator(_stop_texts, json_schema_input_type=StopString | StopStrings)] = Field(
+        default_factory=list
     )
 
     def chat_fields(self) -> JsonObject:

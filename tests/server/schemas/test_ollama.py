@@ -50,6 +50,17 @@ def test_a_result_answers_the_call_that_it_names_or_the_first_open_one(
     assert answered(calls, results) == expected
 
 
+def test_whole_numbers_may_be_decimals_and_empty_stop_texts_are_none() -> None:
+    options = {"num_predict": 3.0, "top_k": 40.0, "seed": 42.0}
+    body = validate(OllamaGenerateRequest, {"prompt": "a", "options": options}).chat_body()
+    numbers = [body[name] for name in ("max_tokens", "top_k", "seed")]
+    assert numbers == [3, 40, 42] and {type(number) for number in numbers} == {int}
+    with pytest.raises(ApiError, match="expected an integer"):
+        validate(OllamaGenerateRequest, {"prompt": "a", "options": {"top_k": 40.5}})
+    for stop, texts in (("", []), ([""], []), (["", "x"], ["x"])):
+        assert validate(OllamaGenerateRequest, {"prompt": "a", "options": {"stop": stop}}).chat_body()["stop"] == texts
+
+
 def test_a_seed_of_minus_one_is_none() -> None:
     for seed, sent in ((-1, {}), (-2, {"seed": -2}), (0, {"seed": 0})):
         body = validate(OllamaGenerateRequest, {"prompt": "a", "options": {"seed": seed}}).chat_body()
