@@ -25,13 +25,16 @@ _QUOTED = re.compile(r"'([^' ]+)'")
 
 
 async def to_chat_request(
-    http: HttpRequest, request: TranslatedRequest | CountTokensRequest, renamed: Mapping[str, str]
+    http: HttpRequest,
+    request: TranslatedRequest | CountTokensRequest,
+    renamed: Mapping[str, str],
+    chat_class: type[ChatCompletionRequest] = ChatCompletionRequest,
 ) -> ChatCompletionRequest:
     """Return the chat request of a translated one. Raises ApiError 400 with this endpoint's field names (`renamed`)."""
     size = len(await http.body())
     with renaming(renamed, request.tool_paths):
         return await state_of(http).heavy_work.run(
-            lambda: validate(ChatCompletionRequest, request.chat_body()), size=size, tenant=tenant_of(http)
+            lambda: validate(chat_class, request.chat_body()), size=size, tenant=tenant_of(http)
         )
 
 
@@ -39,7 +42,7 @@ async def prepare_translated(
     http: HttpRequest, request: TranslatedRequest, arrival_s: float, renamed: Mapping[str, str]
 ) -> ChatTurn:
     """Return the request as a chat that is ready to be generated. Raises ApiError with this endpoint's field names."""
-    chat = await to_chat_request(http, request, renamed)
+    chat = await to_chat_request(http, request, renamed, request.chat_class)
     with renaming(renamed, request.tool_paths):
         turn = await prepare_chat(http, chat, arrival_s)
     return replace(turn, ignored=[_renamed(path, renamed, request.tool_paths) for path in turn.ignored])

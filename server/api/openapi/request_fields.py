@@ -273,7 +273,8 @@ OLLAMA: Mapping[str, str] = {
     "OllamaChatRequest.messages": "The conversation, oldest message first. Without messages nothing is generated.",
     "OllamaGenerateRequest.prompt": "The text of the user. Without one nothing is generated.",
     "options": "How tokens are drawn, and when the answer ends.",
-    "num_predict": "Largest number of tokens to generate. If absent, or below 1: as many as the context has room for.",
+    "num_predict": "Largest number of tokens to generate. If absent, below 1 or too large: as many as "
+    "the context has room for.",
     "num_ctx": "No effect: the context is the server's.",
     "repeat_penalty": "Divides positive logits, and multiplies negative ones, of tokens that prompt or answer already "
     f"have. {_SERVER_DEFAULT} 1 (no effect).",

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, JsonValue
 
+from server.schemas.chat import ChatCompletionRequest
 from server.schemas.constraint_spellings import Kind, refused_spellings
 from server.schemas.embeddings import WHOLE_CONTEXT, Texts
 from server.schemas.generation import Name, Penalty, StopString, StopStrings
@@ -64,9 +65,18 @@ class OllamaOptions(ConstrainingObject):
         return {CHAT_NAMES.get(name, name): value for name, value in given.items()}
 
 
+class ShrinkingChatRequest(ChatCompletionRequest):
+    """A chat whose limit shrinks to the room after the prompt, instead of being refused."""
+
+    @property
+    def has_default_limit(self) -> bool:
+        return True
+
+
 class GeneratingRequest(TranslatedRequest):
     """Common fields of /api/chat and /api/generate. The model stays loaded, so that keep_alive has no effect."""
 
+    chat_class: ClassVar[type[ChatCompletionRequest]] = ShrinkingChatRequest
     constraint_fields: ClassVar[Mapping[Kind, str] | None] = {
         "format": "format",
         "limit": "options.num_predict",

@@ -118,9 +118,10 @@ async def test_a_stop_text_ends_the_answer(stop: object) -> None:
 async def test_a_limit_is_the_reason_and_minus_one_is_none() -> None:
     reply, _ = await post("/api/chat", {**CHAT, "options": {"num_predict": 1}})
     assert lines(reply)[-1]["done_reason"] == "length"
-    for number in (-1, -2, 0):
+    for number in (-1, -2, 0, 99999):  # the last is more than the context has room for
         _, engine = await post("/api/chat", {**CHAT, "options": {"num_predict": number}})
-        assert engine.submitted[0].params.max_tokens > 100
+        [request] = engine.submitted
+        assert request.params.max_tokens == READY.max_model_len - len(request.prompt_token_ids)
 
 
 @pytest.mark.parametrize(("given", "has_grammar"), [("json", True), (SCHEMA, True), ("", False), (None, False)])
@@ -182,7 +183,7 @@ async def test_the_tag_of_a_served_name_may_be_left_out() -> None:
         ("/api/chat", {**CHAT, "model": "other"}, 404, MODEL),
         ("/api/show", {"model": "other"}, 404, MODEL),
         ("/api/chat", {**CHAT, "options": {"temperature": 9}}, 400, "'options.temperature' must be at most 2"),
-        ("/api/chat", {**CHAT, "options": {"num_predict": 99999}}, 400, "options.num_predict"),
+        ("/api/chat", {**CHAT, "options": {"num_predict": -3}}, 400, "options.num_predict"),
         ("/api/chat", {**CHAT, "options": {"max_tokens": 3}}, 400, "Send 'options.num_predict' instead"),
         ("/api/chat", {**CHAT, "max_tokens": 3}, 400, "Send 'options.num_predict' instead"),
         ("/api/chat", {**CHAT, "response_format": {"type": "json_object"}}, 400, "Send 'format' instead"),
