@@ -44,7 +44,7 @@ class OllamaOptions(ConstrainingObject):
     num_predict: Annotated[Whole, Field(ge=-2)] | None = None
     num_ctx: JsonValue = None
     temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    top_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     top_k: Annotated[Whole, Field(ge=-1)] | None = None
     min_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     repeat_penalty: Annotated[float, Field(gt=0.0, le=2.0)] | None = None
@@ -62,6 +62,8 @@ class OllamaOptions(ConstrainingObject):
             given.pop("num_predict", None)
         if given.get("seed") == RANDOM_SEED:
             del given["seed"]
+        if given.get("top_p") == 0.0:  # the likeliest token alone
+            given |= {"top_p": 1.0, "top_k": 1}
         return {CHAT_NAMES.get(name, name): value for name, value in given.items()}
 
 

@@ -61,6 +61,12 @@ def test_whole_numbers_may_be_decimals_and_empty_stop_texts_are_none() -> None:
         assert validate(OllamaGenerateRequest, {"prompt": "a", "options": {"stop": stop}}).chat_body()["stop"] == texts
 
 
+def test_a_share_of_zero_is_the_likeliest_token() -> None:
+    options = {"top_p": 0, "top_k": 40}
+    body = validate(OllamaGenerateRequest, {"prompt": "a", "options": options}).chat_body()
+    assert (body["top_p"], body["top_k"]) == (1.0, 1)
+
+
 def test_a_seed_of_minus_one_is_none() -> None:
     for seed, sent in ((-1, {}), (-2, {"seed": -2}), (0, {"seed": 0})):
         body = validate(OllamaGenerateRequest, {"prompt": "a", "options": {"seed": seed}}).chat_body()
