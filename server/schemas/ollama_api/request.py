@@ -99,6 +99,11 @@ class GeneratingRequest(TranslatedRequest):
         return []  # tools are in the same place
 
     @property
+    def has_tools(self) -> bool:
+        """True if the model may call tools."""
+        return False
+
+    @property
     @abstractmethod
     def is_empty(self) -> bool:
         """True if nothing is to be generated: clients load a model so."""
@@ -130,6 +135,10 @@ class OllamaChatRequest(GeneratingRequest):
     @property
     def is_empty(self) -> bool:
         return not self.messages
+
+    @property
+    def has_tools(self) -> bool:
+        return bool(self.tools)
 
     def prompt_body(self) -> JsonObject:
         messages: list[JsonValue] = [*chat_messages(self.messages)]

@@ -41,7 +41,7 @@ def answered(calls: list[dict[str, Any]], results: list[dict[str, Any]]) -> dict
             "1": "g", "2": "f", "3": "f",
         }),
         ([call("f", id="a"), call("g", id="b")], [result("1", tool_call_id="b"), result("2")], {"1": "g", "2": "f"}),
-        ([call("f")], [result("1", tool_name="other"), result("2")], {"1": "f", "2": None}),
+        ([call("f")], [result("1", tool_name="other")], {"1": "f"}),
     ],
 )  # fmt: skip
 def test_a_result_answers_the_call_that_it_names_or_the_first_open_one(
@@ -71,6 +71,12 @@ def test_a_seed_of_minus_one_is_none() -> None:
     for seed, sent in ((-1, {}), (-2, {"seed": -2}), (0, {"seed": 0})):
         body = validate(OllamaGenerateRequest, {"prompt": "a", "options": {"seed": seed}}).chat_body()
         assert {name: value for name, value in body.items() if name == "seed"} == sent
+
+
+def test_a_result_without_a_call_is_refused() -> None:
+    body = {"messages": [HELLO, {"role": "assistant", "tool_calls": [call("f")]}, result("1"), result("2")]}
+    with pytest.raises(ApiError, match=r"'messages\[3\]' is a result"):
+        validate(OllamaChatRequest, body).chat_body()
 
 
 def test_the_place_and_type_of_a_call_are_known_and_left_out() -> None:

@@ -153,7 +153,11 @@ async def test_tools_are_called_and_their_results_find_their_calls() -> None:
         assert reply.status_code == 200, reply.text
         alone = [*HELLO, {"role": "tool", "content": "11 degrees", "tool_name": "weather"}]
         refused = await client.post("/api/chat", json={**first, "messages": alone})
-    assert refused.status_code == 400 and "messages[1].tool_name" in refused.json()["error"]
+        alone[1]["tool_call_id"] = "a"
+        unknown = await client.post("/api/chat", json={**first, "messages": alone})
+    assert refused.status_code == unknown.status_code == 400
+    assert "'messages[1]' is a result" in refused.json()["error"]
+    assert "'messages[1].tool_call_id' must be the id of a call" in unknown.json()["error"]
 
 
 async def test_a_request_without_text_only_loads() -> None:
@@ -191,7 +195,7 @@ async def test_the_tag_of_a_served_name_may_be_left_out() -> None:
         ("/api/chat", {**CHAT, "function_call": {"name": "f"}}, 400, "'function_call' is not supported"),
         ("/api/chat", {**CHAT, "format": {"type": "zebra"}}, 400, "'format"),
         ("/api/chat", {"model": MODEL, "messages": [{**HELLO[0], "images": ["aGk="]}]}, 400, "messages[0].images"),
-        ("/api/chat", {**CHAT, "tools": [WEATHER]}, 400, "--tool-emulation"),
+        ("/api/chat", {**CHAT, "tools": [WEATHER]}, 400, "not trained to call tools: send none"),
         ("/api/generate", {**PROMPT, "raw": True}, 400, "'raw' is not supported"),
         ("/api/generate", {**PROMPT, "template": "{{ .Prompt }}"}, 400, "'template' is not supported"),
         ("/api/generate", {**PROMPT, "prompt": "word " * 9999}, 400, "maximum context length"),
