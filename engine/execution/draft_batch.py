@@ -95,6 +95,7 @@ class DraftBatches:
         self._adapters = adapters
         self._memory: _Memory | None = None  # None before the first step
         self._kept: dict[tuple[int, int], _Kept] = {}  # by T and S
+        self._tables_address = 0  # of the memory whose beginning is the block tables of all kept batches
         self._rows: Int64s | None = None  # of the last step: the same object for the same requests
         self._have_options = self._report_experts = False  # some of these requests
 
@@ -106,8 +107,11 @@ class DraftBatches:
             owners += [chunk.sequence] * chunk.length
         memory = self._memory_for(len(owners))
         self._write(memory, chunks, rows.tolist())
-        kept = self._kept_for(memory, len(owners), len(chunks))
         tables = self._requests.tables_of(rows)[1]
+        if tables.data_ptr() != self._tables_address:  # batches of rare sizes would keep the old memory alive
+            self._kept.clear()
+            self._tables_address = tables.data_ptr()
+        kept = self._kept_for(memory, len(owners), len(chunks))
         if kept.forward.block_tables is not tables:
             kept.forward = replace(kept.forward, block_tables=tables)
         if self._rows is not rows:

@@ -1,6 +1,7 @@
 """Endpoints that translate to chat: their request becomes a chat request, and the chat's choices become their reply."""
 
 import re
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
@@ -24,13 +25,16 @@ _QUOTED = re.compile(r"'([^' ]+)'")
 
 
 async def to_chat_request(
-    http: HttpRequest, request: TranslatedRequest | CountTokensRequest, renamed: Mapping[str, str]
+    http: HttpRequest,
+    request: TranslatedRequest | CountTokensRequest,
+    renamed: Mapping[str, str],
+    chat_class: type[ChatCompletionRequest] = ChatCompletionRequest,
 ) -> ChatCompletionRequest:
     """Return the chat request of a translated one. Raises ApiError 400 with this endpoint's field names (`renamed`)."""
     size = len(await http.body())
     with renaming(renamed, request.tool_paths):
         return await state_of(http).heavy_work.run(
-            lambda: validate(ChatCompletionRequest, request.chat_body()), size=size, tenant=tenant_of(http)
+            lambda: validate(chat_class, request.chat_body()), size=size, tenant=tenant_of(http)
         )
 
 
@@ -38,7 +42,7 @@ async def prepare_translated(
     http: HttpRequest, request: TranslatedRequest, arrival_s: float, renamed: Mapping[str, str]
 ) -> ChatTurn:
     """Return the request as a chat that is ready to be generated. Raises ApiError with this endpoint's field names."""
-    chat = await to_chat_request(http, request, renamed)
+    chat = await to_chat_request(http, request, renamed, request.chat_class)
     with renaming(renamed, request.tool_paths):
         turn = await prepare_chat(http, chat, arrival_s)
     return replace(turn, ignored=[_renamed(path, renamed, request.tool_paths) for path in turn.ignored])
@@ -75,9 +79,10 @@ def stream(
     headers: dict[str, str],
     event_format: EventFormat,
     encode: Callable[[Event], bytes] = named_event,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Response:
     """Return the reply as a stream of events, each encoded by `encode`."""
-    return EventStream(_events(turn, reply, encode), turn.add_to_headers(headers), event_format)
+    return EventStream(_events(turn, reply, encode, clock), turn.add_to_headers(headers), event_format)
 
 
 async def complete(http: HttpRequest, turn: ChatTurn, reply: EventReply) -> None:
@@ -91,19 +96,22 @@ def json_response(body: Mapping[str, object], turn: ChatTurn, headers: dict[str,
 
 
 async def _events(
-    turn: ChatTurn, reply: EventReply, encode: Callable[[Event], bytes]
+    turn: ChatTurn, reply: EventReply, encode: Callable[[Event], bytes], clock: Callable[[], float]
 ) -> AsyncGenerator[list[bytes], None]:
-    has_begun = False
+    """Yield what to write. Output may give no events for long, such as a call that is sent whole: that is idle, too."""
+    has_begun, written_s = False, clock()
     async with aclosing(turn.generation.deltas(KEEP_ALIVE_S)) as batches:
         async for deltas in batches:
-            events: list[Event] = [] if deltas else reply.idle()
+            events: list[Event] = []
             if deltas and not has_begun:
                 has_begun = True
                 events += reply.begin(turn.generation.usage())
             for choice, _ in await chunks_in_turns(deltas, turn.reply_format, turn.generation):
                 events += reply.chunk(choice)
-            if events or not deltas:
-                yield list(map(encode, events))
+            is_idle = not events and (not deltas or clock() - written_s >= KEEP_ALIVE_S)
+            if events or is_idle:
+                yield list(map(encode, reply.idle() if is_idle else events))
+                written_s = clock()
     yield list(map(encode, reply.end(turn.generation.final_usage())))
 
 

@@ -28,6 +28,7 @@ from server.strict_json import JsonValue, parse_object
 IGNORED_PARAMS_HEADER = "x-smoe-ignored-params"
 SEPARATOR = ", "
 FORM_TYPE = "application/x-www-form-urlencoded"
+BROWSERS_HEADERS = ("origin", "referer", "sec-fetch-site")  # a page's form is sent with one of them or more
 
 Model = TypeVar("Model", bound=RequestModel)
 
@@ -78,12 +79,12 @@ def unknown_params(request: RequestModel, body: dict[str, JsonValue]) -> list[st
 
 
 def _check_headers(http: HttpRequest, *, takes_form_type: bool) -> None:
-    """Raise ApiError 415. A page of another origin can send forms without being asked; browsers name its origin."""
+    """Raise ApiError 415. A page of another origin can send forms without being asked; browsers say where from."""
     if http.headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise unsupported_content_encoding()
     content_types = http.headers.getlist("content-type")
     named = [value.split(";")[0].strip().lower() for value in content_types]
-    if named == [FORM_TYPE] and takes_form_type and "origin" not in http.headers:
+    if named == [FORM_TYPE] and takes_form_type and not any(name in http.headers for name in BROWSERS_HEADERS):
         return
     if named != ["application/json"]:
         raise unsupported_content_type()

@@ -184,7 +184,7 @@ class GenerationRequest(StructuredFields):
 
     @property
     def has_default_limit(self) -> bool:
-        """True if `completion_limit` is the endpoint's default and not the client's value."""
+        """True if `completion_limit` shrinks to the room after the prompt, as an endpoint's default does."""
         return False
 
     @property

@@ -1,10 +1,11 @@
 """Common fields of the endpoints that translate to chat: chat has them under the same names."""
 
 from abc import abstractmethod
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field, JsonValue
 
+from server.schemas.chat import ChatCompletionRequest
 from server.schemas.generation import Name, Seconds
 from server.schemas.validation import RequestModel
 
@@ -13,6 +14,8 @@ JsonObject = dict[str, JsonValue]
 
 class TranslatedRequest(RequestModel):
     """A request that is translated to the chat request of `chat_body`."""
+
+    chat_class: ClassVar[type[ChatCompletionRequest]] = ChatCompletionRequest
 
     model: Name | None = None
     stream: bool = False

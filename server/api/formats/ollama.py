@@ -45,16 +45,16 @@ class OllamaReply(EventReply):
         return [self._part("")]
 
     def end(self, usage: Usage) -> list[Event]:
-        end_s = self._clock()
+        total, prompt = (round((moment - self.arrival_s) * NS) for moment in (self._clock(), self._first_s))
         final = {
             "done": True,
             "done_reason": self._done_reason,
-            "total_duration": round((end_s - self.arrival_s) * NS),
+            "total_duration": total,
             "load_duration": 0,
             "prompt_eval_count": usage["prompt_tokens"],
-            "prompt_eval_duration": round((self._first_s - self.arrival_s) * NS),
+            "prompt_eval_duration": prompt,
             "eval_count": usage["completion_tokens"],
-            "eval_duration": round((end_s - self._first_s) * NS),
+            "eval_duration": total - prompt,  # the two are the total, to the nanosecond
             **expert_tokens(usage),
         }
         calls = [

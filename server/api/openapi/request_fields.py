@@ -273,10 +273,12 @@ OLLAMA: Mapping[str, str] = {
     "OllamaChatRequest.messages": "The conversation, oldest message first. Without messages nothing is generated.",
     "OllamaGenerateRequest.prompt": "The text of the user. Without one nothing is generated.",
     "options": "How tokens are drawn, and when the answer ends.",
-    "num_predict": "Largest number of tokens to generate. If absent, or below 1: as many as the context has room for.",
+    "num_predict": "Largest number of tokens to generate. If absent, below 1 or too large: as many as "
+    "the context has room for.",
     "num_ctx": "No effect: the context is the server's.",
     "repeat_penalty": "Divides positive logits, and multiplies negative ones, of tokens that prompt or answer already "
     f"have. {_SERVER_DEFAULT} 1 (no effect).",
+    "OllamaOptions.seed": "Start of the random numbers. If absent, or -1: drawn.",
     "OllamaOptions.frequency_penalty": "Subtracted from a token's logit for each time that the answer already has it. "
     "If absent: 0.",
     "OllamaOptions.presence_penalty": "Subtracted once from the logit of each token that the answer has. If absent: 0.",
@@ -291,7 +293,11 @@ OLLAMA: Mapping[str, str] = {
     "tool_name": "The function whose result this is. For the role `tool`.",
     "tool_call_id": "The id of the call whose result this is. If absent: found by `tool_name`, or by the order.",
     "OllamaCall.id": "The call's id. If absent: one is made up.",
+    "OllamaCall.type": "No effect: all calls are of functions.",
     "OllamaCall.function": "The function and its arguments.",
+    "OllamaFunction.name": "The function's name.",
+    "OllamaFunction.arguments": "The arguments: a JSON object, or its text.",
+    "OllamaFunction.index": "No effect: calls are in order.",
 }
 
 REQUEST_FIELDS: Mapping[str, str] = {

@@ -22,7 +22,7 @@ from server.api.openapi import response_schemas
 from server.api.openapi.operations import GENERATION, NDJSON, WITH_BODY, describe
 from server.api.request_body import read_request
 from server.api.routes import READ
-from server.errors import ollama_error
+from server.errors import ollama_error, unsupported_parameter
 from server.generation.embedding import Embedder
 from server.generation.state import ServerState, fingerprint_of, state_of, tenant_of
 from server.http.disconnect import unless_disconnected
@@ -46,9 +46,12 @@ RENAMED = {
     r"max_tokens": "options.num_predict",
     r"repetition_penalty": "options.repeat_penalty",
     r"(temperature|top_p|top_k|min_p|frequency_penalty|presence_penalty|seed|stop)": r"options.\1",
-    r"(messages\[\d+\])\.tool_call_id": r"\1.tool_name",
     r"response_format\b.*": "format",
 }
+NO_TOOLS = (
+    "This model was not trained to call tools: send none. "
+    "If the server is started with --tool-emulation, it describes the tools in the prompt."
+)
 RENAMED_IN_PROMPT = {**RENAMED, r"messages\b.*": "prompt"}
 LINES = EventFormat(
     b"", b"", lambda error: orjson.dumps(ollama_error(error)), separator=b"\n", media_type="application/x-ndjson"
@@ -230,10 +233,12 @@ async def _respond(
 ) -> Response:
     state = state_of(http)
     named = request.model_copy(update={"model": _served(state, request.model)})
+    state.served_name(named.model)
+    state.serving()
     if request.is_empty:
-        state.served_name(named.model)
-        state.serving()
         return JSONResponse(reply.loaded(), headers=headers)
+    if request.has_tools and not state.calls_tools:
+        raise unsupported_parameter("tools", NO_TOOLS)
     turn = await prepare_translated(http, named, reply.arrival_s, renamed)
     if request.stream:
         return stream(turn, reply, headers, LINES, orjson.dumps)
@@ -252,10 +257,12 @@ def _separated(items: Sequence[bytes]) -> list[bytes]:
 
 
 def _served(state: ServerState, name: str | None) -> str | None:
-    """Return a name without the tag that clients add, if only that is served."""
-    if name is None or name in state.all_names:
-        return name
-    return name.removesuffix(LATEST)
+    """Return a name as it is served: with or without the tag that clients add and leave out."""
+    if name is None:
+        return None
+    return next(
+        (served for served in (name, name.removesuffix(LATEST), name + LATEST) if served in state.all_names), name
+    )
 
 
 def _name(http: HttpRequest, request: GeneratingRequest | OllamaEmbedRequest) -> str:

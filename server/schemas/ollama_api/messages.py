@@ -3,23 +3,28 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, JsonValue
 
+from server.errors import invalid_value
 from server.schemas.conversation import MAX_MESSAGES
 from server.schemas.generation import Name
 from server.schemas.tool_calls import MAX_CALLS, CalledFunction
 from server.schemas.translated import JsonObject
 from server.schemas.validation import RequestModel, check_length, reject_unsupported_members
-from server.strict_json import JsonValue
 
-NO_CALL = "none"  # id of a result that follows no call, which chat refuses
+
+class OllamaFunction(CalledFunction):
+    """The function of a call. `index`, the call's place, is left out: calls are a list."""
+
+    index: JsonValue = None
 
 
 class OllamaCall(RequestModel):
-    """A call in an earlier reply. Most clients send no ids."""
+    """A call in an earlier reply. Most clients send no ids, and all calls are of one type."""
 
     id: Name | None = None
-    function: CalledFunction
+    type: JsonValue = None
+    function: OllamaFunction
 
 
 class OllamaMessage(RequestModel):
@@ -48,28 +53,31 @@ Turns = Annotated[SomeTurns, BeforeValidator(_turns, json_schema_input_type=Some
 
 def chat_messages(messages: Sequence[OllamaMessage]) -> list[JsonObject]:
     """Return chat's messages. Calls without ids get some, and each result that of the call it answers: of the function
-    that it names, or of the first call without a result."""
+    that it names, or of the first call without a result. Raises ApiError 400 if there is none."""
     translated: list[JsonObject] = []
     open_calls: dict[str, str] = {}  # id -> function
     for index, message in enumerate(messages):
         if message.role == "tool":
-            answered = message.tool_call_id or _answered(message, open_calls)
+            answered = message.tool_call_id or _answered(index, message, open_calls)
             open_calls.pop(answered, None)
             translated.append({"role": "tool", "content": message.content, "tool_call_id": answered})
             continue
         body: JsonObject = {"role": message.role, "content": message.content}
         if message.tool_calls:
-            named = {call.id or f"call_{index}_{n}": call.function for n, call in enumerate(message.tool_calls)}
-            open_calls = {call_id: function.name for call_id, function in named.items()}
+            named = [(call.id or f"call_{index}_{n}", call.function) for n, call in enumerate(message.tool_calls)]
+            open_calls = {call_id: function.name for call_id, function in named}
             body["tool_calls"] = [
-                {"id": call_id, "type": "function", "function": function.model_dump()}
-                for call_id, function in named.items()
+                {"id": call_id, "type": "function", "function": function.model_dump(exclude={"index"})}
+                for call_id, function in named
             ]
         translated.append(body)
     return translated
 
 
-def _answered(message: OllamaMessage, open_calls: Mapping[str, str]) -> str:
+def _answered(index: int, message: OllamaMessage, open_calls: Mapping[str, str]) -> str:
     """Return the id of the call that this message is the result of."""
+    if not open_calls:
+        param = f"messages[{index}]"
+        raise invalid_value(f"'{param}' is a result, but no call before it is without one.", param)
     named = (call_id for call_id, name in open_calls.items() if name == message.tool_name)
-    return next(named, next(iter(open_calls), NO_CALL))
+    return next(named, next(iter(open_calls)))

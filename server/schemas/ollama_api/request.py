@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, JsonValue
 
+from server.schemas.chat import ChatCompletionRequest
 from server.schemas.constraint_spellings import Kind, refused_spellings
 from server.schemas.embeddings import WHOLE_CONTEXT, Texts
 from server.schemas.generation import Name, Penalty, StopString, StopStrings
@@ -18,11 +19,20 @@ from server.schemas.validation import ConstrainingObject, RequestModel, text_or_
 CHAT_NAMES = {"num_predict": "max_tokens", "repeat_penalty": "repetition_penalty"}
 NO_EFFECT = {"num_ctx"}  # the context is the server's
 FORMATS = refused_spellings("format").keys() - {"function_call"}  # other names of a format
+RANDOM_SEED = -1  # as without a seed
 NO_LIMIT = 0  # num_predict is -1 or -2 for as many tokens as the context has room for
 
 
-def _one_or_many(value: object) -> object:
-    return text_or_list(value, str)
+def _stop_texts(value: object) -> object:
+    texts = text_or_list(value, str)
+    return [text for text in texts if text != ""] if isinstance(texts, list) else texts
+
+
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]  # Ollama's clients may have read 40 as 40.0
 
 
 class OllamaOptions(ConstrainingObject):
@@ -31,18 +41,18 @@ class OllamaOptions(ConstrainingObject):
     path: ClassVar[str] = "options"
     constraint_fields: ClassVar[Mapping[Kind, str] | None] = {"limit": "num_predict", "stop": "stop"}
 
-    num_predict: Annotated[int, Field(ge=-2)] | None = None
+    num_predict: Annotated[Whole, Field(ge=-2)] | None = None
     num_ctx: JsonValue = None
     temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
+    top_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    top_k: Annotated[Whole, Field(ge=-1)] | None = None
     min_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     repeat_penalty: Annotated[float, Field(gt=0.0, le=2.0)] | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
-    seed: int | None = None
-    stop: Annotated[StopStrings, BeforeValidator(_one_or_many, json_schema_input_type=StopString | StopStrings)] = (
-        Field(default_factory=list)
+    seed: Whole | None = None
+    stop: Annotated[StopStrings, BeforeValidator(_stop_texts, json_schema_input_type=StopString | StopStrings)] = Field(
+        default_factory=list
     )
 
     def chat_fields(self) -> JsonObject:
@@ -50,12 +60,25 @@ class OllamaOptions(ConstrainingObject):
         given = self.model_dump(include=self.model_fields_set - NO_EFFECT, exclude_none=True)
         if given.get("num_predict", 0) <= NO_LIMIT:
             given.pop("num_predict", None)
+        if given.get("seed") == RANDOM_SEED:
+            del given["seed"]
+        if given.get("top_p") == 0.0:  # the likeliest token alone
+            given |= {"top_p": 1.0, "top_k": 1}
         return {CHAT_NAMES.get(name, name): value for name, value in given.items()}
+
+
+class ShrinkingChatRequest(ChatCompletionRequest):
+    """A chat whose limit shrinks to the room after the prompt, instead of being refused."""
+
+    @property
+    def has_default_limit(self) -> bool:
+        return True
 
 
 class GeneratingRequest(TranslatedRequest):
     """Common fields of /api/chat and /api/generate. The model stays loaded, so that keep_alive has no effect."""
 
+    chat_class: ClassVar[type[ChatCompletionRequest]] = ShrinkingChatRequest
     constraint_fields: ClassVar[Mapping[Kind, str] | None] = {
         "format": "format",
         "limit": "options.num_predict",
@@ -74,6 +97,11 @@ class GeneratingRequest(TranslatedRequest):
     @property
     def tool_paths(self) -> list[str]:
         return []  # tools are in the same place
+
+    @property
+    def has_tools(self) -> bool:
+        """True if the model may call tools."""
+        return False
 
     @property
     @abstractmethod
@@ -107,6 +135,10 @@ class OllamaChatRequest(GeneratingRequest):
     @property
     def is_empty(self) -> bool:
         return not self.messages
+
+    @property
+    def has_tools(self) -> bool:
+        return bool(self.tools)
 
     def prompt_body(self) -> JsonObject:
         messages: list[JsonValue] = [*chat_messages(self.messages)]

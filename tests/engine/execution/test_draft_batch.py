@@ -1,6 +1,7 @@
 """A batch with drafts, built in loops, equals the one that build_batch() gives."""
 
 import random
+import weakref
 from dataclasses import fields, replace
 from typing import Any
 
@@ -95,6 +96,20 @@ def test_the_memory_grows_with_the_rows_of_a_step() -> None:
         ours = builder.build(StepPlan(chunks)).forward
         starts, lengths = np.array([c.start for c in chunks]), np.array([c.length for c in chunks])
         _assert_same(ours, build_batch(chunks, rows.update(sequences), starts, lengths, rows, CONFIG).forward)
+
+
+def test_no_kept_batch_holds_block_tables_that_were_made_anew() -> None:
+    """A step of two requests, then of one whose table has outgrown the memory, and none of two again."""
+    rng = random.Random(4)
+    rows = PersistentBatch(6, 100 * BLOCK_SIZE, BLOCK_SIZE, 32, torch.device("cpu"))
+    builder, sequences = BatchBuilder(rows, CONFIG), [_sequence(rng, number) for number in range(2)]
+    tables = []
+    for step in (sequences, sequences[:1]):
+        chunks = tuple(Chunk(s, s.num_tokens - 1, 3, True, False, (5, 6)) for s in step)
+        tables.append(weakref.ref(builder.build(StepPlan(chunks)).forward.block_tables))
+        sequences[0].block_table = list(range(1, 90))
+    before, after = tables
+    assert before() is None and after() is not None
 
 
 def _assert_same(ours: ForwardBatch, theirs: ForwardBatch) -> None:

@@ -1,9 +1,17 @@
 """server/api/chat_translation.py: errors of a translated request have its endpoint's shape and field names."""
 
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from server.api.chat_translation import stream
+from server.api.formats.ollama import OllamaChatReply
+from server.api.routes.ollama import LINES
+from server.generation.choice import Delta
 from tests.support.servers.fake_engine import FakeEngine
 from tests.support.servers.serving import MODEL, client_of, saying, state_around
 
@@ -117,3 +125,41 @@ async def test_a_prompt_that_is_too_long_is_named_by_the_endpoints_field() -> No
         too_long = {"model": MODEL, "input": "word " * 500}
         error = (await client.post("/v1/responses", json=too_long)).json()["error"]
         assert (error["param"], error["code"]) == ("input", "context_length_exceeded")
+
+
+@pytest.mark.anyio
+async def test_a_call_that_is_sent_whole_is_no_silence() -> None:
+    """Its arguments arrive every 4 seconds: each third one comes 10 seconds or more after the last line."""
+    now_s = 0.0
+
+    async def deltas(idle_s: float) -> AsyncGenerator[list[Delta], None]:
+        nonlocal now_s
+        for _ in range(7):
+            now_s += 4.0
+            yield [Delta(0)]
+
+    def chunks(delta: Delta) -> list[Any]:
+        call = {"function": {"name": "f", "arguments": ""}} | ({"id": "a"} if now_s == 4.0 else {})
+        return [({"delta": {"tool_calls": [call]}}, {})]
+
+    def usage() -> dict[str, int]:
+        return {"prompt_tokens": 1, "completion_tokens": 7, "total_tokens": 8}
+
+    sent: list[tuple[float, bytes]] = []
+
+    async def send(message: Any) -> None:
+        if message.get("body"):
+            sent.append((now_s, message["body"]))
+
+    turn: Any = SimpleNamespace(
+        generation=SimpleNamespace(deltas=deltas, usage=usage, final_usage=usage),
+        reply_format=SimpleNamespace(chunks=chunks),
+        add_to_headers=dict,
+    )
+    response = stream(
+        turn, OllamaChatReply(MODEL, 0.0), {}, LINES, lambda event: json.dumps(event).encode(), lambda: now_s
+    )
+    await response({"type": "http"}, asyncio.Event().wait, send)  # type: ignore[arg-type]  # the client never leaves
+    assert [moment for moment, _ in sent] == [12.0, 24.0, 28.0]
+    first, _, last = (body.splitlines() for _, body in sent)
+    assert json.loads(first[0])["message"] == {"role": "assistant", "content": ""} and len(last) == 2

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -55,6 +56,9 @@ def assert_final(record: dict[str, Any], engine: FakeEngine) -> None:
     [
         ("/api/chat", {}, 200),  # as the commands in Ollama's documentation
         ("/api/chat", {"origin": "http://smoe"}, 415),  # as a form of a page
+        ("/api/chat", {"origin": "null"}, 403),  # of a file or a frame in a sandbox
+        ("/api/chat", {"referer": "http://smoe/"}, 415),
+        ("/api/chat", {"sec-fetch-site": "same-site"}, 415),
         ("/api/chat", {"content-type": "text/plain"}, 415),
         ("/v1/chat/completions", {}, 415),
     ],
@@ -114,9 +118,10 @@ async def test_a_stop_text_ends_the_answer(stop: object) -> None:
 async def test_a_limit_is_the_reason_and_minus_one_is_none() -> None:
     reply, _ = await post("/api/chat", {**CHAT, "options": {"num_predict": 1}})
     assert lines(reply)[-1]["done_reason"] == "length"
-    for number in (-1, -2, 0):
+    for number in (-1, -2, 0, 99999):  # the last is more than the context has room for
         _, engine = await post("/api/chat", {**CHAT, "options": {"num_predict": number}})
-        assert engine.submitted[0].params.max_tokens > 100
+        [request] = engine.submitted
+        assert request.params.max_tokens == READY.max_model_len - len(request.prompt_token_ids)
 
 
 @pytest.mark.parametrize(("given", "has_grammar"), [("json", True), (SCHEMA, True), ("", False), (None, False)])
@@ -148,7 +153,11 @@ async def test_tools_are_called_and_their_results_find_their_calls() -> None:
         assert reply.status_code == 200, reply.text
         alone = [*HELLO, {"role": "tool", "content": "11 degrees", "tool_name": "weather"}]
         refused = await client.post("/api/chat", json={**first, "messages": alone})
-    assert refused.status_code == 400 and "messages[1].tool_name" in refused.json()["error"]
+        alone[1]["tool_call_id"] = "a"
+        unknown = await client.post("/api/chat", json={**first, "messages": alone})
+    assert refused.status_code == unknown.status_code == 400
+    assert "'messages[1]' is a result" in refused.json()["error"]
+    assert "'messages[1].tool_call_id' must be the id of a call" in unknown.json()["error"]
 
 
 async def test_a_request_without_text_only_loads() -> None:
@@ -163,13 +172,22 @@ async def test_the_tag_that_clients_add_is_dropped() -> None:
         assert reply.status_code == 200, reply.text
 
 
+async def test_the_tag_of_a_served_name_may_be_left_out() -> None:
+    state = replace(state_around(FakeEngine(saying("one two"))), model_names=("mine:latest",))
+    async with client_of(state) as client:
+        replies = [
+            await client.post("/api/chat", json={**CHAT, "model": name}) for name in ("mine", "mine:latest", "m")
+        ]
+    assert [reply.status_code for reply in replies] == [200, 200, 404]
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "part"),
     [
         ("/api/chat", {**CHAT, "model": "other"}, 404, MODEL),
         ("/api/show", {"model": "other"}, 404, MODEL),
         ("/api/chat", {**CHAT, "options": {"temperature": 9}}, 400, "'options.temperature' must be at most 2"),
-        ("/api/chat", {**CHAT, "options": {"num_predict": 99999}}, 400, "options.num_predict"),
+        ("/api/chat", {**CHAT, "options": {"num_predict": -3}}, 400, "options.num_predict"),
         ("/api/chat", {**CHAT, "options": {"max_tokens": 3}}, 400, "Send 'options.num_predict' instead"),
         ("/api/chat", {**CHAT, "max_tokens": 3}, 400, "Send 'options.num_predict' instead"),
         ("/api/chat", {**CHAT, "response_format": {"type": "json_object"}}, 400, "Send 'format' instead"),
@@ -177,7 +195,7 @@ async def test_the_tag_that_clients_add_is_dropped() -> None:
         ("/api/chat", {**CHAT, "function_call": {"name": "f"}}, 400, "'function_call' is not supported"),
         ("/api/chat", {**CHAT, "format": {"type": "zebra"}}, 400, "'format"),
         ("/api/chat", {"model": MODEL, "messages": [{**HELLO[0], "images": ["aGk="]}]}, 400, "messages[0].images"),
-        ("/api/chat", {**CHAT, "tools": [WEATHER]}, 400, "--tool-emulation"),
+        ("/api/chat", {**CHAT, "tools": [WEATHER]}, 400, "not trained to call tools: send none"),
         ("/api/generate", {**PROMPT, "raw": True}, 400, "'raw' is not supported"),
         ("/api/generate", {**PROMPT, "template": "{{ .Prompt }}"}, 400, "'template' is not supported"),
         ("/api/generate", {**PROMPT, "prompt": "word " * 9999}, 400, "maximum context length"),
@@ -213,6 +231,15 @@ async def test_silence_is_a_line_without_text() -> None:
     reply = OllamaChatReply(MODEL, 0.0)
     [record] = reply.idle()
     assert record["message"]["content"] == "" and record["done"] is False
+
+
+async def test_the_durations_of_prompt_and_answer_are_the_total() -> None:
+    moments = iter([1.4e-9, 2.8e-9])  # in nanoseconds 1.4 and 1.4, which are rounded to 1 and 1, and their sum to 3
+    reply = OllamaChatReply(MODEL, 0.0, lambda: next(moments))
+    usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+    reply.begin(usage)
+    reply.end(usage)
+    assert [reply.record[name] for name in ("total_duration", "prompt_eval_duration", "eval_duration")] == [3, 1, 2]
 
 
 async def test_texts_are_embedded() -> None:
