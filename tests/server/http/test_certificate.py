@@ -59,10 +59,10 @@ def test_a_key_that_no_client_agrees_to_has_a_fault() -> None:
 def test_a_machine_without_tls_1_3_finds_the_same(tmp_path: Path) -> None:
     config = tmp_path / "openssl.cnf"
     config.write_text(ONLY_TLS_1_2)
-    variables = {**os.environ, "OPENSSL_CONF": str(config), "PYTHONPATH": str(ROOT)}
+    variables = os.environ | {"OPENSSL_CONF": str(config)}
     for files in ((CERTIFICATE, KEY), (EXPIRED_CERTIFICATE, EXPIRED_KEY)):
         command = [sys.executable, "-c", PRINT_CHECKED, *map(str, files)]
-        ran = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+        ran = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
         assert (ran.stdout, ran.stderr) == (f"{check_certificate(*files)}\n", "")
 
 
