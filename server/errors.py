@@ -84,9 +84,11 @@ def unknown_parameter(param: str | None) -> ApiError:
     return ApiError("The request has a field that this endpoint does not know.", param=param, code="unknown_parameter")
 
 
-def unknown_member(param: str | None) -> ApiError:
-    """A field inside a format is unknown. `param`: the field, or the format if the name has unprintable characters."""
-    message = f"'{param}' is unknown. Inside a format nothing unknown is ignored, because it could be a constraint."
+def unknown_member(param: str | None, *, is_named: bool = True) -> ApiError:
+    """A field inside a format is unknown. `param`: the field, or unless `is_named`, for a name with unprintable
+    characters, what has it."""
+    what = f"'{param}' {'is unknown' if is_named else 'has an unknown field'}."
+    message = f"{what} Inside a format nothing unknown is ignored, because it could be a constraint."
     return ApiError(message, param=param, code="unknown_parameter")
 
 

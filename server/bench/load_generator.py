@@ -26,9 +26,8 @@ class RequestTiming:
     end_s: float = 0.0
     prompt_tokens: int = 0
     output_tokens: int = 0
-    counts_chunks: bool = (
-        False  # the server sent no usage: each chunk with text counts as a token, and the prompt as none
-    )
+    # The server sent no usage: each chunk with text counts as a token, and the prompt as none.
+    counts_chunks: bool = False
     error: str | None = None
 
 

@@ -206,7 +206,7 @@ def health_command(
     """Ask the server on this machine whether it is alive, as the health check of a container does.
 
     Environment variables (SMOE_PORT, SMOE_SSL_CERTFILE, SMOE_CONFIG, ...) have the same effect as for serve. Exits
-    with 1, and a line, unless the server answers.
+    with 1, and a line, unless the server answers; also for a wrong setting.
 
     \b
     smoe health --port 9000
@@ -218,7 +218,8 @@ def health_command(
     try:
         settings = load_settings(given_settings(context))
     except SettingsError as error:
-        raise typer.Exit(report_error(error)) from None
+        report_error(error)
+        raise typer.Exit(1) from None  # Docker reserves 2
     if reason := health.fault(settings, health.READY if ready else health.ALIVE):
         report_error(ValueError(reason))
         raise typer.Exit(1)

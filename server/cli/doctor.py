@@ -236,7 +236,8 @@ def _certificate(certfile: Path, keyfile: Path) -> Check:
         return Check("certificate", "fail", str(error))
     if found.fault:
         return Check("certificate", "warn", found.fault)
-    return Check("certificate", "ok", f"--ssl-certfile {certfile} has its key and is valid until {found.ends}")
+    until = f" and is valid until {found.ends}" if found.ends else ""
+    return Check("certificate", "ok", f"--ssl-certfile {certfile} has its key{until}")
 
 
 def _writable(name: str, flag: str, check: Callable[[], None]) -> Check:

@@ -1,11 +1,13 @@
 """`smoe health`: whether the server that the settings describe answers, for the health check of a container."""
 
 import http.client
+import queue
 import ssl
+import threading
 
 from server.settings.settings import Settings
 
-TIMEOUT_S = 2.0
+TIMEOUT_S = 3.0  # for the whole answer; the image's health check has 5 s
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # where a server on all addresses is asked
 ALIVE, READY = "/health/live", "/health/ready"
 
@@ -18,16 +20,32 @@ def fault(settings: Settings, path: str) -> str:
     host, port = LOOPBACK.get(settings.host, settings.host), settings.port
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)
-    if settings.ssl_certfile is not None:
+    if settings.ssl_certfile is not None and not settings.node_rank:  # the page of other hosts has no TLS
         connection = http.client.HTTPSConnection(host, port, timeout=TIMEOUT_S, context=_unchecked())
+    answer = _in_time(connection, path)
+    if isinstance(answer, Exception):
+        return f"no answer from {address}: {getattr(answer, 'strerror', None) or answer}"
+    return "" if answer == http.HTTPStatus.OK else f"{address}{path} answers {answer}"
+
+
+def _in_time(connection: http.client.HTTPConnection, path: str) -> int | Exception:
+    """Return the status of the answer, or why there is none. The connection's own timeout is one of each read."""
+    answers: queue.SimpleQueue[int | Exception] = queue.SimpleQueue()
+    threading.Thread(target=lambda: answers.put(_ask(connection, path)), daemon=True).start()
+    try:
+        return answers.get(timeout=TIMEOUT_S)
+    except queue.Empty:
+        return TimeoutError("timed out")
+
+
+def _ask(connection: http.client.HTTPConnection, path: str) -> int | Exception:
     try:
         connection.request("GET", path)
-        status = connection.getresponse().status
-    except (OSError, http.client.HTTPException) as error:
-        return f"no answer from {address}: {getattr(error, 'strerror', None) or error}"
+        return connection.getresponse().status
+    except (OSError, http.client.HTTPException, UnicodeError) as error:  # the last one of a name that DNS cannot have
+        return error
     finally:
         connection.close()
-    return "" if status == http.HTTPStatus.OK else f"{address}{path} answers {status}"
 
 
 def _unchecked() -> ssl.SSLContext:

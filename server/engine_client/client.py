@@ -53,7 +53,8 @@ class EngineClient:
         self._is_sending = False  # _send_frame is scheduled
         events = EngineEvents(
             on_message=self._receive,
-            on_ready=self._send_pending,
+            on_ready=self._on_ready,
+            on_unnamed_adapter=lambda digest: self._adapter_queries.unload(digest),
             on_crash=self._on_crash,
             on_end=self._on_end,
             on_tick=self._expire,
@@ -207,6 +208,10 @@ class EngineClient:
                 output = msgspec.structs.replace(output, prompt_logprobs=scores)
             if (collector := self._requests.take(output)) is not None:
                 collector.put(output)
+
+    def _on_ready(self) -> None:
+        self._send_pending()
+        self._free_adapters()
 
     def _on_crash(self) -> CrashReport:
         """Fail the requests that had an output; the others stay pending for the next process."""

@@ -45,6 +45,7 @@ class EngineEvents:
 
     on_message: Callable[[FromEngine], None]  # every message except Progress and Ready
     on_ready: Callable[[], None]  # a process has loaded
+    on_unnamed_adapter: Callable[[str], None]  # it has a LoRA adapter that was unloaded meanwhile: with this digest
     on_crash: Callable[[], CrashReport]  # a process is gone: sort its requests
     on_end: Callable[[str], None]  # no process will follow; the argument is the reason for clients
     on_tick: Callable[[float], None]  # at each watchdog observation, with time.monotonic()
@@ -116,6 +117,8 @@ class EngineSupervisor:
             elif restarted.adapters[name] != digest:
                 logger.warning("the LoRA adapter %s has other files than before: %s", ascii(name), directory)
                 self._set_adapters(self._directories(), self.ready.adapters | {name: restarted.adapters[name]})
+        for digest in set(restarted.adapters.values()) - set(self.ready.adapters.values()):
+            self._events.on_unnamed_adapter(digest)
 
     def _directories(self) -> dict[str, str]:
         assert self._start_message is not None
@@ -159,7 +162,7 @@ class EngineSupervisor:
         if self.ready is not None:
             logger.warning("the engine is ready again")
             self._take_adapters(ready)
-            ready = msgspec.structs.replace(ready, adapters=self.ready.adapters)
+            ready = msgspec.structs.replace(ready, adapters=self.ready.adapters, fingerprint=self.ready.fingerprint)
         self.ready, self.is_serving, self._ready_s = ready, True, time.monotonic()
         self._set_status(EngineStatus("ready", "", ready.weight_bytes, ready.weight_bytes))
         self._events.on_ready()
@@ -262,9 +265,15 @@ def _difference(first: Ready, restarted: Ready) -> str:
     """Return why the restarted engine would give other results than the first one; empty if it does not."""
     if first.checkpoint_files != restarted.checkpoint_files:
         return "the checkpoint's files were replaced while the server was running"
-    if first.fingerprint != restarted.fingerprint:
+    if _numerics(first) != _numerics(restarted):
         return "the restarted engine has other numerics than the first one"
     return ""
+
+
+def _numerics(ready: Ready) -> str:
+    """Return the fingerprint without its end, which names the weights. The same files get another name when their
+    list of sums is written again."""
+    return ready.fingerprint.partition("-weights-")[0]
 
 
 def _for_restart(start: Start, ready: Ready) -> Start:

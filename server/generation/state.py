@@ -105,7 +105,7 @@ class ServerState:
     version: str
     created_s: int  # Unix time, for the entries of /v1/models
     lora: LoraOptions = NO_LORA
-    adapters_loaded_s: dict[str, int] = field(default_factory=dict)  # Unix times of those loaded since the start
+    adapters_loaded_s: dict[tuple[str, str], int] = field(default_factory=dict)  # Unix times, by name and digest
     reply_memory: ByteBudget = field(default_factory=lambda: ByteBudget(2**62))  # of log probabilities and expert ids
     max_reply_values: int = MAX_REPLY_VALUES  # of one reply
     max_total_prompt_ids: int = MAX_TOTAL_PROMPT_IDS
@@ -179,6 +179,12 @@ class ServerState:
     def all_names(self) -> tuple[str, ...]:
         """Names of the model, and then of its adapters."""
         return self.model_names + self.adapter_names
+
+    def date_adapters(self, now_s: int) -> None:
+        """Date the adapters that are new, or have other files than before, and forget those that are gone."""
+        if self.engine.ready is not None:
+            dates = self.adapters_loaded_s
+            self.adapters_loaded_s = {key: dates.get(key, now_s) for key in self.engine.ready.adapters.items()}
 
     def served_name(self, name: str | None) -> str:
         """Return the name of the model or adapter as the request has it, or the model's id if the request names none.

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-NUM_FLIGHTS = 2  # of each side, until a handshake of TLS 1.3 is complete
+NUM_FLIGHTS = 3  # of each side, until a handshake is complete; TLS 1.3 needs two
 
 
 class CertificateError(Exception):
@@ -17,7 +17,7 @@ class CertificateError(Exception):
 class Certificate:
     """What clients find when they check a certificate's dates and purpose; not its names, nor who signed it."""
 
-    ends: str  # its last day, such as "2027-01-31"; empty if it is refused
+    ends: str  # its last day, such as "2027-01-31"; empty if it is refused or cannot be told
     fault: str  # why clients refuse it, in one line; empty if it is accepted
 
 
@@ -33,8 +33,14 @@ def check_certificate(certfile: Path, keyfile: Path) -> Certificate:
     try:
         ends = _shake_hands(server, _trusting(certfile))
     except ssl.SSLCertVerificationError as error:
-        return Certificate("", f"--ssl-certfile {certfile}: clients will refuse it: {error.verify_message}")
-    return Certificate(time.strftime("%Y-%m-%d", time.gmtime(ends)), "")
+        return _refused(certfile, error.verify_message)
+    except ssl.SSLError as error:  # the sides agree on nothing, such as for a key on a curve that TLS does not use
+        return _refused(certfile, (error.reason or "the handshake fails").lower().replace("_", " "))
+    return Certificate(ends, "")
+
+
+def _refused(certfile: Path, reason: str) -> Certificate:
+    return Certificate("", f"--ssl-certfile {certfile}: clients will refuse it: {reason}")
 
 
 def _refuse_encrypted_key() -> str:
@@ -51,14 +57,18 @@ def _trusting(certfile: Path) -> ssl.SSLContext:
     return client
 
 
-def _shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> float:
-    """Return the end of the server's certificate in Unix seconds. Raises SSLCertVerificationError."""
+def _shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> str:
+    """Return the last day of the server's certificate; empty if the handshake does not get there. Raises SSLError."""
     to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
     sides = client.wrap_bio(to_client, to_server), server.wrap_bio(to_server, to_client, server_side=True)
     for _ in range(NUM_FLIGHTS):
         for side in sides:
             with contextlib.suppress(ssl.SSLWantReadError):
                 side.do_handshake()
-    found = sides[0].getpeercert()
+    try:
+        found = sides[0].getpeercert()
+    except ValueError:  # the handshake is not done yet
+        return ""
     assert found is not None
-    return ssl.cert_time_to_seconds(str(found["notAfter"]))
+    ends_s = ssl.cert_time_to_seconds(str(found["notAfter"]))
+    return time.strftime("%Y-%m-%d", time.gmtime(ends_s))

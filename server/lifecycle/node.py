@@ -73,6 +73,7 @@ class Node:
         events = EngineEvents(
             on_message=lambda message: None,
             on_ready=self._on_ready,
+            on_unnamed_adapter=lambda digest: None,
             on_crash=lambda: GroupEnd(lost=[], culprit=None, num_lost=0, num_kept=0),
             on_end=lambda reason: None,
             on_tick=lambda now_s: None,

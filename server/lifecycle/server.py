@@ -342,8 +342,10 @@ class Server:
             self._shutdown.fail(status.message or "the engine is gone", status.exit_code)
         elif status.phase == "loading":
             self._report.progress(status)
-        elif self._client.ready is not None and self._state.texts is None:
-            self._on_ready(self._client.ready)
+        elif self._client.ready is not None:
+            if self._state.texts is None:
+                self._on_ready(self._client.ready)
+            self._state.date_adapters(int(time.time()))  # a restarted engine may have others
 
     def _on_ready(self, ready: Ready) -> None:
         assert self._texts is not None
@@ -353,6 +355,7 @@ class Server:
         except TokenizerError as error:
             self._shutdown.fail(f"{self._model_dir}: {error}", 2)
             return
+        self._state.date_adapters(self._state.created_s)
         apply_memory_share(ready.memory_share, self._settings, self._request_memory, self._state)
         texts = self._state.texts = self._texts.for_engine(ready)
         self._ahead = asyncio.create_task(self._prepare_grammars(texts))

@@ -65,13 +65,17 @@ def described(path: Path) -> str:
 
 
 def model_id(name: str | None) -> str:
-    """Return the default model name for clients: of a path its last part, without .gguf; never the path."""
+    """Return the default model name for clients: of a path its last part, without .gguf; never the path, unless it
+    leads nowhere."""
     if name is None:
         return DEMO_NAME
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path.name.removesuffix(".gguf")
-    return path.resolve().name if path.is_dir() else name
+    try:
+        path = Path(name).expanduser()
+        if path.is_file():
+            return path.name.removesuffix(".gguf")
+        return path.resolve().name if path.is_dir() else name
+    except (OSError, RuntimeError):  # below a directory that may not be searched, or in the home of nobody
+        return name
 
 
 def _demo_dir() -> Path:

@@ -65,7 +65,8 @@ def json_line(text: str) -> str:
         ((level, text.removeprefix(prefix)) for prefix, level in LEVELS.items() if text.startswith(prefix)),
         (logging.INFO, text),
     )
-    return JsonFormatter().format(logging.LogRecord("smoe.start", level, "", 0, message, None, None))
+    printable = message.encode(errors="backslashreplace").decode()  # a path need not be UTF-8
+    return JsonFormatter().format(logging.LogRecord("smoe.start", level, "", 0, printable, None, None))
 
 
 class NonBlockingStream(io.TextIOBase):

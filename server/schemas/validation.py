@@ -246,7 +246,7 @@ def _api_error(error: ErrorDetails) -> ApiError:
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         return _unknown_type(param, kind)
     if kind == "extra_forbidden":
-        return unknown_member(param)
+        return unknown_member(param, is_named=f".{param}".endswith(f".{error['loc'][-1]}"))
     if kind in _LENGTH_CODES:
         code, message = _LENGTH_CODES[kind]
         limit = context.get("max_length", context.get("min_length"))

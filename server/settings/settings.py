@@ -342,7 +342,7 @@ class Settings(BaseModel):
             raise ValueError("--ssl-keyfile and --ssl-certfile need each other: give both")
         if len(set(self.api_keys)) != len(self.api_keys):
             raise ValueError("--api-key-file: has the same key twice, or one of --api-key")
-        if both := self.adapter_directories.keys() & set(self.model_names):
+        if self.lora and (both := self.adapter_directories.keys() & set(self.model_names)):  # names: a look at the disk
             raise ValueError(f"--lora {min(both)}: the model itself has this name; choose another for the adapter")
         if self.metrics_auth and not self.api_keys:
             raise ValueError("--metrics-auth needs an --api-key or --api-key-file to require")

@@ -56,7 +56,7 @@ async def load(http: HttpRequest) -> Response:
         raise invalid_value(f"'lora_path' cannot be served: {error}.", "lora_path") from None
     except EngineDied:
         raise state.admission.unavailable_reason() or unavailable("engine_dead", LOADING_RETRY_S) from None
-    state.adapters_loaded_s[name] = int(time.time())
+    state.date_adapters(int(time.time()))
     log.info("LoRA adapter %s loaded from %s", ascii(name), request.lora_path)
     return JSONResponse(model_entry(state, name), headers=headers)
 
@@ -78,7 +78,7 @@ async def unload(http: HttpRequest) -> Response:
     if request.lora_name not in state.adapter_names:
         raise adapter_not_found(state.adapter_names, is_model=request.lora_name in state.model_names)
     state.engine.unload_adapter(request.lora_name)
-    state.adapters_loaded_s.pop(request.lora_name, None)
+    state.date_adapters(int(time.time()))
     log.info("LoRA adapter %s unloaded", ascii(request.lora_name))
     return JSONResponse({"id": request.lora_name, "object": "model", "deleted": True}, headers=headers)
 

@@ -52,7 +52,7 @@ def model_entry(state: ServerState, name: str) -> dict[str, object]:
     return {
         "id": name,
         "object": "model",
-        "created": state.adapters_loaded_s.get(name, state.created_s),
+        "created": state.adapters_loaded_s.get((name, state.adapter_of(name)), state.created_s),
         "owned_by": "smoe",
         "type": "fine-tuned" if is_adapter else "base",
         **({"job": ""} if is_adapter else {}),

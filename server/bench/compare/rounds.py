@@ -4,6 +4,7 @@ Servers take turns (A B C, A B C, ...), so that a drift of the machine's speed m
 round are the same for all servers, and differ from those of other rounds, so that no server answers from a cache.
 """
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,4 +67,6 @@ async def _measure(comparison: Comparison, server: ServerCommand, number: int, p
                 measured = await serve.measure(options, progress)
         except HttpError as error:
             raise ServerError(f"{server.name}: {error}; its log is {log}") from None
+        if measured["interrupted"]:  # it ended early instead of passing the cancellation on
+            raise asyncio.CancelledError
     return {"ready_s": started.ready_s, "peak_bytes": memory.bytes, "runs": measured["runs"]}

@@ -1,11 +1,15 @@
 """`smoe health` finds the server by its settings, with TLS too, and says in one line why it is not healthy."""
 
+import contextlib
 import re
+import socket
+import threading
 from pathlib import Path
 
 import httpx
 import pytest
 
+from server.cli import health
 from server.cli.health import ALIVE, READY, fault
 from server.settings.sources import load_settings
 from tests.server.cli.test_main import smoe
@@ -53,6 +57,57 @@ def test_a_port_without_a_server_exits_1_with_a_line() -> None:
     ran = smoe("health", "--port", str(port))
     assert ran.returncode == 1
     assert ran.stderr == f"smoe: no answer from 127.0.0.1:{port}: Connection refused\n"
+
+
+def test_an_answer_that_never_ends_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte comes in time; at last the answer would be a good one."""
+    monkeypatch.setattr(health, "TIMEOUT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        is_over = threading.Event()
+
+        def drip() -> None:
+            connection, _ = listener.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(b"HTTP/1.1 200 OK\r\nx: ")
+                for _ in range(40):
+                    is_over.wait(0.05)
+                    connection.sendall(b"x")
+                connection.sendall(b"\r\n\r\n")
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        port = listener.getsockname()[1]
+        assert fault(load_settings({"port": str(port)}), ALIVE) == f"no answer from 127.0.0.1:{port}: timed out"
+        is_over.set()
+        thread.join()
+
+
+def test_a_name_that_cannot_be_one_has_no_answer() -> None:
+    assert fault(load_settings({"host": "a" * 70}), ALIVE).startswith(f"no answer from {'a' * 70}:8000: ")
+
+
+def test_the_page_of_another_host_of_the_model_is_asked_without_tls() -> None:
+    port = free_port()
+    hosts = {"nnodes": 2, "node_rank": 1, "master_addr": "127.0.0.1", "tensor_parallel_size": 2}
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        received: list[bytes] = []
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                received.append(connection.recv(1 << 13))
+                connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        assert fault(load_settings({"port": str(port), **hosts, **TLS}), ALIVE) == ""
+        thread.join()
+    assert received[0].startswith(b"GET /health/live ")
+
+
+def test_a_wrong_setting_exits_1_as_docker_wants_it() -> None:
+    ran = smoe("health", SMOE_PORT="x")
+    assert ran.returncode == 1 and ran.stderr.startswith("smoe: ") and "SMOE_PORT" in ran.stderr
 
 
 def test_the_image_asks_with_its_own_settings() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from engine.messages import UnloadAdapter
 from engine.types import Request, RequestOutput
 from server.engine_client import restart_policy
 from server.engine_client.inflight import CULPRIT_ERROR
@@ -305,6 +306,19 @@ def test_a_restarted_engine_with_other_weights_or_numerics_never_serves(tmp_path
     run(scenario)
 
 
+def test_a_restarted_engine_with_another_name_for_the_same_weights_serves(tmp_path: Path) -> None:
+    """As after `smoe plan --write-manifest`. Replies keep the name that they had."""
+
+    async def scenario() -> None:
+        async with started(f"then-relisted:{tmp_path / 'lived'}", restarts=True) as engine:
+            await engine.reach("ready")
+            await lose(engine)
+            await engine.reach("ready")
+            assert engine.client.ready is not None and engine.client.ready.fingerprint == READY.fingerprint
+
+    run(scenario)
+
+
 @pytest.mark.parametrize(
     ("mode", "adapters", "what"),
     [
@@ -336,5 +350,22 @@ def test_an_adapter_that_was_unloaded_while_an_engine_restarts_does_not_come_bac
             engine.client.unload_adapter("sql")
             await engine.reach("ready")
             assert engine.client.ready is not None and engine.client.ready.adapters == {}
+
+    run(scenario)
+
+
+def test_an_adapter_that_was_unloaded_and_replaced_while_an_engine_restarts_is_freed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[object] = []
+
+    async def scenario() -> None:
+        async with started(f"then-adapted:{tmp_path / 'lived'}", restarts=True) as engine:
+            await engine.reach("ready")
+            await lose(engine)
+            engine.client.unload_adapter("sql")
+            monkeypatch.setattr(engine.client._adapter_queries, "_send", sent.append)
+            await engine.reach("ready")
+            assert sent == [UnloadAdapter("other")]
 
     run(scenario)

@@ -3,6 +3,7 @@
 import msgspec
 import pytest
 
+from server.api.routes.models import model_entry
 from server.errors import ApiError
 from server.generation.state import LoraOptions, seed_source
 from server.schemas import CompletionRequest, validate
@@ -38,6 +39,17 @@ def test_adapters_are_served_under_their_names_unless_the_model_has_the_name() -
     assert {name: state.adapter_of(name) for name in ("sql", "alias", MODEL, None)} == {
         "sql": "0a1b", "alias": "", MODEL: "", None: "",
     }  # fmt: skip
+
+
+def test_an_adapter_is_as_old_as_its_files_in_the_engine() -> None:
+    engine = FakeEngine(saying("a"))
+    state = state_around(engine)
+    for now_s, digests in ((2, {"sql": "0a", "old": "0b"}), (3, {"sql": "0a", "old": "0c"}), (4, {"old": "0c"})):
+        engine.ready = msgspec.structs.replace(READY, adapters=digests)
+        state.date_adapters(now_s)
+        if now_s == 3:
+            assert [model_entry(state, name)["created"] for name in (MODEL, "sql", "old")] == [1, 2, 3]
+    assert state.adapters_loaded_s == {("old", "0c"): 3}
 
 
 def test_without_a_model_or_its_texts_nothing_is_served() -> None:

@@ -20,6 +20,16 @@ def test_the_bundled_model_has_a_name(tmp_path: Path) -> None:
     assert model_id("smoe-demo") == "smoe-demo"
 
 
+def test_a_path_that_cannot_be_followed_has_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert model_id("~nobody-has-this-name/x") == "~nobody-has-this-name/x"
+
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    assert model_id("/private/x") == "/private/x"
+
+
 def test_a_directory_is_named_after_itself_and_never_by_its_path(tmp_path: Path) -> None:
     checkpoint = tmp_path / "my-mixtral"
     checkpoint.mkdir()

@@ -38,6 +38,7 @@ def test_times_have_the_form_of_rfc_3339_in_each_time_zone(monkeypatch: pytest.M
         ("smoe 0.1.0 loads m", "info", "smoe 0.1.0 loads m"),
         ("WARNING: too little", "warning", "too little"),
         ("smoe: it failed", "error", "it failed"),
+        ("smoe: /models/\udcff: gone", "error", "/models/\\udcff: gone"),
     ],
 )
 def test_lines_of_the_start_have_the_level_of_their_beginning(text: str, level: str, message: str) -> None:

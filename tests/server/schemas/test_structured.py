@@ -46,6 +46,8 @@ def test_a_format_that_is_incomplete_or_ambiguous_is_a_400(fields: dict[str, Any
 def test_an_unknown_field_of_a_format_is_refused_with_the_reason() -> None:
     with pytest.raises(ApiError, match=r"'response_format.schma' is unknown.*could be a constraint"):
         validate(CompletionRequest, PROMPT | {"response_format": {"type": "text", "schma": {}}})
+    with pytest.raises(ApiError, match=r"'response_format' has an unknown field\..*could be a constraint"):
+        validate(CompletionRequest, PROMPT | {"response_format": {"type": "text", "\n": {}}})
 
 
 @pytest.mark.parametrize("schema", [SCHEMA, ' {"type": "object"}'])

@@ -113,3 +113,8 @@ def test_keys_are_not_shown() -> None:
 )
 def test_settings_of_hosts_that_cannot_work_are_one_line(flags: dict[str, object], line: str) -> None:
     assert refusal(flags) == line
+
+
+def test_settings_without_adapters_do_not_look_for_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.settings.settings.model_id", lambda name: pytest.fail("it looked"))
+    assert load_settings({"model": "/private/x"}).model == "/private/x"

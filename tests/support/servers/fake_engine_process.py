@@ -11,6 +11,7 @@ prompt's length. Modes:
 - mute: it stops reading and writing while it loads
 - die: it exits at the first request
 - replaced, slower, adapted: the weights, the numerics or the LoRA adapters are others
+- relisted: the weights are the same, and have another name
 - dropped: the LoRA adapter could not be loaded
 - once-MODE:FILE: the first process creates the file and has the mode, later ones count
 - then-MODE:FILE: the first process creates the file and counts, later ones have the mode
@@ -67,7 +68,7 @@ READY = Ready(
     dtype="float32",
     device="cpu",
     backend="reference",
-    fingerprint="fake",
+    fingerprint="fake-weights-0123",
     phase_seconds={"weights": 0.5},
     adapters={"sql": "0123"},
 )
@@ -154,8 +155,9 @@ def load(connection: socket.socket, mode: str) -> None:
     if mode == "mute":
         signal.pause()
     others: dict[str, dict[str, Any]] = {
-        "replaced": {"checkpoint_files": "other", "fingerprint": "other"},
-        "slower": {"fingerprint": "other"},
+        "replaced": {"checkpoint_files": "other", "fingerprint": "fake-weights-other"},
+        "relisted": {"fingerprint": "fake-weights-other"},
+        "slower": {"fingerprint": "slow-weights-0123"},
         "adapted": {"adapters": {"sql": "other"}},
         "dropped": {"adapters": {}, "dropped_adapters": {"sql": "/adapters/sql is gone"}},
     }

@@ -8,6 +8,8 @@ KEY = Path(__file__).parent / "key.pem"
 ENCRYPTED_KEY = Path(__file__).parent / "encrypted_key.pem"  # the same key with a pass phrase
 EXPIRED_CERTIFICATE = Path(__file__).parent / "expired_cert.pem"  # on 2020-01-02
 EXPIRED_KEY = Path(__file__).parent / "expired_key.pem"
+UNUSED_CURVE_CERTIFICATE = Path(__file__).parent / "unused_curve_cert.pem"  # of secp256k1, which TLS does not use
+UNUSED_CURVE_KEY = Path(__file__).parent / "unused_curve_key.pem"
 
 
 def client_context() -> ssl.SSLContext:
