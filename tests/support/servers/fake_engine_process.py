@@ -139,7 +139,9 @@ def steps_of(message: ToEngine, mode: str) -> Iterator[StepDone | None]:
                 continue
             for output in outputs_of(request, mode):
                 num_running = 0 if output.finish_reason else 1
-                stats = StepStats(num_running=num_running, num_tokens=1, step_s=0.01, num_blocks_total=100)
+                stats = StepStats(
+                    num_running=num_running, num_tokens=1, num_generated_tokens=1, step_s=0.01, num_blocks_total=100
+                )
                 yield StepDone(StepOutput([output], stats))
                 if KILLS_LATER in request.prompt_token_ids:
                     yield None
