@@ -9,8 +9,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.capacity.packs import is_vocabulary_of_pack
-
 MAX_MANIFEST_BYTES = 1 << 20
 OLLAMA_REGISTRY = "registry.ollama.ai"
 OLLAMA_WEIGHTS = "application/vnd.ollama.image.model"
@@ -90,6 +88,8 @@ def is_checkpoint(folder: Path) -> bool:
 
 def gguf_files(folder: Path) -> list[Path]:
     """Return the GGUF files in a folder and its subfolders, of split ones the first part, without those of packs."""
+    from engine.capacity.packs import is_vocabulary_of_pack  # here, since every command imports this module
+
     found = [*_entries(folder, "*.gguf"), *_entries(folder, "*/*.gguf")]
     return [file for file in found if not LATER_PART.search(file.name) and not is_vocabulary_of_pack(file)]
 
