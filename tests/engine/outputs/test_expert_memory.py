@@ -96,7 +96,8 @@ def test_auto_takes_what_is_left(packed: Path) -> None:
     model, _ = load_config(packed)
     for count in (2, 7):
         room = loaded.experts.dense_bytes + slots(packed, count + 1) - 1  # a byte too few for one more
-        auto = EngineConfig(model=str(packed), expert_memory="auto", max_num_batched_tokens=4, max_num_seqs=3)
+        limits: dict[str, Any] = {"max_num_batched_tokens": 4, "max_num_seqs": 3, "speculation": "off"}
+        auto = EngineConfig(model=str(packed), expert_memory="auto", **limits)
         planned = plan_expert_memory(auto, model, room * 8 // 7)
         assert planned is not None and planned.num_slots == count, "an eighth is left"
         hidden, outputs, logits = 4 * 2 * model.hidden_dim * 4, 4 * 2 * model.dim * 4, 3 * model.vocab_size * 4
@@ -108,7 +109,8 @@ def test_auto_takes_what_is_left(packed: Path) -> None:
 
 def test_a_mapped_pack_that_is_too_large_keeps_what_fits_in_the_page_cache(packed: Path) -> None:
     model, _ = load_config(packed)
-    config = EngineConfig(model=str(packed), weights_memory="map", max_num_batched_tokens=4, max_num_seqs=3)
+    limits: dict[str, Any] = {"max_num_batched_tokens": 4, "max_num_seqs": 3, "speculation": "off"}
+    config = EngineConfig(model=str(packed), weights_memory="map", **limits)
     whole = plan_expert_memory(msgspec.structs.replace(config, expert_memory=slots(packed, 40)), model, 1 << 40)
     assert whole is not None and whole.num_experts == 40 and not whole.in_page_cache
     step = 2 * 4 * (4 * 2 * (model.hidden_dim + model.dim) + 3 * model.vocab_size)
