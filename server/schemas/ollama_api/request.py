@@ -32,7 +32,7 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]  # Ollama's clients may have read 40 as 40.0
+WHOLE = BeforeValidator(_whole)  # Ollama's clients may have read 40 as 40.0
 
 
 class OllamaOptions(ConstrainingObject):
@@ -41,16 +41,16 @@ class OllamaOptions(ConstrainingObject):
     path: ClassVar[str] = "options"
     constraint_fields: ClassVar[Mapping[Kind, str] | None] = {"limit": "num_predict", "stop": "stop"}
 
-    num_predict: Annotated[Whole, Field(ge=-2)] | None = None
+    num_predict: Annotated[int, Field(ge=-2), WHOLE] | None = None
     num_ctx: JsonValue = None
     temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
     top_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
-    top_k: Annotated[Whole, Field(ge=-1)] | None = None
+    top_k: Annotated[int, Field(ge=-1), WHOLE] | None = None
     min_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     repeat_penalty: Annotated[float, Field(gt=0.0, le=2.0)] | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
-    seed: Whole | None = None
+    seed: Annotated[int, WHOLE] | None = None
     stop: Annotated[StopStrings, BeforeValidator(_stop_texts, json_schema_input_type=StopString | StopStrings)] = Field(
         default_factory=list
     )
