@@ -59,7 +59,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class LoadPlan:
-    """What is decided before weights are read."""
+    """Decisions about a load, made before weights are read."""
 
     config: EngineConfig  # with what a pack and several ranks decide
     model: ModelConfig

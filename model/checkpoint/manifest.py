@@ -28,7 +28,7 @@ _LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)")
 
 @dataclass(frozen=True)
 class ListedSum:
-    """What a manifest says about a file."""
+    """Sum of a file in a manifest."""
 
     digest: str  # SHA-256 in hex
     manifest: Path

@@ -15,7 +15,7 @@ class CertificateError(Exception):
 
 @dataclass(frozen=True)
 class Certificate:
-    """What clients find when they check a certificate's dates and purpose; not its names, nor who signed it."""
+    """Result of a client's check of a certificate's dates and purpose; not of its names, nor of who signed it."""
 
     ends: str  # its last day, such as "2027-01-31"; empty if it is refused or cannot be told
     fault: str  # why clients refuse it, in one line; empty if it is accepted
