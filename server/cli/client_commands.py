@@ -14,7 +14,7 @@ from server.cli.settings.options import given_settings, settings_command
 from server.cli.terminal_text import write_note, write_text
 
 if TYPE_CHECKING:
-    from server.cli.api_client import ApiClient
+    from server.cli.client.api_client import ApiClient
 
 UrlFlag = Annotated[
     str | None, typer.Option("--url", help="URL of the server. [default: from SMOE_HOST and SMOE_PORT]")
@@ -76,7 +76,7 @@ def chat_command(
     smoe chat -q "Count from 3 to 7."
     smoe chat --system "Answer in one sentence." --temperature 0.7
     """
-    from server.cli.api_client import ApiError, NoServerError
+    from server.cli.client.api_client import ApiError, NoServerError
 
     fields = without_none(
         max_tokens=max_tokens, temperature=temperature, experts_per_token=experts_per_token, seed=seed
@@ -157,7 +157,7 @@ def run_batch_command(
     """
     from server.batch.lines import BatchError
     from server.cli import run_batch
-    from server.cli.api_client import ApiError
+    from server.cli.client.api_client import ApiError
 
     try:
         client = client_of(url, api_key)
@@ -232,7 +232,7 @@ def without_none(**fields: Any) -> dict[str, Any]:
 
 def client_of(url: str | None, api_key: str | None) -> "ApiClient":
     """Return a client of the server at `url`, or of the one that this machine's settings describe. Raises ApiError."""
-    from server.cli.api_client import ApiClient, ApiError
+    from server.cli.client.api_client import ApiClient, ApiError
     from server.cli.settings.loading import load_settings
     from server.settings.sources import SettingsError
 

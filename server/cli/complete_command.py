@@ -25,7 +25,7 @@ from server.cli.help_text import WordsCommand
 from server.cli.terminal_text import write_note
 
 if TYPE_CHECKING:
-    from server.cli.api_client import ApiClient
+    from server.cli.client.api_client import ApiClient
 
 COMPLETION_TOKENS = 256
 USAGE_IN_EVERY_CHUNK = {"include_usage": True, "continuous_usage_stats": True}
@@ -69,8 +69,8 @@ def complete_command(
     smoe complete "It was not in her power to" --max-tokens 80
     smoe complete "A person as JSON: " --schema person.json --json
     """
-    from server.cli.api_client import ApiError
     from server.cli.chat.session import served_model
+    from server.cli.client.api_client import ApiError
 
     if prompt is None and sys.stdin.isatty():
         raise typer.Exit(report_error(ValueError('give a PROMPT, such as smoe complete "It was", or pipe a text in')))
@@ -113,7 +113,7 @@ def _print_reply(client: "ApiClient", fields: dict[str, Any]) -> int:
 
 def _stream(client: "ApiClient", fields: dict[str, Any], *, with_stats: bool) -> int:
     """Write the text as it comes; return the exit code. Raises ApiError."""
-    from server.cli.streamed_answer import read_answer
+    from server.cli.client.streamed_answer import read_answer
 
     asked = {**fields, "stream_options": USAGE_IN_EVERY_CHUNK}
     answer = read_answer(client.stream("/v1/completions", asked), write_answer)

@@ -55,7 +55,7 @@ def _measure(settings: Mapping[str, Any], given: Mapping[str, Any], *, as_json: 
     from server.bench.http_client import Endpoint, HttpError
     from server.bench.serve import parse_clients, parse_range
     from server.bench.workload import WorkloadError
-    from server.cli.api_client import ApiError
+    from server.cli.client.api_client import ApiError
     from server.cli.client_commands import client_of
     from server.cli.run.own_server import own_server, serve_arguments
 

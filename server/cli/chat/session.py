@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from server.cli.api_client import ApiClient, ApiError
 from server.cli.chat import saved
 from server.cli.chat.expert_bars import expert_lines
 from server.cli.chat.sampling import described, with_setting
 from server.cli.chat.surprise import write_painted
+from server.cli.client.api_client import ApiClient, ApiError
+from server.cli.client.streamed_answer import StreamedAnswer, read_answer
 from server.cli.colours import WITHOUT_COLOURS, Colours
 from server.cli.errors import report_error
-from server.cli.streamed_answer import StreamedAnswer, read_answer
 
 HELP = """\
 /again            answer the last message again

@@ -61,7 +61,7 @@ def explain_command(
     smoe explain smoe-demo "It was not in her power to"
     smoe explain smoe-demo "It was not" --token 3 --off 2:5
     """
-    from server.cli.api_client import ApiError
+    from server.cli.client.api_client import ApiError
     from server.model_files.location import model_id
 
     model = given_settings(context).get("model")

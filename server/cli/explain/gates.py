@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from server.cli.api_client import ApiClient, ApiError
 from server.cli.chat.session import model_entry
+from server.cli.client.api_client import ApiClient, ApiError
 
 Mask = list[list[bool]]  # [layers][experts], False: switched off
 

@@ -54,7 +54,7 @@ def run_command(
     \b
     smoe run smoe-demo "Count from 3 to 7."
     """
-    from server.cli.api_client import ApiError
+    from server.cli.client.api_client import ApiError
 
     fields = without_none(
         max_tokens=max_tokens, temperature=temperature, experts_per_token=experts_per_token, seed=seed
@@ -110,7 +110,7 @@ def _is_served(settings: Mapping[str, Any]) -> bool:
 
     A server with other flags than those of this command line may be running, so any flag means a server of one's own.
     """
-    from server.cli.api_client import ApiError
+    from server.cli.client.api_client import ApiError
     from server.model_files.location import model_id
 
     if settings.keys() - {"model"}:

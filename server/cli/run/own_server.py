@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from server.cli.api_client import ApiError
+from server.cli.client.api_client import ApiError
 from server.engine_client.launch import package_root
 from server.settings.sources import environment_without_address
 

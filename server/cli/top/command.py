@@ -12,7 +12,7 @@ from server.cli.errors import report_error
 from server.cli.help_text import WordsCommand
 
 if TYPE_CHECKING:
-    from server.cli.api_client import ApiClient
+    from server.cli.client.api_client import ApiClient
     from server.cli.top.screen import Snapshot
 
 INTERVAL_S = 2
@@ -36,7 +36,7 @@ def top_command(
     \b
     smoe top --url http://127.0.0.1:8000
     """
-    from server.cli.api_client import ApiError
+    from server.cli.client.api_client import ApiError
     from server.settings.sources import is_plain_terminal
 
     try:
@@ -52,7 +52,7 @@ def top_command(
 
 def _watch(client: "ApiClient", snapshot: "Snapshot") -> None:
     """Redraw until Ctrl-C. While the server cannot be reached, the last reading stays, with the reason below."""
-    from server.cli.api_client import ApiError
+    from server.cli.client.api_client import ApiError
 
     reason = ""
     sys.stdout.write(OTHER_SCREEN + HIDE_CURSOR)
@@ -87,8 +87,8 @@ def _lines(snapshot: "Snapshot", *, is_redrawn: bool) -> list[str]:
 
 def _read(client: "ApiClient") -> "Snapshot":
     """Ask the server for everything that is shown. Raises ApiError if it does not answer."""
-    from server.cli.api_client import ApiError
     from server.cli.chat.session import served_model
+    from server.cli.client.api_client import ApiError
     from server.cli.top.screen import Snapshot
 
     model, load = served_model(client), client.get(f"/load/recent?interval={INTERVAL_S}")

@@ -10,7 +10,7 @@ import pytest
 from server.bench.http_client import Endpoint, HttpError
 from server.bench.load_generator import first_model
 from server.bench.unreachable import TRY_TLS, unreachable
-from server.cli.api_client import ApiClient, ApiError, NoServerError
+from server.cli.client.api_client import ApiClient, ApiError, NoServerError
 from tests.support import tls
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from server.cli.api_client import NO_HEADERS, ApiClient, ApiError
 from server.cli.chat.session import ChatSession
+from server.cli.client.api_client import NO_HEADERS, ApiClient, ApiError
 
 
 class HeaderRecorder(ApiClient):

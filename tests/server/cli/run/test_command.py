@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from server.cli.api_client import ApiError
+from server.cli.client.api_client import ApiError
 from server.cli.run import command, own_server
 from server.settings.sources import environment_without_address, load_settings
 from tests.support.ports import free_port

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from server.cli.streamed_answer import StreamedAnswer, read_answer
+from server.cli.client.streamed_answer import StreamedAnswer, read_answer
 
 ANSWER = StreamedAnswer("ab", 15, 11, 0.5, 1.5, "stop", 7)
 

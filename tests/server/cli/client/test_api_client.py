@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from server.cli.api_client import ApiClient, ApiError
 from server.cli.chat.session import served_model
+from server.cli.client.api_client import ApiClient, ApiError
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 CHUNK = b'data: {"choices": []}\n\n'
