@@ -4,8 +4,9 @@
 
 The tokenizer is the bundled model's. A layer takes 0.8 GB in Q4_K_M, and needs as much memory while it is written. With
 --equal-layers all layers have the blocks of the first, so that a file larger than memory can be written: 32 layers of
-Q4_K are 26.3 GB, and need 0.8 GB of memory. Gates differ, and weights have a mean of zero: else the layers turn every
-text into the same direction, all rows choose the same experts, and a file larger than memory needs no reading.
+Q4_K are 26.3 GB, and need 0.8 GB of memory. Gates differ, weights have a mean of zero, embeddings are large and
+attention adds little: else the layers turn every text, or all tokens of one, into the same direction, the rows choose
+the same experts, and a file larger than memory needs no reading. So a token's experts say nothing of the next one's.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from tests.support.paths import DEMO
 TYPES = ("Q4_K", "Q5_K", "Q6_K", "IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS")
 DIM, HIDDEN, HEADS, KV_HEADS, EXPERTS = 4096, 14336, 32, 8, 8  # mistralai/Mixtral-8x7B-v0.1's config.json
 
+SCALES = {"token_embd": 64.0, "attn_output": 1 / 8}  # times the usual weights
 MEAN_NUMBER = {gguf.GGMLQuantizationType.Q4_K: 7.5, gguf.GGMLQuantizationType.Q5_K: 15.5}  # of 4 and 5 bits
 
 
@@ -42,6 +44,18 @@ def centred_blocks(rng: np.random.Generator, size: tuple[int, ...], kind: gguf.G
     if kind in MEAN_NUMBER:
         blocks = raw.reshape(-1, gguf.GGML_QUANT_SIZES[kind][1])  # they begin with d, dmin: w = d sc q - dmin mn
         blocks[:, 2:4] = (blocks[:, 0:2].copy().view(np.float16) * np.float16(MEAN_NUMBER[kind])).view(np.uint8)
+    return raw
+
+
+def draw(rng: np.random.Generator, name: str, size: tuple[int, ...], kind: gguf.GGMLQuantizationType) -> np.ndarray:
+    """Return a tensor's bytes; those of blocks times the tensor's factor in SCALES."""
+    if kind not in FACTORS:
+        return random_tensor(rng, size, kind)[0]
+    raw = centred_blocks(rng, size, kind)
+    scale = next((scale for part, scale in SCALES.items() if part in name), 1.0)
+    blocks = raw.reshape(-1, gguf.GGML_QUANT_SIZES[kind][1])
+    for at in FACTORS[kind]:
+        blocks[:, at : at + 2] = (blocks[:, at : at + 2].copy().view(np.float16) * np.float16(scale)).view(np.uint8)
     return raw
 
 
@@ -61,7 +75,7 @@ def write(path: Path, type_name: str, num_layers: int, *, has_equal_layers: bool
         key = re.sub(r"^blk\.\d+", "blk", name) if has_equal_layers else name, kind
         raw = drawn.get(key)
         if raw is None:
-            raw = centred_blocks(rng, size, kind) if kind in FACTORS else random_tensor(rng, size, kind)[0]
+            raw = draw(rng, name, size, kind)
         if has_equal_layers and kind in FACTORS:
             drawn[key] = raw
         writer.add_tensor(name, raw, raw_dtype=kind)

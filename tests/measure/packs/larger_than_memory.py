@@ -1,12 +1,15 @@
 """Measure servers of a pack that is larger than memory, with and without --expert-memory, beside what the disk allows.
 
     python -m tests.measure.packs.larger_than_memory DIR [--modes auto,20.5GiB,map] [--clients 1,16] [--memory GIB]
-        [--tokens 8,24] [--rounds N] [--flag=--kv-cache-memory-bytes=512MiB ...]
+        [--tokens 8,24] [--rounds N] [--flag=--kv-cache-memory-bytes=512MiB ...] [--llama-server PATH --gguf FILE]
 
 DIR is a pack, such as one of `python -m tests.measure.packs.pack_start make`. A mode is a size for --expert-memory, or
-`map`: without it. For each mode the file is dropped from the page cache, the disk's speed is sampled, and a server is
-started. Tokens per second of so many clients follow from the difference of two lengths of completions (--tokens), the
-shorter one twice, so that the first fills the places of experts. `read_gb` is what a step read from the disk meanwhile
+`map`: without it; or `llama`: llama.cpp's server, which maps FILE, the GGUF file that DIR was made of (as by `python -m
+tests.measure.gguf.real_width_file FILE --type Q4_K --layers 32 --equal-layers`; file and pack take 53 GB of disk).
+
+For each mode the files are dropped from the page cache, the disk's speed is sampled, and a server is started. Tokens
+per second of so many clients follow from the difference of two lengths of completions (--tokens), the shorter one
+twice, so that the first fills the places of experts. `read_gb` is what a step read from the disk meanwhile
 (/proc/vmstat, so of the whole machine), `floor_s` is read_gb / disk speed, and `share` is floor_s / step_s: 1 means
 that only fewer bytes or a faster disk would help. `missing_gb` are the experts that do not fit: what a step must read
 if its rows need all experts. --memory runs the servers in a memory cgroup of that size, which stands for a machine
@@ -28,6 +31,7 @@ from pathlib import Path
 import httpx
 
 from engine.capacity.machine.disk_speed import disk_rate
+from engine.capacity.machine.host_resources import num_cores
 from model.checkpoint.pack.experts import expert_tensors
 from model.checkpoint.pack.header import WEIGHTS_NAME, read_header
 from tests.measure.gguf.load import drop
@@ -38,6 +42,9 @@ from tests.support.paths import ROOT
 from tests.support.ports import free_port
 
 FLAGS = ["--max-model-len=128", "--max-num-batched-tokens=128", "--kv-cache-memory-bytes=512MiB"]
+
+
+LLAMA_FLAGS = ["-np", "16", "-c", "4096", "--no-repack", "--no-cache-prompt", "--cache-ram", "0"]
 
 
 def read_bytes() -> int:
@@ -78,6 +85,21 @@ async def complete(url: str, model: str, num_clients: int, num_tokens: int) -> f
         return time.monotonic() - start
 
 
+@contextlib.contextmanager
+def llama_server(program: Path, file: Path, enter: Callable[[], None] | None) -> Iterator[str]:
+    """Start llama.cpp's server, which maps the file and keeps its layout; give its URL when it is ready."""
+    port = free_port()
+    command = [program, "-m", file, "--port", str(port), "-t", str(num_cores()), *LLAMA_FLAGS]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=enter)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_until_ready(url, process, time.monotonic() + READY_LIMIT_S, path="/health")
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
 def measure(url: str, model: str, num_clients: int, tokens: tuple[int, int], disk: float) -> dict[str, float]:
     """Return the figures of so many clients."""
     few, many = tokens
@@ -106,14 +128,21 @@ def metric(url: str, name: str) -> float:
 
 def measure_mode(directory: Path, mode: str, given: argparse.Namespace) -> None:
     """Measure one way to hold the experts."""
-    drop(directory / WEIGHTS_NAME)
+    for file in (directory / WEIGHTS_NAME, given.gguf):
+        if file:
+            drop(file)
     disk = disk_rate(directory, DISK_SAMPLE_BYTES, limit_s=60)
     experts = expert_tensors(read_header(directory))
     cgroup = MemoryCgroup(int(given.memory * GIB)) if given.memory else None
     flags = [*FLAGS, *given.flag, *([] if mode == "map" else [f"--expert-memory={mode}"])]
+    enter = cgroup.enter if cgroup else None
     try:
-        with server(directory, flags, cgroup.enter if cgroup else None) as url:
-            slots = int(metric(url, "smoe_expert_store_slots"))
+        with (
+            llama_server(given.llama_server, given.gguf, enter)
+            if mode == "llama"
+            else server(directory, flags, enter) as url
+        ):
+            slots = 0 if mode == "llama" else int(metric(url, "smoe_expert_store_slots"))
             missing = (experts.count - slots) * experts.largest_bytes if slots else 0
             show(mode=mode, disk_gb_per_s=disk / 1e9, slots=slots, experts=experts.count, missing_gb=missing / 1e9)
             for num_clients in map(int, given.clients.split(",")):
@@ -137,9 +166,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--memory", type=float, help="GiB of a memory cgroup; without it the whole machine")
     parser.add_argument("--flag", action="append", default=[], help="of the servers, as --flag=--threads=2")
+    parser.add_argument("--llama-server", type=Path, metavar="PATH", help="program of llama.cpp, for the mode llama")
+    parser.add_argument("--gguf", type=Path, metavar="FILE", help="file of the mode llama")
     given = parser.parse_args(arguments)
+    modes = given.modes.split(",")
+    if "llama" in modes and not (given.llama_server and given.gguf):
+        parser.error("the mode llama needs --llama-server and --gguf")
     for _ in range(given.rounds):
-        for mode in given.modes.split(","):
+        for mode in modes:
             measure_mode(given.directory.absolute(), mode, given)
 
 

@@ -101,13 +101,15 @@ def server(model: Path, flags: list[str]) -> Iterator[tuple[str, int, float]]:
         process.wait()
 
 
-def wait_until_ready(url: str, process: "subprocess.Popen[bytes]", deadline_s: float) -> None:
+def wait_until_ready(
+    url: str, process: "subprocess.Popen[bytes]", deadline_s: float, *, path: str = "/health/ready"
+) -> None:
     """Ask until the server is ready. Exits if it has ended."""
     while time.monotonic() < deadline_s:
         if process.poll() is not None:
             raise SystemExit(f"the server ended with {process.returncode}")
         try:
-            if httpx.get(f"{url}/health/ready", timeout=5).status_code == 200:
+            if httpx.get(f"{url}{path}", timeout=5).status_code == 200:
                 return
         except httpx.TransportError:
             pass
