@@ -183,7 +183,7 @@ def _reject_other_names(model_class: type[RequestModel], body: dict[str, JsonVal
     if fields is None:
         return
     for name in sorted(body.keys() - model_class.model_fields.keys() - model_class.unsupported.keys()):
-        value, kind = body[name], _constrains(name, body[name])
+        value, kind = body[name], _constrains(name, body[name]) or _lifts_limit(model_class, name, body)
         if kind == "members":
             members = value if isinstance(value, dict) else {}
             member = next((key for key in members if _constrains(key, members[key])), None)
@@ -193,6 +193,17 @@ def _reject_other_names(model_class: type[RequestModel], body: dict[str, JsonVal
             raise _elsewhere(name, "This endpoint has no such constraint.")
         elif kind is not None and value != body.get(fields[kind]):
             raise _elsewhere(name, f"Send '{fields[kind]}' instead.")
+
+
+def _lifts_limit(model_class: type[RequestModel], name: str, body: dict[str, JsonValue]) -> Kind | None:
+    """Return "limit" if another API's name asks for no limit where this endpoint has one of its own: completions."""
+    other = other_name(name) if is_printable(name) else None
+    if other is None or other.kind != "limit" or body[name] is None:
+        return None
+    field = (model_class.constraint_fields or {}).get("limit", "")
+    known = model_class.model_fields.get(field)
+    has_limit = known is not None and isinstance(known.default, int) and body.get(field) is None
+    return "limit" if has_limit else None
 
 
 def _constrains(name: str, value: JsonValue) -> Kind | None:

@@ -239,6 +239,7 @@ def test_no_endpoint_ignores_another_apis_constraint(path: str) -> None:
             {"top_k": 3, "guided_json": SCHEMA},
             "Send 'guided_json' at the top of the body instead.",
         ),
+        (COMPLETIONS, "n_predict", -1, "Send 'max_tokens' instead."),  # else 16 tokens, the default
         (RESPONSES, "max_tokens", 3, "Send 'max_output_tokens' instead."),
         (RESPONSES, "stop", ["x"], "This endpoint has no such constraint."),
         (MESSAGES, "stop", ["x"], "Send 'stop_sequences' instead."),
@@ -255,6 +256,8 @@ def test_the_error_for_another_apis_name_says_what_to_send(path: str, name: str,
     ("path", "fields"),
     [
         (COMPLETIONS, {"max_tokens": 5, "max_completion_tokens": 5}),  # guidellm sends both
+        (COMPLETIONS, {"max_tokens": 5, "n_predict": -1}),
+        (COMPLETIONS, {"n_predict": None}),
         (CHAT, {"max_new_tokens": None, "n_predict": -1, "stop_sequences": [], "extra_body": {}}),
         (CHAT, {"options": {"num_ctx": 4096}, "extra_body": {"top_k": 3}, "responseFormat": {"type": "text"}}),
         (RESPONSES, {"stop": None, "logit_bias": {}, "min_tokens": 0, "tool_config": {}}),
