@@ -21,7 +21,7 @@ from model.ops.interface import Ops
 from model.ops.native.ops import NativeOps
 from model.ops.quantization import Quantization
 from model.ops.reference.ops import ReferenceOps
-from tests.support.checkpoints.gguf import GgufShape, Type, q4_k_m, write_gguf
+from tests.support.checkpoints.gguf import GgufShape, Type, iq2_m, q4_k_m, write_gguf
 from tests.support.checkpoints.mixtral import Shape, random_model, save_in_layout
 from tests.support.hosts.ranks import on_each_rank, shared_groups, socket_groups
 from tests.support.kernels.native_cases import DTYPES, ISAS, LIBRARY, name_of
@@ -83,10 +83,11 @@ def test_ranks_cut_experts_that_share_a_tensor(sparse: Path, tmp_path: Path) -> 
     _assert_same(_on_ranks(Case(fused), 2), _alone(Case(sparse)))
 
 
+@pytest.mark.parametrize("type_of", [q4_k_m, iq2_m])
 @pytest.mark.parametrize("tied", [False, True])
-def test_ranks_cut_the_blocks_of_a_gguf_file(tmp_path: Path, tied: bool) -> None:
+def test_ranks_cut_the_blocks_of_a_gguf_file(tmp_path: Path, tied: bool, type_of: Callable[[str], Type]) -> None:
     """Q and K are in llama.cpp's order of rows, and the matrices have block formats of their own."""
-    write_gguf(tmp_path / "a.gguf", GgufShape(tied=tied))
+    write_gguf(tmp_path / "a.gguf", GgufShape(tied=tied), type_of)
     case = Case(tmp_path / "a.gguf")
     _assert_same(_on_ranks(case, 2), _alone(case))
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors.torch import save_file as save_torch_file
 
 from smoe import LocalEngine, SamplingParams
 from tests.model.checkpoint.test_mistral_layout import save_as_mistral
-from tests.support.checkpoints.gguf import GgufShape, Type, q4_k_m, write_gguf
+from tests.support.checkpoints.gguf import GgufShape, Type, iq2_m, q4_k_m, write_gguf
 from tests.support.checkpoints.mixtral import Shape, random_model, save_in_layout
 from tests.support.checkpoints.quantized import save_quantized
 
@@ -83,15 +84,17 @@ def uneven(name: str) -> Type:
     return next((kind for mark, kind in types.items() if mark in name), q4_k_m(name))
 
 
-@pytest.mark.parametrize("merged", [True, False])
+@pytest.mark.parametrize(("merged", "type_of"), [(True, q4_k_m), (False, uneven), (True, iq2_m), (False, iq2_m)])
 @pytest.mark.parametrize("tied", [True, False])
-def test_blocks_answer_like_their_decoded_weights(merged: bool, tied: bool, tmp_path: Path) -> None:
+def test_blocks_answer_like_their_decoded_weights(
+    merged: bool, type_of: Callable[[str], Type], tied: bool, tmp_path: Path
+) -> None:
     """The kernels round the activations of each block to int8, which moves logprobs a little.
 
     Uneven types, Q3_K among them, and a tied head are read too: in blocks where the backend multiplies them.
     """
     shape = GgufShape(num_layers=2, merged=merged, tied=tied)
-    weights = write_gguf(tmp_path / "a.gguf", shape, q4_k_m if merged else uneven)
+    weights = write_gguf(tmp_path / "a.gguf", shape, type_of)
     decoded = prompt_logprobs(save_hugging_face(tmp_path / "hf", shape, weights))
     found = prompt_logprobs(tmp_path / "a.gguf")
     assert 0 < np.abs(found - decoded).max() < 0.1

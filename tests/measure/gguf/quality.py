@@ -1,8 +1,9 @@
 """Compare the quality of GGUF files here and in llama.cpp.
 
-    python -m tests.measure.gguf.quality --llama BIN [--text FILE ...] [--chunks N] FILE.gguf ...
+    python -m tests.measure.gguf.quality --llama BIN [--text FILE ...] [--chunks N] [--type TYPE ...] [FILE.gguf ...]
 
-BIN is the folder of llama-perplexity. Without --text it uses the Python files that the bundled model was not trained
+BIN is the folder of llama-perplexity. Each --type compares the bundled model, which llama-quantize is run on first
+(tests/measure/gguf/quantized_demo.py). Without --text it uses the Python files that the bundled model was not trained
 on. Prints, per file and text, the perplexity of the same text by the same rule (windows of 256 tokens that start with
 <s>, the second half counts), and the distance of log probabilities from those of the decoded weights in float32: their
 root mean square, which the few tokens decide that are sent to other experts, and the median over positions of each
@@ -38,6 +39,7 @@ from model.ops.native.library import NativeLibrary
 from model.ops.native.ops import NativeOps
 from model.ops.reference.ops import ReferenceOps
 from tests.measure.gguf.bootstrap import Windows, bootstrap_interval
+from tests.measure.gguf.quantized_demo import write_quantized
 
 CPU = torch.device("cpu")
 CONTEXT_LEN = 256
@@ -231,8 +233,9 @@ def write(text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE.gguf")
+    parser.add_argument("files", type=Path, nargs="*", metavar="FILE.gguf")
     parser.add_argument("--llama", type=Path, required=True, metavar="BIN")
+    parser.add_argument("--type", action="append", default=[], dest="types", metavar="TYPE", help="such as IQ3_S")
     parser.add_argument("--text", type=Path, action="append", default=[], metavar="FILE")
     parser.add_argument("--chunks", type=int, default=200, help="windows of each text")
     arguments = parser.parse_args()
@@ -246,7 +249,8 @@ def main() -> None:
         if not arguments.text:
             wanted = arguments.chunks * CONTEXT_LEN * MAX_CHARACTERS_PER_TOKEN
             texts[0].write_text("\n".join(load_python().held_out)[:wanted])
-        for file in arguments.files:
+        made = write_quantized(arguments.llama, Path(directory), arguments.types) if arguments.types else []
+        for file in arguments.files + made:
             compare(arguments.llama, file, texts, arguments.chunks)
 
 

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from model.checkpoint.checkpoint import read_config, read_stored_weights
 from model.checkpoint.errors import CheckpointError
 from server.tokenizer.tokenizer import TokenizerError, load_tokenizer
 from tests.model.checkpoint.test_mistral_layout import save_as_mistral
-from tests.support.checkpoints.gguf import GgufShape, all_of, write_gguf
+from tests.support.checkpoints.gguf import GgufShape, all_of, iq2_m, write_gguf
 from tests.support.checkpoints.mixtral import Shape, random_model, save_in_layout
 from tests.support.checkpoints.quantized import save_quantized
 
@@ -74,29 +75,36 @@ def _accepted(path: Path, write: Callable[[bytes], object], contents: Iterator[b
     return accepted
 
 
-@pytest.mark.parametrize("merged", [True, False])
-def test_mutated_gguf_headers(merged: bool, tmp_path: Path, scale: int) -> None:
+SMALL = GgufShape(
+    dim=32, num_heads=2, num_kv_heads=1, hidden_dim=32, num_experts=2, vocab_size=len(PIECES), fields=VOCABULARY
+)
+GGUF_FILES = {
+    "one tensor per expert": (replace(SMALL, merged=False), all_of("Q4_0")),
+    "merged": (SMALL, all_of("Q4_0")),
+    "code books": (replace(SMALL, dim=256, hidden_dim=256), iq2_m),
+}
+
+
+@pytest.mark.parametrize("name", GGUF_FILES)
+def test_mutated_gguf_headers(name: str, tmp_path: Path, scale: int) -> None:
     path = tmp_path / "a.gguf"
-    shape = GgufShape(dim=32, num_heads=2, num_kv_heads=1, hidden_dim=32, num_experts=2, merged=merged)
-    vocab_size = len(PIECES)
-    write_gguf(path, GgufShape(**vars(shape) | {"vocab_size": vocab_size, "fields": VOCABULARY}), all_of("Q4_0"))
+    write_gguf(path, *GGUF_FILES[name])
     assert assert_read_or_refused(path)
     content = path.read_bytes()
     start = min(tensor.start for tensor in read_stored_weights(path, read_config(path)[0]).values())
     # Most of the header is vocabulary: half of the mutations strike elsewhere.
     lengths = (start, start - content.index(b"token_embd.weight") + 8)
-    for seed, length in enumerate(lengths):
+    for seed, length in enumerate(lengths, 2 * list(GGUF_FILES).index(name)):
         header = content[start - length : start]
         before, after = content[: start - length], content[start:]
-        changed = mutations(header, seed + 2 * merged, NUM_MUTATIONS * scale // 4)
+        changed = mutations(header, seed, NUM_MUTATIONS * scale // 4)
         accepted = _accepted(path, lambda middle: path.write_bytes(before + middle + after), changed)  # noqa: B023
         assert accepted < NUM_MUTATIONS * scale // 4
 
 
 def test_a_cut_gguf_file_is_refused_at_every_length(tmp_path: Path, scale: int) -> None:
     path = tmp_path / "a.gguf"
-    shape = GgufShape(dim=32, num_heads=2, num_kv_heads=1, hidden_dim=32, num_experts=2, vocab_size=len(PIECES))
-    write_gguf(path, GgufShape(**vars(shape) | {"fields": VOCABULARY}), all_of("Q4_0"))
+    write_gguf(path, SMALL, all_of("Q4_0"))
     content = path.read_bytes()
     lengths = sorted(random.Random(0).sample(range(len(content)), 100 * scale))
     assert _accepted(path, path.write_bytes, (content[:length] for length in lengths)) == 0

@@ -116,6 +116,8 @@ def test_a_manifest_without_weights_is_passed_over(digest: str, stores: ModelSto
     [
         ("mixtral-8x7b-instruct-v0.1.Q4_K_M.gguf", "Q4_K_M"),
         ("Mixtral-8x22B-v0.1.IQ4_XS-00001-of-00005.gguf", "IQ4_XS"),
+        ("Mixtral-8x7B-Instruct-v0.1.i1-IQ2_XXS.gguf", "IQ2_XXS"),
+        ("model-UD-IQ3_M.gguf", "UD-IQ3_M"),
         ("mixtral-f16.gguf", "f16"),
         ("model-UD-Q4_K_XL.gguf", "UD-Q4_K_XL"),
         ("ggml-model-q5_k.gguf", "q5_k"),

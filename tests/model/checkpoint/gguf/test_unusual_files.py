@@ -11,7 +11,7 @@ import torch
 
 from model.checkpoint.checkpoint import read_config, read_stored_weights
 from model.stored_weights import read_weight
-from tests.support.checkpoints.gguf import GgufShape, Type, all_of, q4_k_m, write_gguf
+from tests.support.checkpoints.gguf import GgufShape, Type, all_of, iq2_m, q4_k_m, write_gguf
 
 SHAPE = GgufShape(num_layers=3, num_experts=2)
 TypeOf = Callable[[str], Type]
@@ -73,6 +73,9 @@ FILES: dict[str, tuple[GgufShape, TypeOf]] = {
     "one expert": (replace(SHAPE, num_experts=1, fields={"llama.expert_used_count": 1}), q4_k_m),
     "one type": (SHAPE, pure),
     "a tied head in one type": (replace(SHAPE, tied=True, num_experts=0), pure),
+    "code books": (SHAPE, iq2_m),
+    "code books, one tensor per expert, in parts": (replace(SHAPE, merged=False, tensors_per_part=9), iq2_m),
+    "code books, four dimensions, a tied head": (replace(SHAPE, num_dims=4, tied=True), iq2_m),
 }
 
 
