@@ -69,6 +69,14 @@ def run(engine: Engine, requests: list[Request]) -> dict[int, tuple[list[int], s
     return {i: ([t for o in outputs if o.request_id == i for t in o.token_ids], error) for i, error in ended.items()}
 
 
+def run_alone(engine: Engine, requests: list[Request]) -> dict[int, tuple[list[int], str | None]]:
+    """Run each request when the one before it has ended. Their prompts share no block, so none finds a prefix."""
+    ends: dict[int, tuple[list[int], str | None]] = {}
+    for request in requests:
+        ends |= run(engine, [request])
+    return ends
+
+
 def make_request(request_id: int, grammar: str | None, seed: int = 0, **params: object) -> Request:
     prompt = [1, *range(300 + request_id, 320 + request_id)]
     sampling = SamplingParams(**{"max_tokens": 24, "seed": seed, **params})  # type: ignore[arg-type]
@@ -157,9 +165,7 @@ def test_every_answer_matches_its_grammar(vocabulary: Vocabulary, tokenizer: Tok
 
 def test_neighbours_and_preemption_change_no_token_of_a_constrained_request(vocabulary: Vocabulary) -> None:
     requests = [make_request(i, ANSWER if i % 2 else None, seed=i, num_logprobs=2) for i in range(8)]
-    alone = {}
-    for request in requests:
-        alone |= run(engine_with(vocabulary), [request])
+    alone = run_alone(engine_with(vocabulary), requests)
     small_pool = engine_with(vocabulary, num_kv_blocks=7, block_size=8)
     assert run(small_pool, requests) == alone
 
@@ -184,7 +190,7 @@ def test_a_grammar_that_fails_ends_only_its_own_request(vocabulary: Vocabulary) 
     answers = run(engine_with(vocabulary), requests)
     assert answers[1] == ([], "the request's grammar cannot be used")
     assert answers[3] == ([], "the request's constraints leave no token to sample")
-    alone = run(engine_with(vocabulary), requests[:1]) | run(engine_with(vocabulary), requests[2:3])
+    alone = run_alone(engine_with(vocabulary), [requests[0], requests[2]])
     assert {0: answers[0], 2: answers[2]} == alone
 
 
@@ -300,9 +306,7 @@ def _fail(*_: object) -> bytes:
 
 def test_rows_that_sit_out_steps_get_the_same_tokens(vocabulary: Vocabulary) -> None:
     requests = [make_request(i, ANSWER if i % 3 else None, seed=i, num_logprobs=2) for i in range(8)]
-    alone: dict[int, Any] = {}
-    for request in requests:
-        alone |= run(engine_with(vocabulary), [request])
+    alone = run_alone(engine_with(vocabulary), requests)
     engine = engine_with(vocabulary)
     engine._masks = MaskBudget(budget_s=0.0)  # one row in each step
     assert run(engine, requests) == alone
@@ -343,7 +347,7 @@ def test_a_panic_while_a_grammar_is_compiled_ends_its_own_request(vocabulary: Vo
 
 def test_a_matcher_that_raises_in_a_step_ends_its_own_request(vocabulary: Vocabulary) -> None:
     requests = [make_request(0, None, num_logprobs=2), make_request(1, ANSWER), make_request(2, ANSWER)]
-    alone = run(engine_with(vocabulary), [requests[0]]) | run(engine_with(vocabulary), [requests[2]])
+    alone = run_alone(engine_with(vocabulary), [requests[0], requests[2]])
     engine = engine_with(vocabulary)
     start = engine.scheduler.add
 

@@ -185,7 +185,8 @@ SYSTEM_BUGS = [
 # Bugs that need more than ten seeds: a seed that finds each, tried first.
 FOUND_LATE = {
     "a suspect is blamed although the engine still computed an aborted one": 3189,
-    "an abort is confirmed while a step computes the request": 98,
+    "an abort is confirmed while a step computes the request": 120,
+    "a step is sent before its begin": 52,
     "a request is added after its abort": 8848,
     "a request is sent again after its first output": 1,  # seed 0 finds it too, after 5 s
     "the reason of an end is told to nobody": 13,
@@ -195,5 +196,5 @@ FOUND_LATE = {
     "a stopped engine is never killed": 53,
     "an engine that hangs while it loads is never killed": 159,
     "the server never gives up": 16,
-    "the server gives up on an engine that serves": 44,
+    "the server gives up on an engine that serves": 676,
 }
