@@ -32,6 +32,7 @@ class ModelConfig:
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     embeds: bool = False  # trained to embed a text as the hidden state of its last token
+    rope_divisors: tuple[float, ...] = ()  # [K/2], of each rotary pair's frequency; (): angles are not scaled
 
     @property
     def generates(self) -> bool:

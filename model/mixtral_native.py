@@ -41,7 +41,7 @@ class NativeMixtral(Mixtral):
         self._native = ops
         self._joined = ops.in_library(model.group)
         self.expert_store = _experts(model.weights.layers[0]).store
-        self._inverse_frequencies = inverse_frequencies(model.config.head_dim, model.config.rope_theta)
+        self._inverse_frequencies = inverse_frequencies(model.config)
         self._pool: weakref.ref[KvPool] | None = None  # the pool whose addresses are in _network
         self._network = NetworkArguments()
         self._steps: WeakKeyDictionary[ForwardBatch, _PreparedStep] = WeakKeyDictionary()

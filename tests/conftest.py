@@ -99,6 +99,7 @@ SLOW = (
     "tests/server/tokenizer/test_damaged_files.py",
     "tests/server/tokenizer/test_encoders.py",
     "tests/server/tokenizer/test_gguf_vocabulary.py",
+    "tests/server/tokenizer/test_tekken.py",
     "tests/server/tokenizer/test_tokenizer.py",
     "tests/server/tools/test_constraints.py",
     "tests/server/tools/test_tool_prompts.py",

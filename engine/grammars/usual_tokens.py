@@ -14,10 +14,9 @@ class UsualTokens:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         special_ids, tokens = set(vocabulary.special_ids), vocabulary.tokens
-        others = (i for i in range(len(tokens)) if i not in _byte_ids(tokens))  # a byte is the last resort
-        self._ids: dict[bytes, int] = {
-            tokens[i]: i for i in (*_byte_ids(tokens), *others) if tokens[i] and i not in special_ids
-        }
+        byte_ids = _byte_ids(tokens)
+        others = (i for i in range(len(tokens)) if i not in byte_ids)  # a byte is the last resort
+        self._ids: dict[bytes, int] = {tokens[i]: i for i in (*byte_ids, *others) if tokens[i] and i not in special_ids}
 
     def split(self, text: bytes) -> list[int]:
         """Return the token ids of a text; those of its start if a character has no token."""

@@ -1,5 +1,8 @@
 """Descriptions of a loaded engine: the Ready message for the API process, and the fingerprint of its numerics."""
 
+import hashlib
+import struct
+
 import torch
 
 from engine.capacity.sizing import served_dtype
@@ -86,8 +89,15 @@ def fingerprint(loaded: LoadedModel) -> str:
     """
     model, weights = loaded.config, loaded.checkpoint.contents[:NUM_DIGITS]
     window = "none" if model.window is None else model.window
-    network = f"window-{window}-k-{model.experts_per_token}-theta-{model.rope_theta:.17g}-weights-{weights}"
+    theta = f"{model.rope_theta:.17g}{_scaling_name(model)}"
+    network = f"window-{window}-k-{model.experts_per_token}-theta-{theta}-weights-{weights}"
     return f"smoe-{loaded.numerics}-{_dtype_name(loaded)}-kv-{loaded.kv_dtype}-{network}"
+
+
+def _scaling_name(model: ModelConfig) -> str:
+    """Name the scaling of rotary angles by a digest; nothing without one."""
+    digest = hashlib.sha256(struct.pack(f"<{len(model.rope_divisors)}d", *model.rope_divisors)).hexdigest()
+    return f"-scaled-{digest[:NUM_DIGITS]}" if model.rope_divisors else ""
 
 
 def _dtype_name(loaded: LoadedModel) -> str:

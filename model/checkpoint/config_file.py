@@ -12,6 +12,7 @@ from model.checkpoint.errors import CheckpointError
 from model.checkpoint.headers import read_headers
 from model.checkpoint.json_files import printable, read_json_object
 from model.checkpoint.quantized.scheme import read_scheme
+from model.checkpoint.rope_scaling import rope_divisors
 from model.checkpoint.sentence_embedding import embeds
 from model.checkpoint.stored_tensor import PackedEncoding, StoredTensor
 from model.checkpoint.tensor_names import EMBEDDING, embedding_dtype, with_prefix
@@ -81,6 +82,7 @@ def _parse(
     num_heads = fields.positive("num_attention_heads", at_most=4096)
     dim = fields.positive("hidden_size", at_most=1 << 20)
     vocab_size = fields.positive("vocab_size", at_most=1 << 24)
+    head_dim, theta = _head_dim(fields, dim, num_heads), _rope_theta(fields, rope_theta)
     return ModelConfig(
         architecture=architecture,
         vocab_size=vocab_size,
@@ -88,19 +90,20 @@ def _parse(
         num_layers=fields.positive("num_hidden_layers", at_most=1024),
         num_heads=num_heads,
         num_kv_heads=_num_kv_heads(fields, num_heads),
-        head_dim=_head_dim(fields, dim, num_heads),
+        head_dim=head_dim,
         hidden_dim=fields.positive("intermediate_size", at_most=1 << 24),
         num_experts=num_experts,
         experts_per_token=fields.positive("num_experts_per_tok", at_most=num_experts) if is_moe else 0,
         window=_window(fields, architecture, sliding_window, warnings),
         context_len=fields.positive("max_position_embeddings", at_most=1 << 26),
-        rope_theta=_rope_theta(fields, rope_theta),
+        rope_theta=theta,
         norm_eps=fields.positive_float("rms_norm_eps", at_most=1.0),
         tied_head=architecture == MISTRAL_EMBEDDING or fields.flag("tie_word_embeddings"),
         dtype=_dtype(fields, path, warnings),
         bos_token_id=_bos_token_id(fields, vocab_size),
         eos_token_ids=_eos_token_ids(fields, path, vocab_size),
         embeds=embeds(path, architecture, warnings),
+        rope_divisors=rope_divisors(fields, head_dim, theta),
     )
 
 
@@ -158,7 +161,7 @@ def _rope_theta(fields: JsonFields, choice: float | None) -> float:
     for name in ("rope_parameters", "rope_scaling"):
         rope = fields.section(name)
         if rope is not None:
-            _check_rope(rope)
+            _check_all_rotated(rope)
             if rope.get("rope_theta") is not None:
                 found.append(rope.positive_float("rope_theta", at_most=1e12))
     if fields.get("rope_theta") is not None:
@@ -172,10 +175,7 @@ def _rope_theta(fields: JsonFields, choice: float | None) -> float:
     return found[0]
 
 
-def _check_rope(rope: JsonFields) -> None:
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise rope.error(f"the rope type is {printable(kind)}; only 'default' is supported")
+def _check_all_rotated(rope: JsonFields) -> None:
     if rope.get("partial_rotary_factor", 1) != 1:
         raise rope.error(
             f"partial_rotary_factor is {printable(rope.get('partial_rotary_factor'))}; only 1 is supported"

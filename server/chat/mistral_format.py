@@ -40,10 +40,11 @@ def mistral_format(tokenizer: Tokenizer) -> str:
 
     Version 1, where [INST] is plain text: `[INST] user [/INST] answer`, with the system text in the first user turn.
     Version 3, where [INST] is a control token: the texts are between such tokens, the system text is in the last user
-    turn and the tools are in front of it. Version 1 has no tools: server/tools/prompt_emulation.py writes them as text.
+    turn and the tools are in front of it. In byte-level vocabularies (Mistral Nemo) no space follows a control token.
+    Version 1 has no tools: server/tools/prompt_emulation.py writes them as text.
     """
     if has_control_tokens(tokenizer):
-        start, end = "" if tokenizer.prefixes_each_text else " ", ""
+        start, end = "" if tokenizer.prefixes_each_text or tokenizer.is_byte_level else " ", ""
         words = {"WITH_SYSTEM": "loop.index0 == last.user", "WITH_TOOLS": "loop.index0 == last.user"}
         words["CONTENT"] = "message['content'].rstrip(' ')"
     else:

@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from server.chat import chatml_format
+from server.chat import chatml_format, llama3_format
 from server.chat.jinja_sandbox import TemplateRefusal
 from server.chat.mistral_format import CALLS_MARKER, has_control_tokens, mistral_format
 from server.chat.render_budget import MAX_STEPS, TemplateBudgetExceeded
@@ -46,8 +46,9 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str | None, tokenizer: Tokenizer, probe: TemplateProbe | None = None) -> None:
-        """`source`: jinja; None for ChatML or Mistral's own format. `probe`: of this source, made in the sandbox;
-        without one the template is tried out in this process. Raises TokenizerError if the template is unusable.
+        """`source`: jinja; None for the format that the control tokens tell. `probe`: of this source, made in the
+        sandbox; without one the template is tried out in this process. Raises TokenizerError if the template is
+        unusable.
         """
         self._tokenizer = tokenizer
         self.is_trusted = source is None
@@ -165,8 +166,11 @@ class ChatTemplate:
 
 
 def _built_in_format(tokenizer: Tokenizer) -> str:
-    """Return the template of a checkpoint that has none: ChatML if it has its control tokens, else Mistral's."""
-    return chatml_format.TEMPLATE if chatml_format.has_chatml_tokens(tokenizer) else mistral_format(tokenizer)
+    """Return the template of a checkpoint that has none: ChatML or Llama 3's if it has their control tokens, else
+    Mistral's."""
+    if chatml_format.has_chatml_tokens(tokenizer):
+        return chatml_format.TEMPLATE
+    return llama3_format.TEMPLATE if llama3_format.has_llama3_tokens(tokenizer) else mistral_format(tokenizer)
 
 
 def _template_message(message: Message) -> dict[str, Any]:

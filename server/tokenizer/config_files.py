@@ -10,6 +10,8 @@ from pathlib import Path
 Json = dict[str, object]
 MAX_FILE_BYTES = 64 << 20
 MAX_TOKEN_ID = 2**31 - 1
+MAX_PIECES = 2**20
+MAX_PIECE_CHARS = 1024
 MAX_ADDED_CHARS = 256  # of an added or control token
 MAX_ADDED_IDS = 2**20  # an added token's id is below the number of pieces plus this
 DAMAGE = (
@@ -62,8 +64,8 @@ class TokenizerSettings:
     unk_token: str | None
     special_tokens: frozenset[str]  # spellings; each is a control token, whichever file its id comes from
     eos_ids: tuple[int, ...]  # from generation_config.json and config.json
-    adds_bos: bool
-    adds_eos: bool | None  # behind a text to embed; None: the tokenizer file decides
+    adds_bos: bool | None  # None: the tokenizer file decides, here and for eos
+    adds_eos: bool | None  # behind a text to embed
     is_legacy: bool  # each text between control tokens gets SentencePiece's leading space, else only the first
     chat_template: str | None
 
@@ -83,8 +85,8 @@ def read_settings(path: Path) -> TokenizerSettings:
         unk_token=named["unk_token"],
         special_tokens=frozenset(special),
         eos_ids=_eos_ids(path),
-        adds_bos=config.get("add_bos_token") is not False,
-        adds_eos=add_eos if isinstance(add_eos := config.get("add_eos_token"), bool) else None,
+        adds_bos=_flag_or_none(config, "add_bos_token"),
+        adds_eos=_flag_or_none(config, "add_eos_token"),
         is_legacy=config.get("legacy") is not False,
         chat_template=_chat_template(path, config),
     )
@@ -157,6 +159,11 @@ def _token_text(path: Path, value: object) -> str | None:
 
 def _named_token(path: Path, config: Json, name: str) -> str | None:
     return _token_text(path, config.get(name))
+
+
+def _flag_or_none(config: Json, name: str) -> bool | None:
+    value = config.get(name)
+    return value if isinstance(value, bool) else None
 
 
 def _additional_special(path: Path, config: Json) -> set[str]:

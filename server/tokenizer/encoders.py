@@ -1,50 +1,69 @@
-"""Encoders of plain text for the two kinds of tokenizer files. Neither treats a spelling as a control token."""
+"""Encoders of plain text for vocabularies of SentencePiece, in both kinds of tokenizer files.
+
+No encoder treats a spelling as a control token. Those of byte-level vocabularies: byte_level.py.
+"""
 
 import json
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import sentencepiece
 
 from server.tokenizer.config_files import (
-    MAX_ADDED_CHARS,
-    MAX_ADDED_IDS,
-    AddedToken,
+    MAX_PIECE_CHARS,
+    Json,
     TokenizerError,
     check_text,
-    check_token_id,
     name_damage,
     read_file,
-    read_json,
 )
-
-if TYPE_CHECKING:
-    import tokenizers
+from server.tokenizer.tokenizer_json import added_tokens, build, control_tokens_around, ids_of, pieces_by_id
 
 # Protobuf merges a message into the one in front of it: this sets ModelProto.normalizer_spec.add_dummy_prefix to false.
 NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 SPACE = "\u2581"
-MAX_PIECES = 2**20
-MAX_PIECE_CHARS = 1024
+_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class TextEncoder(Protocol):
     """Pieces of a tokenizer file, and the encoding of plain text into them."""
 
-    pieces: list[str]  # by id; spaces as U+2581, single bytes as <0xE2>
+    pieces: list[str]  # by id
     control_ids: frozenset[int]
     bos_id: int | None
     eos_id: int | None
     unk_id: int | None
     has_dummy_prefix: bool  # text is encoded as if it had a space in front
+    adds_bos: bool  # the file puts the start token in front of a text
     adds_eos: bool  # the file puts the end token behind a text
+
+    @property
+    def is_byte_level(self) -> bool:
+        """True if pieces are bytes in GPT-2's alphabet; else spaces are written as U+2581, single bytes as <0xE2>."""
+        ...
+
+    def bytes_of_piece(self, piece: str) -> bytes:
+        """Return the bytes of a text that a piece stands for."""
+        ...
 
     def encode(self, text: str, *, with_prefix: bool) -> list[int]:
         """Encode plain text. `with_prefix`: add the leading space, if the model has that rule."""
         ...
 
 
-class SentencePieceEncoder:
+class SpacedPieces:
+    """Pieces as SentencePiece writes them."""
+
+    is_byte_level = False
+    adds_bos = True  # unless tokenizer_config.json says otherwise, as in LlamaTokenizer
+
+    def bytes_of_piece(self, piece: str) -> bytes:
+        byte = _BYTE_PIECE.fullmatch(piece)
+        return bytes.fromhex(byte.group(1)) if byte else piece.replace(SPACE, " ").encode("utf-8")
+
+
+class SentencePieceEncoder(SpacedPieces):
     """Encoder for a SentencePiece model file (tokenizer.model, tokenizer.model.v3)."""
 
     def __init__(self, path: Path, model: bytes | None = None) -> None:
@@ -57,7 +76,7 @@ class SentencePieceEncoder:
         self._with_prefix = _load_model(model, path)
         self._without_prefix = _load_model(model + NO_DUMMY_PREFIX, path)
         processor = self._with_prefix
-        ids = _ids_of(path, processor.vocab_size())
+        ids = ids_of(path, processor.vocab_size())
         self.pieces = [check_text(path, processor.id_to_piece(i), MAX_PIECE_CHARS) for i in ids]
         self.control_ids = frozenset(i for i in ids if processor.is_control(i))
         self.bos_id = _id_or_none(processor.bos_id())
@@ -72,53 +91,37 @@ class SentencePieceEncoder:
         return ids
 
 
-class HfTokenizerEncoder:
+class HfTokenizerEncoder(SpacedPieces):
     """Encoder for a tokenizer.json of the same kind: byte-pair pieces with byte fallback."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises TokenizerError, which names the file."""
+    def __init__(self, path: Path, description: Json) -> None:
+        """`description`: the content of the file `path`. Raises TokenizerError, which names the file."""
         with name_damage(path):
-            self._load(path)
+            self._load(path, description)
 
-    def _load(self, path: Path) -> None:
-        description = read_json(path) or {}
+    def _load(self, path: Path, description: Json) -> None:
         model = description.get("model")
         if not isinstance(model, dict) or not model.get("byte_fallback"):
-            raise TokenizerError(f"{path}: only byte-pair vocabularies with byte fallback are supported")
-        self.added_tokens = _added_tokens(path, description)
+            raise TokenizerError(
+                f"{path}: only byte-pair vocabularies are supported, byte-level ones and those with byte fallback"
+            )
+        self.added_tokens = added_tokens(path, description)
         plain = description | {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
-        self._with_prefix = _build(plain, path)
-        self._without_prefix = _build(_without_prefix(plain), path)
+        self._with_prefix = build(plain, path)
+        self._without_prefix = build(_without_prefix(plain), path)
         vocabulary = self._with_prefix.get_vocab()
-        self.pieces = _pieces_by_id(path, vocabulary)
+        self.pieces = pieces_by_id(path, vocabulary)
         self.control_ids: frozenset[int] = frozenset(token.id for token in self.added_tokens if token.is_special)
         self.bos_id = vocabulary.get("<s>")
         self.eos_id = vocabulary.get("</s>")
         unk_token = model.get("unk_token")
         self.unk_id = vocabulary.get(unk_token) if isinstance(unk_token, str) else None
         self.has_dummy_prefix = self.encode("a", with_prefix=True) != self.encode("a", with_prefix=False)
-        self.adds_eos = _ends_with_eos(description)
+        self.adds_eos = control_tokens_around(description)[1] == "</s>"
 
     def encode(self, text: str, *, with_prefix: bool) -> list[int]:
         tokenizer = self._with_prefix if with_prefix else self._without_prefix
         return tokenizer.encode(text, add_special_tokens=False).ids
-
-
-def _ids_of(path: Path, num_pieces: int) -> range:
-    if num_pieces > MAX_PIECES:
-        raise TokenizerError(f"{path}: {num_pieces} pieces, more than {MAX_PIECES}")
-    return range(num_pieces)
-
-
-def _pieces_by_id(path: Path, vocabulary: dict[str, int]) -> list[str]:
-    """Return the pieces in a list; ids without a piece get ""."""
-    num_ids = max(vocabulary.values(), default=-1) + 1
-    if num_ids > len(vocabulary) + MAX_ADDED_IDS:
-        raise TokenizerError(f"{path}: token id {num_ids - 1} is far beyond its {len(vocabulary)} pieces")
-    pieces = [""] * len(_ids_of(path, num_ids))
-    for piece, token_id in vocabulary.items():
-        pieces[token_id] = check_text(path, piece, MAX_PIECE_CHARS)
-    return pieces
 
 
 def _load_model(model: bytes, path: Path) -> sentencepiece.SentencePieceProcessor:
@@ -137,32 +140,9 @@ def _id_or_none(token_id: int) -> int | None:
     return token_id if token_id >= 0 else None
 
 
-def _added_tokens(path: Path, description: dict[str, object]) -> tuple[AddedToken, ...]:
-    listed = description.get("added_tokens")
-    entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
-    return tuple(_added_token(path, entry) for entry in entries)
-
-
-def _added_token(path: Path, entry: dict[str, object]) -> AddedToken:
-    content = entry.get("content")
-    if not isinstance(content, str):
-        raise TokenizerError(f"{path}: an added token has no text")
-    text = check_text(path, content, MAX_ADDED_CHARS)
-    return AddedToken(check_token_id(path, entry.get("id")), text, bool(entry.get("special")))
-
-
-def _ends_with_eos(description: dict[str, object]) -> bool:
-    """Return whether the post-processor's template of one text ends with the end token."""
-    processor = description.get("post_processor")
-    template = processor.get("single") if isinstance(processor, dict) else None
-    last = template[-1] if isinstance(template, list) and template else None
-    special = last.get("SpecialToken") if isinstance(last, dict) else None
-    return isinstance(special, dict) and special.get("id") == "</s>"
-
-
-def _without_prefix(description: dict[str, object]) -> dict[str, object]:
+def _without_prefix(description: Json) -> Json:
     """Copy the description without its rule for the leading space, which can be a normalizer or a pre-tokenizer."""
-    changed: dict[str, object] = json.loads(json.dumps(description))
+    changed: Json = json.loads(json.dumps(description))
     normalizer, pre_tokenizer = changed.get("normalizer"), changed.get("pre_tokenizer")
     if isinstance(normalizer, dict):
         steps = normalizer.get("normalizers")
@@ -175,17 +155,3 @@ def _without_prefix(description: dict[str, object]) -> dict[str, object]:
     if isinstance(pre_tokenizer, dict) and pre_tokenizer.get("type") == "Metaspace":
         pre_tokenizer["prepend_scheme"] = "never"
     return changed
-
-
-def _build(description: dict[str, object], path: Path) -> "tokenizers.Tokenizer":
-    try:
-        import tokenizers
-    except ImportError:
-        message = f"{path}: reading this file needs another package: pip install 'smoe[tokenizers]'"
-        raise TokenizerError(message) from None
-    try:
-        return tokenizers.Tokenizer.from_str(json.dumps(description))
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # noqa: BLE001 (a bare Exception for an invalid file, and Rust's panics)
-        raise TokenizerError(f"{path}: not a usable tokenizer ({type(error).__name__})") from None

@@ -1,19 +1,23 @@
-"""Turn the vocabulary of a GGUF file into a SentencePiece model, which encodes exactly as the original did.
+"""Build the encoder of a GGUF file's vocabulary, which encodes exactly as the original did.
 
 GGUF keeps the pieces, scores and types of a SentencePiece model, but not the model. It is written here again, in
-protobuf's encoding. Source of the field numbers: sentencepiece_model.proto.
+protobuf's encoding. Source of the field numbers: sentencepiece_model.proto. gguf_byte_level.py does the same for
+byte-level vocabularies.
 """
 
 import math
 import struct
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from engine.capacity.gguf_vocabulary import GgufVocabulary, read_gguf_vocabulary
 from engine.errors import EngineConfigError
-from server.tokenizer.config_files import NoTokenizerError, TokenizerError, TokenizerSettings
-from server.tokenizer.encoders import MAX_PIECE_CHARS
-from server.tokenizer.token_table import CHATML
+from server.tokenizer.byte_level import ByteLevelEncoder
+from server.tokenizer.config_files import MAX_PIECE_CHARS, NoTokenizerError, TokenizerError, TokenizerSettings
+from server.tokenizer.encoders import SentencePieceEncoder
+from server.tokenizer.gguf_byte_level import tokenizer_json
+from server.tokenizer.token_table import CHATML, ENDS
 
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
 BPE = 2  # model_type in trainer_spec
@@ -22,8 +26,8 @@ USER_DEFINED = 4
 MARKED_TURN = "[INST]"  # a control token in vocabularies of version 3, plain text in version 1
 
 
-def read_gguf_tokenizer(path: Path) -> tuple[bytes, TokenizerSettings]:
-    """Read the vocabulary of the model whose only or first file is `path`: a SentencePiece model, and settings.
+def read_gguf_tokenizer(path: Path) -> tuple[SentencePieceEncoder | ByteLevelEncoder, TokenizerSettings]:
+    """Read the vocabulary of the model whose only or first file is `path`: its encoder, and settings.
 
     Raises TokenizerError; NoTokenizerError if it has none.
     """
@@ -33,7 +37,11 @@ def read_gguf_tokenizer(path: Path) -> tuple[bytes, TokenizerSettings]:
         raise TokenizerError(str(error)) from None
     if vocabulary is None:
         raise NoTokenizerError(f"{path}: no tokenizer (tokenizer.ggml.model and tokenizer.ggml.tokens)")
-    return sentencepiece_model(vocabulary, path), _settings(vocabulary)
+    settings = _settings(vocabulary)
+    if not vocabulary.is_byte_level:
+        return SentencePieceEncoder(path, sentencepiece_model(vocabulary, path)), settings
+    encoder = ByteLevelEncoder(path, tokenizer_json(vocabulary, _named_ids(vocabulary), path))
+    return encoder, replace(settings, added_tokens=encoder.added_tokens, bos_token=_bos_token(vocabulary))
 
 
 def sentencepiece_model(vocabulary: GgufVocabulary, path: Path) -> bytes:
@@ -62,17 +70,26 @@ def _settings(vocabulary: GgufVocabulary) -> TokenizerSettings:
 
 
 def _end_ids(vocabulary: GgufVocabulary) -> tuple[int, ...]:
-    """Return the ids that end an answer: those that the file names, and ChatML's end of a turn."""
-    end = CHATML[1]
-    ids = (*vocabulary.eos_ids, *([vocabulary.tokens.index(end)] if end in vocabulary.tokens else []))
+    """Return the ids that end an answer: those that the file names, and the ends of turns that all models share."""
+    ids = (*vocabulary.eos_ids, *(vocabulary.tokens.index(end) for end in ENDS if end in vocabulary.tokens))
     return tuple(dict.fromkeys(ids))
+
+
+def _named_ids(vocabulary: GgufVocabulary) -> frozenset[int]:
+    """Return the ids that the file names as the start and the ends of a text."""
+    ids = (vocabulary.bos_id, *_end_ids(vocabulary))
+    return frozenset(token_id for token_id in ids if token_id is not None)
+
+
+def _bos_token(vocabulary: GgufVocabulary) -> str | None:
+    return None if vocabulary.bos_id is None else vocabulary.tokens[vocabulary.bos_id]
 
 
 def _types(vocabulary: GgufVocabulary) -> list[int]:
     """Return the types, with the tokens that the file names as control tokens and one unknown token."""
     types = list(vocabulary.types)
-    for token_id in (vocabulary.bos_id, *_end_ids(vocabulary)):
-        if token_id is not None and types[token_id] != UNKNOWN:
+    for token_id in _named_ids(vocabulary):
+        if types[token_id] != UNKNOWN:
             types[token_id] = CONTROL
     for text in CHATML:
         if text in vocabulary.tokens and types[vocabulary.tokens.index(text)] == USER_DEFINED:

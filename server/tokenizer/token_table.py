@@ -14,16 +14,17 @@ from server.tokenizer.config_files import (
 from server.tokenizer.encoders import SPACE, TextEncoder
 
 MAX_SPELLED_CHARS = 2**20  # of all added and control tokens together
-# ChatML's control tokens, which files may add as plain text. The second one ends an answer, also where the files name
-# only the end of a text.
+# ChatML's control tokens, which files may add as plain text.
 CHATML = ("<|im_start|>", "<|im_end|>")
-_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+# Control tokens that end an answer in every vocabulary that has them: ChatML's, and Llama 3's ends of a turn, of a
+# message that calls a tool, and of a text.
+ENDS = (CHATML[1], "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>")
 
 
 class TokenTable:
     """Merge of the tokenizer file's pieces and the added tokens of the JSON files; never changed once built.
 
-    spellings: each token's text by id, with U+2581 for a space inside the pieces. raw_bytes: the bytes that each token
+    spellings: each token's text by id, pieces as the file writes them. raw_bytes: the bytes that each token
     stands for. text_bytes: the same, but nothing for control tokens. special_ids: ids of the control tokens, by
     spelling. plain_added: likewise, of the added tokens that are not control tokens. bos_id, eos_ids: None and () where
     the checkpoint has none.
@@ -42,9 +43,9 @@ class TokenTable:
         }
         self.bos_id = self.special_ids.get(settings.bos_token or "", encoder.bos_id)
         eos_id = self.special_ids.get(settings.eos_token or "", encoder.eos_id)
-        ends = [eos_id, *settings.eos_ids, self.special_ids.get(CHATML[1])]
+        ends = [eos_id, *settings.eos_ids, *map(self.special_ids.get, ENDS)]
         self.eos_ids = tuple(dict.fromkeys(token_id for token_id in ends if token_id is not None))
-        self.raw_bytes = [self._bytes_of(i, spelling) for i, spelling in enumerate(self.spellings)]
+        self.raw_bytes = [self._bytes_of(i, spelling, encoder) for i, spelling in enumerate(self.spellings)]
         self.text_bytes = [b"" if i in self.control_ids else raw for i, raw in enumerate(self.raw_bytes)]
         _check_lengths([*self.special_ids, *self.plain_added])
         self.special_pattern = any_of_pattern(self.special_ids)
@@ -58,11 +59,10 @@ class TokenTable:
         """Return whether the id is a piece that starts with a space."""
         return self.is_plain_piece(token_id) and self.spellings[token_id].startswith(SPACE)
 
-    def _bytes_of(self, token_id: int, spelling: str) -> bytes:
-        byte = _BYTE_PIECE.fullmatch(spelling)
-        if byte and token_id < self.num_pieces:
-            return bytes.fromhex(byte.group(1))
-        return (spelling.replace(SPACE, " ") if self.is_plain_piece(token_id) else spelling).encode("utf-8")
+    def _bytes_of(self, token_id: int, spelling: str, encoder: TextEncoder) -> bytes:
+        """Return a piece's bytes, or the spelling's if it is that of an added token."""
+        is_piece = self.is_plain_piece(token_id) and encoder.pieces[token_id]
+        return encoder.bytes_of_piece(spelling) if is_piece else spelling.encode("utf-8")
 
 
 def any_of_pattern(texts: Iterable[str]) -> re.Pattern[str]:

@@ -12,12 +12,14 @@ from typing import TypeVar
 
 from engine.capacity.gguf_vocabulary import PACKED_VOCABULARY
 from engine.types import Vocabulary
+from server.tokenizer.byte_level import ByteLevelEncoder, is_byte_level
 from server.tokenizer.config_files import (
     AddedToken,
     NoTokenizerError,
     TokenizerError,
     TokenizerSettings,
     name_damage,
+    read_json,
     read_settings,
 )
 from server.tokenizer.encoders import HfTokenizerEncoder, SentencePieceEncoder, TextEncoder
@@ -36,16 +38,18 @@ def load_tokenizer(path: Path) -> "Tokenizer":
     """
     gguf = path if path.is_file() else path / PACKED_VOCABULARY
     if gguf.is_file():
-        serialized, settings = read_gguf_tokenizer(gguf)
-        return _build(gguf, SentencePieceEncoder(gguf, serialized), settings, (), None)
+        encoder, settings = read_gguf_tokenizer(gguf)
+        return _build(gguf, encoder, settings, settings.added_tokens, None)
     settings = read_settings(path)
     model = _model_file(path)
     if model is not None:
         return _build(model, SentencePieceEncoder(model), settings, settings.added_tokens, _version(model))
     model = path / "tokenizer.json"
     if model.is_file():
-        encoder = HfTokenizerEncoder(model)
-        return _build(model, encoder, settings, (*encoder.added_tokens, *settings.added_tokens), None)
+        description = read_json(model) or {}
+        kind = ByteLevelEncoder if is_byte_level(description) else HfTokenizerEncoder
+        by_json = kind(model, description)
+        return _build(model, by_json, settings, (*by_json.added_tokens, *settings.added_tokens), None)
     raise NoTokenizerError(f"{path}: no tokenizer (tokenizer.model, tokenizer.model.v* or tokenizer.json)")
 
 
@@ -101,7 +105,7 @@ class Tokenizer:
         self.vocab_size = len(self._raw_bytes)
         self.bos_id = self._table.bos_id
         self.eos_ids = self._table.eos_ids
-        self._adds_bos = settings.adds_bos and self.bos_id is not None
+        self._adds_bos = encoder.adds_bos if settings.adds_bos is None else settings.adds_bos
         adds_eos = encoder.adds_eos if settings.adds_eos is None else settings.adds_eos
         self._end_of_text = list(self.eos_ids[:1]) if adds_eos else []
         self._max_token_bytes = max(map(len, self._raw_bytes), default=1)
@@ -117,6 +121,11 @@ class Tokenizer:
     def special_pattern(self) -> re.Pattern[str]:
         """Pattern that matches the longest special spelling at a position."""
         return self._table.special_pattern
+
+    @property
+    def is_byte_level(self) -> bool:
+        """True if the pieces are byte pairs without SentencePiece's rules for spaces."""
+        return self._encoder.is_byte_level
 
     @property
     def prefixes_each_text(self) -> bool:

@@ -20,6 +20,16 @@ from tests.support.kernels.paged import CPU, Running, make_batch, teacher_forced
 PROMPT_LENGTHS, NUM_NEW = (1, 2, 5, 17, 64, 131, 300), 64
 
 MOE, DENSE = Shape(num_experts=4), Shape(num_experts=0)
+# Of the pairs of a head with 24 numbers some keep their frequency, some are scaled in part, some wholly.
+LLAMA_3_ANGLES = {
+    "rope_type": "llama3",
+    "rope_theta": 1e4,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 128,
+}
+LINEAR_ANGLES = {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0}
 SHAPES = {
     "moe": MOE,
     "one KV head": replace(MOE, num_kv_heads=1),
@@ -42,6 +52,9 @@ SHAPES = {
     "dense FFN": DENSE,
     "dense FFN, window 16": replace(DENSE, window=16, num_kv_heads=4),
     "dense FFN, tied head": replace(DENSE, tied=True, window=3, head_dim=16),
+    "scaled as Llama 3.1": replace(MOE, head_dim=24, tied=True, extra={"rope_parameters": LLAMA_3_ANGLES}),
+    "scaled by a factor": replace(MOE, num_experts=16, extra={"rope_parameters": LINEAR_ANGLES}),
+    "dense FFN, scaled as Llama 3.1": replace(DENSE, extra={"rope_parameters": LLAMA_3_ANGLES}),
 }
 
 
@@ -68,6 +81,16 @@ def test_logprobs_and_greedy_tokens_equal_those_of_transformers(number: int, tmp
             chunks = [chunk if i % 2 else (1, 7, 64)[i % 3] for i in range(len(sequences))]
             ours = teacher_forced(model, sequences, chunks, seed=chunk)
             _assert_equal(ours, outputs)
+
+
+@pytest.mark.parametrize("scaled", [LLAMA_3_ANGLES, LINEAR_ANGLES], ids=["Llama 3.1", "linear"])
+def test_the_oracle_itself_scales_angles(scaled: dict[str, object]) -> None:
+    """Guards the test above."""
+    plain, other = (random_model(replace(MOE, head_dim=24, extra=extra)) for extra in ({}, {"rope_parameters": scaled}))
+    ids = torch.arange(1, 65)[None]
+    with torch.no_grad():
+        a, b = (oracle(ids, use_cache=False).logits[0] for oracle in (plain, other))
+    assert (a[1:] - b[1:]).abs().max() > 1e-2
 
 
 def _load(path: Path, ops: Ops) -> Mixtral:

@@ -1,5 +1,7 @@
 """Rotation and storage in the KV cache, against float64 and against the reference's rows."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -45,6 +47,16 @@ def test_rotation_and_storage(dtype: torch.dtype, heads: Heads, int8: bool) -> N
     others = torch.ones(num_blocks * block_size, dtype=torch.bool)
     others[batch.slot_mapping] = False
     assert torch.equal(rows.flatten(1, 2)[:, others], rows_before.flatten(1, 2)[:, others])
+
+
+def test_scaled_angles_are_the_references(dtype: torch.dtype) -> None:
+    config = replace(Heads(2, 1, 8).config, rope_divisors=(1.0, 1.5, 4.0, 8.0))
+    batch = make_batch([(Running([0] * 300, [0] * 74 + [3], 299), 1)], 4)
+    cos, sin = TritonOps(dtype).prepare_batch(config, batch, 4).angles
+    exact = ReferenceOps().prepare_batch(config, batch, 4)
+    assert torch.allclose(cos, exact.cos[:, 0, :4]) and torch.allclose(sin, exact.sin[:, 0, :4])
+    unscaled, _ = TritonOps(dtype).prepare_batch(replace(config, rope_divisors=()), batch, 4).angles
+    assert not torch.allclose(cos, unscaled)
 
 
 def test_int8_rows_that_are_small_or_not_finite_are_stored_as_the_reference_stores_them(dtype: torch.dtype) -> None:

@@ -4,6 +4,7 @@ from typing import Literal
 
 from model.checkpoint.gguf.fields import GgufFields
 from model.checkpoint.gguf.file import GgufFile
+from model.checkpoint.gguf.rope_scaling import gguf_rope_divisors
 from model.checkpoint.gguf.tensors import without_ones
 from model.checkpoint.json_files import printable
 from model.config import MISTRAL, MISTRAL_EMBEDDING, MIXTRAL, ModelConfig
@@ -30,6 +31,7 @@ def gguf_config(
     num_heads = fields.integer("attention.head_count", 1, 4096)
     vocab_size = _vocab_size(file, top)
     theta = rope_theta or _theta(fields, num_experts)
+    head_dim = _head_dim(fields, dim, num_heads)
     window = _window(fields, sliding_window)
     embeds = _embeds(fields)
     config = ModelConfig(
@@ -39,7 +41,7 @@ def gguf_config(
         num_layers=fields.integer("block_count", 1, 1024),
         num_heads=num_heads,
         num_kv_heads=_num_kv_heads(fields, num_heads),
-        head_dim=_head_dim(fields, dim, num_heads),
+        head_dim=head_dim,
         hidden_dim=fields.integer("feed_forward_length", 1, 1 << 24),
         num_experts=num_experts,
         experts_per_token=fields.integer("expert_used_count", 1, num_experts) if num_experts else 0,
@@ -52,6 +54,7 @@ def gguf_config(
         bos_token_id=_token_id(top, "bos_token_id", vocab_size),
         eos_token_ids=_eos_token_ids(top, vocab_size),
         embeds=embeds,
+        rope_divisors=gguf_rope_divisors(file, fields, head_dim),
     )
     return config, warnings
 
@@ -79,26 +82,10 @@ def _check_supported(top: GgufFields, fields: GgufFields) -> None:
         raise top.error(
             f"general.architecture is {printable(architecture)}; only 'llama' (Mixtral, Mistral) is supported"
         )
-    _check_rope_scaling(fields)
     if fields.flag("attention.causal") is False:
         raise fields.error("llama.attention.causal is false; only causal attention is supported")
     if fields.integer("expert_shared_count", 0, 1 << 16, default=0):
         raise fields.error("llama.expert_shared_count is not 0; shared experts are not supported")
-
-
-def _check_rope_scaling(fields: GgufFields) -> None:
-    """Raise CheckpointError if rotary positions are scaled. A factor without a type is linear, as in llama.cpp."""
-    kind = fields.text("rope.scaling.type")
-    if kind == "none":
-        return
-    if kind not in (None, "linear"):
-        raise fields.error(f"llama.rope.scaling.type is {printable(kind)}; scaled rotary positions are not supported")
-    # The second name is that of files of 2023.
-    for name in ("rope.scaling.factor", "rope.scale_linear", "rope.scaling.attn_factor"):
-        if fields.get(name) not in (None, 0, 1):
-            raise fields.error(
-                f"llama.{name} is {printable(fields.get(name))}; scaled rotary positions are not supported"
-            )
 
 
 def _num_kv_heads(fields: GgufFields, num_heads: int) -> int:

@@ -29,9 +29,11 @@ LAYER_NAMES = {
     "mlp.down_proj.weight": "ffn_down.weight",
 }
 EXPERT_NAMES = {"w1": "ffn_gate", "w2": "ffn_down", "w3": "ffn_up"}
+ROPE_DIVISORS = "rope_freqs.weight"  # part of the config, not of the weights
 # What other networks of the same architecture name have.
 FOREIGN = {
-    "rope_freqs.weight": "scaled rotary angles, as in Llama 3.1",
+    "rope_factors_long.weight": "rotary angles that are scaled by the context's length",
+    "rope_factors_short.weight": "rotary angles that are scaled by the context's length",
     "_shexp.weight": "shared experts",
     "_norm.weight": "norms of queries and keys",
     ".bias": "biases",
@@ -44,7 +46,7 @@ def gguf_tensors(file: GgufFile, config: ModelConfig) -> dict[str, StoredTensor]
     Raises CheckpointError unless names and shapes are exactly those that the config implies.
     """
     found: dict[str, StoredTensor] = {}
-    used: set[str] = set()
+    used = {ROPE_DIVISORS}
     shapes = expected_shapes(config, fused=False)
     if config.tied_head:
         del shapes[HEAD]

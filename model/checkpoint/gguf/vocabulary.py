@@ -8,7 +8,7 @@ from model.checkpoint.gguf.split_files import read_model
 from model.checkpoint.json_files import printable
 
 PREFIX = "tokenizer.ggml."
-SENTENCEPIECE = "llama"  # as llama.cpp names vocabularies that were made with SentencePiece
+SENTENCEPIECE, BYTE_LEVEL = "llama", "gpt2"  # as llama.cpp names the kinds of vocabularies
 MAX_TOKENS = 1 << 20
 
 
@@ -16,14 +16,16 @@ MAX_TOKENS = 1 << 20
 class GgufVocabulary:
     """Vocabulary of one model. Lists are by token id; None where the file has no such field."""
 
-    tokens: list[str]  # spaces as U+2581, single bytes as <0xE2>
+    is_byte_level: bool  # of byte pairs in GPT-2's alphabet; else made with SentencePiece
+    tokens: list[str]  # of SentencePiece: spaces as U+2581, single bytes as <0xE2>
     scores: list[float] | None
     types: list[int]  # SentencePiece's: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte
     merges: list[str] | None  # pairs of tokens, separated by a space, most frequent first
+    word_rule: str | None  # name of the rule that splits a text into words, of byte-level vocabularies
     bos_id: int | None
     eos_ids: tuple[int, ...]
     unk_id: int | None
-    adds_bos: bool
+    adds_bos: bool | None  # None: as the kind of vocabulary does usually
     adds_eos: bool
     has_dummy_prefix: bool  # text is encoded as if it had a space in front
     chat_template: str | None
@@ -39,9 +41,9 @@ def read_gguf_vocabulary(path: Path) -> GgufVocabulary | None:
     kind = fields.text("model")
     if kind is None and fields.texts("tokens") is None:
         return None
-    if kind != SENTENCEPIECE:
+    if kind not in (SENTENCEPIECE, BYTE_LEVEL):
         raise fields.error(
-            f"{PREFIX}model is {printable(kind)}; only SentencePiece vocabularies ('llama') are supported"
+            f"{PREFIX}model is {printable(kind)}; supported are 'llama' (SentencePiece) and 'gpt2' (byte-level)"
         )
     tokens = fields.texts("tokens")
     if not tokens or len(tokens) > MAX_TOKENS:
@@ -49,14 +51,16 @@ def read_gguf_vocabulary(path: Path) -> GgufVocabulary | None:
     types = _types(fields, len(tokens))
     eos_ids = [_token_id(fields, name, len(tokens)) for name in ("eos_token_id", "eot_token_id")]
     return GgufVocabulary(
+        is_byte_level=kind == BYTE_LEVEL,
         tokens=tokens,
         scores=_checked_length(fields, "scores", fields.numbers("scores"), len(tokens)),
         types=types,
         merges=fields.texts("merges"),
+        word_rule=fields.text("pre"),
         bos_id=_token_id(fields, "bos_token_id", len(tokens)),
         eos_ids=tuple(dict.fromkeys(token_id for token_id in eos_ids if token_id is not None)),
         unk_id=_token_id(fields, "unknown_token_id", len(tokens)),
-        adds_bos=fields.flag("add_bos_token") is not False,
+        adds_bos=fields.flag("add_bos_token"),
         adds_eos=fields.flag("add_eos_token") is True,
         has_dummy_prefix=fields.flag("add_space_prefix") is not False,
         chat_template=top.text("tokenizer.chat_template"),

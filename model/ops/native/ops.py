@@ -114,7 +114,7 @@ class NativeOps:
 
     def prepare_batch(self, config: ModelConfig, batch: ForwardBatch, block_size: int) -> NativeMetadata:
         num_pairs = config.head_dim // 2
-        frequencies = inverse_frequencies(config.head_dim, config.rope_theta)  # [K/2]
+        frequencies = inverse_frequencies(config)  # [K/2]
         cos, sin = torch.empty(2, len(batch.positions), num_pairs).unbind()
         addresses = (tensor.data_ptr() for tensor in (batch.positions, frequencies, cos, sin))
         self._call.smoe_rotary_angles(self._pool, self._isa, *addresses, len(cos), config.head_dim)
@@ -286,11 +286,15 @@ class NativeOps:
         return y  # [T, O]
 
 
-def inverse_frequencies(head_dim: int, theta: float) -> Tensor:
-    """Return theta^(-2i/K) for each pair i, [K/2] float32, rounded step by step as Hugging Face's code does."""
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-    powers = torch.tensor([theta**exponent for exponent in exponents.tolist()], dtype=torch.float32)
-    return 1.0 / powers
+def inverse_frequencies(config: ModelConfig) -> Tensor:
+    """Return theta^(-2i/K) / divisor i for each pair i, [K/2] float32, rounded step by step as Hugging Face's code
+    does."""
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    powers = torch.tensor([config.rope_theta**exponent for exponent in exponents.tolist()], dtype=torch.float32)
+    frequencies = 1.0 / powers
+    return (
+        frequencies / torch.tensor(config.rope_divisors, dtype=torch.float32) if config.rope_divisors else frequencies
+    )
 
 
 def check(result: int, group: LibraryGroup | None = None, store: ExpertStore | None = None) -> None:

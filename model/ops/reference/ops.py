@@ -5,7 +5,7 @@ batch to batch. Shape letters as in model/ops/interface.py; Kmax the largest num
 row and one of its experts.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -83,7 +83,7 @@ class ReferenceOps:
         return "rows"
 
     def prepare_batch(self, config: ModelConfig, batch: ForwardBatch, block_size: int) -> ReferenceMetadata:
-        cos, sin = rotary_angles(batch.positions, config.head_dim, config.rope_theta)
+        cos, sin = rotary_angles(batch.positions, config.head_dim, config.rope_theta, config.rope_divisors)
         attention = plan_attention(batch, block_size, config.window, config.num_heads, config.head_dim)
         return ReferenceMetadata(config.num_kv_heads, config.head_dim, cos, sin, batch.slot_mapping, attention)
 
@@ -191,13 +191,19 @@ def product(x: Tensor, weight: Matrix) -> Tensor:
     return F.linear(x.to(weight.dtype), weight) if isinstance(weight, Tensor) else multiply(x, weight)
 
 
-def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Return cos and sin of position / theta^(2i/K) for pair i of K/2: [T, 1, K] float32 each, with equal halves.
+def rotary_angles(
+    positions: Tensor, head_dim: int, theta: float, divisors: Sequence[float] = ()
+) -> tuple[Tensor, Tensor]:
+    """Return cos and sin of position / theta^(2i/K) / divisor i for pair i of K/2: [T, 1, K] float32 each, with equal
+    halves. No `divisors`: all are 1.
 
     Pair i consists of the numbers i and i + K/2 of a head, the order of Hugging Face.
     """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
-    angles = torch.outer(positions.float(), 1.0 / (theta**exponents))  # [T, K/2]
+    frequencies = 1.0 / (theta**exponents)  # [K/2]
+    if divisors:
+        frequencies /= torch.tensor(divisors, dtype=torch.float32, device=positions.device)
+    angles = torch.outer(positions.float(), frequencies)  # [T, K/2]
     doubled = torch.cat((angles, angles), dim=-1).unsqueeze(1)  # [T, 1, K]
     return doubled.cos(), doubled.sin()
 

@@ -3,6 +3,8 @@
 Pair i of a head consists of the numbers i and i + K/2. Shape letters as in model/ops/interface.py.
 """
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
@@ -17,11 +19,23 @@ from model.ops.triton.pending_sum import Pending, load_pending, pending_argument
 HEADS_PER_PROGRAM = 8
 
 
-def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Return cos and sin of position / theta^(2i/K) for pair i: [T, K/2] float32 each."""
+def rotary_angles(
+    positions: Tensor, head_dim: int, theta: float, divisors: tuple[float, ...] = ()
+) -> tuple[Tensor, Tensor]:
+    """Return cos and sin of position / theta^(2i/K) / divisor i for pair i: [T, K/2] float32 each. No `divisors`: all
+    are 1."""
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
-    angles = positions.float()[:, None] * (1.0 / theta**exponents)  # [T, K/2]
+    frequencies = 1.0 / theta**exponents  # [K/2]
+    if divisors:
+        frequencies /= _on_device(divisors, positions.device)
+    angles = positions.float()[:, None] * frequencies  # [T, K/2]
     return angles.cos(), angles.sin()
+
+
+@cache
+def _on_device(divisors: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return the divisors as a tensor. It is kept: a CUDA graph cannot capture a copy from the host."""
+    return torch.tensor(divisors, dtype=torch.float32, device=device)
 
 
 @triton.jit

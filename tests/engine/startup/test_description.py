@@ -75,8 +75,16 @@ def test_the_fingerprint_names_the_weights(tmp_path: Path) -> None:
     assert names[0] == names[1] != names[2]
 
 
-@pytest.mark.parametrize("change", [{"rope_theta": 20000.0}, {"rope_theta": 10000.001}, {"num_experts_per_tok": 3}])
-def test_an_edited_config_has_another_fingerprint(change: dict[str, float], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rope_theta": 20000.0},
+        {"rope_theta": 10000.001},
+        {"rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"num_experts_per_tok": 3},
+    ],
+)
+def test_an_edited_config_has_another_fingerprint(change: dict[str, object], tmp_path: Path) -> None:
     """Even where it is taken for the one in SHA256SUMS, because it is not newer."""
     config = shutil.copytree(DEMO, tmp_path / "copy") / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | change))

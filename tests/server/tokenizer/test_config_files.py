@@ -16,7 +16,7 @@ def read(path: Path, **json_files: object) -> TokenizerSettings:
 def test_a_folder_without_files_gives_the_defaults(tmp_path: Path) -> None:
     settings = read_settings(tmp_path)
     assert (settings.added_tokens, settings.bos_token, settings.eos_ids) == ((), None, ())
-    assert settings.adds_bos and settings.is_legacy
+    assert settings.adds_bos is None and settings.is_legacy
 
 
 def test_end_tokens_are_merged_from_all_files(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from server.lifecycle.text_frontend import load_texts
 from server.settings.settings import Settings
+from server.tokenizer.byte_level import CHARACTERS
 from server.tokenizer.config_files import MAX_ADDED_CHARS, MAX_FILE_BYTES, TokenizerError
 from server.tokenizer.tokenizer import load_tokenizer
 from tests.server.cli.test_main import smoe
@@ -47,6 +48,28 @@ TOKENIZER: dict[str, Any] = {
         "merges": [["a", "b"]],
     },
 }  # fmt: skip
+BYTE_LEVEL: dict[str, Any] = {
+    "version": "1.0",
+    "normalizer": None,
+    "pre_tokenizer": {
+        "type": "Sequence",
+        "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": r"\s+|\S+"}, "behavior": "Isolated", "invert": False},
+            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+        ],
+    },
+    "post_processor": {
+        "type": "Sequence",
+        "processors": [{"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}]}],
+    },
+    "added_tokens": TOKENIZER["added_tokens"],
+    "model": {
+        "type": "BPE",
+        "ignore_merges": True,
+        "vocab": {"<s>": 1, "</s>": 2} | {text: 3 + i for i, text in enumerate(CHARACTERS.values())} | {"ab": 259},
+        "merges": [["a", "b"]],
+    },
+}
 JSON_FILES: dict[str, dict[str, Any]] = {
     "tokenizer.json": TOKENIZER,
     "tokenizer_config.json": {
@@ -138,6 +161,16 @@ def test_any_hostile_value_in_a_json_file_is_refused_in_one_line_or_harmless(tmp
         (tmp_path / name).write_bytes(content)
         refused += check(tmp_path)
     assert refused > 5
+
+
+def test_any_hostile_value_in_a_byte_level_file_is_refused_in_one_line_or_harmless(tmp_path: Path) -> None:
+    write_files(tmp_path, **{"tokenizer.json": json.dumps(BYTE_LEVEL).encode()})
+    assert load(tmp_path) is None
+    refused = 0
+    for content in mutations(BYTE_LEVEL):
+        (tmp_path / "tokenizer.json").write_bytes(content)
+        refused += check(tmp_path)
+    assert refused > 100
 
 
 @pytest.mark.parametrize("name", [*JSON_FILES, "tokenizer.model"])

@@ -43,7 +43,8 @@ def test_tokenizer_json_gives_the_ids_of_its_own_package(json_checkpoint: Path, 
 
 
 def test_both_kinds_of_files_have_the_same_pieces_and_ids_with_and_without_prefix(json_checkpoint: Path) -> None:
-    by_model, by_json = SentencePieceEncoder(V1), HfTokenizerEncoder(json_checkpoint / "tokenizer.json")
+    file = json_checkpoint / "tokenizer.json"
+    by_model, by_json = SentencePieceEncoder(V1), HfTokenizerEncoder(file, json.loads(file.read_text()))
     assert by_model.pieces == by_json.pieces
     assert (by_model.bos_id, by_model.eos_id) == (by_json.bos_id, by_json.eos_id)
     for with_prefix in (True, False):
@@ -92,4 +93,4 @@ def test_a_json_file_of_another_kind_is_refused(tmp_path: Path, content: str) ->
     path = tmp_path / "tokenizer.json"
     path.write_text(content)
     with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
-        HfTokenizerEncoder(path)
+        load_tokenizer(tmp_path)

@@ -106,7 +106,7 @@ def test_a_file_without_a_vocabulary_has_no_tokenizer(tmp_path: Path) -> None:
 
 
 DEFECTS: dict[str, tuple[dict[str, Any], str]] = {
-    "byte-level": ({"model": "gpt2"}, "only SentencePiece vocabularies"),
+    "another kind": ({"model": "bert"}, "supported are 'llama'"),
     "no tokens": ({"tokens": None}, "tokens has 0 tokens"),
     "no types": ({"token_type": None}, "token_type is missing"),
     "fewer types": ({"token_type": [1, 2]}, "token_type has 2 elements for"),

@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.tokenizer.config_files import AddedToken, TokenizerError, TokenizerSettings, read_settings
+from server.tokenizer.encoders import SpacedPieces
 from server.tokenizer.token_table import TokenTable, any_of_pattern
 
 WORDS = st.text(alphabet="ab.[", max_size=5)
 
 
-class SmallEncoder:
+class SmallEncoder(SpacedPieces):
     """Vocabulary of six pieces; encodes nothing."""
 
     pieces = ["<unk>", "<s>", "</s>", "<0x41>", "\u2581a", "b"]  # noqa: RUF012 (the protocol's attribute)

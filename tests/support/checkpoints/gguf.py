@@ -49,6 +49,7 @@ class GgufShape:
     empty_first_part: bool = False  # of several: it has the fields alone
     alignment: int = 32  # of the tensors, in bytes
     shuffled: bool = False  # tensors in a random order
+    rope_divisors: tuple[float, ...] = ()  # of rotary pairs, as Llama 3.1's files have them
     num_dims: int = 0  # at least so many dimensions are listed for each tensor, the outer ones 1
 
 
@@ -102,6 +103,8 @@ def write_gguf(path: Path, shape: GgufShape, type_of: Callable[[str], Type] = q4
         least = raw[0] if raw.ndim == 3 and len(raw) == 1 else raw  # as llama-quantize writes a single expert
         raw = least.reshape((1,) * (shape.num_dims - least.ndim) + least.shape)
         writer.add_tensor(name, raw, raw_dtype=type_of(name))
+    if shape.rope_divisors:
+        writer.add_tensor("rope_freqs.weight", np.array(shape.rope_divisors, np.float32))
     finish(writer)
     return _in_rotary_order(expected, shape)
 

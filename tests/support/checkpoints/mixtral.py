@@ -102,9 +102,11 @@ def save_in_layout(model: Any, path: Path, fused: bool = False, modern: bool = F
 
 def _classic_spelling(path: Path) -> dict[str, Any]:
     config = json.loads((path / "config.json").read_text())
+    scaling = {name: value for name, value in config["rope_parameters"].items() if name != "rope_theta"}
     return {
         "rope_parameters": ...,
         "rope_theta": config["rope_parameters"]["rope_theta"],
+        "rope_scaling": ... if scaling == {"rope_type": "default"} else scaling,
         "dtype": ...,
         "torch_dtype": config["dtype"],
     }

@@ -52,8 +52,9 @@ def test_sines_and_cosines_of_rotary_angles(isa: str, theta: float) -> None:
     """Correct to a rounding for the float32 products position * frequency, up to Mixtral's longest context."""
     positions = torch.cat((torch.arange(2000), torch.randint(2000, 65536, (1000,))))
     batch = replace(make_batch([(Running([0], [1]), 1)], block_size=1), positions=positions)
-    metadata = native(isa).prepare_batch(replace(Heads(head_dim=128).config, rope_theta=theta), batch, 1)
-    angles = (positions.float()[:, None] * inverse_frequencies(128, theta)).double()
+    config = replace(Heads(head_dim=128).config, rope_theta=theta)
+    metadata = native(isa).prepare_batch(config, batch, 1)
+    angles = (positions.float()[:, None] * inverse_frequencies(config)).double()
     for ours, exact in ((metadata.cos, angles.cos()), (metadata.sin, angles.sin())):
         # Near a zero of the function the error is bounded absolutely.
         assert ((ours.double() - exact).abs() <= 0.51 * ULP * exact.abs() + 1e-14).all()

@@ -1,0 +1,111 @@
+"""Byte-level vocabularies of GGUF files encode as the tokenizer.json that they were made from."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer as JsonTokenizer
+
+from server.tokenizer.config_files import TokenizerError
+from server.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from tests.support.checkpoints.byte_level import (
+    BOS,
+    END,
+    LLAMA_3_PATTERN,
+    PLAIN_ADDED,
+    TURN_END,
+    save,
+    trained,
+    vocabulary_fields,
+)
+from tests.support.checkpoints.gguf import write_fields
+from tests.support.paths import ROOT
+
+TEXTS = [
+    "Hello, world! It's 12345678 o'clock, I'LL say.",
+    "  two  spaces and\n\n\ttabs \r\n",
+    "naïve café, Ελληνικά, 漢字かな, \U0001f642 and \u200b",
+    f"a{TURN_END}b{BOS}c{END} {PLAIN_ADDED}d",
+    "https://a.b/c//d/\n/e",
+    "",
+    (ROOT / "README.md").read_text()[:4000],
+]
+
+
+@pytest.fixture(scope="module")
+def llama_3() -> JsonTokenizer:
+    return trained()
+
+
+def write(path: Path, tokenizer: JsonTokenizer, /, pre: str = "llama-bpe", **changes: Any) -> Path:
+    """Write a vocabulary as llama.cpp's converter does. Changes: fields; None removes one."""
+    named = {f"tokenizer.ggml.{name}": value for name, value in changes.items()}
+    return write_fields(path, vocabulary_fields(tokenizer, pre) | named)
+
+
+def _random_texts(tokenizer: Tokenizer, count: int) -> list[str]:
+    rng = random.Random()
+    return ["".join(tokenizer.token_text(rng.randrange(tokenizer.vocab_size)) for _ in range(30)) for _ in range(count)]
+
+
+@pytest.mark.parametrize("pre", ["llama-bpe", "llama3", "llama-v3", "gpt-2"])
+def test_the_rebuilt_tokenizer_gives_the_same_ids_and_texts(pre: str, tmp_path: Path, scale: int) -> None:
+    oracle = trained(None, keeps_words=False) if pre == "gpt-2" else trained(LLAMA_3_PATTERN)
+    original = load_tokenizer(save(oracle, tmp_path / "original"))
+    rebuilt = load_tokenizer(write(tmp_path / "a.gguf", oracle, pre))
+    for text in [*TEXTS, *_random_texts(original, 200 * scale)]:
+        assert rebuilt.encode(text) == original.encode(text)
+        assert rebuilt.encode_with_specials(text) == original.encode_with_specials(text)
+    ids = range(original.vocab_size)
+    assert [rebuilt.token_bytes(i) for i in ids] == [original.token_bytes(i) for i in ids]
+    assert rebuilt.special_spellings == original.special_spellings
+    assert (rebuilt.bos_id, rebuilt.eos_ids) == (original.bos_id, original.eos_ids)
+
+
+@pytest.mark.parametrize("pre", [None, "default"])
+def test_files_that_name_no_rule_have_that_of_their_control_tokens(
+    pre: Any, llama_3: JsonTokenizer, tmp_path: Path
+) -> None:
+    text = "1234567 A\n\nB"
+    assert load_tokenizer(write(tmp_path / "a.gguf", llama_3, pre=pre)).encode(text) == llama_3.encode(text).ids
+    tokens = vocabulary_fields(llama_3, "")["tokenizer.ggml.tokens"]
+    tokens = ["<|endoftext|>" if token == BOS else token for token in tokens]
+    other = load_tokenizer(write(tmp_path / "b.gguf", llama_3, pre=pre, tokens=tokens))
+    assert other.encode(text)[0] != other.bos_id and other.decode(other.encode(text)) == text
+
+
+def test_flags_and_named_tokens_of_the_file_are_followed(llama_3: JsonTokenizer, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(write(tmp_path / "a.gguf", llama_3, add_bos_token=False, eot_token_id=300))
+    assert tokenizer.encode("Hello")[0] != tokenizer.bos_id and tokenizer.bos_id == llama_3.token_to_id(BOS)
+    assert tokenizer.is_special(300)
+    ends = llama_3.token_to_id(END), 300, llama_3.token_to_id(TURN_END)
+    assert tokenizer.eos_ids == ends
+
+
+def test_unused_tokens_are_no_text(llama_3: JsonTokenizer, tmp_path: Path) -> None:
+    fields = vocabulary_fields(llama_3, "llama-bpe")
+    fields["tokenizer.ggml.tokens"] += ["[PAD1]", "[PAD2]"]
+    fields["tokenizer.ggml.token_type"] += [5, 5]
+    tokenizer = load_tokenizer(write_fields(tmp_path / "a.gguf", fields))
+    assert tokenizer.encode("[PAD1]") == llama_3.encode("[PAD1]").ids
+    assert tokenizer.decode([len(fields["tokenizer.ggml.tokens"]) - 1]) == ""
+
+
+DEFECTS: dict[str, tuple[dict[str, Any], str]] = {
+    "another rule": ({"pre": "qwen2"}, r"tokenizer\.ggml\.pre is 'qwen2'; supported are llama-bpe, .*tokenizer\.json"),
+    "no merges": ({"merges": None}, "merges is missing"),
+    "unknown merges": ({"merges": ["qqq zzz"]}, "not a usable tokenizer"),
+    "no types": ({"token_type": None}, "token_type is missing"),
+    "an id too high": ({"bos_token_id": 32000}, "bos_token_id is 32000"),
+    "tokens twice": ({"tokens": ["a"] * 1006}, "occurs twice"),
+    "a kind without a name": ({"model": "bert"}, "supported are 'llama'"),
+}
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_an_unusable_vocabulary_is_refused_in_one_line(name: str, llama_3: JsonTokenizer, tmp_path: Path) -> None:
+    changes, pattern = DEFECTS[name]
+    with pytest.raises(TokenizerError, match=pattern) as caught:
+        load_tokenizer(write(tmp_path / "a.gguf", llama_3, **changes))
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
