@@ -12,7 +12,7 @@ from model.checkpoint.errors import CheckpointError
 from model.checkpoint.headers import read_headers
 from model.checkpoint.json_files import printable, read_json_object
 from model.checkpoint.quantized.scheme import read_scheme
-from model.checkpoint.rope_scaling import rope_divisors
+from model.checkpoint.rope_scaling import DIVISORS, rope_divisors
 from model.checkpoint.sentence_embedding import embeds
 from model.checkpoint.stored_tensor import PackedEncoding, StoredTensor
 from model.checkpoint.tensor_names import EMBEDDING, embedding_dtype, with_prefix
@@ -162,6 +162,8 @@ def _rope_theta(fields: JsonFields, choice: float | None) -> float:
         rope = fields.section(name)
         if rope is not None:
             _check_all_rotated(rope)
+            if rope.get("rope_type") == DIVISORS and choice not in (None, fields.get("rope_theta")):
+                raise rope.error("the scaled angles of a pack have one base: give --rope-theta to `smoe pack`")
             if rope.get("rope_theta") is not None:
                 found.append(rope.positive_float("rope_theta", at_most=1e12))
     if fields.get("rope_theta") is not None:

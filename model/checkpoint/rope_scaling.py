@@ -8,7 +8,7 @@ import math
 from model.checkpoint.config_fields import JsonFields
 from model.checkpoint.json_files import printable
 
-MAX_DIVISOR = 1e6
+MIN_DIVISOR, MAX_DIVISOR = 1e-6, 1e6
 DIVISORS = "divisors"  # the kind that packs have: a list of them
 
 
@@ -21,7 +21,8 @@ def rope_divisors(fields: JsonFields, head_dim: int, theta: float) -> tuple[floa
     found = {_divisors(rope, head_dim, theta) for rope in sections if rope is not None} - {()}
     if len(found) > 1:
         raise fields.error("rope_parameters and rope_scaling scale rotary angles differently")
-    return found.pop() if found else ()
+    divisors = found.pop() if found else ()
+    return divisors if set(divisors) != {1.0} else ()
 
 
 def _divisors(rope: JsonFields, head_dim: int, theta: float) -> tuple[float, ...]:
@@ -57,10 +58,12 @@ def _by_wavelength(rope: JsonFields, head_dim: int, theta: float) -> tuple[float
 def _listed(rope: JsonFields, head_dim: int) -> tuple[float, ...]:
     values = rope.get(DIVISORS)
     if not isinstance(values, list) or len(values) != head_dim // 2 or not all(map(is_divisor, values)):
-        raise rope.error(f"{rope.described(DIVISORS)}, not {head_dim // 2} numbers above 0")
+        raise rope.error(
+            f"{rope.described(DIVISORS)}, not {head_dim // 2} numbers of {MIN_DIVISOR:g} to {MAX_DIVISOR:g}"
+        )
     return tuple(map(float, values))
 
 
 def is_divisor(value: object) -> bool:
     """Return whether a value of a file can be a divisor."""
-    return type(value) in (int, float) and 0 < value <= MAX_DIVISOR  # type: ignore[operator]
+    return type(value) in (int, float) and MIN_DIVISOR <= value <= MAX_DIVISOR  # type: ignore[operator]

@@ -7,6 +7,7 @@ text into words and merges their bytes.
 from collections.abc import Iterable
 from pathlib import Path
 
+from server.errors import invalid_value
 from server.tokenizer.config_files import Json, TokenizerError, check_token_id, name_damage
 from server.tokenizer.tokenizer_json import added_tokens, build, control_tokens_around, pieces_by_id
 
@@ -55,8 +56,14 @@ class ByteLevelEncoder:
         self.eos_id = None if last is None else ids.get(last)
 
     def encode(self, text: str, *, with_prefix: bool) -> list[int]:
+        """Raises ApiError if the file's word rule gives up on the text: ten million steps at one place."""
         del with_prefix  # there is none
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        try:
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # noqa: BLE001 (Rust's panics)
+            raise invalid_value("The model's tokenizer cannot split this text into words.", None) from None
         return ids
 
     def bytes_of_piece(self, piece: str) -> bytes:

@@ -77,13 +77,14 @@ def tokenizer_json(vocabulary: GgufVocabulary, special_ids: frozenset[int], path
 
 
 def _word_rule(vocabulary: GgufVocabulary, path: Path) -> WordRule:
-    """Return the rule that the file names. Files of before April 2024 name none."""
+    """Return the rule that the file names. Files of before April 2024 name none; some of them are Llama 3's."""
     name = vocabulary.word_rule
-    if name in (None, "default"):
-        return LLAMA_3 if LLAMA_3_START in vocabulary.tokens else GPT_2
+    if name in (None, "default") and LLAMA_3_START in vocabulary.tokens:
+        return LLAMA_3
     if name not in RULES:
+        found = "is missing" if name is None else f"is {name!r:.60}"
         raise TokenizerError(
-            f"{path}: tokenizer.ggml.pre is {name!r:.60}; supported are {', '.join(RULES)}: serve the model's original "
+            f"{path}: tokenizer.ggml.pre {found}; supported are {', '.join(RULES)}: serve the model's original "
             "directory, whose tokenizer.json stores its rule"
         )
     return RULES[name]

@@ -17,7 +17,7 @@ from server.tokenizer.byte_level import ByteLevelEncoder
 from server.tokenizer.config_files import MAX_PIECE_CHARS, NoTokenizerError, TokenizerError, TokenizerSettings
 from server.tokenizer.encoders import SentencePieceEncoder
 from server.tokenizer.gguf_byte_level import tokenizer_json
-from server.tokenizer.token_table import CHATML, ENDS
+from server.tokenizer.token_table import ENDS, MARKS
 
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
 BPE = 2  # model_type in trainer_spec
@@ -76,8 +76,10 @@ def _end_ids(vocabulary: GgufVocabulary) -> tuple[int, ...]:
 
 
 def _named_ids(vocabulary: GgufVocabulary) -> frozenset[int]:
-    """Return the ids that the file names as the start and the ends of a text."""
-    ids = (vocabulary.bos_id, *_end_ids(vocabulary))
+    """Return the ids of control tokens, whatever their types: the start and the ends of a text, and marks of turns."""
+    found = (vocabulary.tokens.index(mark) for mark in MARKS if mark in vocabulary.tokens)
+    marks = (token_id for token_id in found if vocabulary.types[token_id] == USER_DEFINED)
+    ids = (vocabulary.bos_id, *_end_ids(vocabulary), *marks)
     return frozenset(token_id for token_id in ids if token_id is not None)
 
 
@@ -91,9 +93,6 @@ def _types(vocabulary: GgufVocabulary) -> list[int]:
     for token_id in _named_ids(vocabulary):
         if types[token_id] != UNKNOWN:
             types[token_id] = CONTROL
-    for text in CHATML:
-        if text in vocabulary.tokens and types[vocabulary.tokens.index(text)] == USER_DEFINED:
-            types[vocabulary.tokens.index(text)] = CONTROL
     if UNKNOWN not in types:
         types[vocabulary.unk_id or 0] = UNKNOWN
     return types

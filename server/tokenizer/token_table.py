@@ -14,11 +14,11 @@ from server.tokenizer.config_files import (
 from server.tokenizer.encoders import SPACE, TextEncoder
 
 MAX_SPELLED_CHARS = 2**20  # of all added and control tokens together
-# ChatML's control tokens, which files may add as plain text.
-CHATML = ("<|im_start|>", "<|im_end|>")
 # Control tokens that end an answer in every vocabulary that has them: ChatML's, and Llama 3's ends of a turn, of a
 # message that calls a tool, and of a text.
-ENDS = (CHATML[1], "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>")
+ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>")
+# Control tokens of ChatML and Llama 3, which files may add as plain text.
+MARKS = ("<|im_start|>", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", *ENDS)
 
 
 class TokenTable:
@@ -61,7 +61,7 @@ class TokenTable:
 
     def _bytes_of(self, token_id: int, spelling: str, encoder: TextEncoder) -> bytes:
         """Return a piece's bytes, or the spelling's if it is that of an added token."""
-        is_piece = self.is_plain_piece(token_id) and encoder.pieces[token_id]
+        is_piece = self.is_plain_piece(token_id) and spelling == encoder.pieces[token_id]
         return encoder.bytes_of_piece(spelling) if is_piece else spelling.encode("utf-8")
 
 
@@ -123,5 +123,7 @@ def _find_special_ids(
     unknown = {} if encoder.unk_id is None else {spellings[encoder.unk_id]: encoder.unk_id}
     control = {spellings[i]: i for i in encoder.control_ids}
     named = {text: by_text[text] for text in settings.special_tokens if text in by_text}
-    special_added = {token.text: token.id for token in added_tokens if token.is_special or token.text in CHATML}
+    if encoder.is_byte_level:  # "!", which pads in some files of Llama 3, stays text: there it is no added token
+        named = {text: i for text, i in named.items() if spellings[i] not in ("", *encoder.pieces[i : i + 1])}
+    special_added = {token.text: token.id for token in added_tokens if token.is_special or token.text in MARKS}
     return {text: i for text, i in (unknown | control | named | special_added).items() if text}

@@ -6,7 +6,8 @@ with U+FFFD for invalid bytes, and without the one space that SentencePiece puts
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,6 +29,8 @@ from server.tokenizer.token_table import TokenTable
 
 __all__ = ["NoTokenizerError", "Tokenizer", "TokenizerError", "load_tokenizer"]
 
+TEKKEN_FILE = "tekken.json"  # Nemo's vocabulary in Mistral's own layout
+
 Value = TypeVar("Value")
 
 
@@ -43,14 +46,29 @@ def load_tokenizer(path: Path) -> "Tokenizer":
     settings = read_settings(path)
     model = _model_file(path)
     if model is not None:
-        return _build(model, SentencePieceEncoder(model), settings, settings.added_tokens, _version(model))
+        try:
+            pieces = SentencePieceEncoder(model)
+        except TokenizerError:
+            if not _has_byte_level_json(path):  # beside it Llama 3's tokenizer.model is another format, tiktoken's
+                raise
+        else:
+            return _build(model, pieces, settings, settings.added_tokens, _version(model))
     model = path / "tokenizer.json"
-    if model.is_file():
-        description = read_json(model) or {}
+    description = read_json(model)
+    if description is not None:
         kind = ByteLevelEncoder if is_byte_level(description) else HfTokenizerEncoder
         by_json = kind(model, description)
         return _build(model, by_json, settings, (*by_json.added_tokens, *settings.added_tokens), None)
+    if (path / TEKKEN_FILE).is_file():
+        raise NoTokenizerError(f"{path}: {TEKKEN_FILE} is not read; put the repository's tokenizer.json beside it")
     raise NoTokenizerError(f"{path}: no tokenizer (tokenizer.model, tokenizer.model.v* or tokenizer.json)")
+
+
+def _has_byte_level_json(path: Path) -> bool:
+    try:
+        return is_byte_level(read_json(path / "tokenizer.json") or {})
+    except TokenizerError:
+        return False
 
 
 def _build(
@@ -246,15 +264,28 @@ class Tokenizer:
         """Encode text without added tokens; cut it inside a control token that the model file itself matches."""
         if not text:
             return []
-        ids = self._encoder.encode(text, with_prefix=with_prefix)
-        if not any(i in self._control_ids and i != self._encoder.unk_id for i in ids):
-            return ids
-        if len(text) == 1:  # the file makes a control token of one character
-            return [i for i in ids if i not in self._control_ids]
-        match = self._table.special_pattern.search(text)
-        cut = min(match.start() + 1, len(text) - 1) if match else len(text) // 2
-        start = self._encode_piecewise(text[:cut], with_prefix=with_prefix)
-        return start + self._encode_piecewise(text[cut:], with_prefix=False)
+        ids: list[int] = []
+        parts = [text]  # that are left, the first one last
+        while parts:
+            part = parts.pop()
+            found = self._encoder.encode(part, with_prefix=with_prefix)
+            controls = self._control_ids.intersection(found) - {self._encoder.unk_id}
+            if controls and len(part) > 1:
+                parts += reversed(self._cut(part, controls))
+                continue
+            # A file may make a control token of one character.
+            ids += [i for i in found if i not in self._control_ids] if controls else found
+            with_prefix = False
+        return ids
+
+    def _cut(self, text: str, controls: Set[int]) -> list[str]:
+        """Cut a text inside each spelling of these control tokens; in the middle if it has none."""
+        starts = (m.start() for m in self._table.special_pattern.finditer(text) if self._spells(m.group(), controls))
+        cuts = sorted({min(start + 1, len(text) - 1) for start in starts}) or [len(text) // 2]
+        return [text[start:end] for start, end in pairwise([0, *cuts, len(text)])]
+
+    def _spells(self, text: str, controls: Set[int]) -> bool:
+        return self._table.special_ids[text] in controls
 
 
 class _PerToken(dict[int, Value]):

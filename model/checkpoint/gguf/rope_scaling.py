@@ -7,7 +7,7 @@ from model.checkpoint.gguf.fields import GgufFields
 from model.checkpoint.gguf.file import GgufFile
 from model.checkpoint.gguf.tensors import ROPE_DIVISORS, without_ones
 from model.checkpoint.json_files import printable
-from model.checkpoint.rope_scaling import MAX_DIVISOR, is_divisor
+from model.checkpoint.rope_scaling import MAX_DIVISOR, MIN_DIVISOR, is_divisor
 from model.checkpoint.stored_tensor import StoredTensor
 
 
@@ -20,7 +20,10 @@ def gguf_rope_divisors(file: GgufFile, fields: GgufFields, head_dim: int) -> tup
     tensor = file.tensors.get(ROPE_DIVISORS)
     if tensor is None:
         return () if factor == 1 else (factor,) * (head_dim // 2)
-    return tuple(factor * divisor for divisor in _stored_divisors(tensor, head_dim // 2))
+    divisors = tuple(factor * divisor for divisor in _stored_divisors(tensor, head_dim // 2))
+    if not all(map(is_divisor, divisors)):
+        raise fields.error(f"llama.rope.scaling.factor times {ROPE_DIVISORS} is not {MIN_DIVISOR:g} to {MAX_DIVISOR:g}")
+    return divisors if set(divisors) != {1.0} else ()
 
 
 def _linear_factor(fields: GgufFields) -> float:
@@ -53,5 +56,5 @@ def _stored_divisors(tensor: StoredTensor, num_pairs: int) -> tuple[float, ...]:
         raise CheckpointError(f"{where}: the file ends within it")
     divisors = struct.unpack(f"<{num_pairs}f", content)
     if not all(map(is_divisor, divisors)):
-        raise CheckpointError(f"{where} contains a number that is not above 0 and at most {MAX_DIVISOR:g}")
+        raise CheckpointError(f"{where} contains a number that is not {MIN_DIVISOR:g} to {MAX_DIVISOR:g}")
     return divisors

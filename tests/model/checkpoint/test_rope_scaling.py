@@ -74,6 +74,7 @@ def test_frequencies_are_those_of_transformers(kind: str, spelling: str, tmp_pat
 
 def test_unscaled_angles_have_no_divisors(tmp_path: Path) -> None:
     assert _config(tmp_path, {"rope_type": "default"}, 1e4).rope_divisors == ()
+    assert _config(tmp_path, {"rope_type": "linear", "factor": 1.0}, 1e4).rope_divisors == ()
 
 
 def test_a_pack_keeps_the_divisors(tmp_path: Path) -> None:
@@ -81,6 +82,9 @@ def test_a_pack_keeps_the_divisors(tmp_path: Path) -> None:
     (tmp_path / "pack").mkdir()
     write_config(tmp_path / "pack", config, "float32")
     assert read_config(tmp_path / "pack")[0].rope_divisors == config.rope_divisors != ()
+    assert read_config(tmp_path / "pack", rope_theta=5e5)[0] == read_config(tmp_path / "pack")[0]
+    with pytest.raises(CheckpointError, match="give --rope-theta to `smoe pack`"):
+        read_config(tmp_path / "pack", rope_theta=1e4)
 
 
 DEFECTS: list[tuple[str, dict[str, Any]]] = [
@@ -91,6 +95,7 @@ DEFECTS: list[tuple[str, dict[str, Any]]] = [
     ("factor is 'x'", {**LLAMA_3, "factor": "x"}),
     ("low_freq_factor is 4.0, not below high_freq_factor 4", {**LLAMA_3, "low_freq_factor": 4.0}),
     ("original_max_position_embeddings is 0", {**LLAMA_3, "original_max_position_embeddings": 0}),
+    ("not 64 numbers of 1e-06", {"rope_type": "divisors", "divisors": [1e-9] * 64}),
     ("divisors is 'x', not 64 numbers", {"rope_type": "divisors", "divisors": "x"}),
     ("not 64 numbers", {"rope_type": "divisors", "divisors": [1.0] * 63}),
     ("not 64 numbers", {"rope_type": "divisors", "divisors": [-1.0] * 64}),
@@ -138,6 +143,13 @@ def test_gguf_files_name_a_factor_or_store_divisors(
     write_gguf(tmp_path / "a.gguf", shape, all_of("F32"))
     first = min(tmp_path.glob("*.gguf"))
     assert read_config(first)[0].rope_divisors == divisors
+
+
+def test_a_factor_times_divisors_beyond_the_bound_is_refused(tmp_path: Path) -> None:
+    shape = GgufShape(**{**vars(GGUF), "fields": {"llama.rope.scaling.factor": 1e4}, "rope_divisors": (1e3,) * 8})
+    write_gguf(tmp_path / "a.gguf", shape, all_of("F32"))
+    with pytest.raises(CheckpointError, match=r"times rope_freqs\.weight is not"):
+        read_config(tmp_path / "a.gguf")
 
 
 @pytest.mark.parametrize("stored", [(1.0,) * 7, (0.0,) * 8, (math.nan,) * 8, (1e9,) * 8], ids=str)

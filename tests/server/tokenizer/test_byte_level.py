@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as JsonTokenizer
 from transformers import AutoTokenizer
 
+from server.errors import ApiError
 from server.tokenizer.byte_level import ByteLevelEncoder
 from server.tokenizer.config_files import TokenizerError
 from server.tokenizer.detokenizer import Detokenizer
@@ -129,9 +131,58 @@ def test_a_piece_that_is_a_control_token_is_merged_from_no_text(tmp_path: Path) 
     content["added_tokens"].append(content["added_tokens"][0] | {"id": token_id, "content": piece})
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     tokenizer = load_tokenizer(tmp_path)
-    for text in ("the", "the other then", "the" * 500):
+    for text in ("the", "the other then", "the" * 5_000):
         ids = tokenizer.encode(text, add_special_tokens=False)
         assert token_id not in ids and tokenizer.decode(ids) == text
+
+
+def test_a_piece_that_is_named_as_a_control_token_stays_text(tmp_path: Path) -> None:
+    """Some files of Llama 3 pad with their first piece, "!"."""
+    oracle = trained()
+    tokenizer = load_tokenizer(save(oracle, tmp_path, pad_token="!"))
+    text = "Hi! you!!" + "a !" * 5_000
+    assert tokenizer.encode(text) == oracle.encode(text).ids
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_an_added_token_of_the_config_that_renames_a_piece_is_its_text(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(save(trained(), tmp_path, added_tokens_decoder={"300": {"content": "né"}}))
+    ids = tokenizer.encode("né", add_special_tokens=False)
+    assert ids == [300] and tokenizer.token_bytes(300) == "né".encode()
+
+
+def test_marks_of_turns_are_control_tokens_although_the_file_says_text(tmp_path: Path) -> None:
+    content = json.loads(trained().to_str())
+    for token in content["added_tokens"]:
+        token["special"] = False
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.special_spellings == frozenset(CONTROL)
+    assert tokenizer.special_token_id(TURN_END) in tokenizer.eos_ids
+    assert not any(map(tokenizer.is_special, tokenizer.encode("".join(CONTROL), add_special_tokens=False)))
+
+
+def test_a_text_on_which_the_word_rule_gives_up_is_refused(tmp_path: Path) -> None:
+    content = json.loads(trained().to_str())
+    content["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "(a+)+$|."
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    tokenizer = load_tokenizer(tmp_path)
+    with pytest.raises(ApiError, match="cannot split this text into words"):
+        tokenizer.encode("a" * 30 + "!")
+    assert tokenizer.decode(tokenizer.encode("aab")) == "aab"
+
+
+def test_a_file_of_another_format_beside_it_is_not_in_the_way(path: Path, tmp_path: Path) -> None:
+    """Meta's own tokenizer.model is tiktoken's."""
+    shutil.copytree(path, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")
+    assert load_tokenizer(tmp_path).encode("Hello") == load_tokenizer(path).encode("Hello")
+
+
+def test_tekken_alone_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "tekken.json").write_text("{}")
+    with pytest.raises(TokenizerError, match=r"tekken\.json is not read; put the repository's tokenizer\.json"):
+        load_tokenizer(tmp_path)
 
 
 def test_long_texts_without_spaces_and_many_spelled_control_tokens_are_encoded(ours: Tokenizer) -> None:

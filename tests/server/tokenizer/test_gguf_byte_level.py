@@ -11,6 +11,7 @@ from server.tokenizer.config_files import TokenizerError
 from server.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from tests.support.checkpoints.byte_level import (
     BOS,
+    CONTROL,
     END,
     LLAMA_3_PATTERN,
     PLAIN_ADDED,
@@ -64,15 +65,21 @@ def test_the_rebuilt_tokenizer_gives_the_same_ids_and_texts(pre: str, tmp_path: 
 
 
 @pytest.mark.parametrize("pre", [None, "default"])
-def test_files_that_name_no_rule_have_that_of_their_control_tokens(
+def test_files_that_name_no_rule_have_llama_3s_if_they_have_its_control_tokens(
     pre: Any, llama_3: JsonTokenizer, tmp_path: Path
 ) -> None:
     text = "1234567 A\n\nB"
     assert load_tokenizer(write(tmp_path / "a.gguf", llama_3, pre=pre)).encode(text) == llama_3.encode(text).ids
     tokens = vocabulary_fields(llama_3, "")["tokenizer.ggml.tokens"]
     tokens = ["<|endoftext|>" if token == BOS else token for token in tokens]
-    other = load_tokenizer(write(tmp_path / "b.gguf", llama_3, pre=pre, tokens=tokens))
-    assert other.encode(text)[0] != other.bos_id and other.decode(other.encode(text)) == text
+    with pytest.raises(TokenizerError, match=r"tokenizer\.ggml\.pre is .*; supported are llama-bpe"):
+        load_tokenizer(write(tmp_path / "b.gguf", llama_3, pre=pre, tokens=tokens))
+
+
+def test_marks_of_turns_are_control_tokens_whatever_their_types(llama_3: JsonTokenizer, tmp_path: Path) -> None:
+    types = [4 if kind == 3 else kind for kind in vocabulary_fields(llama_3, "")["tokenizer.ggml.token_type"]]
+    tokenizer = load_tokenizer(write(tmp_path / "a.gguf", llama_3, token_type=types))
+    assert tokenizer.special_spellings == frozenset(CONTROL)
 
 
 def test_flags_and_named_tokens_of_the_file_are_followed(llama_3: JsonTokenizer, tmp_path: Path) -> None:
