@@ -22,6 +22,8 @@ def rope_divisors(fields: JsonFields, head_dim: int, theta: float) -> tuple[floa
     if len(found) > 1:
         raise fields.error("rope_parameters and rope_scaling scale rotary angles differently")
     divisors = found.pop() if found else ()
+    if not all(map(is_divisor, divisors)):
+        raise fields.error(f"rotary angles are scaled by a divisor that is not {MIN_DIVISOR:g} to {MAX_DIVISOR:g}")
     return divisors if set(divisors) != {1.0} else ()
 
 

@@ -5,7 +5,7 @@ Merges of base models lack one. Mistral's own format would be wrong for them.
 
 from server.tokenizer.tokenizer import Tokenizer
 
-MARKS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+TURN_MARKS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 TEMPLATE = (
     "{{ bos_token }}"
     "{% for message in messages %}"
@@ -18,4 +18,4 @@ TEMPLATE = (
 
 def has_llama3_tokens(tokenizer: Tokenizer) -> bool:
     """Return whether all marks of a turn are control tokens."""
-    return all(tokenizer.special_token_id(mark) is not None for mark in MARKS)
+    return all(tokenizer.special_token_id(mark) is not None for mark in TURN_MARKS)

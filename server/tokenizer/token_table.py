@@ -124,6 +124,6 @@ def _find_special_ids(
     control = {spellings[i]: i for i in encoder.control_ids}
     named = {text: by_text[text] for text in settings.special_tokens if text in by_text}
     if encoder.is_byte_level:  # "!", which pads in some files of Llama 3, stays text: there it is no added token
-        named = {text: i for text, i in named.items() if spellings[i] not in ("", *encoder.pieces[i : i + 1])}
+        named = {text: i for text, i in named.items() if encoder.pieces[i : i + 1] != [text]}
     special_added = {token.text: token.id for token in added_tokens if token.is_special or token.text in MARKS}
     return {text: i for text, i in (unknown | control | named | special_added).items() if text}

@@ -18,9 +18,8 @@ def gguf_rope_divisors(file: GgufFile, fields: GgufFields, head_dim: int) -> tup
     """
     factor = _linear_factor(fields)
     tensor = file.tensors.get(ROPE_DIVISORS)
-    if tensor is None:
-        return () if factor == 1 else (factor,) * (head_dim // 2)
-    divisors = tuple(factor * divisor for divisor in _stored_divisors(tensor, head_dim // 2))
+    stored = (1.0,) * (head_dim // 2) if tensor is None else _stored_divisors(tensor, head_dim // 2)
+    divisors = tuple(factor * divisor for divisor in stored)
     if not all(map(is_divisor, divisors)):
         raise fields.error(f"llama.rope.scaling.factor times {ROPE_DIVISORS} is not {MIN_DIVISOR:g} to {MAX_DIVISOR:g}")
     return divisors if set(divisors) != {1.0} else ()

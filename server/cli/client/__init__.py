@@ -1,1 +1,1 @@
-"""What commands share that ask a running server: requests, errors, streamed answers."""
+"""Requests to a running server, their errors and streamed answers, which several commands share."""

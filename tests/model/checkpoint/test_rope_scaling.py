@@ -95,6 +95,8 @@ DEFECTS: list[tuple[str, dict[str, Any]]] = [
     ("factor is 'x'", {**LLAMA_3, "factor": "x"}),
     ("low_freq_factor is 4.0, not below high_freq_factor 4", {**LLAMA_3, "low_freq_factor": 4.0}),
     ("original_max_position_embeddings is 0", {**LLAMA_3, "original_max_position_embeddings": 0}),
+    ("a divisor that is not 1e-06 to 1e\\+06", {"rope_type": "linear", "factor": 1e-30}),
+    ("a divisor that is not 1e-06", {**LLAMA_3, "factor": 1e-30}),
     ("not 64 numbers of 1e-06", {"rope_type": "divisors", "divisors": [1e-9] * 64}),
     ("divisors is 'x', not 64 numbers", {"rope_type": "divisors", "divisors": "x"}),
     ("not 64 numbers", {"rope_type": "divisors", "divisors": [1.0] * 63}),
@@ -145,8 +147,11 @@ def test_gguf_files_name_a_factor_or_store_divisors(
     assert read_config(first)[0].rope_divisors == divisors
 
 
-def test_a_factor_times_divisors_beyond_the_bound_is_refused(tmp_path: Path) -> None:
-    shape = GgufShape(**{**vars(GGUF), "fields": {"llama.rope.scaling.factor": 1e4}, "rope_divisors": (1e3,) * 8})
+@pytest.mark.parametrize(("factor", "stored"), [(1e4, (1e3,) * 8), (1e-30, ())], ids=str)
+def test_a_factor_times_divisors_beyond_the_bound_is_refused(
+    factor: float, stored: tuple[float, ...], tmp_path: Path
+) -> None:
+    shape = GgufShape(**{**vars(GGUF), "fields": {"llama.rope.scaling.factor": factor}, "rope_divisors": stored})
     write_gguf(tmp_path / "a.gguf", shape, all_of("F32"))
     with pytest.raises(CheckpointError, match=r"times rope_freqs\.weight is not"):
         read_config(tmp_path / "a.gguf")

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer as JsonTokenizer
 
 from server.tokenizer.config_files import TokenizerError
-from server.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from server.tokenizer.tokenizer import load_tokenizer
 from tests.support.checkpoints.byte_level import (
     BOS,
     CONTROL,
@@ -21,6 +21,7 @@ from tests.support.checkpoints.byte_level import (
     vocabulary_fields,
 )
 from tests.support.checkpoints.gguf import write_fields
+from tests.support.checkpoints.rebuilt_tokenizers import assert_equal_tokenizers, random_texts
 from tests.support.paths import ROOT
 
 TEXTS = [
@@ -45,23 +46,12 @@ def write(path: Path, tokenizer: JsonTokenizer, /, pre: str = "llama-bpe", **cha
     return write_fields(path, vocabulary_fields(tokenizer, pre) | named)
 
 
-def _random_texts(tokenizer: Tokenizer, count: int) -> list[str]:
-    rng = random.Random()
-    return ["".join(tokenizer.token_text(rng.randrange(tokenizer.vocab_size)) for _ in range(30)) for _ in range(count)]
-
-
 @pytest.mark.parametrize("pre", ["llama-bpe", "llama3", "llama-v3", "gpt-2"])
 def test_the_rebuilt_tokenizer_gives_the_same_ids_and_texts(pre: str, tmp_path: Path, scale: int) -> None:
     oracle = trained(None, keeps_words=False) if pre == "gpt-2" else trained(LLAMA_3_PATTERN)
     original = load_tokenizer(save(oracle, tmp_path / "original"))
     rebuilt = load_tokenizer(write(tmp_path / "a.gguf", oracle, pre))
-    for text in [*TEXTS, *_random_texts(original, 200 * scale)]:
-        assert rebuilt.encode(text) == original.encode(text)
-        assert rebuilt.encode_with_specials(text) == original.encode_with_specials(text)
-    ids = range(original.vocab_size)
-    assert [rebuilt.token_bytes(i) for i in ids] == [original.token_bytes(i) for i in ids]
-    assert rebuilt.special_spellings == original.special_spellings
-    assert (rebuilt.bos_id, rebuilt.eos_ids) == (original.bos_id, original.eos_ids)
+    assert_equal_tokenizers(rebuilt, original, [*TEXTS, *random_texts(random.Random(), original, 200 * scale)])
 
 
 @pytest.mark.parametrize("pre", [None, "default"])

@@ -12,6 +12,7 @@ from server.tokenizer.gguf_vocabulary import scores_of_merges
 from server.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from tests.support.checkpoints.gguf import vocabulary_fields, write_fields
 from tests.support.checkpoints.mistral_tokenizers import V1, V3
+from tests.support.checkpoints.rebuilt_tokenizers import assert_equal_tokenizers, random_texts
 from tests.support.paths import DEMO, ROOT
 
 TEXTS = [
@@ -39,22 +40,11 @@ def _checkpoint(path: Path, model: Path) -> Tokenizer:
     return load_tokenizer(path)
 
 
-def _random_texts(tokenizer: Tokenizer, count: int) -> list[str]:
-    rng = random.Random(0)
-    return ["".join(tokenizer.token_text(rng.randrange(tokenizer.vocab_size)) for _ in range(30)) for _ in range(count)]
-
-
 @pytest.mark.parametrize("model", [V1, V3, DEMO / "tokenizer.model"], ids=["v1", "v3", "demo"])
 def test_the_rebuilt_tokenizer_gives_the_same_ids_and_texts(model: Path, tmp_path: Path, scale: int) -> None:
     original = _checkpoint(tmp_path / "original", model)
     rebuilt = load_tokenizer(write_vocabulary(tmp_path / "a.gguf", model))
-    for text in [*TEXTS, *_random_texts(original, 200 * scale)]:
-        assert rebuilt.encode(text) == original.encode(text)
-        assert rebuilt.encode_with_specials(text) == original.encode_with_specials(text)
-    ids = range(original.vocab_size)
-    assert [rebuilt.token_bytes(i) for i in ids] == [original.token_bytes(i) for i in ids]
-    assert rebuilt.special_spellings == original.special_spellings
-    assert (rebuilt.bos_id, rebuilt.eos_ids) == (original.bos_id, original.eos_ids)
+    assert_equal_tokenizers(rebuilt, original, [*TEXTS, *random_texts(random.Random(0), original, 200 * scale)])
 
 
 def test_merges_replace_equal_scores(tmp_path: Path) -> None:
@@ -71,7 +61,7 @@ def test_merges_replace_equal_scores(tmp_path: Path) -> None:
     merges = [pair for _, pair in sorted(ranked, key=lambda item: item[0])]
     equal = [0.0] * pieces.vocab_size()
     rebuilt = load_tokenizer(write_vocabulary(tmp_path / "b.gguf", V1, scores=equal, merges=merges))
-    for text in [*TEXTS, *_random_texts(original, 100)]:
+    for text in [*TEXTS, *random_texts(random.Random(0), original, 100)]:
         assert rebuilt.encode(text) == original.encode(text)
 
 

@@ -23,7 +23,7 @@ class SmallEncoder(SpacedPieces):
     has_dummy_prefix = True
 
     def encode(self, text: str, *, with_prefix: bool) -> list[int]:
-        raise NotImplementedError
+        raise AssertionError(f"encoded {text!r} ({with_prefix=})")
 
 
 @pytest.fixture
