@@ -11,9 +11,10 @@
 namespace smoe {
 namespace {
 
-constexpr int64_t LINE = 64;       // alignment of intermediate results in bytes
-constexpr int FLOAT16 = 3;         // embedding_dtype; elsewhere 3 is INT4
-constexpr int64_t LOOK_AHEAD = 1;  // layers whose experts are read ahead
+constexpr int64_t LINE = 64;                  // alignment of intermediate results in bytes
+constexpr int FLOAT16 = 3;                    // embedding_dtype; elsewhere 3 is INT4
+constexpr int64_t LOOK_AHEAD = 1;             // layers whose experts are read ahead
+constexpr int64_t LOOK_AHEAD_OF_ONE_ROW = 3;  // it computes a layer in less time than an expert is read
 
 // Intermediate results of a step, consecutive in memory that the pool keeps.
 class Activations {
@@ -233,7 +234,8 @@ class Forward {
     // residual stream as it is before this layer's experts add to it. Overwrites y.
     void expect_experts(int64_t index) const {
         std::vector<int32_t> ids(step_.T * step_.max_k);
-        for (int64_t next = index + 1; next < std::min(index + 1 + LOOK_AHEAD, network_.L); ++next) {
+        const int64_t look_ahead = step_.T == 1 ? LOOK_AHEAD_OF_ONE_ROW : LOOK_AHEAD;
+        for (int64_t next = index + 1; next < std::min(index + 1 + look_ahead, network_.L); ++next) {
             const smoe_layer& layer = network_.layers[next];
             if (next + 1 == network_.L && step_.N < step_.T) return;  // its experts are computed for N rows
             norm(at_.x(), layer.ffn_norm, at_.y(), step_.T);

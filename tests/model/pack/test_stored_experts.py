@@ -218,6 +218,24 @@ def test_experts_of_the_next_layer_are_read_ahead_while_one_is_computed(wide: Pa
     assert counts.read_bytes == 4 * store_of(network).num_bytes // 3
 
 
+@pytest.mark.parametrize(("num_rows", "num_layers"), [(1, 4), (2, 2)], ids=["one row", "two rows"])
+def test_one_row_reads_three_layers_ahead_and_several_rows_one(num_rows: int, num_layers: int, tmp_path: Path) -> None:
+    """All rows need experts 0 and 1 of each layer, each of one piece, and there are slots for all experts."""
+    config = replace(CONFIG, num_layers=5)
+    deep = new_pack(tmp_path / "deep", config, torch.float32)
+    held = HeldReads(deep.file)
+    network = deep.stored(5 * NUM_EXPERTS + 3, read=held.read)
+    pool, [batch] = KvPool(config, 11, BLOCK_SIZE, "float32", CPU), list(batches(config, [num_rows]))
+    step = in_thread(lambda: network.forward(routed(batch, {0, 1}, config), pool))
+    held.wait(2 * num_layers)
+    tensors = read_header(deep.folder).tensors
+    expected = [tensors[f"layers.{layer}.experts.{expert}"].start for layer in range(num_layers) for expert in (0, 1)]
+    assert sorted(held.wait(2 * num_layers + 1, timeout_s=0.05)) == sorted(expected)
+    while step.is_alive():
+        for position in held.wait(1, timeout_s=0.05):
+            held.release(position)
+
+
 def test_an_expert_that_was_read_ahead_in_vain_is_counted(wide: Pack) -> None:
     """The forecast follows the residual stream before a layer's experts: of these first steps it errs in some."""
     unneeded = [_unneeded_bytes(wide, seed) for seed in range(12)]
