@@ -8,7 +8,8 @@ print(completion.text, completion.token_ids)
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,7 @@ class LocalEngine:
         end_ids = self._tokenizer.eos_ids if self._tokenizer else ()
         self._engine = Engine.load(EngineConfig(model=str(model), **settings), end_ids=end_ids)
         self._next_id = 0
+        self._kept: list[RequestOutput] = []  # of requests of add() that generate() has computed beside its own
         self.num_preemptions = 0
 
     @property
@@ -119,16 +121,20 @@ class LocalEngine:
         self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
     ) -> list[Completion]:
         """Return one completion per prompt, in order. Prompts are texts or lists of token ids; `params` holds for all
-        prompts, or has one element for each."""
+        prompts, or has one element for each.
+
+        Raises what add() raises, and then computes none of them.
+        """
         listed = _as_list(prompts)
         each = list(params) if isinstance(params, Sequence) else [params or SamplingParams()] * len(listed)
         by_id: dict[int, Completion] = {}
-        for prompt, one in zip(listed, each, strict=True):
-            ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-            by_id[self.add(ids, one)] = Completion(ids)
-        while self._engine.has_work():
-            for output in self.step():
-                _extend(by_id[output.request_id], output)
+        with self._queueing() as queued:
+            for prompt, one in zip(listed, each, strict=True):
+                ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+                queued.append(self.add(ids, one))
+                by_id[queued[-1]] = Completion(ids)
+        for output in self._outputs_of(by_id):
+            _extend(by_id[output.request_id], output)
         completions = list(by_id.values())
         if any(isinstance(prompt, str) for prompt in listed):
             for completion in completions:
@@ -143,16 +149,40 @@ class LocalEngine:
         """
         listed = _as_list(prompts)
         length = self._engine.loaded.config.dim if dimensions is None else dimensions
-        ids: list[int] = []
-        for prompt in listed:
-            self._next_id += 1
-            tokens = self.tokenizer.encode_to_embed(prompt) if isinstance(prompt, str) else list(prompt)
-            self._engine.add(Request(self._next_id, tokens, TokenSamplingParams(max_tokens=0), embedding_len=length))
-            ids.append(self._next_id)
-        outputs: dict[int, RequestOutput] = {}
-        while self._engine.has_work():
-            outputs |= {output.request_id: output for output in self.step()}
+        with self._queueing() as ids:
+            for prompt in listed:
+                self._next_id += 1
+                tokens = self.tokenizer.encode_to_embed(prompt) if isinstance(prompt, str) else list(prompt)
+                params = TokenSamplingParams(max_tokens=0)
+                self._engine.add(Request(self._next_id, tokens, params, embedding_len=length))
+                ids.append(self._next_id)
+        outputs = {output.request_id: output for output in self._outputs_of(ids)}
         return [_embedding_of(outputs[request_id]) for request_id in ids]
+
+    @contextmanager
+    def _queueing(self) -> Iterator[list[int]]:
+        """Give a list for the ids of requests that the block queues. If it raises, these requests end."""
+        ids: list[int] = []
+        try:
+            yield ids
+        except BaseException:
+            for request_id in ids:
+                self.abort(request_id)
+            raise
+
+    def _outputs_of(self, ids: Collection[int]) -> Iterator[RequestOutput]:
+        """Compute all requests; yield the outputs of these, and keep those of others for step()."""
+        while self._engine.has_work():
+            for output in self._compute():
+                if output.request_id in ids:
+                    yield output
+                else:
+                    self._kept.append(output)
+
+    def _compute(self) -> list[RequestOutput]:
+        step = self._engine.step()
+        self.num_preemptions += step.stats.num_preemptions
+        return step.outputs
 
     def add(self, prompt_token_ids: Sequence[int], params: SamplingParams | None = None, priority: int = 0) -> int:
         """Queue one request and return its id; step() computes it. Raises what SamplingParams.packed() raises, and
@@ -180,13 +210,12 @@ class LocalEngine:
         self._engine.abort(request_id)
 
     def has_work(self) -> bool:
-        return self._engine.has_work()
+        return bool(self._kept) or self._engine.has_work()
 
     def step(self) -> list[RequestOutput]:
-        """Compute one step of all queued requests."""
-        step = self._engine.step()
-        self.num_preemptions += step.stats.num_preemptions
-        return step.outputs
+        """Compute one step of all queued requests. Return its outputs, behind those of steps of generate()."""
+        kept, self._kept = self._kept, []
+        return kept + self._compute()
 
     def experts(self, window_s: float | None = None) -> ExpertReport:
         """Report the experts of all positions computed here, since the start or in the last 1 to 60 seconds."""

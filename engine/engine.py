@@ -159,6 +159,7 @@ class Engine:
 
     def abort(self, request_id: int) -> None:
         """End a request without an output. Unknown and finished ids are ignored."""
+        self._rejected = [output for output in self._rejected if output.request_id != request_id]
         if not self._grammars.cancel(request_id):
             self.scheduler.abort(request_id)
 
@@ -181,7 +182,7 @@ class Engine:
         except (FatalEngineError, PeerClosedError):
             raise
         except Exception as error:  # in planning or bookkeeping, whose state cannot be trusted any more
-            raise FatalEngineError(f"the engine's bookkeeping failed: {type(error).__name__}: {error}") from error
+            raise _untrusted(error) from error
 
     def _step(self) -> StepOutput:
         start = self._clock()
@@ -207,6 +208,13 @@ class Engine:
         freed = self.scheduler.block_manager.num_window_blocks_freed - freed_before
         stats = self._stats(plan, end - start, freed, self.experts.pop_due_counts(), outputs, drafts)
         return StepOutput(outputs, stats)
+
+    def check_integrity(self) -> None:
+        """Raise FatalEngineError if a KV block is lost or counted wrongly."""
+        try:
+            self.scheduler.check_integrity()
+        except AssertionError as error:
+            raise _untrusted(error) from error
 
     def _take_rejected(self) -> list[RequestOutput]:
         rejected, self._rejected = self._rejected, []
@@ -245,6 +253,10 @@ class Engine:
             expert_tokens=expert_tokens,
             expert_reads=self._expert_reads.pop(),
         )
+
+
+def _untrusted(error: Exception) -> FatalEngineError:
+    return FatalEngineError(f"the engine's bookkeeping failed: {type(error).__name__}: {error}")
 
 
 def _check_ids(request: Request, vocab_size: int) -> None:

@@ -38,7 +38,7 @@ from engine.distributed.stores import join_store
 from engine.errors import EngineConfigError, FatalEngineError, PeerClosedError
 from engine.heartbeat import Heartbeat
 from engine.messages import Failed, Start, StepPart
-from engine.process import CRASH, IDLE_S, USER_ERROR, Channel
+from engine.process import CRASH, IDLE_S, LOST_GROUP, NO_MEMORY, USER_ERROR, Channel
 from engine.startup.description import rank_ready_message
 from engine.startup.device_memory import memory_of
 from engine.startup.kernel_compilation import compile_for_rank
@@ -72,7 +72,9 @@ class HostRank:
         except (CheckpointError, EngineConfigError) as error:
             return self._fail(str(error), USER_ERROR)
         except (FatalEngineError, GroupEndedError) as error:
-            return self._fail(str(error), CRASH)
+            return self._fail(str(error) or LOST_GROUP, CRASH)
+        except MemoryError:
+            return self._fail(NO_MEMORY, CRASH)
         except OSError as error:
             return self._fail(f"the connection to rank 0 broke: {error.strerror}", CRASH)
 

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from engine.config import EngineConfig
-from engine.types import ExpertReport, Request, RequestOutput, StepOutput, TokenLogprobs, Vocabulary
+from engine.types import ExpertReport, Request, RequestOutput, StepOutput, Vocabulary
 
 LENGTH = struct.Struct(">I")
 
@@ -90,12 +90,11 @@ class PrefillStarted(msgspec.Struct, frozen=True, tag=True):
     request_ids: list[int]
 
 
-class PromptScores(msgspec.Struct, frozen=True, tag=True):
-    """Engine to API, before a StepPart or StepDone: the first `prompt_logprobs` of one of its outputs, which are too
-    many for a frame. The output has the rest."""
+class OutputPart(msgspec.Struct, frozen=True, tag=True):
+    """Engine to API, before a StepPart or StepDone: the first elements of lists of one of its outputs, which are too
+    long for a frame. The output has the rest."""
 
-    request_id: int
-    prompt_logprobs: list[TokenLogprobs]
+    output: RequestOutput  # with nothing but these lists
 
 
 class StepPart(msgspec.Struct, frozen=True, tag=True):
@@ -151,7 +150,7 @@ class UnloadAdapter(msgspec.Struct, frozen=True, tag=True):
 
 ToEngine = Start | Add | Abort | ExpertsQuery | LoadAdapter | UnloadAdapter
 FromEngine = (
-    Progress | Ready | Failed | PrefillStarted | PromptScores | StepPart | StepDone | ExpertsReply | AdapterLoaded
+    Progress | Ready | Failed | PrefillStarted | OutputPart | StepPart | StepDone | ExpertsReply | AdapterLoaded
 )
 
 _encoder = msgspec.msgpack.Encoder()

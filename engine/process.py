@@ -51,10 +51,13 @@ from engine.step_frames import step_messages
 from engine.step_log import StepLog, open_step_log
 from engine.types import StepOutput
 from model.checkpoint.errors import CheckpointError
+from model.group import GroupEndedError
 
 RECEIVE_BYTES = 1 << 18  # read by one call of recv
 IDLE_S = 0.5  # interval of an idle engine's heartbeat; the first idle interval audits the block pool, once
 USER_ERROR, CRASH = 2, 1  # exit codes
+NO_MEMORY = "out of memory: lower --kv-cache-memory-bytes or --max-model-len"
+LOST_GROUP = "the connections to the other ranks are gone"
 
 log = logging.getLogger("smoe.engine")
 
@@ -116,11 +119,11 @@ class EngineProcess:
             return 0
         except (CheckpointError, EngineConfigError) as error:
             return self._fail(str(error), USER_ERROR)
-        except FatalEngineError as error:
+        except (FatalEngineError, GroupEndedError) as error:  # a group may end before the first step, which explains it
             log.exception("the engine ends with all of its requests")
-            return self._fail(str(error), CRASH)
+            return self._fail(str(error) or LOST_GROUP, CRASH)
         except MemoryError:
-            return self._fail("out of memory: lower --kv-cache-memory-bytes or --max-model-len", CRASH)
+            return self._fail(NO_MEMORY, CRASH)
         return 0
 
     def _fail(self, message: str, exit_code: int) -> int:
@@ -181,7 +184,7 @@ class EngineProcess:
             elif messages or engine.experts.has_unreported or self._ended_aborts(engine):
                 self._send_step(engine, StepOutput([], engine.stats()))
             elif not busy and not audited:
-                engine.scheduler.check_integrity()
+                engine.check_integrity()
                 audited = True
 
     def _send_step(self, engine: Engine, step: StepOutput) -> None:

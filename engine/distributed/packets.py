@@ -31,7 +31,7 @@ class PacketKind(IntEnum):
     CONFIG = 0  # to a rank: EngineConfig, as msgpack
     PROGRESS = 1  # from a rank: it has loaded something
     LOADED = 2  # from a rank: it has loaded everything
-    FAILED = 3  # from a rank: an error in the checkpoint, as text
+    FAILED = 3  # from a rank: an error in its checkpoint or settings; to a rank: why it may not join; as text
     POOL = 4  # to a rank: number of KV blocks, with the null block
     ZERO_BLOCKS = 5  # to a rank: ids of blocks to fill with zeros, int64
     STEP = 6  # to a rank: a step

@@ -14,10 +14,10 @@ from typing import Literal, TypeVar
 import torch
 
 from engine.errors import FatalEngineError
+from engine.out_of_memory import is_out_of_memory
 from engine.scheduling.step_plan import Chunk, RowFailed, StepPlan, StepResult
 from model.ops.native.expert_store import ExpertReadError
 
-OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator", "ALLOC_FAILED")  # texts of torch, CUDA and cuBLAS
 DEVICE_LOST = ("CUDA error", "Triton Error [CUDA]", "cuDNN error")
 MAX_SINGLE_FAILURES = 4  # requests that fail alone before any part is computed; then no single request is at fault
 
@@ -58,7 +58,7 @@ def _fault_of(error: Exception) -> StepFault:
         raise FatalEngineError(str(error)) from error
     text = str(error)
     summary = f"{type(error).__name__}: {text.partition(chr(10))[0]}"
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in text for words in OUT_OF_MEMORY):
+    if is_out_of_memory(error):
         return StepFault("memory", summary, "")
     if isinstance(error, torch.AcceleratorError) or any(words in text for words in DEVICE_LOST):
         raise FatalEngineError(f"the device is lost: {summary}") from error
@@ -68,13 +68,15 @@ def _fault_of(error: Exception) -> StepFault:
 def isolate_faults(run: Callable[[StepPlan], StepResult], plan: StepPlan, fault: StepFault) -> StepResult:
     """Compute the parts of a plan that failed as a whole with `fault`. `run` computes a plan and waits for it.
 
-    The parts have no drafts. Every request that could not be computed has a RowFailed in the result. Raises
+    The parts have no drafts. A plan that cannot be split is computed once more as it is: what failed may have been its
+    drafts, or may pass. Every request that could not be computed has a RowFailed in the result. Raises
     FatalEngineError.
     """
     plan = replace(plan, chunks=tuple(chunk.without_draft() for chunk in plan.chunks))
     log.warning("a step of %d requests failed and is computed again in parts: %s", len(plan.chunks), fault.summary)
     isolation = _FaultIsolation(run)
-    return isolation.run_halves(plan, fault) if _halves(plan, fault)[1] else isolation.run(plan)
+    _, second_half = _halves(plan, fault)
+    return isolation.run_halves(plan, fault) if second_half else isolation.run(plan)
 
 
 class _FaultIsolation:

@@ -171,12 +171,6 @@ class PersistentBatch:
         for row, position, token_id in zip(rows.tolist(), positions.tolist(), token_ids.tolist(), strict=True):
             self._token_view[row, position] = token_id
 
-    def host_tokens_of(self, row: int, start: int, length: int) -> list[int]:
-        """Return the tokens at these positions of a row. Only on a CPU."""
-        assert self.host_tokens is not None
-        tokens: list[int] = self.host_tokens[row, start : start + length].tolist()
-        return tokens
-
     def tables_of(self, rows: Int64s) -> tuple[Int32s, torch.Tensor]:
         """Return the block tables of the rows that update() returned last, [S, M], padded with 0: on the host and on
         the device. Read only. On a CPU they are the same objects for as many rows, as long as M blocks suffice, and the

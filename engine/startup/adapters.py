@@ -1,5 +1,6 @@
 """Load LoRA adapters: those of the configuration, and others while the engine runs."""
 
+import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from engine.capacity.adapters import why_no_adapters
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from engine.execution.adapters import AdapterStore
+from engine.out_of_memory import is_out_of_memory
 from engine.startup.device_memory import HostMemory
 from model.checkpoint.errors import CheckpointError
 from model.config import ModelConfig
@@ -15,6 +17,9 @@ from model.lora.load import load_adapter
 from model.ops.huge_pages import empty
 
 NOT_LOADED = "out of memory while the adapter was loaded"
+FAILED = "the engine failed while it loaded the adapter"
+
+log = logging.getLogger("smoe.engine")
 
 
 def load_adapters(config: EngineConfig, model: ModelConfig, backend: str) -> AdapterStore:
@@ -27,8 +32,8 @@ def load_adapters(config: EngineConfig, model: ModelConfig, backend: str) -> Ada
     for name, directory in config.lora.items():
         try:
             adapters[name] = load_adapter(Path(directory), model, HostMemory().free_bytes(), empty)
-        except (CheckpointError, MemoryError) as error:
-            if not config.drop_bad_adapters:
+        except (CheckpointError, MemoryError, RuntimeError) as error:
+            if not config.drop_bad_adapters or not (isinstance(error, CheckpointError) or is_out_of_memory(error)):
                 raise
             dropped[name] = str(error) if isinstance(error, CheckpointError) else NOT_LOADED
     return AdapterStore(adapters, dropped)
@@ -62,5 +67,8 @@ class AdapterLoading:
             return load_adapter(directory, self._model, HostMemory().free_bytes(), empty)
         except CheckpointError as error:
             return str(error)
-        except MemoryError:
-            return NOT_LOADED
+        except Exception as error:
+            if is_out_of_memory(error):
+                return NOT_LOADED
+            log.exception("an adapter cannot be loaded")  # the engine and its requests go on
+            return FAILED

@@ -10,6 +10,7 @@ from engine.capacity.machine.host_resources import available_bytes, format_bytes
 from engine.capacity.sizing import SHARE_OF_FREE_MEMORY
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
+from engine.out_of_memory import is_out_of_memory
 
 
 class DeviceMemory(Protocol):
@@ -86,7 +87,9 @@ def explain_out_of_memory(config: EngineConfig, phase: str, memory: DeviceMemory
     """Turn a failed allocation into an EngineConfigError that names the flags that lower memory use."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         free = format_bytes(memory.free_bytes())
         raise EngineConfigError(f"out of memory while {phase}, {free} are free: {_remedies(config)}") from error
 

@@ -42,8 +42,8 @@ def new_pack(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
             except BaseException:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
-        partial.rename(target)
-        _sync_folder(target.parent)
+            partial.rename(target)  # while it is locked: who waits for the lock finds no folder to write to
+            _sync_folder(target.parent)
     except OSError as error:
         raise CheckpointError(f"{target} cannot be written: {error.strerror}") from None
 

@@ -6,8 +6,6 @@ Knows request ids and token ids, not text and not HTTP. Everything runs on the e
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 
-import msgspec
-
 from engine.config import EngineConfig
 from engine.messages import (
     Abort,
@@ -15,13 +13,14 @@ from engine.messages import (
     Add,
     ExpertsReply,
     FromEngine,
+    OutputPart,
     PrefillStarted,
-    PromptScores,
     Ready,
     StepDone,
     StepPart,
 )
-from engine.types import ExpertReport, Request, RequestOutput, StepStats, TokenLogprobs, Vocabulary
+from engine.step_frames import with_parts
+from engine.types import ExpertReport, Request, RequestOutput, StepStats, Vocabulary
 from server.engine_client.adapter_queries import AdapterQueries
 from server.engine_client.expert_queries import ExpertQueries
 from server.engine_client.inflight import CrashReport, InFlightRequests
@@ -49,7 +48,7 @@ class EngineClient:
         self._on_step = on_step
         self._requests = InFlightRequests()
         self._last_request_id = 0
-        self._early_scores: dict[int, list[TokenLogprobs]] = {}  # by request; its output follows in the same step
+        self._parts: dict[int, list[RequestOutput]] = {}  # by request; its output follows in the same step
         self._is_sending = False  # _send_frame is scheduled
         events = EngineEvents(
             on_message=self._receive,
@@ -180,8 +179,8 @@ class EngineClient:
             case StepDone(step, aborted):
                 self._requests.confirm_aborts(aborted)
                 self._on_step_done(step.outputs, step.stats)
-            case PromptScores(request_id, scores):
-                self._early_scores.setdefault(request_id, []).extend(scores)
+            case OutputPart(part):
+                self._parts.setdefault(part.request_id, []).append(part)
             case StepPart(outputs):
                 self._give(outputs)
             case PrefillStarted(request_ids):
@@ -201,11 +200,10 @@ class EngineClient:
         self._free_adapters()
 
     def _give(self, outputs: list[RequestOutput]) -> None:
-        """Put each output into the collector of its request, with the scores that were sent ahead of it."""
+        """Put each output into the collector of its request, with the parts that were sent ahead of it."""
         for output in outputs:
-            if (early := self._early_scores.pop(output.request_id, None)) is not None:
-                scores = early + (output.prompt_logprobs or [])
-                output = msgspec.structs.replace(output, prompt_logprobs=scores)
+            if (parts := self._parts.pop(output.request_id, None)) is not None:
+                output = with_parts(parts, output)
             if (collector := self._requests.take(output)) is not None:
                 collector.put(output)
 
@@ -232,7 +230,7 @@ class EngineClient:
     def _reset(self) -> None:
         """Forget the state of a process that is gone."""
         self.stats = StepStats(num_blocks_total=self.stats.num_blocks_total)
-        self._early_scores.clear()
+        self._parts.clear()
         self._expert_queries.fail(CRASHED)
         self._adapter_queries.fail(CRASHED)
 

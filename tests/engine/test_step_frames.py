@@ -2,10 +2,8 @@
 
 import random
 
-import msgspec
-
-from engine.messages import PromptScores, StepDone, StepPart, encode_frame
-from engine.step_frames import MAX_FRAME_VALUES, num_output_values, step_messages
+from engine.messages import OutputPart, StepDone, StepPart, encode_frame
+from engine.step_frames import MAX_FRAME_VALUES, OUTPUT_VALUES, num_output_values, step_messages, with_parts
 from engine.types import RequestOutput, StepOutput, StepStats, TokenLogprobs
 
 
@@ -26,8 +24,8 @@ def test_a_large_step_arrives_whole_in_messages_of_bounded_size() -> None:
             [5] * rng.randrange(3),
             scores(rng.randrange(40), 20),
             prompt_logprobs=rng.choice([None, scores(rng.randrange(5000), rng.choice([0, 20]))]),
-            expert_routing=rng.choice([None, [[[1, 2]] * 32] * rng.randrange(9)]),
-            gate_logits=rng.choice([None, [bytes(1024)] * rng.randrange(9)]),
+            expert_routing=rng.choice([None, [[[1, 2]] * 32] * rng.randrange(1, 400)]),
+            gate_logits=rng.choice([None, [bytes(1024)] * rng.randrange(1, 9)]),
         )
         for n in range(60)
     ]
@@ -35,21 +33,26 @@ def test_a_large_step_arrives_whole_in_messages_of_bounded_size() -> None:
     *parts, last = step_messages(StepOutput(outputs, stats), [1])
     assert isinstance(last, StepDone) and (last.step.stats, last.aborted) == (stats, [1])
     received: list[RequestOutput] = []
-    early: dict[int, list[TokenLogprobs]] = {}
+    ahead: dict[int, list[RequestOutput]] = {}
     for message in [*parts, StepPart(last.step.outputs)]:
-        if isinstance(message, PromptScores):
-            assert len(message.prompt_logprobs) * (2 + 2 * len(message.prompt_logprobs[0].top_ids)) <= MAX_FRAME_VALUES
-            early.setdefault(message.request_id, []).extend(message.prompt_logprobs)
+        if isinstance(message, OutputPart):
+            assert num_output_values(message.output) <= MAX_FRAME_VALUES + OUTPUT_VALUES
+            ahead.setdefault(message.output.request_id, []).append(message.output)
             continue
         assert isinstance(message, StepPart)
         assert len(message.outputs) == 1 or sum(map(num_output_values, message.outputs)) <= MAX_FRAME_VALUES
-        for output in message.outputs:
-            ahead = early.pop(output.request_id, None)
-            rest = output.prompt_logprobs
-            received.append(
-                output if ahead is None else msgspec.structs.replace(output, prompt_logprobs=ahead + (rest or []))
-            )
-    assert not early and received == outputs
+        received += [with_parts(ahead.pop(output.request_id, []), output) for output in message.outputs]
+    assert not ahead and received == outputs
+
+
+def test_the_experts_of_a_long_prompt_are_sent_in_frames_of_bounded_size() -> None:
+    routing, gates = [[[i % 8, 7]] * 32 for i in range(3000)], [bytes([i % 256]) * 1024 for i in range(3000)]
+    output = RequestOutput(4, finish_reason="length", expert_routing=routing, gate_logits=gates)
+    *parts, last = step_messages(StepOutput([output], StepStats()), [])
+    assert isinstance(last, StepDone) and len(parts) > 3000 * 64 // MAX_FRAME_VALUES
+    assert all(isinstance(part, OutputPart) and len(encode_frame(part)) < 1 << 18 for part in parts)
+    ahead = [part.output for part in parts if isinstance(part, OutputPart)]
+    assert [with_parts(ahead, each) for each in last.step.outputs] == [output]
 
 
 def test_embeddings_are_sent_in_frames_of_bounded_size() -> None:

@@ -8,9 +8,10 @@ Letters: L layers, E experts, T rows of a step, K experts of a row.
 import logging
 import time
 from collections import defaultdict, deque
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ COUNT_INTERVAL_S = 0.25  # between two counts, while steps run
 MAX_UNCOUNTED_ROWS = 1 << 14
 WINDOW_S = 60.0  # the longest window of a report
 MAX_WINDOW_BYTES = 64 << 20  # above it the window gets shorter
+
+Result = TypeVar("Result")
 
 log = logging.getLogger("smoe.engine")
 
@@ -188,24 +191,32 @@ class ExpertReporter:
 
         Raises FatalEngineError if the device is lost.
         """
+        return self._counted(lambda stats: stats.pop_new_counts(time.monotonic()))
+
+    def report(self, window_s: float | None = None) -> ExpertReport:
+        """Report all positions computed here since the start or the last reset, or in the last `window_s` seconds.
+
+        Raises FatalEngineError if the device is lost.
+        """
+        report = self._counted(lambda stats: stats.report(window_s, time.monotonic(), time.time()))
+        return ExpertReport(time.time(), []) if report is None else report
+
+    def reset(self) -> ExpertReport:
+        """Count from zero again; return the report of an engine that has computed nothing.
+
+        Raises FatalEngineError if the device is lost.
+        """
+        self._counted(lambda stats: stats.reset(time.monotonic(), time.time()))
+        return self.report()
+
+    def _counted(self, count: Callable[[ExpertStats], Result]) -> Result | None:
+        """Return the result of `count`; None if nothing is counted, or no longer because it failed."""
         stats = self._stats
         if stats is None:
             return None
-        new = catch_fault(lambda: stats.pop_new_counts(time.monotonic()))
-        if isinstance(new, StepFault):
-            log.error("experts are no longer counted: %s\n%s", new.summary, new.trace)
+        result = catch_fault(lambda: count(stats))
+        if isinstance(result, StepFault):
+            log.error("experts are no longer counted: %s\n%s", result.summary, result.trace)
             self._stats = None
             return None
-        return new
-
-    def report(self, window_s: float | None = None) -> ExpertReport:
-        """Report all positions computed here since the start or the last reset, or in the last `window_s` seconds."""
-        if self._stats is None:
-            return ExpertReport(time.time(), [])
-        return self._stats.report(window_s, time.monotonic(), time.time())
-
-    def reset(self) -> ExpertReport:
-        """Count from zero again; return the report of an engine that has computed nothing."""
-        if self._stats is not None:
-            self._stats.reset(time.monotonic(), time.time())
-        return self.report()
+        return result

@@ -35,25 +35,25 @@ class BlockManager:
         if not self.prefix_caching or not sequence.reads_prefix_cache:
             return []
         max_blocks = (sequence.num_tokens - 1) // self._block_size
-        found = [self._lookup(sequence, index) for index in self._indices_to_look_up(sequence, max_blocks)]
-        return self._longest_visible(found)
-
-    def _indices_to_look_up(self, sequence: Sequence, max_blocks: int) -> range:
-        if self.geometry.window is not None:
-            return range(max_blocks)
+        found: list[int] = []
         for index in range(max_blocks):
-            if self._lookup(sequence, index) == NULL_BLOCK:
-                return range(index)
-        return range(max_blocks)
+            found.append(self._lookup(sequence, index))
+            if found[-1] == NULL_BLOCK and self.geometry.window is None:
+                return found[:-1]
+        return self._longest_visible(found)
 
     def _lookup(self, sequence: Sequence, index: int) -> int:
         tokens = sequence.block_tokens(index, self._block_size)
         return self.pool.lookup(sequence.block_hash(index, self._block_size), tokens) or NULL_BLOCK
 
     def _longest_visible(self, found: list[int]) -> list[int]:
+        """Return the longest prefix of `found` whose blocks are there, as far as a position behind it sees them."""
+        runs: list[int] = []  # by block: how many in a row are there, up to this one
+        for block_id in found:
+            runs.append(0 if block_id == NULL_BLOCK else 1 + (runs[-1] if runs else 0))
         for count in range(len(found), 0, -1):
             first = self.geometry.first_visible_block(count * self._block_size)
-            if all(found[first:count]):
+            if runs[count - 1] >= count - first:
                 return [NULL_BLOCK] * first + found[first:count]
         return []
 

@@ -178,6 +178,8 @@ def _header(file: Path, fields: dict[str, Any]) -> PackHeader:
     ]
     end = fields["file_bytes"]
     for tensor in tensors:
+        if not isinstance(tensor.name, str) or not all(_is_count(size) for size in (*tensor.shape, tensor.start)):
+            raise ValueError(tensor.name)
         size = prod(tensor.shape) * ELEMENT_BYTES[tensor.dtype]
         if tensor.start % PAGE_BYTES or size != tensor.num_bytes or not 0 < tensor.start <= end - size:
             raise ValueError(tensor.name)
@@ -197,5 +199,9 @@ def _check_kinds(fields: dict[str, Any], stored: tuple[StoredTensor, ...]) -> No
         raise ValueError("source, contents")
     for weight in stored:
         sizes = (*weight.shape, weight.num_bytes)
-        if len(sizes) < 2 or not all(type(size) is int and 0 < size < 1 << 62 for size in sizes):
+        if not isinstance(weight.name, str) or len(sizes) < 2 or not all(map(_is_count, sizes)):
             raise ValueError(weight.name)
+
+
+def _is_count(size: object) -> bool:
+    return type(size) is int and 0 < size < 1 << 62

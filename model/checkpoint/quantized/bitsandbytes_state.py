@@ -1,7 +1,6 @@
 """Read the JSON object that bitsandbytes stores in a tensor beside each matrix of 4 bits."""
 
 import json
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +9,7 @@ from model.checkpoint.stored_tensor import PackedMatrix, StoredTensor
 
 STATE = "weight.quant_state.bitsandbytes__"
 MAX_STATE_BYTES = 4096
+MAX_OFFSET = 1e30  # of scales, which are float32; a number of JSON may be infinite, NaN, or have any number of digits
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
@@ -30,7 +30,7 @@ def read_state(matrix: PackedMatrix) -> PackedMatrix:
     is_nested = "weight.nested_absmax" in matrix.parts
     if size not in BLOCK_SIZES or (is_nested and state.get("nested_blocksize") != 256):
         raise CheckpointError(f"{where} has a block size that is not supported")
-    if type(offset) not in (int, float) or not math.isfinite(offset):
+    if type(offset) not in (int, float) or not abs(offset) <= MAX_OFFSET:
         raise CheckpointError(f"{where} has no valid nested_offset")
     if is_nested and "weight.nested_quant_map" not in matrix.parts:
         raise CheckpointError(f"{matrix.file}: tensor {matrix.name} has no nested_quant_map")

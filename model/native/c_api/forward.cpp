@@ -68,7 +68,7 @@ class Activations {
     std::byte* memory_ = nullptr;
 };
 
-// Executes one call of smoe_forward. Throws std::bad_alloc and GroupEnded.
+// Executes one call of smoe_forward. Throws std::bad_alloc, GroupEnded and ReadFault.
 class Forward {
   public:
     Forward(smoe_pool* pool, int isa, const smoe_network& network, const smoe_step& step)

@@ -57,7 +57,7 @@ async def load(http: HttpRequest) -> Response:
     except EngineDied:
         raise state.admission.unavailable_reason() or unavailable("engine_dead", LOADING_RETRY_S) from None
     state.date_adapters(int(time.time()))
-    log.info("LoRA adapter %s loaded from %s", ascii(name), request.lora_path)
+    log.info("LoRA adapter %s loaded from %s", ascii(name), ascii(request.lora_path))
     return JSONResponse(model_entry(state, name), headers=headers)
 
 
@@ -91,5 +91,7 @@ def _state_of(http: HttpRequest) -> ServerState:
 
 
 def _absolute(path: str) -> str:
-    """Return a path that the engine, which has another working directory, understands."""
+    """Return a path that the engine, which has another working directory, understands. Raises ApiError."""
+    if "\0" in path:
+        raise invalid_value("'lora_path' must not contain a NUL character.", "lora_path")
     return str(Path(path).absolute())

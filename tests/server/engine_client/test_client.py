@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from engine.messages import Add, PromptScores, StepDone, StepPart, ToEngine
+from engine.messages import Add, OutputPart, StepDone, StepPart, ToEngine
 from engine.types import Request, RequestOutput, SamplingParams, StepOutput, StepStats, TokenLogprobs
 from server.engine_client.client import MAX_ADDED, EngineClient
 from server.engine_client.output_collector import EngineDied
@@ -180,14 +180,14 @@ def test_outputs_that_come_ahead_of_their_step_reach_their_requests() -> None:
         client = EngineClient()
         collector = client.submit([Request(1, [5] * 4, SamplingParams()), Request(2, [5], SamplingParams())])
         scores = [TokenLogprobs(n, -1.0, [], []) for n in range(3)]
-        client._receive(PromptScores(1, scores[:1]))
-        client._receive(PromptScores(1, scores[1:]))
+        client._receive(OutputPart(RequestOutput(1, prompt_logprobs=scores[:1])))
+        client._receive(OutputPart(RequestOutput(1, prompt_logprobs=scores[1:])))
         client._receive(StepPart([RequestOutput(1, [7], prompt_logprobs=[])]))
         client._receive(StepDone(StepOutput([RequestOutput(2, [8])], StepStats())))
-        client._receive(PromptScores(3, scores))  # an aborted request
+        client._receive(OutputPart(RequestOutput(3, prompt_logprobs=scores)))  # an aborted request
         client._receive(StepPart([RequestOutput(3, [7], prompt_logprobs=[])]))
         outputs = await collector.get()
         assert outputs == [RequestOutput(1, [7], prompt_logprobs=scores), RequestOutput(2, [8])]
-        assert not client._early_scores
+        assert not client._parts
 
     asyncio.run(scenario())
