@@ -44,6 +44,23 @@ def test_each_prompt_has_its_own_parameters(engine: LocalEngine) -> None:
         engine.step()
 
 
+def test_a_rejected_prompt_leaves_nothing_behind(engine: LocalEngine) -> None:
+    with pytest.raises(RequestRejectedError):
+        engine.generate([[1, 5], [1, 6]], [GREEDY, SamplingParams(adapter="nobody's")])
+    assert not engine.has_work()
+    assert len(engine.generate([1, 5], GREEDY)[0].token_ids) == 5
+
+
+def test_requests_of_add_keep_their_outputs_while_generate_computes(engine: LocalEngine) -> None:
+    added = engine.add([1, 7], GREEDY)
+    [completion] = engine.generate([1, 5], GREEDY)
+    outputs = []
+    while engine.has_work():
+        outputs += engine.step()
+    assert len(completion.token_ids) == 5 and {output.request_id for output in outputs} == {added}
+    assert sum(len(output.token_ids) for output in outputs) == 5
+
+
 def test_answers_end_at_the_end_that_the_tokenizer_names(tmp_path: Path) -> None:
     """config.json of the copy names only </s>."""
     copy = shutil.copytree(DEMO, tmp_path / "copy")

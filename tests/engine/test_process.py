@@ -36,8 +36,9 @@ from engine.messages import (
     ToEngine,
     encode_frame,
 )
-from engine.process import Channel, EngineProcess
+from engine.process import CRASH, LOST_GROUP, NO_MEMORY, Channel, EngineProcess
 from engine.types import Request, RequestOutput, SamplingParams
+from model.group import GroupEndedError
 from smoe import LocalEngine
 from tests.support.checkpoints.mixtral import Shape, save_random_checkpoint
 from tests.support.forked.commands import popen
@@ -142,6 +143,27 @@ def test_one_receive_reads_all_messages_that_have_arrived(monkeypatch: pytest.Mo
         messages = [Add([Request(n, list(range(n)), SamplingParams())]) for n in range(40)] + [Abort([3])]
         ours.sendall(b"".join(map(encode_frame, messages)))
         assert Channel(theirs).receive(TIMEOUT_S) == messages
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (GroupEndedError("rank 1 is gone"), "rank 1 is gone"),
+        (GroupEndedError(), LOST_GROUP),
+        (MemoryError(), NO_MEMORY),
+    ],
+    ids=["a named rank", "the group", "memory"],
+)
+def test_a_start_that_fails_says_why(fault: Exception, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: EngineProcess) -> None:
+        raise fault
+
+    monkeypatch.setattr(EngineProcess, "_start", fail)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert EngineProcess(Channel(theirs), Heartbeat()).run() == CRASH
+        reader: FrameReader[FromEngine] = FrameReader(FromEngine)
+        assert reader.feed(ours.recv(1 << 16)) == [Failed(message, CRASH)]
 
 
 def test_an_aborted_request_that_is_still_in_the_socket_is_never_queued() -> None:

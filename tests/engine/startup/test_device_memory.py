@@ -85,6 +85,21 @@ def test_out_of_memory_names_the_flags_that_lower_memory_use(
     assert "\n" not in str(caught.value)
 
 
+def test_torchs_error_for_memory_of_the_cpu_is_explained_and_others_are_not() -> None:
+    config = EngineConfig(model="")
+    full = RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+    with (
+        pytest.raises(EngineConfigError, match="out of memory while the weights are loaded"),
+        explain_out_of_memory(config, "the weights are loaded", HostMemory()),
+    ):
+        raise full
+    with (
+        pytest.raises(RuntimeError, match="another fault"),
+        explain_out_of_memory(config, "the weights are loaded", HostMemory()),
+    ):
+        raise RuntimeError("another fault")
+
+
 def test_a_kv_cache_larger_than_the_machine_is_an_error_that_names_its_flag() -> None:
     config = EngineConfig(model="", kv_cache_memory_bytes=1 << 60)
     with (

@@ -3,14 +3,15 @@
 import math
 import random
 from collections import Counter
+from collections.abc import Callable
 from itertools import combinations
 
 import pytest
 import torch
 
-from engine.execution.experts.stats import COUNT_INTERVAL_S, MAX_UNCOUNTED_ROWS, ExpertStats
+from engine.execution.experts.stats import COUNT_INTERVAL_S, MAX_UNCOUNTED_ROWS, ExpertReporter, ExpertStats
 from engine.execution.experts.tables import NUM_TOP_TOKENS
-from engine.types import LayerExperts
+from engine.types import ExpertReport, LayerExperts
 from model.checkpoint.config_file import load_config
 from tests.support.paths import DEMO
 
@@ -147,3 +148,17 @@ def test_the_window_keeps_no_more_than_its_memory_limit(monkeypatch: pytest.Monk
         counts.pop_new_counts(float(number))
     assert counts.report(60.0, 9.0, 0.0).layers == _naive(steps[-4:])
     assert counts.report(None, 9.0, 0.0).layers == _naive(steps)
+
+
+@pytest.mark.parametrize("ask", [ExpertReporter.report, ExpertReporter.reset], ids=["report", "reset"])
+def test_a_fault_of_a_report_ends_the_counting_and_not_the_engine(
+    ask: Callable[[ExpertReporter], ExpertReport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    stats = ExpertStats(MODEL, CPU)
+    monkeypatch.setattr(stats, "_count", fail)
+    reporter = ExpertReporter(stats)
+    assert ask(reporter).layers == []
+    assert not reporter.has_unreported

@@ -1,6 +1,7 @@
 """Block tables: prefix hits, the sliding window, and the blocks of failed requests."""
 
 import random
+from unittest.mock import patch
 
 import pytest
 
@@ -26,6 +27,32 @@ def test_a_window_bounds_the_blocks_a_sequence_holds(window: int, budget: int) -
             assert sum(1 for block_id in sequence.block_table if block_id) <= most
     assert bench.tokens[request_id] == bench.expected(request_id)
     bench.assert_idle()
+
+
+@pytest.mark.parametrize("window", [1, 3, 4, 5, 16, 17, 40])
+def test_the_longest_visible_prefix_is_that_of_trying_each_length(window: int) -> None:
+    rng = random.Random(window)
+    manager = Bench(num_blocks=64, block_size=4, window=window).block_manager
+    for _ in range(200):
+        found = [rng.choice([0, *range(1, 9)]) for _ in range(rng.randrange(12))]
+        expected: list[int] = []
+        for count in range(1, len(found) + 1):
+            first = manager.geometry.first_visible_block(4 * count)
+            if all(found[first:count]):
+                expected = [0] * first + found[first:count]
+        assert manager._longest_visible(found) == expected
+
+
+def test_a_prefix_is_looked_up_once() -> None:
+    bench = Bench()
+    prompt = random_prompt(random.Random(0), 21, 21)
+    bench.add(prompt, 4)
+    bench.run()
+    lookups: list[object] = []
+    pool = bench.block_manager.pool
+    with patch.object(pool, "lookup", side_effect=lambda *key: lookups.append(key) or type(pool).lookup(pool, *key)):
+        assert len(bench.block_manager.find_prefix(Sequence(Request(9, prompt, SamplingParams()), (0, 9), 4))) == 5
+    assert len(lookups) == 5
 
 
 def test_a_repeated_prompt_is_taken_from_the_prefix_cache() -> None:

@@ -109,6 +109,14 @@ def _change(part: str, change: Callable[[Tensor], Tensor]) -> Callable[[dict[str
     return lambda tensors: tensors.update({BASE + part: change(tensors[BASE + part]).contiguous()})
 
 
+def _with_offset(state: Tensor, offset: str) -> Tensor:
+    """Return the state of bitsandbytes, which is JSON, with this nested_offset."""
+    text = json.dumps(json.loads(bytes(state.tolist())) | {"nested_offset": 0}).replace(
+        '"nested_offset": 0', f'"nested_offset": {offset}'
+    )
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+
 DEFECTS: dict[str, tuple[str, Callable[[dict[str, Tensor]], object], str]] = {
     "no scales": ("AWQ", lambda t: t.pop(BASE + "scales"), r"q_proj\.scales is missing"),
     "nothing": (
@@ -148,6 +156,16 @@ DEFECTS: dict[str, tuple[str, Callable[[dict[str, Tensor]], object], str]] = {
         "nf4",
         _change("weight.quant_state.bitsandbytes__nf4", lambda t: t[:-3]),
         "not valid JSON",
+    ),
+    "an offset of 400 digits": (
+        "nf4",
+        _change("weight.quant_state.bitsandbytes__nf4", lambda t: _with_offset(t, "1" * 400)),
+        "has no valid nested_offset",
+    ),
+    "an infinite offset": (
+        "nf4",
+        _change("weight.quant_state.bitsandbytes__nf4", lambda t: _with_offset(t, "1e999")),
+        "has no valid nested_offset",
     ),
     "two scales": (
         "FP8",
