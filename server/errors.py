@@ -33,6 +33,8 @@ _ANTHROPIC_TYPES = {
     504: "timeout_error",
 }
 
+UPLOAD_RETRY_S = 5.0
+
 
 class ApiError(Exception):
     """One HTTP error: its status, its headers, and the four fields of `{"error": ...}`."""
@@ -342,6 +344,17 @@ def text_queue_full(retry_after_s: float) -> ApiError:
         type="rate_limit_error",
         code="text_queue_full",
         headers=_retry_after(retry_after_s),
+    )
+
+
+def too_many_uploads(most: int) -> ApiError:
+    """The key uploads as many files as it may at a time."""
+    return ApiError(
+        f"An API key may upload {most} files at a time; try again when one has arrived.",
+        status=429,
+        type="rate_limit_error",
+        code="too_many_uploads",
+        headers=_retry_after(UPLOAD_RETRY_S),
     )
 
 

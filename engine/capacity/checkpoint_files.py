@@ -7,6 +7,7 @@ from engine.errors import EngineConfigError
 from model.checkpoint import manifest
 from model.checkpoint.checkpoint import read_config
 from model.checkpoint.errors import CheckpointError
+from model.checkpoint.identity import HASHED_BYTES
 
 
 def write_manifest(checkpoint: Path) -> tuple[Path, int]:
@@ -16,6 +17,17 @@ def write_manifest(checkpoint: Path) -> tuple[Path, int]:
     """
     try:
         return manifest.write_manifest(checkpoint)
+    except CheckpointError as error:
+        raise EngineConfigError(str(error)) from None
+
+
+def files_newer_than_list(checkpoint: Path) -> tuple[Path, list[Path]] | None:
+    """Return the list of checksums, and the files that were written after it and may be others than it lists.
+
+    Small files are compared with the list. None without a list. Raises EngineConfigError.
+    """
+    try:
+        return manifest.doubtful_files(checkpoint, HASHED_BYTES)
     except CheckpointError as error:
         raise EngineConfigError(str(error)) from None
 

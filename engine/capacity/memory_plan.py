@@ -160,55 +160,108 @@ class MemoryPlan:
 
 def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
     """Plan an engine that may use `memory_bytes` on each host. Raises EngineConfigError for a bad checkpoint."""
-    try:
-        config = settings_of_pack(config)
-        model, warnings = read_config(
-            Path(config.model), config.sliding_window, config.experts_per_token, config.rope_theta
-        )
-        check_ranks(config, model)
-        adapters = _adapters(config, model)
-        stored = read_stored_weights(Path(config.model), model)
-    except CheckpointError as error:
-        raise EngineConfigError(str(error)) from None
-    dtype = served_dtype(config, model)
-    block_formats = PACKED_BLOCKS if _is_native(config) and config.quantization == "none" else ()
-    kept = kept_in_blocks(stored, block_formats)
-    own_kind = weight_kind(config, model, is_in_blocks=bool(kept))
-    of_ranks = _bytes_of_ranks(config, model, stored, own_kind)
-    memories = num_memories(config, config.device)
-    host_bytes = _largest_memory(of_ranks, len(of_ranks) // memories)
-    limits, experts, unfit_reason = None, None, ""
-    beside_bytes = sum(adapters.values())
-    try:
-        experts = plan_expert_memory(config, model, memory_bytes, beside_bytes)
-        host_bytes = host_bytes if experts is None else experts.dense_bytes + experts.num_bytes
-        free_bytes = _free_bytes(config, host_bytes, own_kind, memory_bytes, beside_bytes, experts)
-        limits = size_engine(config, model, memories * free_bytes, MAX_CPU_BUDGET)  # as the fullest memory allows
-    except (CheckpointError, EngineConfigError) as error:
-        unfit_reason = str(error)
+    files = _read_files(config)
+    config, model, stored = files.config, files.model, files.stored
+    weights = _plan_weights(config, model, stored)
+    fit = _fit(files, weights, memory_bytes)
     return MemoryPlan(
         model=model,
         config=config,
         stored_bytes=sum(weight.num_bytes for weight in stored.values()),
         parameters=parameters_by_part(stored.values()),
-        part_bytes={kind: _bytes_of_parts(config, model, stored, kind) for kind in {*WEIGHT_KINDS, own_kind}},
-        rank_weight_bytes=max(of_ranks),
-        host_weight_bytes=host_bytes,
-        weight_kind=own_kind,
-        kept_formats=name_of_blocks(stored, kept),
+        part_bytes={kind: _bytes_of_parts(config, model, stored, kind) for kind in {*WEIGHT_KINDS, weights.kind}},
+        rank_weight_bytes=weights.rank_bytes,
+        host_weight_bytes=fit.host_bytes,
+        weight_kind=weights.kind,
+        kept_formats=weights.kept_formats,
         memory_bytes=memory_bytes,
-        dtype=dtype,
-        needed_bytes=host_bytes + beside_bytes + -(-_kv_need(config, model) // memories),
-        limits=limits,
-        unfit_reason=unfit_reason,
+        dtype=served_dtype(config, model),
+        needed_bytes=fit.host_bytes + files.adapter_bytes + -(-_kv_need(config, model) // weights.num_memories),
+        limits=fit.limits,
+        unfit_reason=fit.unfit_reason,
         warnings=(
-            *warnings,
-            *_weight_warnings(config, stored, block_formats, memory_bytes, host_bytes),
-            *(limits.warnings if limits else ()),
+            *files.warnings,
+            *_weight_warnings(config, stored, weights.block_formats, memory_bytes, fit.host_bytes),
+            *(fit.limits.warnings if fit.limits else ()),
         ),
-        experts=experts,
-        adapters=adapters,
+        experts=fit.experts,
+        adapters=files.adapters,
     )
+
+
+@dataclass(frozen=True)
+class _Files:
+    """What config and headers say of a checkpoint and its adapters."""
+
+    config: EngineConfig  # with the settings of a pack
+    model: ModelConfig
+    stored: Mapping[str, StoredWeight]
+    adapters: dict[str, int]  # bytes of each, by name
+    warnings: Sequence[str]
+
+    @property
+    def adapter_bytes(self) -> int:
+        return sum(self.adapters.values())
+
+
+def _read_files(config: EngineConfig) -> _Files:
+    """Read config and headers. Raises EngineConfigError."""
+    try:
+        config = settings_of_pack(config)
+        path = Path(config.model)
+        model, warnings = read_config(path, config.sliding_window, config.experts_per_token, config.rope_theta)
+        check_ranks(config, model)
+        adapters = _adapters(config, model)
+        return _Files(config, model, read_stored_weights(path, model), adapters, warnings)
+    except CheckpointError as error:
+        raise EngineConfigError(str(error)) from None
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """The weights as they are served, if all of them are in memory."""
+
+    kind: str  # as MemoryPlan.weight_kind
+    kept_formats: str
+    block_formats: Collection[str]  # that the backend multiplies as they are stored
+    num_memories: int  # of hosts, or GPUs
+    rank_bytes: int  # of the rank with the largest part
+    host_bytes: int  # of the fullest memory
+
+
+def _plan_weights(config: EngineConfig, model: ModelConfig, stored: Mapping[str, StoredWeight]) -> _Weights:
+    """Choose the format of the weights and size them in it."""
+    block_formats = PACKED_BLOCKS if _is_native(config) and config.quantization == "none" else ()
+    kept = kept_in_blocks(stored, block_formats)
+    kind = weight_kind(config, model, is_in_blocks=bool(kept))
+    of_ranks = _bytes_of_ranks(config, model, stored, kind)
+    memories = num_memories(config, config.device)
+    host_bytes = _largest_memory(of_ranks, len(of_ranks) // memories)
+    return _Weights(kind, name_of_blocks(stored, kept), block_formats, memories, max(of_ranks), host_bytes)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """How weights, adapters and KV cache share each memory."""
+
+    host_bytes: int  # of the weights, of the fullest memory
+    experts: ExpertMemory | None
+    limits: EngineLimits | None  # None if they do not fit
+    unfit_reason: str = ""
+
+
+def _fit(files: _Files, weights: _Weights, memory_bytes: int) -> _Fit:
+    """Divide the memory: experts that are read when they are needed take what the rest leaves, then the KV cache."""
+    config, model, adapter_bytes = files.config, files.model, files.adapter_bytes
+    host_bytes, experts = weights.host_bytes, None
+    try:
+        experts = plan_expert_memory(config, model, memory_bytes, adapter_bytes)
+        host_bytes = host_bytes if experts is None else experts.dense_bytes + experts.num_bytes
+        free_bytes = _free_bytes(config, host_bytes, weights.kind, memory_bytes, adapter_bytes, experts)
+        limits = size_engine(config, model, weights.num_memories * free_bytes, MAX_CPU_BUDGET)  # as the fullest allows
+    except (CheckpointError, EngineConfigError) as error:
+        return _Fit(host_bytes, experts, None, str(error))
+    return _Fit(host_bytes, experts, limits)
 
 
 def _adapters(config: EngineConfig, model: ModelConfig) -> dict[str, int]:

@@ -103,6 +103,18 @@ def files_to_doubt(listed: dict[Path, ListedSum], max_bytes: int) -> list[Path]:
     return [file for file in newer if _sum(file, lambda num_bytes: None) != listed[file].digest]
 
 
+def doubtful_files(checkpoint: Path, max_bytes: int) -> tuple[Path, list[Path]] | None:
+    """Return the manifest of a checkpoint, and which of its files are to be doubted, see files_to_doubt().
+
+    None without a manifest that can be read. Raises CheckpointError.
+    """
+    sums = listed_sums(checkpoint)
+    if not sums:
+        return None
+    listed = {file: sums[file.name] for file in _files(checkpoint) if file.name in sums}
+    return manifest_path(checkpoint), files_to_doubt(listed, max_bytes)
+
+
 def _files(checkpoint: Path) -> list[Path]:
     """Return the files that serving may read, by name."""
     try:

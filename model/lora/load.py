@@ -63,17 +63,17 @@ def load_adapter(
     layers: list[list[LowRank | None]] = [[None] * num_terms for _ in range(config.num_layers)]
     memory = TermMemory(needed, allocate)
     for term in sorted(stored, key=lambda term: (term.layer, term.target.index)):
-        layers[term.layer][term.target.index] = memory.moved(_load_term(term, described.scale))
+        layers[term.layer][term.target.index] = memory.moved(_load_term(term))
     if files_digest(tensors) != before:
         raise CheckpointError(f"{directory}: files were replaced while they were loaded; load the adapter again")
     return Adapter(digest, tuple(map(tuple, layers)))
 
 
-def _load_term(term: StoredTerm, scale: float) -> LowRank:
+def _load_term(term: StoredTerm) -> LowRank:
     a, b = _read(term.a), _read(term.b)
     if a.dtype != b.dtype:
         a, b = a.float(), b.float()
-    return LowRank.packed(a, b, scale, term.target.first_output)
+    return LowRank.packed(a, b, term.scale, term.target.first_output)
 
 
 def _read(tensor: StoredTensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Access of API keys to files and batches: each key sees its own."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from starlette.requests import Request as HttpRequest
@@ -29,6 +30,7 @@ class BatchAccess:
 
     service: BatchService
     owners: tuple[str, ...]  # by tenant
+    num_uploads: Counter[str] = field(default_factory=Counter)  # that are arriving, by owner
 
     @property
     def store(self) -> Store:
@@ -42,16 +44,25 @@ def open_batches(
     *,
     max_num_queued: int,
     retention_days: float,
+    max_line_bytes: int,
 ) -> BatchAccess:
     """Open the folder of --batch-dir. Raises OSError, sqlite3.Error.
 
-    An owner is a hash of its key: keys may be added and change their order between two starts.
+    `max_line_bytes`: of a request in a file. An owner is a hash of its key: keys may be added and change their order
+    between two starts.
     """
     owners = tuple(hashlib.sha256(key.encode()).hexdigest() for key in api_keys) or ("",)
     concurrency = min(CONCURRENCY, max(1, max_num_queued // 4))
     tenants = {owner: tenant for tenant, owner in enumerate(owners)}
     retention_s = retention_days * DAY_S
-    service = BatchService(Store(folder), send_for, tenants, concurrency=concurrency, retention_s=retention_s)
+    service = BatchService(
+        Store(folder),
+        send_for,
+        tenants,
+        concurrency=concurrency,
+        retention_s=retention_s,
+        max_line_bytes=max_line_bytes,
+    )
     return BatchAccess(service, owners)
 
 

@@ -57,8 +57,13 @@ async def prepare_chat(http: HttpRequest, request: ChatCompletionRequest, arriva
     await builder.check_queue(1)
     use = resolve_tool_use(request)
     constraints, ignored = await _tool_constraints(use, builder)
-    token_ids, repair_headers = await render_prompt(request, state, texts, use, builder.tenant)
-    prompt = Prompt(truncated(token_ids, request, builder.ready), is_continued=request.is_continued)
+    raw = request.raw_prompt
+    if raw is None:
+        token_ids, repair_headers = await render_prompt(request, state, texts, use, builder.tenant)
+    else:
+        token_ids, repair_headers = await _encode(raw, builder), {}
+    is_continued = raw is not None or request.is_continued
+    prompt = Prompt(truncated(token_ids, request, builder.ready), is_continued=is_continued)
     completion_limit(request, len(prompt.token_ids), builder.ready)  # reject a long prompt before compiling a grammar
     if request.prediction is not None:
         prompt = replace(prompt, prediction_ids=await encode_prediction(builder, request.prediction.text))
@@ -69,6 +74,14 @@ async def prepare_chat(http: HttpRequest, request: ChatCompletionRequest, arriva
         common_fields("chatcmpl", generation, builder.model_name, builder.fingerprint),
         repair_headers,
         ignored,
+    )
+
+
+async def _encode(text: str, builder: JobBuilder) -> list[int]:
+    """Return the token ids of a text that no template renders."""
+    tokenizer = builder.texts.tokenizer
+    return await builder.state.heavy_work.run(
+        lambda: tokenizer.encode(text, add_special_tokens=True), size=len(text), tenant=builder.tenant
     )
 
 

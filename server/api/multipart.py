@@ -1,51 +1,136 @@
-"""Parse bodies of multipart/form-data (RFC 7578), which clients send to upload files."""
+"""Read bodies of multipart/form-data (RFC 7578), which clients send to upload files, piece by piece."""
 
 import re
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
 from server.errors import ApiError
 
 MAX_PARTS = 16
+MAX_HEAD_BYTES = 4096  # of a part's headers
+MAX_FIELD_BYTES = 4096  # of a field that is no file
 BOUNDARY = re.compile(r'multipart/form-data\s*;.*\bboundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))', re.IGNORECASE)
 NAME = re.compile(rb'[;\s]name="([^"\r\n]*)"', re.IGNORECASE)
 FILENAME = re.compile(rb'[;\s]filename="((?:[^"\\\r\n]|\\.)*)"', re.IGNORECASE)
 
+Write = Callable[[bytes], Awaitable[None]]
+
 
 @dataclass(frozen=True)
 class Part:
-    """One field of a form. `filename` is empty for fields that are no files."""
+    """One field of a form. `filename` is empty for fields that are no files, and `content` for the one that is."""
 
     filename: str
-    content: bytes
+    content: bytes = b""
 
 
-def parse_multipart(content_type: str, body: bytes) -> dict[str, Part]:
-    """Return the fields by name. Raises ApiError 400 or 415."""
+async def read_form(content_type: str, pieces: AsyncIterator[bytes], file_field: str, write: Write) -> dict[str, Part]:
+    """Return the fields by name; the content of the field `file_field` goes to `write`, as it arrives.
+
+    Raises ApiError 400 or 415.
+    """
     match = BOUNDARY.match(content_type)
     if match is None:
         message = "Send a form with 'Content-Type: multipart/form-data; boundary=...'."
         raise ApiError(message, status=415, param="Content-Type", code="unsupported_content_type")
     delimiter = b"\r\n--" + (match[1] or match[2]).encode("latin-1", "replace")
-    pieces = (b"\r\n" + body).split(delimiter, MAX_PARTS + 2)
-    if len(pieces) < 2 or len(pieces) > MAX_PARTS + 2 or not pieces[-1].startswith(b"--"):
-        raise _malformed()
-    parts = [_part(piece) for piece in pieces[1:-1]]
-    fields = dict(parts)
-    if len(fields) != len(parts):
-        raise _malformed()
+    body = _Body(pieces, delimiter)
+    await body.read_content(_ignore)  # what precedes the first delimiter
+    fields: dict[str, Part] = {}
+    while not await body.is_at_end():
+        name, filename = _described(await body.read_head())
+        if name in fields or len(fields) == MAX_PARTS:
+            raise _malformed()
+        if name == file_field:
+            await body.read_content(write)
+            fields[name] = Part(filename)
+        else:
+            field = _Field()
+            await body.read_content(field.add)
+            fields[name] = Part(filename, bytes(field.content))
+    await body.skip()
     return fields
 
 
-def _part(piece: bytes) -> tuple[str, Part]:
-    """Parse what lies between two delimiters: the rest of the delimiter's line, headers, an empty line, the content."""
-    padding, _, rest = piece.partition(b"\r\n")
-    head, separator, content = rest.partition(b"\r\n\r\n")
-    lines = [line for line in head.split(b"\r\n") if line.lower().startswith(b"content-disposition:")]
+class _Body:
+    """The body, of which only what is not yet decided about is kept."""
+
+    def __init__(self, pieces: AsyncIterator[bytes], delimiter: bytes) -> None:
+        self._pieces = pieces
+        self._delimiter = delimiter
+        self._kept = bytearray(b"\r\n")  # the first delimiter may be without a line before it
+
+    async def read_content(self, write: Write) -> None:
+        """Give everything before the next delimiter to `write`, and pass the delimiter."""
+        while (end := self._kept.find(self._delimiter)) < 0:
+            num_certain = max(0, len(self._kept) - len(self._delimiter) + 1)
+            if num_certain:
+                await write(self._taken(num_certain))
+            await self._read_more()
+        if end:
+            await write(self._taken(end))
+        self._taken(len(self._delimiter))
+
+    async def is_at_end(self) -> bool:
+        """Return whether the delimiter that was passed is the last one."""
+        while len(self._kept) < 2:
+            await self._read_more()
+        return self._kept.startswith(b"--")
+
+    async def read_head(self) -> bytes:
+        """Return the rest of the delimiter's line, and the headers behind it. Pass the empty line."""
+        while (end := self._kept.find(b"\r\n\r\n")) < 0:
+            if len(self._kept) > MAX_HEAD_BYTES:
+                raise _malformed()
+            await self._read_more()
+        head = self._taken(end)
+        self._taken(4)
+        if len(head) > MAX_HEAD_BYTES or self._delimiter in head:
+            raise _malformed()
+        return head
+
+    async def skip(self) -> None:
+        """Read what follows the last delimiter."""
+        async for _ in self._pieces:
+            pass
+
+    def _taken(self, num_bytes: int) -> bytes:
+        taken = bytes(self._kept[:num_bytes])
+        del self._kept[:num_bytes]
+        return taken
+
+    async def _read_more(self) -> None:
+        try:
+            self._kept += await anext(self._pieces)
+        except StopAsyncIteration:
+            raise _malformed() from None
+
+
+class _Field:
+    """The content of a field that is no file."""
+
+    def __init__(self) -> None:
+        self.content = bytearray()
+
+    async def add(self, piece: bytes) -> None:
+        self.content += piece
+        if len(self.content) > MAX_FIELD_BYTES:
+            raise _malformed()
+
+
+async def _ignore(piece: bytes) -> None:
+    """Take a piece that is no part of any field."""
+
+
+def _described(head: bytes) -> tuple[str, str]:
+    """Return the field's name and its file's."""
+    padding, _, headers = head.partition(b"\r\n")
+    lines = [line for line in headers.split(b"\r\n") if line.lower().startswith(b"content-disposition:")]
     name = NAME.search(lines[0]) if len(lines) == 1 else None
-    if padding.strip(b" \t") or not separator or name is None:
+    if padding.strip(b" \t") or name is None:
         raise _malformed()
     filename = FILENAME.search(lines[0])
-    return _text(name[1]), Part(_text(filename[1]) if filename else "", content)
+    return _text(name[1]), _text(filename[1]) if filename else ""
 
 
 def _text(value: bytes) -> str:

@@ -6,6 +6,14 @@ from difflib import get_close_matches
 MAX_PATH_CHARS = 128  # of a path that is compared with all others
 MIN_LIKENESS = 0.8
 _CHAT = "/v1/chat/completions"
+# What Ollama's API does with models, and how it is done here.
+_MODELS = {
+    "/api/pull": "The server downloads nothing: start it with a model that is there, as `smoe serve MODEL`.",
+    "/api/push": "The server uploads nothing.",
+    "/api/create": "The server makes no models: start it with --chat-template, --quantization or --lora.",
+    "/api/copy": "Models get further names when the server starts: --served-model-name NAME.",
+    "/api/delete": "The server deletes no models: delete the model's files.",
+}
 # First parts of the paths of other servers' own APIs.
 _OTHER_APIS = {
     "/api/v0/": "LM Studio's own API is not served",
@@ -26,6 +34,8 @@ def url_hint(path: str, known: Collection[str]) -> str | None:
     """Return a sentence about a path that is not among the `known` ones; None if nothing is like it."""
     instead = _spelled_otherwise(path, known)
     if instead is None:
+        if (sentence := _MODELS.get(path.rstrip("/"))) is not None:
+            return f"This part of Ollama's API is not served. {sentence}"
         for start, reason in _OTHER_APIS.items():
             if path.startswith(start):
                 return f"{reason}. OpenAI's text endpoints are, such as {_CHAT}."

@@ -4,11 +4,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from server.errors import ApiError
 from server.strict_json import JsonValue, parse_object
 
 PREFIX = "/v1/"
+MAX_ID_CHARS = 512  # all ids of a batch are in memory
 
 
 class BatchError(Exception):
@@ -37,14 +39,17 @@ class BatchLine:
         return json.dumps(self.body).encode()
 
 
-def read_lines(path: Path, *, is_checked: bool = False) -> Iterator[BatchLine]:
+def read_lines(path: Path, max_bytes: int | None = None, *, is_checked: bool = False) -> Iterator[BatchLine]:
     """Yield the requests of a file; blank lines are skipped. Raises LineError, OSError.
 
-    `is_checked`: the file was read before, so its custom ids are known to differ and none is kept in memory.
+    `max_bytes`: of a line. `is_checked`: the file was read before, so its custom ids are known to differ and none is
+    kept in memory.
     """
     seen: set[str] = set()
     with path.open("rb") as file:
-        for number, text in enumerate(file, start=1):
+        for number, text in enumerate(_texts(file, max_bytes), start=1):
+            if max_bytes is not None and len(text) > max_bytes:
+                raise LineError(path, number, f"longer than {max_bytes} bytes, the server's limit for a request")
             if text.strip():
                 try:
                     line = parse_line(text)
@@ -57,6 +62,15 @@ def read_lines(path: Path, *, is_checked: bool = False) -> Iterator[BatchLine]:
                 yield line
 
 
+def _texts(file: BinaryIO, max_bytes: int | None) -> Iterator[bytes]:
+    """Yield the lines; of one that is too long its beginning, and nothing more."""
+    limit = -1 if max_bytes is None else max_bytes + 1
+    while text := file.readline(limit):
+        yield text
+        if len(text) == limit:
+            return
+
+
 def parse_line(text: bytes) -> BatchLine:
     """Parse one line. Raises BatchError, without parts of the line."""
     try:
@@ -64,8 +78,8 @@ def parse_line(text: bytes) -> BatchLine:
     except ApiError:
         raise BatchError("not a JSON object") from None
     custom_id, url, body = fields.get("custom_id"), fields.get("url"), fields.get("body")
-    if not isinstance(custom_id, str) or not custom_id:
-        raise BatchError("custom_id must be a text")
+    if not isinstance(custom_id, str) or not 1 <= len(custom_id) <= MAX_ID_CHARS:
+        raise BatchError(f"custom_id must be a text of at most {MAX_ID_CHARS} characters")
     if fields.get("method") != "POST":
         raise BatchError('method must be "POST"')
     if not isinstance(url, str) or not url.startswith(PREFIX) or not url.isascii() or not url.isprintable():

@@ -15,6 +15,7 @@ from server.batch.runner import Progress, Runner, Send
 from server.batch.store import OPEN, Object, Store
 
 MAX_LINES = 50_000  # OpenAI's limit
+MAX_UPLOAD_S = 3600.0  # far longer than the server lets an upload take
 MAX_ENDED = 1000  # batches of one owner that are kept after their end
 LOCK_RETRY_S = 0.5  # the previous process may still hold the folder, after SIGHUP
 POLL_S = 5.0  # another process, which is about to end, may have stored or cancelled a batch
@@ -33,16 +34,19 @@ class BatchService:
         *,
         concurrency: int,
         retention_s: float,
+        max_line_bytes: int | None = None,
     ) -> None:
         """`send_for`: makes the sender of a tenant. `owners`: the tenant of each owner whose batches may run.
 
         `concurrency`: requests of one batch at a time. `retention_s`: how long a batch and its results are kept.
+        `max_line_bytes`: of a file's line, which is a request's body; None sets no bound.
         """
         self.store = store
         self._send_for = send_for
         self._owners = owners
         self._concurrency = concurrency
         self._retention_s = retention_s
+        self._max_line_bytes = max_line_bytes
         self._changed = asyncio.Event()
         self._running: dict[str, str] = {}  # owner -> id of the batch that runs
         self._stops: dict[str, asyncio.Event] = {}  # by batch id
@@ -89,6 +93,7 @@ class BatchService:
         try:
             before_s = self.store.clock() - self._retention_s
             number = await asyncio.to_thread(self.store.delete_ended, MAX_ENDED, before_s)
+            await asyncio.to_thread(self.store.delete_parts, self.store.clock() - MAX_UPLOAD_S)
         except (OSError, sqlite3.Error):
             log.exception("ended batches could not be deleted")
         else:
@@ -134,7 +139,7 @@ class BatchService:
 
         def check() -> int:
             number = 0
-            for number, line in enumerate(read_lines(path), start=1):
+            for number, line in enumerate(read_lines(path, self._max_line_bytes), start=1):
                 if line.url != batch["endpoint"]:
                     raise LineError(path, number, f"url must be the batch's endpoint, {batch['endpoint']}")
                 if number > MAX_LINES:

@@ -32,6 +32,32 @@ CREATE INDEX IF NOT EXISTS batches_of_owner ON batches (owner);
 Table = Literal["files", "batches"]
 
 
+class Upload:
+    """A file while it arrives, in pieces, under another name. Methods block."""
+
+    def __init__(self, path: Path) -> None:
+        """`path`: where the content will lie. Raises OSError."""
+        self.path = path
+        self.num_bytes = 0
+        self._part = path.with_suffix(".part")
+        self._file = self._part.open("xb")
+
+    def write(self, piece: bytes) -> None:
+        """Append a piece. Raises OSError."""
+        self._file.write(piece)
+        self.num_bytes += len(piece)
+
+    def finish(self) -> None:
+        """Give the file its name. Raises OSError."""
+        self._file.close()
+        os.replace(self._part, self.path)
+
+    def discard(self) -> None:
+        """Delete what has arrived; nothing if the file has its name."""
+        self._file.close()
+        self._part.unlink(missing_ok=True)
+
+
 class Store:
     """The folder of --batch-dir."""
 
@@ -73,16 +99,23 @@ class Store:
         """Return how many of an owner's batches have not ended."""
         return sum(batch["status"] in OPEN for batch in self._all("batches", owner))
 
-    def add_file(self, owner: str, name: str, content: bytes) -> Object:
-        """Store an uploaded file and return its object. Raises OSError."""
-        file = self._file_object(f"file-{secrets.token_hex(12)}", name, "batch", len(content))
-        path = self.content_path(file["id"])
-        part = path.with_suffix(".part")
-        part.write_bytes(content)
-        os.replace(part, path)
+    def new_upload(self) -> "Upload":
+        """Return the beginning of a file that is being uploaded. Raises OSError."""
+        return Upload(self.content_path(f"file-{secrets.token_hex(12)}"))
+
+    def add_file(self, owner: str, name: str, upload: "Upload") -> Object:
+        """Store an upload that is complete, and return its object. Raises OSError."""
+        file = self._file_object(upload.path.name, name, "batch", upload.num_bytes)
+        upload.finish()
         with self._lock:
             self._insert_file(owner, file)
         return file
+
+    def delete_parts(self, before_s: float) -> None:
+        """Delete what uploads have left that a kill ended before this Unix time. Raises OSError."""
+        for part in self._files.glob("file-*.part"):
+            if part.stat().st_mtime < before_s:
+                part.unlink(missing_ok=True)
 
     def add_batch(self, owner: str, batch: Object) -> Object:
         """Store a new batch; add its id."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engine.assertions import NO_ASSERTIONS, are_assertions_off
+from engine.capacity.checkpoint_files import files_newer_than_list
 from engine.capacity.machine.disk_speed import disk_rate
 from engine.capacity.machine.host_resources import available_bytes, format_bytes, memory_limit_bytes
 from engine.capacity.memory_plan import MemoryPlan, plan_memory
@@ -200,8 +201,29 @@ def check_model(settings: Settings) -> Iterator[Check]:
     yield Check("model", verdict, detail, shlex.join(remedy) or None)
     if plan.limits and plan.experts is not None:
         yield _expert_reads(directory, plan)
+    if not settings.verify:  # which compares all files with the list
+        yield from _checksums(directory)
     for part in check_texts(settings, directory, plan.model.vocab_size):
         yield Check(part.name, "ok" if part.is_ok else "fail", part.detail)
+
+
+def _checksums(checkpoint: Path) -> Iterator[Check]:
+    """Compare the times of the files with that of their list of checksums, if there is one."""
+    try:
+        found = files_newer_than_list(checkpoint)
+    except EngineConfigError as error:
+        yield Check("checksums", "fail", str(error))
+        return
+    if found is None:
+        return
+    path, newer = found
+    if not newer:
+        yield Check("checksums", "ok", f"no file was written after {path.name}, or it has its sum")
+        return
+    others = f" and {len(newer) - 1} more" if len(newer) > 1 else ""
+    detail = f"{newer[0].name}{others}: written after {path.name}, which may list other contents"
+    again = f"if the files are known to be good, list them again: {shlex.join(['smoe', 'plan', str(checkpoint)])}"
+    yield Check("checksums", "warn", detail, f"compare them with smoe serve --verify; {again} --write-manifest")
 
 
 def _expert_reads(pack: Path, plan: MemoryPlan) -> Check:

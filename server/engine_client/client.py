@@ -130,8 +130,9 @@ class EngineClient:
         return await self._expert_queries.ask(window_s, reset=reset)
 
     async def load_adapter(self, name: str, directory: str) -> None:
-        """Load a LoRA adapter under a new name. It is in `ready.adapters` afterwards, also of a restarted engine.
+        """Load a LoRA adapter. It is in `ready.adapters` afterwards, also of a restarted engine.
 
+        One that has the name already is replaced: requests that have it finish with it, and its memory is freed then.
         Raises AdapterError for one that cannot be served, and EngineDied.
         """
         if not self._supervisor.is_serving:
@@ -189,7 +190,9 @@ class EngineClient:
                 self._expert_queries.resolve(message)
             case AdapterLoaded():
                 if (query := self._adapter_queries.resolve(message)) is not None:
-                    self._supervisor.add_adapter(query.name, query.directory, message.digest)
+                    replaced = self._supervisor.add_adapter(query.name, query.directory, message.digest)
+                    if replaced is not None:
+                        self._adapter_queries.unload(replaced)
                 self._free_adapters()
 
     def _on_step_done(self, outputs: list[RequestOutput], stats: StepStats) -> None:

@@ -90,10 +90,13 @@ class EngineSupervisor:
         """Send a message to the current process. Does nothing if it is dead."""
         self._process.send(message)
 
-    def add_adapter(self, name: str, directory: str, digest: str) -> None:
-        """Record an adapter that the process has loaded: the next one will load it too."""
+    def add_adapter(self, name: str, directory: str, digest: str) -> str | None:
+        """Record an adapter that the process has loaded: the next one will load it too. Return the digest of the one
+        that had the name before, if there was one."""
         assert self.ready is not None
+        replaced = self.ready.adapters.get(name)
         self._set_adapters(self._directories() | {name: directory}, self.ready.adapters | {name: digest})
+        return replaced
 
     def remove_adapter(self, name: str) -> str:
         """Forget an adapter's name, and return its digest."""

@@ -17,6 +17,7 @@ from server.fairness.request_memory import RequestMemory
 from server.http.cross_site import HostCheck, OriginCheck
 from server.http.error_response import send_error
 from server.http.limits.body_limit import BodyLimit
+from server.http.limits.upload_limit import UploadLimit
 from server.observability.access_log import AccessLog, RequestRecord
 
 OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
@@ -32,6 +33,8 @@ def with_middleware(
     open_paths: frozenset[str],
     metrics_auth: bool,
     max_body_bytes: int,
+    upload_paths: frozenset[str] = frozenset(),
+    max_upload_bytes: int = 0,
     request_memory: RequestMemory | None = None,
     allowed_origins: Sequence[str],
     accepted_hosts: frozenset[str] | None = None,
@@ -44,9 +47,11 @@ def with_middleware(
 
     `open_paths` need no API key, besides health and, without `metrics_auth`, metrics. `on_http` receives (route
     template, method, status) of each answered request. `accepted_hosts`: names that Host may have; None accepts all.
-    `request_memory` bounds the bodies of all requests. `outermost` adds a middleware around those that can reject.
+    `request_memory` bounds the bodies of all requests but uploads: POST requests of `upload_paths`, which the app reads
+    piece by piece. `outermost` adds a middleware around those that can reject.
     """
-    app = BodyLimit(app, max_body_bytes, request_memory)
+    limited = BodyLimit(app, max_body_bytes, request_memory)
+    app = UploadLimit(app, limited, with_prefix(upload_paths, root_path), max_upload_bytes) if upload_paths else limited
     if api_keys:
         open_paths = OPEN_PATHS | open_paths | (frozenset() if metrics_auth else METRICS_PATHS)
         app = ApiKeys(app, api_keys, with_prefix(open_paths, root_path))

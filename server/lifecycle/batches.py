@@ -46,6 +46,7 @@ def batch_service(
             lambda tenant: app_sender(inner, tenant, by_priority=state.by_priority),
             max_num_queued=settings.max_num_queued_reqs,
             retention_days=settings.batch_retention_days,
+            max_line_bytes=settings.max_body_bytes,
         )
     app.state.batches = access
     return access.service

@@ -19,6 +19,7 @@ from engine.capacity.machine.host_resources import memory_limit_bytes
 from engine.messages import Ready
 from server.api import playground_files
 from server.api.app import create_app
+from server.api.routes.files import UPLOAD_PATHS
 from server.batch.service import BatchService
 from server.engine_client.client import EngineClient
 from server.engine_client.launch import LaunchedEngine
@@ -261,6 +262,8 @@ class Server:
             open_paths=playground_files.open_paths(),
             metrics_auth=settings.metrics_auth,
             max_body_bytes=settings.max_body_bytes,
+            upload_paths=frozenset() if settings.batch_dir is None else UPLOAD_PATHS,
+            max_upload_bytes=settings.max_batch_file_bytes,
             request_memory=self._request_memory,
             allowed_origins=settings.allowed_origins,
             accepted_hosts=accepted_hosts(settings.allowed_hosts, own_names, is_loopback=is_loopback(self._listener)),

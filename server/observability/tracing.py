@@ -30,6 +30,7 @@ EXPORT_TIMEOUT_S = 5.0  # also the longest delay of the server's end
 OPERATIONS = {
     "/api/chat": "chat",
     "/api/embed": "embeddings",
+    "/api/embeddings": "embeddings",
     "/api/generate": "chat",
     "/v1/chat/completions": "chat",
     "/v1/completions": "text_completion",

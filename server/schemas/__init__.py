@@ -14,6 +14,7 @@ from server.schemas.generation import GenerationRequest, StreamOptions
 from server.schemas.messages_api.request import CountTokensRequest, MessagesRequest
 from server.schemas.ollama_api.request import (
     OllamaChatRequest,
+    OllamaEmbeddingsRequest,
     OllamaEmbedRequest,
     OllamaGenerateRequest,
     OllamaShowRequest,
@@ -37,6 +38,7 @@ __all__ = [
     "MessagesRequest",
     "OllamaChatRequest",
     "OllamaEmbedRequest",
+    "OllamaEmbeddingsRequest",
     "OllamaGenerateRequest",
     "OllamaShowRequest",
     "RerankRequest",

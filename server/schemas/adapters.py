@@ -13,10 +13,9 @@ from server.strict_json import JsonValue
 class LoadAdapterRequest(RequestModel):
     """Body of POST /v1/load_lora_adapter."""
 
-    unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {"load_inplace": (False,)}
-
     lora_name: Name
     lora_path: Annotated[str, Field(min_length=1, max_length=4096)]
+    load_inplace: bool = False
 
 
 class UnloadAdapterRequest(RequestModel):

@@ -60,6 +60,11 @@ class ChatCompletionRequest(GenerationRequest, Conversation):
         return self.contents
 
     @property
+    def raw_prompt(self) -> str | None:
+        """The prompt, where no template is to render it."""
+        return None
+
+    @property
     def completion_limit(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 

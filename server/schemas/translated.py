@@ -1,7 +1,7 @@
 """Common fields of the endpoints that translate to chat: chat has them under the same names."""
 
 from abc import abstractmethod
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from pydantic import Field, JsonValue
 
@@ -14,8 +14,6 @@ JsonObject = dict[str, JsonValue]
 
 class TranslatedRequest(RequestModel):
     """A request that is translated to the chat request of `chat_body`."""
-
-    chat_class: ClassVar[type[ChatCompletionRequest]] = ChatCompletionRequest
 
     model: Name | None = None
     stream: bool = False
@@ -30,6 +28,11 @@ class TranslatedRequest(RequestModel):
     experts_per_token: Annotated[int, Field(ge=1)] | None = None
     expert_mask: list[list[bool]] | None = None
     expert_usage: bool | None = None
+
+    @property
+    def chat_class(self) -> type[ChatCompletionRequest]:
+        """The model of the chat request."""
+        return ChatCompletionRequest
 
     @property
     @abstractmethod

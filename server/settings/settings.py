@@ -138,6 +138,11 @@ class Settings(BaseModel):
         description="Directory for the files and the state of /v1/files and /v1/batches, which it enables. Created if "
         "absent.",
     )
+    max_batch_file_bytes: Annotated[Bytes, DefaultText("100MiB")] = Field(
+        100 << 20,
+        description="Maximum size of a file that is uploaded for a batch, with --batch-dir. Each of its lines has at "
+        "most --max-body-bytes.",
+    )
     batch_retention_days: float = Field(
         30.0,
         gt=0,

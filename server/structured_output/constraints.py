@@ -13,6 +13,7 @@ from server.schemas.structured import MAX_GRAMMAR_CHARS, ResponseFormat, Structu
 from server.strict_json import JsonValue
 from server.structured_output.gbnf import as_lark
 from server.structured_output.inline_schemas import inline_schemas
+from server.structured_output.keywords.rewriting import Rewritten, rewritten
 from server.structured_output.multiples import WorkBudget, check_states, count_states
 
 # The model chooses each token among those that the grammar allows. Where the grammar allows one text only, llguidance
@@ -45,6 +46,7 @@ class Constraint:
     is_whole_grammar: bool = False  # written by the client, with rules of its own
     num_states: int = 0  # of the automata that its schema's `multipleOf`s need
     source: dict[str, JsonValue] | str | None = None  # the client's schema or regular expression
+    unheld: tuple[tuple[str, str], ...] = ()  # keywords of the schema that no grammar holds, each with its path
     is_written_in_lark: bool = False  # by the client: positions in it are those of the client's text
 
     def as_rule(self, name: str) -> str:
@@ -93,9 +95,23 @@ def schema_constraint(
     `is_lenient`: ignore schema keywords that no grammar can express. `budget`: shared with other schemas.
     Raises ApiError 400 if the schema is too large.
     """
-    text = json.dumps({**schema, "x-guidance": {**JSON_OPTIONS, **(LENIENT if is_lenient else {}), **style}})
-    _check_size(schema, len(text), param)
-    return Constraint(f"start: %json {text}", param, num_states=count_states(schema, param, budget), source=schema)
+    options = {**JSON_OPTIONS, **(LENIENT if is_lenient else {}), **style}
+    held = _rewritten(schema, param)
+    text = json.dumps({**held.schema, "x-guidance": options})
+    _check_size(held.schema, len(text), param)
+    num_states = count_states(held.schema, param, budget)
+    return Constraint(f"start: %json {text}", param, num_states=num_states, source=schema, unheld=held.unheld)
+
+
+def _rewritten(schema: dict[str, JsonValue], param: str) -> Rewritten:
+    """Rewrite the schema, unless it becomes too large by that. Raises ApiError 400 if it is too large as it is."""
+    _check_size(schema, len(json.dumps(schema)), param)
+    held = rewritten(schema)
+    try:
+        _check_size(held.schema, len(json.dumps(held.schema)), param)
+    except ApiError:
+        return Rewritten(schema)
+    return held
 
 
 def any_of(texts: Iterable[str]) -> str:

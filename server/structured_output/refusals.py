@@ -1,6 +1,7 @@
 """Say why a grammar is refused and where its fault is, from llguidance's message, in words of our own."""
 
 import re
+from collections.abc import Sequence
 
 import llguidance
 
@@ -13,6 +14,15 @@ TOO_LARGE = "it is too large"
 OUTSIDE = "not present in a registry"
 UNSUPPORTED_KEYS_FAULT = "Unimplemented keys"  # in llguidance's message; the keywords follow
 ONE_OF_FAULT = "oneOf constraints are not supported"
+COUNTS_FAULT = "min/maxProperties only supported"
+PATTERNS_FAULT = "patternProperty regexes"
+# Parts of messages about keywords that are supported in some schemas -> the keywords.
+PARTLY_SUPPORTED = {
+    "Unknown format": ["format"],
+    ONE_OF_FAULT: ["oneOf"],
+    COUNTS_FAULT: ["maxProperties", "minProperties"],
+    PATTERNS_FAULT: ["patternProperties"],
+}
 # Parts of llguidance's messages, and our wording for them: the library's own may quote the client's text. The first
 # part that occurs counts.
 REASONS = {
@@ -23,11 +33,13 @@ REASONS = {
     "NoExtension": "no text can match it",
     OUTSIDE: "it refers to something outside itself",
     "does not exist": "it refers to a part that it does not have",
+    PATTERNS_FAULT: "names that match several of patternProperties are not supported",
     "look-around": "looking ahead or behind is not supported",
     "lookarounds not supported": "word boundaries, and ^ or $ inside a regular expression, are not supported",
     "Unknown format": "it names a format that is not supported",
     "egex": "it is not a regular expression that this server supports",
     "end token": "the model has no end token",
+    COUNTS_FAULT: "minProperties and maxProperties need additionalProperties false, or all properties required",
     ONE_OF_FAULT: "it is not valid here: oneOf is not supported, anyOf is",
 }
 NO_REASON = "it is not valid"
@@ -47,6 +59,7 @@ REGEX_REASONS = {
 }
 SCHEMA_KEYWORDS = frozenset(
     {"contains", "contentEncoding", "contentMediaType", "contentSchema", "dependentRequired", "dependentSchemas", "if"}
+    | {"$dynamicAnchor", "$dynamicRef", "$recursiveAnchor", "$recursiveRef"}
     | {"dependencies", "else", "maxContains", "minContains", "not", "propertyNames", "then", "unevaluatedItems"}
     | {"unevaluatedProperties", "uniqueItems", "oneOf", "minProperties", "maxProperties", "patternProperties"}
 )
@@ -62,7 +75,7 @@ def refusal(fault: str, constraint: Constraint) -> ApiError:
     """Build the error for a constraint whose grammar llguidance refused with the message `fault`."""
     message, source = _EXCERPT.split(fault, maxsplit=1)[0], constraint.source
     if isinstance(source, dict):
-        reason = _of_schema(message, source)
+        reason = _of_schema(message, source, constraint.unheld)
     else:
         reason = None if source is None else _of_regex(message, source)
         message = _QUOTED.sub("", message)
@@ -75,11 +88,13 @@ def refusal(fault: str, constraint: Constraint) -> ApiError:
 
 def unsupported_keywords(fault: str) -> list[str]:
     """Return the schema keywords that llguidance's message says it cannot express."""
-    if "Unknown format" in fault:
-        return ["format"]
-    if ONE_OF_FAULT in fault:
-        return ["oneOf"]
-    return sorted(set(re.findall(r"[A-Za-z]+", fault)) & SCHEMA_KEYWORDS) if UNSUPPORTED_KEYS_FAULT in fault else []
+    message = _EXCERPT.split(fault, maxsplit=1)[0]
+    for part, keywords in PARTLY_SUPPORTED.items():
+        if part in message:
+            return keywords
+    if UNSUPPORTED_KEYS_FAULT not in message:
+        return []
+    return sorted(set(re.findall(r"\$?[A-Za-z]+", message)) & SCHEMA_KEYWORDS)
 
 
 def _general(message: str) -> str:
@@ -90,15 +105,16 @@ def _general(message: str) -> str:
     return next((ours for theirs, ours in REASONS.items() if theirs in message), NO_REASON)
 
 
-def _of_schema(message: str, schema: dict[str, JsonValue]) -> str | None:
-    """Return the reason and the path of the fault; None if the place is not known."""
+def _of_schema(message: str, schema: dict[str, JsonValue], unheld: Sequence[tuple[str, str]]) -> str | None:
+    """Return the reason and the path of the fault; None if the place is not known. `unheld`: as in Constraint."""
     if (fault := misshapen(schema)) is not None:
         return f"{NO_REASON}: {fault}"
     for path, pattern in patterns(schema) if "regex parse error" in message else ():
         if (reason := _of_regex(message, pattern)) is not None:
             return f"{reason} of {path}"
-    if UNSUPPORTED_KEYS_FAULT in message:
-        return _general(message) + _at(place_of(schema, unsupported_keywords(message)))
+    if "Unknown format" not in message and (keywords := unsupported_keywords(message)):
+        paths = (path for keyword, path in unheld if keyword in keywords)
+        return _general(message) + _at(next(paths, None) or place_of(schema, keywords))
     for part, theirs, keyword, mark in (
         (_FORMAT, "Unknown format", "format", ""),
         (_POINTER, "does not exist", "$ref", "#"),

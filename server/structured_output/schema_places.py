@@ -9,16 +9,21 @@ from typing import Any
 from server.strict_json import JsonValue
 
 TYPES = frozenset({"null", "boolean", "object", "array", "number", "string", "integer"})
-SCHEMA_KEYWORDS = ("items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames")
-LIST_KEYWORDS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
-OBJECT_KEYWORDS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+SCHEMA_KEYWORDS = frozenset(
+    {"items", "additionalItems", "unevaluatedItems", "contains", "additionalProperties", "unevaluatedProperties"}
+    | {"propertyNames", "not", "if", "then", "else"}
+)
+LIST_KEYWORDS = frozenset({"allOf", "anyOf", "oneOf", "prefixItems", "items"})
+OBJECT_KEYWORDS = frozenset(
+    {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies"}
+)
 
 
 def subschemas(schema: JsonValue, path: str = "") -> Iterator[tuple[str, JsonValue]]:
     """Yield the schema and those inside it, in their order, each with its path."""
     yield path, schema
     for keyword, value in schema.items() if isinstance(schema, dict) else ():
-        place = _join(path, keyword)
+        place = join(path, keyword)
         if keyword in OBJECT_KEYWORDS and isinstance(value, dict):
             members = list(value.values())
         elif keyword in LIST_KEYWORDS and isinstance(value, list):
@@ -28,6 +33,8 @@ def subschemas(schema: JsonValue, path: str = "") -> Iterator[tuple[str, JsonVal
                 yield from subschemas(value, place)
             continue
         for position, member in enumerate(members):
+            if keyword == "dependencies" and isinstance(member, list):
+                continue  # names of members
             yield from subschemas(member, f"{place}[{position}]")
 
 
@@ -39,7 +46,7 @@ def misshapen(schema: JsonValue) -> str | None:
         for keyword in value if isinstance(value, dict) else ():
             is_right, words = _SHAPES.get(keyword, _ANY)
             if isinstance(value, dict) and not is_right(value[keyword]):
-                return f"{_join(path, keyword)} {words}"
+                return f"{join(path, keyword)} {words}"
     return None
 
 
@@ -50,7 +57,7 @@ def place_of(
     for path, inside in subschemas(schema):
         for keyword in inside if isinstance(inside, dict) else ():
             if keyword in keywords and isinstance(inside, dict) and is_meant(inside[keyword]):
-                return _join(path, keyword)
+                return join(path, keyword)
     return None
 
 
@@ -60,13 +67,14 @@ def patterns(schema: JsonValue) -> Iterator[tuple[str, str]]:
         if not isinstance(value, dict):
             continue
         if isinstance(pattern := value.get("pattern"), str):
-            yield _join(path, "pattern"), pattern
+            yield join(path, "pattern"), pattern
         named = value.get("patternProperties")
         for position, name in enumerate(named if isinstance(named, dict) else ()):
-            yield f"{_join(path, 'patternProperties')}[{position}]", name
+            yield f"{join(path, 'patternProperties')}[{position}]", name
 
 
-def _join(path: str, keyword: str) -> str:
+def join(path: str, keyword: str) -> str:
+    """Return the path of a keyword of the subschema at a path."""
     return f"{path}.{keyword}" if path else keyword
 
 
@@ -98,16 +106,38 @@ def _are_texts(value: Any) -> bool:
     return _is_list(value) and all(map(_is_text, value))
 
 
+def _are_lists_of_texts(value: Any) -> bool:
+    return _is_object(value) and all(map(_are_texts, value.values()))
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
 Shape = tuple[Callable[[Any], bool], str]
 _ANY: Shape = (lambda value: True, "")
 _SHAPES: dict[str, Shape] = {
     "type": (_is_type, "is not a type of JSON, nor a list of such types"),
     "required": (_are_texts, "must be an array of strings"),
     **dict.fromkeys(("allOf", "anyOf", "oneOf", "prefixItems", "enum"), (_is_list, "must be an array")),
-    **dict.fromkeys(("properties", "patternProperties", "$defs"), (_is_object, "must be an object")),
+    "uniqueItems": (_is_flag, "must be a boolean"),
+    "dependentRequired": (_are_lists_of_texts, "must be an object of arrays of strings"),
+    **dict.fromkeys(
+        ("properties", "patternProperties", "$defs", "dependentSchemas", "dependencies"),
+        (_is_object, "must be an object"),
+    ),
     **dict.fromkeys(("pattern", "format", "$ref"), (_is_text, "must be a string")),
     **dict.fromkeys(
-        ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"),
+        (
+            "minLength",
+            "maxLength",
+            "minItems",
+            "maxItems",
+            "minProperties",
+            "maxProperties",
+            "minContains",
+            "maxContains",
+        ),
         (_is_count, "must be an integer that is not negative"),
     ),
     **dict.fromkeys(("minimum", "maximum", "multipleOf"), (_is_number, "must be a number")),

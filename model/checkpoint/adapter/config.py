@@ -4,9 +4,11 @@ What changes the meaning of the matrices and is not implemented is refused; what
 """
 
 import math
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from model.checkpoint.config_fields import JsonFields
 from model.checkpoint.errors import CheckpointError
@@ -16,14 +18,19 @@ CONFIG_NAME = "adapter_config.json"
 MAX_CONFIG_BYTES = 1 << 20
 MAX_RANK = 512
 MAX_ALPHA = 1e6
+MAX_PATTERNS = 4096  # of ranks, or of scales; some programs write one for each module
+MAX_PATTERN_CHARS = 256
+# With more of these, or repeated groups, matching a name could take time without end.
+MAX_REPETITIONS = 4
+MAX_GROUPS = 4
+_REPETITION = re.compile(r"[*+{]|(?<!\()\?")
+_REPEATED_GROUP = re.compile(r"\)[*+{]")
 
 # Keys that must be absent, null, false or empty, with what they would mean.
 REFUSED = {
     "use_dora": "DoRA (other lengths of the base model's rows)",
     "modules_to_save": "whole modules in place of those of the base model",
     "lora_bias": "biases",
-    "rank_pattern": "ranks that differ from module to module",
-    "alpha_pattern": "scales that differ from module to module",
     "target_parameters": "terms of the fused tensors of all experts",
     "trainable_token_indices": "embeddings of single tokens",
     "layer_replication": "layers that occur several times",
@@ -36,13 +43,37 @@ REFUSED = {
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
+Number = TypeVar("Number", int, float)
+
+
+@dataclass(frozen=True)
+class ByModule(Generic[Number]):
+    """A number of each module: that of the first pattern that matches its name, or the default.
+
+    A pattern is a regular expression for the end of a name, from its beginning or from a dot on: q_proj and
+    layers.0.self_attn.q_proj match model.layers.0.self_attn.q_proj, and proj does not.
+    """
+
+    default: Number
+    patterns: tuple[tuple[re.Pattern[str], Number], ...] = ()
+
+    def of(self, module: str) -> Number:
+        return next((number for pattern, number in self.patterns if pattern.match(module)), self.default)
+
+
 @dataclass(frozen=True)
 class AdapterConfig:
-    """Rank and scale of all terms of an adapter."""
+    """Ranks and scales of an adapter's terms."""
 
-    rank: int
-    scale: float  # lora_alpha / rank, or lora_alpha / sqrt(rank) with rank stabilization (Kalajdzievski 2023)
+    ranks: ByModule[int]
+    alphas: ByModule[float]
+    is_rank_stabilized: bool  # scales are lora_alpha / sqrt(rank) (Kalajdzievski 2023), else lora_alpha / rank
     base_model: str  # as the adapter names it, for messages
+
+    def scale_of(self, module: str) -> float:
+        """Return the scale of a module's term. `module`: its name in the base model."""
+        rank = self.ranks.of(module)
+        return self.alphas.of(module) / (math.sqrt(rank) if self.is_rank_stabilized else rank)
 
 
 def read_adapter_config(directory: Path) -> AdapterConfig:
@@ -66,10 +97,42 @@ def read_adapter_config(directory: Path) -> AdapterConfig:
             f"init_lora_weights is {printable(start)}, which changes the base model: save the adapter converted to "
             "plain LoRA (path_initial_model_for_weight_conversion of PEFT)"
         )
-    rank = fields.positive("r", MAX_RANK)
-    alpha = fields.positive_float("lora_alpha", MAX_ALPHA)
-    scale = alpha / (math.sqrt(rank) if fields.flag("use_rslora") else rank)
-    return AdapterConfig(rank, scale, printable(fields.get("base_model_name_or_path")))
+    ranks, alphas = _patterns(fields, "rank_pattern"), _patterns(fields, "alpha_pattern")
+    return AdapterConfig(
+        ByModule(
+            fields.positive("r", MAX_RANK),
+            tuple((pattern, values.positive(key, MAX_RANK)) for pattern, values, key in ranks),
+        ),
+        ByModule(
+            fields.positive_float("lora_alpha", MAX_ALPHA),
+            tuple((pattern, values.positive_float(key, MAX_ALPHA)) for pattern, values, key in alphas),
+        ),
+        fields.flag("use_rslora"),
+        printable(fields.get("base_model_name_or_path")),
+    )
+
+
+def _patterns(fields: JsonFields, name: str) -> list[tuple[re.Pattern[str], JsonFields, str]]:
+    """Return the patterns of an object, each with the fields and the key of its number."""
+    values = fields.section(name)
+    keys = [] if values is None else values.names()
+    if len(keys) > MAX_PATTERNS:
+        raise fields.error(f"{name} has {len(keys)} patterns; at most {MAX_PATTERNS} are supported")
+    return [(_pattern(fields, name, key), values, key) for key in keys if values is not None]
+
+
+def _pattern(fields: JsonFields, name: str, key: str) -> re.Pattern[str]:
+    """Compile a pattern as PEFT does, unless matching it could take long."""
+    is_simple = len(_REPETITION.findall(key)) <= MAX_REPETITIONS and key.count("(") <= MAX_GROUPS
+    if len(key) > MAX_PATTERN_CHARS or not key.isprintable() or not is_simple or _REPEATED_GROUP.search(key):
+        raise fields.error(
+            f"{name} has the pattern {printable(key)}; supported are {MAX_PATTERN_CHARS} characters with "
+            f"{MAX_REPETITIONS} repetitions and {MAX_GROUPS} groups, none of which is repeated"
+        )
+    try:
+        return re.compile(rf"(.*\.)?({key})$")
+    except (re.error, OverflowError, RecursionError):
+        raise fields.error(f"{name} has the pattern {printable(key)}, which is not a regular expression") from None
 
 
 def _check_directory(directory: Path) -> None:

@@ -40,6 +40,7 @@ class StoredTerm:
     target: TargetMatrix
     a: StoredTensor  # [r, inputs]
     b: StoredTensor  # [outputs, r]
+    scale: float
 
     @property
     def memory_bytes(self) -> int:
@@ -74,10 +75,11 @@ def read_adapter_tensors(directory: Path, adapter: AdapterConfig, model: ModelCo
         if len(parts) == 1:
             missing = "lora_B" if "A" in parts else "lora_A"
             raise CheckpointError(f"{only.file}: tensor {only.name} has no {missing} beside it")
-        target = targets[module]
-        _check(parts["A"], (adapter.rank, target.num_inputs), adapter)
-        _check(parts["B"], (target.num_outputs, adapter.rank), adapter)
-        terms.append(StoredTerm(layer, target, parts["A"], parts["B"]))
+        target, name = targets[module], _module_name(only)
+        rank = adapter.ranks.of(name)
+        _check(parts["A"], (rank, target.num_inputs), rank, adapter)
+        _check(parts["B"], (target.num_outputs, rank), rank, adapter)
+        terms.append(StoredTerm(layer, target, parts["A"], parts["B"], adapter.scale_of(name)))
     return terms
 
 
@@ -127,11 +129,11 @@ def _module_name(tensor: StoredTensor) -> str:
     return tensor.name.removeprefix(PREFIX).partition(".lora_")[0]
 
 
-def _check(tensor: StoredTensor, shape: Shape, adapter: AdapterConfig) -> None:
+def _check(tensor: StoredTensor, shape: Shape, rank: int, adapter: AdapterConfig) -> None:
     where = f"{tensor.file}: tensor {tensor.name}"
     if tensor.shape != shape:
         raise CheckpointError(
-            f"{where} has shape {list(tensor.shape)}, but rank {adapter.rank} and this model require {list(shape)}; "
+            f"{where} has shape {list(tensor.shape)}, but rank {rank} and this model require {list(shape)}; "
             f"the adapter belongs to {adapter.base_model}"
         )
     if tensor.dtype not in READ_DTYPES:

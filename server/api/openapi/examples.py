@@ -15,6 +15,7 @@ _BODIES: Mapping[str, Body] = {
     "/api/chat": {"messages": _QUESTION, "stream": False, "options": {"num_predict": 60, "temperature": 0}},
     "/api/generate": {"prompt": "Count from 3 to 7.", "stream": False, "options": {"num_predict": 60}},
     "/api/embed": {"input": ["Who comes to dinner?", "Mr. Bingley"]},
+    "/api/embeddings": {"prompt": "Who comes to dinner?"},
     "/api/show": {},
     "/v1/embeddings": {"input": ["Who comes to dinner?", "Mr. Bingley"]},
     "/v1/score": {"text_1": "Who comes to dinner?", "text_2": ["Mr. Bingley", "It rains."]},

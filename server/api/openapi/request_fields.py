@@ -261,6 +261,7 @@ OTHER_ENDPOINTS: Mapping[str, str] = {
     "CreateBatchRequest.metadata": "Pairs of texts that the batch's object repeats.",
     "lora_name": "The name under which requests choose the adapter, by `model`.",
     "lora_path": "The adapter's directory on the server's machine.",
+    "load_inplace": "Replace the adapter of this name, if there is one: requests that have it finish with it.",
     "UploadForm.file": "The file: a request as JSON on each line.",
     "UploadForm.purpose": "`batch` is the only purpose.",
 }
@@ -285,6 +286,9 @@ OLLAMA: Mapping[str, str] = {
     "keep_alive": "No effect: the model stays in memory.",
     "truncate": "Cut texts that are longer than the context, at their end. Otherwise they are a 400.",
     "OllamaEmbedRequest.input": "The text to embed, or a list of texts.",
+    "OllamaGenerateRequest.raw": "Continue the prompt as it is, without a chat's template.",
+    "OllamaEmbeddingsRequest.prompt": "The text to embed, cut where the context ends. Without one there is no vector.",
+    "OllamaEmbeddingsRequest.options": "No effect.",
     "OllamaShowRequest.name": "The older name of `model`.",
     "OllamaMessage.role": "Who wrote the message.",
     "OllamaMessage.content": "The text.",

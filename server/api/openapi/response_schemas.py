@@ -187,4 +187,5 @@ OLLAMA_EMBEDDINGS = an_object(
     total_duration=INTEGER,
     prompt_eval_count=INTEGER,
 )
+OLLAMA_EMBEDDING = an_object(embedding=an_array({"type": "number"}))
 OLLAMA_ERROR = an_object(error=STRING)

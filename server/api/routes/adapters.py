@@ -30,7 +30,7 @@ router = APIRouter()
 @router.post(
     "/v1/load_lora_adapter",
     **describe(
-        "Load a LoRA adapter and serve it under a new name.",
+        "Load a LoRA adapter and serve it under a new name, or with `load_inplace` under its name from then on.",
         response_schemas.MODEL,
         request=LoadAdapterRequest,
         statuses=WITH_BODY,
@@ -43,9 +43,11 @@ async def load(http: HttpRequest) -> Response:
     name = request.lora_name
     if not name or name != name.strip():
         raise invalid_value("'lora_name' must not be empty or have spaces at its ends.", "lora_name")
-    if name in state.all_names:
-        raise invalid_value("'lora_name' is served already; unload it first, or choose another.", "lora_name")
-    if len(state.adapter_names) >= MAX_ADAPTERS:
+    is_replaced = request.load_inplace and name in state.adapter_names
+    if name in state.all_names and not is_replaced:
+        reason = "is the model itself" if name in state.model_names else "is served already; unload it first"
+        raise invalid_value(f"'lora_name' {reason}, or choose another.", "lora_name")
+    if len(state.adapter_names) >= MAX_ADAPTERS and not is_replaced:
         raise invalid_value(
             f"'lora_name' would be one of more than {MAX_ADAPTERS} adapters; unload others.", "lora_name"
         )
@@ -57,7 +59,8 @@ async def load(http: HttpRequest) -> Response:
     except EngineDied:
         raise state.admission.unavailable_reason() or unavailable("engine_dead", LOADING_RETRY_S) from None
     state.date_adapters(int(time.time()))
-    log.info("LoRA adapter %s loaded from %s", ascii(name), ascii(request.lora_path))
+    done = "replaced" if is_replaced else "loaded"
+    log.info("LoRA adapter %s %s from %s", ascii(name), done, ascii(request.lora_path))
     return JSONResponse(model_entry(state, name), headers=headers)
 
 

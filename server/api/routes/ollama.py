@@ -1,13 +1,14 @@
-"""Ollama's API: /api/chat and /api/generate, translated to chat, /api/embed, and what is served.
+"""Ollama's API: /api/chat and /api/generate, translated to chat, embeddings, and what is served.
 
 Nothing here loads, changes or deletes models: one is served.
 """
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
+from typing import TypeVar
 
 import orjson
 from fastapi import APIRouter
@@ -31,12 +32,14 @@ from server.http.sse import EventFormat
 from server.schemas import (
     EmbeddingRequest,
     OllamaChatRequest,
+    OllamaEmbeddingsRequest,
     OllamaEmbedRequest,
     OllamaGenerateRequest,
     OllamaShowRequest,
     validate,
 )
-from server.schemas.ollama_api.request import GeneratingRequest
+from server.schemas.ollama_api.request import EmbeddingTextsRequest, GeneratingRequest
+from server.schemas.validation import RequestModel
 
 VERSION = "0.12.0"  # of Ollama, whose API this is: clients refuse versions that are too old
 FAMILY = "llama"  # as Mixtral's GGUF files name their architecture
@@ -56,6 +59,8 @@ RENAMED_IN_PROMPT = {**RENAMED, r"messages\b.*": "prompt"}
 LINES = EventFormat(
     b"", b"", lambda error: orjson.dumps(ollama_error(error)), separator=b"\n", media_type="application/x-ndjson"
 )
+
+SomeRequest = TypeVar("SomeRequest", bound=RequestModel)
 
 router = APIRouter()
 
@@ -164,10 +169,7 @@ async def show(http: HttpRequest) -> Response:
 )
 async def chat(http: HttpRequest) -> Response:
     """Reply with a message, by default in parts."""
-    arrival_s = time.monotonic()
-    await state_of(http).check_queue(tenant_of(http))
-    request, headers = await read_request(http, OllamaChatRequest, takes_form_type=True)
-    return await _respond(http, request, headers, OllamaChatReply(_name(http, request), arrival_s), RENAMED)
+    return await _respond(http, OllamaChatRequest, OllamaChatReply, RENAMED)
 
 
 @router.post(
@@ -184,11 +186,7 @@ async def chat(http: HttpRequest) -> Response:
 )
 async def generate(http: HttpRequest) -> Response:
     """Reply with a text, by default in parts."""
-    arrival_s = time.monotonic()
-    await state_of(http).check_queue(tenant_of(http))
-    request, headers = await read_request(http, OllamaGenerateRequest, takes_form_type=True)
-    reply = OllamaGenerateReply(_name(http, request), arrival_s)
-    return await _respond(http, request, headers, reply, RENAMED_IN_PROMPT)
+    return await _respond(http, OllamaGenerateRequest, OllamaGenerateReply, RENAMED_IN_PROMPT)
 
 
 @router.post(
@@ -204,16 +202,8 @@ async def generate(http: HttpRequest) -> Response:
 async def embed(http: HttpRequest) -> Response:
     """Reply with a vector of length 1 for each text."""
     arrival_s = time.monotonic()
-    await state_of(http).check_queue(tenant_of(http))
-    request, headers = await read_request(http, OllamaEmbedRequest, takes_form_type=True)
-    named = request.model_copy(update={"model": _served(state_of(http), request.model)})
-    with renaming({"truncate_prompt_tokens": "truncate"}):
-        body = validate(EmbeddingRequest, named.embedding_body())
-        embedder = Embedder.from_request(http, body, arrival_s, body.dimensions)
-        await embedder.check_queue(len(body.input))
-        prompts = await embedder.tokenize(body.input, "input")
-    reserve_memory(http, len(prompts) * embedder.dimensions * NUMBER_BYTES["float"])
-    vectors = await unless_disconnected(http.receive, _vectors(embedder, prompts))
+    request, headers = await _read(http, OllamaEmbedRequest)
+    embedder, vectors = await _embed(http, request, arrival_s, {"truncate_prompt_tokens": "truncate"})
     fields = {
         "model": _name(http, request),
         "total_duration": round((time.monotonic() - arrival_s) * NS),
@@ -224,13 +214,42 @@ async def embed(http: HttpRequest) -> Response:
     return SlicedResponse(pieces, headers, media_type="application/json")
 
 
+@router.post(
+    "/api/embeddings",
+    **describe(
+        "Embed one text, for Ollama's older clients.",
+        response_schemas.OLLAMA_EMBEDDING,
+        request=OllamaEmbeddingsRequest,
+        statuses=GENERATION,
+        error="OllamaError",
+    ),
+)
+async def embeddings(http: HttpRequest) -> Response:
+    """Reply with a vector of length 1, or an empty one for an empty text."""
+    arrival_s = time.monotonic()
+    request, headers = await _read(http, OllamaEmbeddingsRequest)
+    state_of(http).served_name(_served(state_of(http), request.model))
+    vectors: Sequence[bytes] = [b"[]"]
+    if request.prompt:
+        _, vectors = await _embed(http, request, arrival_s, {r"input\b.*": "prompt"})
+    return SlicedResponse([b'{"embedding":', *vectors, b"}"], headers, media_type="application/json")
+
+
+async def _read(http: HttpRequest, model: type[SomeRequest]) -> tuple[SomeRequest, dict[str, str]]:
+    """Read a request that takes part in the queue, and the headers of its reply."""
+    await state_of(http).check_queue(tenant_of(http))
+    return await read_request(http, model, takes_form_type=True)
+
+
 async def _respond(
     http: HttpRequest,
-    request: GeneratingRequest,
-    headers: dict[str, str],
-    reply: OllamaReply,
+    model: type[GeneratingRequest],
+    reply_class: Callable[[str, float], OllamaReply],
     renamed: Mapping[str, str],
 ) -> Response:
+    arrival_s = time.monotonic()
+    request, headers = await _read(http, model)
+    reply = reply_class(_name(http, request), arrival_s)
     state = state_of(http)
     named = request.model_copy(update={"model": _served(state, request.model)})
     state.served_name(named.model)
@@ -244,6 +263,20 @@ async def _respond(
         return stream(turn, reply, headers, LINES, orjson.dumps)
     await complete(http, turn, reply)
     return json_response(reply.record, turn, headers)
+
+
+async def _embed(
+    http: HttpRequest, request: EmbeddingTextsRequest, arrival_s: float, renamed: Mapping[str, str]
+) -> tuple[Embedder, list[bytes]]:
+    """Return the embedder and the JSON of each text's embedding. `renamed`: this endpoint's names of fields."""
+    named = request.model_copy(update={"model": _served(state_of(http), request.model)})
+    with renaming(renamed):
+        body = validate(EmbeddingRequest, named.embedding_body())
+        embedder = Embedder.from_request(http, body, arrival_s, body.dimensions)
+        await embedder.check_queue(len(body.input))
+        prompts = await embedder.tokenize(body.input, "input")
+    reserve_memory(http, len(prompts) * embedder.dimensions * NUMBER_BYTES["float"])
+    return embedder, await unless_disconnected(http.receive, _vectors(embedder, prompts))
 
 
 async def _vectors(embedder: Embedder, prompts: Sequence[list[int]]) -> list[bytes]:

@@ -1,6 +1,5 @@
 """`smoe bench compare`: flags, and what is printed."""
 
-import asyncio
 import json
 import signal
 import sys
@@ -71,6 +70,8 @@ def compare_command(
 
 
 def _compare(given: Mapping[str, Any], as_json: bool) -> int:
+    import asyncio
+
     import uvloop
 
     from server.bench import chart
@@ -112,6 +113,8 @@ def _parse(given: Mapping[str, Any]) -> Any:
 
 async def _until_stopped(run: Any) -> Any:
     """Await `run`; SIGTERM cancels it, so that the server under test is stopped too."""
+    import asyncio
+
     task = asyncio.ensure_future(run)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     return await task

@@ -44,13 +44,13 @@ class BodyLimit:
             body = await self._read(scope, receive, lease, deadline)
         except TimeoutError:
             lease.close()
-            await _discard_rest(receive)
+            await discard_rest(receive)
             is_short_of_memory = lease.is_evicted or lease.has_waited  # the client may have sent in time
             await send_error(scope, send, request_memory_full(RETRY_S) if is_short_of_memory else request_timeout())
         except ApiError as error:
             lease.close()
             if error.status == 503:
-                await _discard_rest(receive)
+                await discard_rest(receive)
             await send_error(scope, send, error)
         else:
             if body is not None:
@@ -113,7 +113,7 @@ def _end_now(deadline: asyncio.Timeout) -> None:
         deadline.reschedule(asyncio.get_running_loop().time())
 
 
-async def _discard_rest(receive: Receive) -> None:
+async def discard_rest(receive: Receive) -> None:
     """Read what is still to come of a body, for DISCARD_S: the client could not read the response otherwise."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(DISCARD_S):

@@ -1,11 +1,12 @@
-"""Request models of POST /api/chat, /api/generate, /api/embed and /api/show: Ollama's API, translated."""
+"""Request models of POST /api/chat, /api/generate, /api/embed, /api/embeddings and /api/show: Ollama's API."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, JsonValue
+from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
+from server.errors import invalid_value
 from server.schemas.chat import ChatCompletionRequest
 from server.schemas.constraint_spellings import Kind, refused_spellings
 from server.schemas.embeddings import WHOLE_CONTEXT, Texts
@@ -75,10 +76,17 @@ class ShrinkingChatRequest(ChatCompletionRequest):
         return True
 
 
+class RawPromptRequest(ShrinkingChatRequest):
+    """The same without a conversation: the prompt is the text of the only message, as it is."""
+
+    @property
+    def raw_prompt(self) -> str | None:
+        return "".join(self.contents)
+
+
 class GeneratingRequest(TranslatedRequest):
     """Common fields of /api/chat and /api/generate. The model stays loaded, so that keep_alive has no effect."""
 
-    chat_class: ClassVar[type[ChatCompletionRequest]] = ShrinkingChatRequest
     constraint_fields: ClassVar[Mapping[Kind, str] | None] = {
         "format": "format",
         "limit": "options.num_predict",
@@ -93,6 +101,10 @@ class GeneratingRequest(TranslatedRequest):
     format: Literal["", "json"] | dict[str, JsonValue] | None = None
     options: OllamaOptions = Field(default_factory=OllamaOptions)
     keep_alive: JsonValue = None
+
+    @property
+    def chat_class(self) -> type[ChatCompletionRequest]:
+        return ShrinkingChatRequest
 
     @property
     def tool_paths(self) -> list[str]:
@@ -147,19 +159,32 @@ class OllamaChatRequest(GeneratingRequest):
 
 
 class OllamaGenerateRequest(GeneratingRequest):
-    """POST /api/generate: a chat of one message."""
+    """POST /api/generate: a chat of one message, or with `raw` a text that is continued as it is."""
 
     unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {
         **GeneratingRequest.unsupported,
         "context": ([],),
         "images": ([],),
-        "raw": (False,),
         "suffix": ("",),
         "template": ("",),
+    }
+    hints: ClassVar[Mapping[str, str]] = {
+        "suffix": "No model that is served here was trained to fill in the text between two others."
     }
 
     prompt: str = ""
     system: str = ""
+    raw: bool = False
+
+    @model_validator(mode="after")
+    def _check_raw(self) -> "OllamaGenerateRequest":
+        if self.raw and self.system:
+            raise invalid_value("'system' must be empty with 'raw', which sends the prompt as it is.", "system")
+        return self
+
+    @property
+    def chat_class(self) -> type[ChatCompletionRequest]:
+        return RawPromptRequest if self.raw else super().chat_class
 
     @property
     def is_empty(self) -> bool:
@@ -170,20 +195,38 @@ class OllamaGenerateRequest(GeneratingRequest):
         return {"messages": [*system, {"role": "user", "content": self.prompt}]}
 
 
-class OllamaEmbedRequest(RequestModel):
-    """POST /api/embed."""
+class EmbeddingTextsRequest(RequestModel):
+    """Common fields of /api/embed and /api/embeddings."""
 
     model: Name | None = None
+    keep_alive: JsonValue = None
+
+    @abstractmethod
+    def embedding_body(self) -> JsonObject:
+        """Return the body of the same request to /v1/embeddings."""
+
+
+class OllamaEmbedRequest(EmbeddingTextsRequest):
+    """POST /api/embed."""
+
     input: Texts
     truncate: bool = True
     dimensions: Annotated[int, Field(ge=1)] | None = None
-    keep_alive: JsonValue = None
 
     def embedding_body(self) -> JsonObject:
-        """Return the body of the same request to /v1/embeddings."""
         texts: list[JsonValue] = [*self.input]
         cut = WHOLE_CONTEXT if self.truncate else None
         return {"model": self.model, "input": texts, "dimensions": self.dimensions, "truncate_prompt_tokens": cut}
+
+
+class OllamaEmbeddingsRequest(EmbeddingTextsRequest):
+    """POST /api/embeddings, which is older than /api/embed: one text, cut at the end of the context."""
+
+    prompt: str = ""
+    options: JsonValue = None
+
+    def embedding_body(self) -> JsonObject:
+        return {"model": self.model, "input": [self.prompt], "truncate_prompt_tokens": WHOLE_CONTEXT}
 
 
 class OllamaShowRequest(RequestModel):

@@ -54,7 +54,13 @@ BAD_SCHEMAS: list[Any] = [
     {"type": "object", "required": ["Zebra"], "additionalProperties": False},
     {"enum": list(range(100_000))},
     {"not": {}},
-    {"if": {}, "then": {}},
+    {"not": {"pattern": "Zebra"}},
+    {"if": {"pattern": "Zebra"}, "then": {"minLength": 9}},
+    {"uniqueItems": True},
+    {"contains": {"const": "Zebra"}},
+    {"dependentRequired": {"Zebra": "Zebra"}},
+    {"propertyNames": {"format": "date"}},
+    {"properties": {"Zebra": {}, "a": {}}, "minProperties": 2},
     {"$dynamicRef": "#Zebra"},
 ]
 BAD_REGEXES = [

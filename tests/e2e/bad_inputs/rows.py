@@ -30,10 +30,20 @@ EMBEDDINGS = Endpoint("/v1/embeddings", {"model": MODEL, "input": "Hi"}, can_str
 SCORE = Endpoint("/v1/score", {"model": MODEL, "text_1": "Hi", "text_2": "Ho"}, can_stream=False)
 RERANK = Endpoint("/v1/rerank", {"model": MODEL, "query": "Hi", "documents": ["Ho", "Hi"]}, can_stream=False)
 DETOKENIZE = Endpoint("/detokenize", {"model": MODEL, "tokens": [5]}, can_stream=False)
+OLLAMA_CHAT = Endpoint("/api/chat", {"model": MODEL, "messages": [HI], "options": {"num_predict": 2}, "stream": False})
+OLLAMA_GENERATE = Endpoint(
+    "/api/generate", {"model": MODEL, "prompt": "Hi", "options": {"num_predict": 2}, "stream": False}
+)
+OLLAMA_RAW = Endpoint(OLLAMA_GENERATE.path, {**OLLAMA_GENERATE.good, "raw": True})
+OLLAMA_EMBED = Endpoint("/api/embed", {"model": MODEL, "input": "Hi"}, can_stream=False)
+OLLAMA_EMBEDDINGS = Endpoint("/api/embeddings", {"model": MODEL, "prompt": "Hi"}, can_stream=False)
+OLLAMA_SHOW = Endpoint("/api/show", {"model": MODEL}, can_stream=False)
 
 OPENAI = (COMPLETIONS, CHAT)
 GENERATING = (COMPLETIONS, CHAT, RESPONSES, MESSAGES)
-EVERYWHERE = (*GENERATING, COUNT, TOKENIZE, EMBEDDINGS, SCORE, RERANK, DETOKENIZE)
+OLLAMA_GENERATING = (OLLAMA_CHAT, OLLAMA_GENERATE, OLLAMA_RAW)
+OLLAMA = (*OLLAMA_GENERATING, OLLAMA_EMBED, OLLAMA_EMBEDDINGS, OLLAMA_SHOW)
+EVERYWHERE = (*GENERATING, COUNT, TOKENIZE, EMBEDDINGS, SCORE, RERANK, *OLLAMA, DETOKENIZE)
 
 
 @dataclass(frozen=True)

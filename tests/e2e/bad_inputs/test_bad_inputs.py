@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import httpx
 import pytest
 
-from tests.e2e.bad_inputs import ROWS
+from tests.e2e.bad_inputs import OLLAMA_ROWS, ROWS
 from tests.e2e.bad_inputs.extremes import EXTREMES
 from tests.e2e.bad_inputs.raw import RAW
 from tests.e2e.bad_inputs.rows import (
@@ -20,6 +20,12 @@ from tests.e2e.bad_inputs.rows import (
     EVERYWHERE,
     HI,
     MESSAGES,
+    OLLAMA,
+    OLLAMA_CHAT,
+    OLLAMA_EMBED,
+    OLLAMA_EMBEDDINGS,
+    OLLAMA_GENERATE,
+    OLLAMA_RAW,
     RERANK,
     RESPONSES,
     SCORE,
@@ -79,7 +85,8 @@ def no_number(name: str) -> NoReturn:
 
 
 def error_param(reply: httpx.Response) -> object:
-    return reply.json()["error"].get("param")
+    error = reply.json()["error"]
+    return None if isinstance(error, str) else error.get("param")
 
 
 def refusal(client: httpx.Client, endpoint: Endpoint, body: bytes | Body, status: int = 400) -> dict[str, Any]:
@@ -91,9 +98,12 @@ def refusal(client: httpx.Client, endpoint: Endpoint, body: bytes | Body, status
     assert reply.headers["x-request-id"]
     text = reply.text.replace(f"{error_param(reply)}", "")  # the name of a field may be one of the secrets
     assert not [secret for secret in SECRETS if secret in text], reply.text[:500]
-    error: dict[str, Any] = reply.json()["error"]
+    given = reply.json()["error"]
+    error: dict[str, Any] = {"message": given} if endpoint in OLLAMA else given
     assert error["message"] and len(reply.text) < 1000
-    if endpoint in (MESSAGES, COUNT):
+    if endpoint in OLLAMA:
+        assert isinstance(given, str) and reply.json().keys() == {"error"}
+    elif endpoint in (MESSAGES, COUNT):
         assert set(error) == {"type", "message"} and reply.json()["type"] == "error"
         assert error["type"] == ANTHROPIC_TYPES[status]
     else:
@@ -109,6 +119,8 @@ def test_an_invalid_field_is_a_400_that_names_it(client: httpx.Client, row: str)
             error = refusal(client, endpoint, body, ROWS[row].status)
             if "code" in error:
                 assert (error["code"], error["param"]) == (code, param or error["param"]), (str(change)[:200], error)
+            elif endpoint in OLLAMA and row in OLLAMA_ROWS:  # its errors are a text
+                assert param is None or f"'{param}'" in error["message"], (str(change)[:200], error)
 
 
 @pytest.mark.parametrize("row", RAW)
@@ -173,6 +185,9 @@ ODD_BUT_LEGAL: list[tuple[Endpoint, Body]] = [
     (SCORE, {"text_1": "\0", "text_2": ["\ufeff", " "]}),
     (RESPONSES, {"input": "", "metadata": None}),
     (MESSAGES, {"system": "", "messages": [HI, HI]}),
+    *[(OLLAMA_RAW, {"prompt": text}) for text in (" ", "\0", "\ufeff", "[INST] </s>")],
+    (OLLAMA_CHAT, {"messages": [HI, HI], "format": "", "options": {"stop": "", "seed": -1, "num_predict": 1.0}}),
+    *[(OLLAMA_EMBEDDINGS, {"prompt": text, "options": 5}) for text in ("", "\0", "word " * 9999)],
 ]
 
 
@@ -240,12 +255,15 @@ BODY_WITH: dict[str, Callable[[str], Body]] = {
     EMBEDDINGS.path: lambda text: {"input": text},
     SCORE.path: lambda text: {"text_2": text},
     RERANK.path: lambda text: {"documents": [text]},
+    OLLAMA_CHAT.path: lambda text: {"messages": [{"role": "user", "content": text}]},
+    OLLAMA_GENERATE.path: lambda text: {"prompt": text},
+    OLLAMA_EMBED.path: lambda text: {"input": text, "truncate": False},
 }
 
 
 @pytest.mark.parametrize("text", TOO_MUCH.values(), ids=TOO_MUCH)
 def test_a_megabyte_of_any_text_is_too_long(client: httpx.Client, text: str) -> None:
-    for endpoint in EVERYWHERE[:-1]:
+    for endpoint in (one for one in EVERYWHERE if one.path in BODY_WITH):
         error = refusal(client, endpoint, endpoint.good | BODY_WITH[endpoint.path](text))
         assert error.get("code", "context_length_exceeded") == "context_length_exceeded"
 

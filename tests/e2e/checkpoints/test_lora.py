@@ -95,6 +95,36 @@ def test_an_adapter_that_is_unloaded_finishes_its_requests_and_can_be_loaded_aga
         assert wrong.status_code == 400 and "no such directory" in wrong.json()["error"]["message"]
 
 
+def test_an_adapter_that_is_replaced_finishes_its_requests_and_others_have_the_new_one(
+    lora_server: RunningServer, adapters: list[Path]
+) -> None:
+    long = {"model": "python", **COMPLETION, "max_tokens": 200, "ignore_eos": True, "stream": True}
+    with httpx.Client(base_url=lora_server.url, timeout=120) as client:
+
+        def load(directory: Path) -> int:
+            body = {"lora_name": "python", "lora_path": str(directory), "load_inplace": True}
+            return client.post("/v1/load_lora_adapter", json=body).status_code
+
+        def fingerprint(name: str) -> str:
+            reply = client.post("/v1/completions", json={"model": name, **COMPLETION}).json()
+            return str(reply["system_fingerprint"])
+
+        assert load(adapters[1]) == 200
+        with (
+            httpx.Client(base_url=lora_server.url, timeout=120) as other,
+            other.stream("POST", "/v1/completions", json=long) as reply,
+        ):
+            lines = reply.iter_lines()
+            next(lines)
+            assert load(adapters[0]) == 200
+            assert fingerprint("python") == fingerprint("sql") != fingerprint("poems")
+            assert list(lines)[-2:] == ["data: [DONE]", ""]
+        assert load(adapters[0]) == load(adapters[0] / "no") - 200 == 200
+        assert fingerprint("python") == fingerprint("sql")
+        client.post("/v1/unload_lora_adapter", json={"lora_name": "python"}).raise_for_status()
+        assert fingerprint("sql") != fingerprint("poems")
+
+
 def test_a_crash_of_the_engine_costs_only_the_adapters_whose_files_are_gone(
     lora_server: RunningServer, tmp_path: Path
 ) -> None:

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.checkpoint.adapter.config import read_adapter_config
+from model.checkpoint.adapter.tensors import read_adapter_tensors
 from model.checkpoint.config_file import load_config
 from model.checkpoint.errors import CheckpointError
 from model.config import ModelConfig
@@ -84,6 +86,29 @@ def test_the_digest_is_that_of_the_files_contents(config: ModelConfig, tmp_path:
     assert len({one, scaled, other}) == 3
 
 
+def test_ranks_and_scales_are_those_of_the_first_pattern_that_matches_a_modules_name(
+    config: ModelConfig, tmp_path: Path
+) -> None:
+    tensors = random_tensors(config, rank=4)
+    of_rank_6 = random_tensors(config, rank=6)
+    tensors |= {name: of_rank_6[name] for name in tensors if ".w2." in name or ".1.self_attn.q_proj." in name}
+    path = save_adapter(
+        tmp_path,
+        tensors,
+        r=4,
+        lora_alpha=8,
+        rank_pattern={"w2": 6, "layers.1.self_attn.q_proj": 6, "proj": 9},  # proj is no end of a name from a dot on
+        alpha_pattern={r"layers\.0\..*\.experts\.[0-2]\.w2": 3, "w2": 12, "q_pro": 1},
+    )
+    adapter = load_adapter(path, config)
+    of_layers = [{i: (term.rank, term.scale) for i, term in enumerate(layer) if term} for layer in adapter.layers]
+    w2 = {4 + 3 * expert + 2: expert for expert in range(4)}
+    assert of_layers[0] == {i: (6, 0.5 if w2[i] < 3 else 2.0) if i in w2 else (4, 2.0) for i in range(16)}
+    assert of_layers[1] == {i: (6, 2.0) if i in w2 else (4, 2.0) for i in range(16)} | {0: (6, 8 / 6)}
+    stored = read_adapter_tensors(path, read_adapter_config(path), config)
+    assert sum(term.memory_bytes for term in stored) == adapter.num_bytes
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -93,8 +118,17 @@ def test_the_digest_is_that_of_the_files_contents(config: ModelConfig, tmp_path:
         ({"modules_to_save": ["lm_head"]}, "modules_to_save is ['lm_head']: adapters with whole modules"),
         ({"bias": "all"}, "bias is 'all': adapters with biases are not supported"),
         ({"lora_bias": True}, "lora_bias is True: adapters with biases are not supported"),
-        ({"rank_pattern": {"q_proj": 8}}, "rank_pattern is {'q_proj': 8}"),
-        ({"alpha_pattern": {"q_proj": 8}}, "alpha_pattern is {'q_proj': 8}"),
+        ({"rank_pattern": {"q_proj": 8}}, "has shape [4, 32], but rank 8 and this model require [8, 32]"),
+        ({"rank_pattern": {"q_proj": 0}}, "rank_pattern.q_proj is 0, not an integer from 1 to 512"),
+        ({"rank_pattern": ["q_proj"]}, "rank_pattern is ['q_proj'], not an object"),
+        ({"rank_pattern": {"q_proj(": 4}}, "rank_pattern has the pattern 'q_proj(', which is not a regular expression"),
+        ({"alpha_pattern": {"q_proj": -1}}, "alpha_pattern.q_proj is -1, not a number above 0"),
+        ({"alpha_pattern": {"(a+)+b": 1}}, "alpha_pattern has the pattern '(a+)+b'; supported are"),
+        ({"alpha_pattern": {"a?" * 30: 1}}, "4 repetitions and 4 groups, none of which is repeated"),
+        ({"alpha_pattern": {"(a|a)" * 5: 1}}, "4 repetitions and 4 groups, none of which is repeated"),
+        ({"alpha_pattern": {"q_proj\n": 1}}, "alpha_pattern has the pattern 'q_proj\\n'; supported are"),
+        ({"alpha_pattern": {"a" * 257: 1}}, "supported are 256 characters"),
+        ({"alpha_pattern": {f"m{i}": 1 for i in range(4097)}}, "alpha_pattern has 4097 patterns; at most 4096"),
         ({"target_parameters": ["experts.down_proj"]}, "target_parameters is"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out is True"),
         (

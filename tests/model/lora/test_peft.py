@@ -26,6 +26,19 @@ CASES: dict[str, tuple[Shape, list[str], dict[str, Any]]] = {
     "attention of Mixtral": (Shape(num_experts=4), ATTENTION, {}),
     "rank-stabilized": (Shape(num_experts=4), ["q_proj", "v_proj"], {"use_rslora": True}),
     "dense": (Shape(num_experts=0), [*ATTENTION, "gate_proj", "up_proj", "down_proj"], {}),
+    "ranks and scales by name": (
+        Shape(num_experts=0),
+        [*ATTENTION, "down_proj"],
+        {
+            "rank_pattern": {"q_proj": 5, r"layers\.1\.self_attn\.(k|v)_proj": 1, "proj": 7, "^model.*down_proj": 4},
+            "alpha_pattern": {"model.layers.0.self_attn.o_proj": 11, ".*[qk]_proj": 2, "q_proj": 9},
+        },
+    ),
+    "ranks and scales by name, rank-stabilized": (
+        Shape(num_experts=4),
+        ATTENTION,
+        {"use_rslora": True, "rank_pattern": {"v_proj": 8}, "alpha_pattern": {"v_proj": 3, "o_proj": 0.5}},
+    ),
     "one layer": (Shape(num_experts=0), ["o_proj", "down_proj"], {"layers_to_transform": [1]}),
 }
 

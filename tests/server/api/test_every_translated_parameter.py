@@ -208,6 +208,7 @@ OLLAMA_GENERATE_ROWS: dict[str, Row] = {
     **OLLAMA_ROWS,
     "prompt": Row("Goodbye", prompts_differ),
     "system": Row("Be brief.", prompts_differ),
+    "raw": Row(True, prompts_differ),
 }
 
 

@@ -1,29 +1,63 @@
-"""server/api/multipart.py: forms are parsed byte for byte, and malformed ones refused."""
+"""server/api/multipart.py: forms are read byte for byte, however they are cut, and malformed ones refused."""
 
+import itertools
 import random
+from collections.abc import AsyncIterator
 
 import httpx
 import pytest
 
-from server.api.multipart import Part, parse_multipart
+from server.api.multipart import MAX_FIELD_BYTES, MAX_HEAD_BYTES, Part, read_form
 from server.errors import ApiError
+
+pytestmark = pytest.mark.anyio
 
 TYPE = "multipart/form-data; boundary=B"
 GOOD = b'--B\r\ncontent-disposition: form-data; name="a"\r\n\r\nx\r\n--B--\r\n'
 
 
-def test_what_httpx_writes_is_read_byte_for_byte() -> None:
+async def read(content_type: str, body: bytes, cuts: list[int] | None = None) -> tuple[dict[str, Part], bytes, int]:
+    """Return the fields, the content of the file, and the longest piece of it. `cuts`: where the body is divided."""
+    ends = [0, *sorted(cuts or []), len(body)]
+    written: list[bytes] = []
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for first, end in itertools.pairwise(ends):
+            yield body[first:end]
+
+    async def write(piece: bytes) -> None:
+        assert piece
+        written.append(piece)
+
+    fields = await read_form(content_type, pieces(), "file", write)
+    return fields, b"".join(written), max(map(len, written), default=0)
+
+
+async def test_what_httpx_writes_is_read_byte_for_byte_however_it_is_cut() -> None:
     draw = random.Random(3)
-    for _ in range(200):
+    for _ in range(300):
         content = bytes(draw.choices(b'\r\n-B"; =x\x00\xff', k=draw.randrange(60)))
         request = httpx.Request("POST", "http://a", files={"file": ("é a.jsonl", content)}, data={"purpose": "batch"})
         request.read()
-        found = parse_multipart(request.headers["content-type"], request.content)
-        assert found == {"purpose": Part("", b"batch"), "file": Part("é a.jsonl", content)}
+        cuts = [draw.randrange(len(request.content)) for _ in range(draw.choice((0, 1, 5, 200)))]
+        fields, found, _ = await read(request.headers["content-type"], request.content, cuts)
+        assert fields == {"purpose": Part("", b"batch"), "file": Part("é a.jsonl")}
+        assert found == content
 
 
-def test_a_preamble_an_epilogue_and_a_quoted_boundary_are_legal() -> None:
-    assert parse_multipart('multipart/form-data; boundary="B"', b"hello\r\n" + GOOD + b"bye") == {"a": Part("", b"x")}
+async def test_a_file_is_written_as_it_arrives() -> None:
+    content = b"\r\n--" + b"x" * 100_000
+    request = httpx.Request("POST", "http://a", files={"file": ("a", content)})
+    request.read()
+    _, found, longest = await read(
+        request.headers["content-type"], request.content, list(range(0, len(request.content), 1000))
+    )
+    assert found == content and longest < 1200
+
+
+async def test_a_preamble_an_epilogue_and_a_quoted_boundary_are_legal() -> None:
+    fields, _, _ = await read('multipart/form-data; boundary="B"', b"hello\r\n" + GOOD + b"bye")
+    assert fields == {"a": Part("", b"x")}
 
 
 @pytest.mark.parametrize(
@@ -36,16 +70,22 @@ def test_a_preamble_an_epilogue_and_a_quoted_boundary_are_legal() -> None:
         GOOD.replace(b"\r\n\r\n", b"\r\n"),
         GOOD.replace(b"--B--", GOOD),
         GOOD.replace(b"--B--\r\n", b"") * 17 + b"--B--",
+        GOOD.replace(b"--B\r\n", b"--Bx\r\n"),
+        GOOD.replace(b"x", b"x" * (MAX_FIELD_BYTES + 1)),
+        GOOD.replace(b"\r\n\r\n", b"\r\na: " + b"b" * MAX_HEAD_BYTES + b"\r\n\r\n"),
+        b"--B\r\n" + b"a" * MAX_HEAD_BYTES * 2,
     ],
+    ids=lambda body: repr(body)[:60],
 )
-def test_a_malformed_form_is_refused(body: bytes) -> None:
-    with pytest.raises(ApiError) as caught:
-        parse_multipart(TYPE, body)
-    assert (caught.value.status, caught.value.code) == (400, "invalid_form")
+async def test_a_malformed_form_is_refused(body: bytes) -> None:
+    for cuts in ([], list(range(len(body)))):
+        with pytest.raises(ApiError) as caught:
+            await read(TYPE, body, cuts)
+        assert (caught.value.status, caught.value.code) == (400, "invalid_form")
 
 
 @pytest.mark.parametrize("content_type", ["", "application/json", "multipart/form-data", "multipart/mixed; boundary=B"])
-def test_another_content_type_is_refused(content_type: str) -> None:
+async def test_another_content_type_is_refused(content_type: str) -> None:
     with pytest.raises(ApiError) as caught:
-        parse_multipart(content_type, GOOD)
+        await read(content_type, GOOD)
     assert caught.value.status == 415

@@ -27,7 +27,7 @@ def test_a_url_that_is_nearly_right_names_the_right_one(path: str, instead: str)
 @pytest.mark.parametrize(
     ("path", "named"),
     [
-        ("/api/pull", "Ollama"),
+        ("/api/chats", "Ollama"),
         ("/api/blobs/a", "Ollama"),
         ("/api/v0/models", "LM Studio"),
         ("/infill", "llama-server"),
@@ -37,6 +37,12 @@ def test_a_url_that_is_nearly_right_names_the_right_one(path: str, instead: str)
 def test_the_urls_of_other_servers_say_whose_they_are_and_what_to_call(path: str, named: str) -> None:
     hint = url_hint(path, PATHS)
     assert hint is not None and named in hint and "/v1/chat/completions" in hint
+
+
+@pytest.mark.parametrize("path", ["/api/pull", "/api/push", "/api/create", "/api/copy", "/api/delete", "/api/pull/"])
+def test_what_ollama_does_with_models_has_a_sentence_about_how_it_is_done_here(path: str) -> None:
+    hint = url_hint(path, PATHS)
+    assert hint is not None and hint.startswith("This part of Ollama's API is not served. ") and "OpenAI" not in hint
 
 
 def test_the_hint_for_pictures_is_made_of_sentences() -> None:

@@ -24,6 +24,7 @@ def test_a_file_is_read_line_by_line_without_blank_ones(tmp_path: Path) -> None:
     [
         ({"custom_id": 5}, "custom_id"),
         ({"custom_id": ""}, "custom_id"),
+        ({"custom_id": "x" * 513}, "custom_id must be a text of at most 512 characters"),
         ({"method": "GET"}, "method"),
         ({"url": "http://a/v1/completions"}, "url"),
         ({"url": "/v1/a b"}, "url"),
@@ -53,6 +54,18 @@ def test_errors_name_the_file_and_the_line(tmp_path: Path) -> None:
     path.write_text((json.dumps(GOOD) + "\n") * 2)
     with pytest.raises(BatchError, match=r"line 2: the custom_id of an earlier line$"):
         list(read_lines(path))
+
+
+@pytest.mark.parametrize("end", ["\n", ""])
+def test_a_line_that_is_too_long_is_not_read_to_its_end(tmp_path: Path, end: str) -> None:
+    path, text = tmp_path / "in.jsonl", json.dumps(GOOD)
+    path.write_text(f"{text}\n")
+    assert len(list(read_lines(path, len(text) + 1))) == 1
+    path.write_text(f"{text}\n{json.dumps({**GOOD, 'custom_id': 'b'})[:-1]}{' ' * 9999}}}{end}")
+    lines = read_lines(path, len(text) + 1)
+    assert next(lines).custom_id == "a"
+    with pytest.raises(BatchError, match=rf"^{path}, line 2: longer than {len(text) + 1} bytes"):
+        next(lines)
 
 
 def test_a_file_that_was_checked_is_read_without_keeping_its_ids(tmp_path: Path) -> None:

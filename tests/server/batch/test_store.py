@@ -57,6 +57,32 @@ def test_a_batch_without_results_or_whose_results_were_deleted_is_deleted(tmp_pa
     assert store.delete_ended(10, before_s=2) == 2 and not left(store)
 
 
+def test_an_upload_has_its_name_when_it_is_complete_and_leaves_nothing_otherwise(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    upload = store.new_upload()
+    upload.write(b"ab")
+    upload.write(b"c")
+    assert not upload.path.exists()
+    file = store.add_file(OWNER, "in.jsonl", upload)
+    upload.discard()
+    assert (file["bytes"], store.content_path(file["id"]).read_bytes()) == (3, b"abc")
+    broken = store.new_upload()
+    broken.write(b"ab")
+    broken.discard()
+    assert contents(tmp_path) == 1 and store.usage(OWNER) == (1, 3)
+
+
+def test_what_a_killed_upload_has_left_is_deleted_when_it_is_old(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.add_file(OWNER, "in.jsonl", store.new_upload())
+    uploads = [store.new_upload(), store.new_upload()]
+    for at_s, upload in zip((99, 100), uploads, strict=True):
+        os.utime(upload._part, (at_s, at_s))
+    store.delete_parts(before_s=100)
+    left_over = sorted(path.suffix for path in (tmp_path / "files").iterdir())
+    assert left_over == ["", ".part"]
+
+
 def test_a_deletion_that_fails_in_the_middle_is_finished_by_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

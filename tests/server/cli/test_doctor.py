@@ -1,6 +1,7 @@
 """`smoe doctor` reports everything that keeps the server from starting."""
 
 import json
+import os
 import re
 import shutil
 import socket
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.capacity import checkpoint_files
 from model.checkpoint.config_file import load_config
 from server.batch.store import DATABASE_NAME, Store
 from server.cli import doctor
@@ -61,6 +63,7 @@ def test_the_demo_on_this_machine_would_start() -> None:
         "memory",
         "requests",
         "model",
+        "checksums",
         "tokenizer",
         "template",
         "defaults",
@@ -81,6 +84,30 @@ def test_a_damaged_checkpoint_fails_by_the_name_of_its_file(monkeypatch: pytest.
     (damaged / "tokenizer.model").unlink()
     assert run_check("model", model=str(damaged)).verdict == "ok"
     assert run_check("tokenizer", model=str(damaged)).verdict == "fail"
+
+
+def test_files_that_were_written_after_their_checksums_are_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    set_probe(monkeypatch)
+    model = shutil.copytree(DEMO, tmp_path / "model", ignore=shutil.ignore_patterns("training"))
+    listed_s = (model / "SHA256SUMS").stat().st_mtime
+    for file in model.iterdir():
+        changed_s = listed_s + (9 if file.name in ("model.safetensors", "config.json") else 0)
+        os.utime(file, (changed_s, changed_s))
+    check = run_check("checksums", model=str(model))  # files as small as these are compared with the list
+    assert (check.verdict, check.remedy) == ("ok", None)
+    monkeypatch.setattr(checkpoint_files, "HASHED_BYTES", 0)  # as if they were large
+    check = run_check("checksums", model=str(model))
+    assert check.verdict == "warn" and check.detail.startswith("config.json and 1 more: written after SHA256SUMS")
+    assert check.remedy is not None
+    assert f"smoe plan {model} --write-manifest" in check.remedy and "smoe serve --verify" in check.remedy
+    os.utime(model / "SHA256SUMS", (listed_s + 10, listed_s + 10))
+    assert run_check("checksums", model=str(model)).verdict == "ok"
+    names = [check.name for check in run_checks(load_settings({"port": 0, "model": str(model), "verify": True}))]
+    (model / "SHA256SUMS").unlink()
+    names += [check.name for check in run_checks(load_settings({"port": 0, "model": str(model)}))]
+    assert "model" in names and "checksums" not in names
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def smoe(*arguments: str, run: Callable[..., Any] = run, **variables: str) -> su
     return ended
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("serve", "--help"), ("--version",)])
+@pytest.mark.parametrize("arguments", [("--help",), ("serve", "--help"), ("health", "--help"), ("--version",)])
 def test_help_loads_nothing_heavy(arguments: tuple[str, ...]) -> None:
     script = (
         "import sys\n"
@@ -36,7 +36,7 @@ def test_help_loads_nothing_heavy(arguments: tuple[str, ...]) -> None:
         "try:\n"
         "    main()\n"
         "finally:\n"
-        "    heavy = {'torch', 'fastapi', 'yaml', 'uvicorn', 'msgspec', 'rich'} & set(sys.modules)\n"
+        "    heavy = {'torch', 'fastapi', 'yaml', 'uvicorn', 'msgspec', 'rich', 'asyncio', 'ssl'} & set(sys.modules)\n"
         "    assert not heavy, heavy\n"
     )
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -17,7 +17,14 @@ from server.schemas import CompletionRequest, validate
 from server.structured_output.constraints import JSON_OPTIONS, Constraint
 from server.structured_output.grammar_check_job import Verdict
 from server.structured_output.grammar_checker import MAX_PENDING, GrammarChecker
-from server.structured_output.refusals import ONE_OF_FAULT, REASONS, SCHEMA_KEYWORDS, UNSUPPORTED_KEYS_FAULT
+from server.structured_output.refusals import (
+    COUNTS_FAULT,
+    ONE_OF_FAULT,
+    PATTERNS_FAULT,
+    REASONS,
+    SCHEMA_KEYWORDS,
+    UNSUPPORTED_KEYS_FAULT,
+)
 from tests.support.servers.inline_sandbox import InlineSandbox
 from tests.support.servers.serving import MODEL, tokenizer
 
@@ -52,6 +59,8 @@ FAULTS: dict[str, tuple[str, str]] = {
     "Unknown format": (of_schema(type="string", format="colour"), "names a format that is not supported"),
     "egex": (of_schema(type="string", pattern="[a"), "not a regular expression that this server supports"),
     UNSUPPORTED_KEYS_FAULT: (of_schema(type="array", uniqueItems=True), "unsupported keywords (uniqueItems)"),
+    COUNTS_FAULT: (of_schema(properties={"a": {}, "b": {}}, minProperties=2), "need additionalProperties false"),
+    PATTERNS_FAULT: (of_schema(patternProperties={"^a": {}, "b$": {"type": "null"}}), "several of patternProperties"),
     ONE_OF_FAULT: (of_schema(oneOf=[{"type": "string"}, {"maxLength": 3}]), "not valid"),
 }
 
@@ -92,7 +101,9 @@ def test_a_model_without_an_end_token_is_named_by_the_engines_own_message() -> N
         ({"type": "object", "propertyNames": {"type": "string"}}, ["propertyNames"]),
         ({"type": "string", "format": "binary"}, ["format"]),
         ({"oneOf": [{"type": "string"}, {"type": "string", "maxLength": 3}]}, ["oneOf"]),
-        ({"type": "SECRET"}, []),
+        ({"$dynamicRef": "#a"}, ["$dynamicRef"]),
+        ({"properties": {"a": {}, "b": {}}, "minProperties": 2}, ["maxProperties", "minProperties"]),
+        ({"type": "SECRET", "description": "Unknown format"}, []),
         ({"type": "object"}, []),
     ],
     ids=str,

@@ -41,6 +41,17 @@ IN_SCHEMAS: list[tuple[dict[str, Any], str]] = [  # a schema, what is said of it
         properties({"type": "array", "uniqueItems": True}),
         "unsupported keywords (uniqueItems), at properties[0].uniqueItems",
     ),
+    (  # the first is held by a grammar
+        properties({"uniqueItems": True, "maxItems": 1}, {"items": {"uniqueItems": True, "description": "SECRET"}}),
+        "unsupported keywords (uniqueItems), at properties[1].items.uniqueItems",
+    ),
+    (properties({"not": {"pattern": "SECRET"}}), "unsupported keywords (not), at properties[0].not"),
+    (
+        properties(SECRET, {"$dynamicRef": "#SECRET"}),
+        "unsupported keywords ($dynamicRef), at properties[1].$dynamicRef",
+    ),
+    (properties({**properties(SECRET, SECRET), "minProperties": 3}), "required, at properties[0].minProperties"),
+    (properties({"dependentRequired": {"SECRET": "a"}}), "properties[0].dependentRequired must be an object of arrays"),
     (properties({"$ref": "#/$defs/SECRET"}), "it refers to a part that it does not have, at properties[0].$ref"),
     (properties(SECRET, {"$ref": "http://SECRET/"}), "it refers to something outside itself, at properties[1].$ref"),
     (

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 from engine.types import Request
 from server.api import playground_files
 from server.api.app import create_app
+from server.api.routes.files import UPLOAD_PATHS
 from server.chat.template import ChatTemplate
 from server.generation.sampling_params import GenerationDefaults
 from server.generation.state import ServerState, TextFrontend
@@ -81,6 +82,7 @@ def app_around(
     root_path: str = "",
     access_log: AccessLog | None = None,
     app: FastAPI | None = None,
+    max_upload_bytes: int = 0,
 ) -> ASGIApp:
     return with_middleware(
         app or create_app(state),
@@ -88,6 +90,8 @@ def app_around(
         open_paths=playground_files.open_paths(),
         metrics_auth=False,
         max_body_bytes=1 << 20,
+        upload_paths=UPLOAD_PATHS if max_upload_bytes else frozenset(),
+        max_upload_bytes=max_upload_bytes,
         allowed_origins=(),
         root_path=root_path,
         on_http=state.metrics.http,

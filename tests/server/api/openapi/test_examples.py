@@ -26,7 +26,7 @@ BODIES: dict[str, dict[str, Any]] = {
     for path, methods in PATHS.items()
     if "application/json" in methods.get("post", {}).get("requestBody", {}).get("content", {})
 }
-EMBEDDED = ("/v1/embeddings", "/v1/score", "/v1/rerank", "/api/embed")
+EMBEDDED = ("/v1/embeddings", "/v1/score", "/v1/rerank", "/api/embed", "/api/embeddings")
 BATCHES = "/v1/batches"  # needs --batch-dir and an uploaded file
 LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 URL = "http://127.0.0.1:8000"

@@ -45,7 +45,9 @@ async def test_an_adapter_is_served_from_its_loading_to_its_unloading() -> None:
         (LOAD, {**SQL, "lora_name": ""}, 400, "invalid_value", "lora_name"),
         (LOAD, {**SQL, "lora_name": " sql"}, 400, "invalid_value", "lora_name"),
         (LOAD, {**SQL, "lora_name": MODEL}, 400, "invalid_value", "lora_name"),
-        (LOAD, {**SQL, "load_inplace": True}, 400, "unsupported_parameter", "load_inplace"),
+        (LOAD, {**SQL, "load_inplace": "yes"}, 400, "invalid_type", "load_inplace"),
+        (LOAD, {**SQL, "load_inplace": True, "lora_name": MODEL}, 400, "invalid_value", "lora_name"),
+        (LOAD, {**SQL, "load_inplace": True, "lora_path": "/adapters/bad"}, 400, "invalid_value", "lora_path"),
         (LOAD, {"lora_name": "sql"}, 400, "missing_required_parameter", "lora_path"),
         (UNLOAD, {}, 400, "missing_required_parameter", "lora_name"),
         (UNLOAD, {"lora_name": MODEL}, 404, "model_not_found", "lora_name"),
@@ -56,6 +58,23 @@ async def test_a_body_that_names_no_adapter_to_load_or_unload_is_refused(
 ) -> None:
     async with a_client(FakeEngine(saying("a"))) as client:
         check_error(await client.post(path, json=body), status, code, param)
+
+
+async def test_an_adapter_is_replaced_only_if_the_request_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapters, "MAX_ADAPTERS", 1)
+    engine = FakeEngine(saying("a"))
+    body = {"model": "sql", "prompt": "It was"}
+    async with a_client(engine) as client:
+        for path in ("/adapters/new", "/adapters/newer"):  # without one of the name, it is loaded
+            loaded = await client.post(LOAD, json={"lora_name": "sql", "lora_path": path, "load_inplace": True})
+            assert loaded.json()["id"] == "sql", loaded.text
+            await client.post("/v1/completions", json=body)
+            assert engine.submitted[-1].adapter == path
+        bad = {**SQL, "lora_path": "/adapters/bad", "load_inplace": True}
+        assert (await client.post(LOAD, json=bad)).status_code == 400
+        check_error(await client.post(LOAD, json={**SQL, "lora_name": "b"}), 400, "invalid_value", "lora_name")
+        await client.post("/v1/completions", json=body)
+        assert engine.submitted[-1].adapter == "/adapters/newer"  # one that cannot be served replaces none
 
 
 @pytest.mark.parametrize(

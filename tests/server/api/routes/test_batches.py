@@ -16,6 +16,7 @@ from server.api.batch_access import DAY_S, open_batches
 from server.api.routes import batches, files
 from server.batch import service
 from server.batch.app_sender import PRIORITY, app_sender
+from server.batch.store import Upload
 from server.fairness.request_memory import RequestMemory
 from server.http.middleware import for_batches
 from tests.support.conditions import until
@@ -26,6 +27,8 @@ pytestmark = pytest.mark.anyio
 
 KEYS = ("first-key", "second-key")
 RETENTION_DAYS = 2
+MAX_LINE_BYTES = 4096
+MAX_UPLOAD_BYTES = 3 << 20
 NO_RESULTS = {"output_file_id": None, "error_file_id": None}
 
 
@@ -45,9 +48,11 @@ class Server:
             lambda tenant: app_sender(inner, tenant, by_priority=True),
             max_num_queued=1024,
             retention_days=RETENTION_DAYS,
+            max_line_bytes=MAX_LINE_BYTES,
         )
         app.state.batches = self.access
-        transport = httpx.ASGITransport(app_around(state, api_keys=KEYS, app=app), raise_app_exceptions=False)
+        limited = app_around(state, api_keys=KEYS, app=app, max_upload_bytes=MAX_UPLOAD_BYTES)
+        transport = httpx.ASGITransport(limited, raise_app_exceptions=False)
         self.clients = [
             httpx.AsyncClient(transport=transport, base_url="http://smoe", headers={"authorization": f"Bearer {key}"})
             for key in KEYS
@@ -166,6 +171,7 @@ async def test_lists_come_in_pages(server: Server) -> None:
         ([line("a"), b"{"], 2, "not a JSON object"),
         ([line("a"), line("a")], 2, "the custom_id of an earlier line"),
         ([line("a", url="/v1/chat/completions")], 1, "url must be the batch's endpoint"),
+        ([line("a"), line("b", user="x" * MAX_LINE_BYTES)], 2, f"longer than {MAX_LINE_BYTES} bytes"),
         ([b" "], 1, "the file has no requests"),
     ],
     ids=str,
@@ -294,11 +300,85 @@ async def test_a_key_has_bounds_on_files_and_open_batches(server: Server, monkey
     assert (await upload(client, b"y")).status_code == 200
 
 
+def form_of(content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield a form with a file, whose length is not declared."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b'--B\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+        yield b'--B\r\ncontent-disposition: form-data; name="file"; filename="in.jsonl"\r\n\r\n'
+        async for piece in content:
+            yield piece
+        yield b"\r\n--B--\r\n"
+
+    return pieces()
+
+
+async def upload_pieces(client: httpx.AsyncClient, content: AsyncIterator[bytes]) -> httpx.Response:
+    headers = {"content-type": "multipart/form-data; boundary=B"}
+    return await client.post("/v1/files", content=form_of(content), headers=headers)
+
+
+async def test_a_file_larger_than_a_request_is_written_as_it_arrives(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    write = Upload.write
+
+    def counted(upload: Upload, piece: bytes) -> None:
+        sizes.append(len(piece))
+        write(upload, piece)
+
+    async def content() -> AsyncIterator[bytes]:
+        for _ in range(32):
+            yield b"x" * (64 << 10)
+
+    monkeypatch.setattr(Upload, "write", counted)
+    stored = await upload_pieces(server.clients[0], content())
+    assert stored.json()["bytes"] == 2 << 20 and server.access.num_uploads.total() == 0
+    back = await server.clients[0].get(f"/v1/files/{stored.json()['id']}/content")
+    assert back.content == b"x" * (2 << 20)
+    assert len(sizes) >= 8 and max(sizes) <= files.WRITTEN_BYTES + (64 << 10)
+
+
+async def test_an_upload_that_fails_leaves_nothing(server: Server, tmp_path: Path) -> None:
+    async def too_long() -> AsyncIterator[bytes]:
+        for _ in range(64):
+            yield b"x" * (64 << 10)
+
+    async def cut_off() -> AsyncIterator[bytes]:
+        yield b"x" * (1 << 20)
+        yield b"\r\n--B\r\nno header\r\n\r\n"
+
+    check_error(await upload_pieces(server.clients[0], too_long()), 413, "request_too_large")
+    check_error(await upload_pieces(server.clients[0], cut_off()), 400, "invalid_form")
+    assert not list((tmp_path / "files").iterdir()) and server.access.num_uploads.total() == 0
+    assert (await server.clients[0].get("/v1/files")).json()["data"] == []
+
+
+async def test_a_key_uploads_a_few_files_at_a_time(server: Server) -> None:
+    may_end = asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"x" * files.WRITTEN_BYTES
+        await may_end.wait()
+
+    client, other = server.clients
+    running = [asyncio.create_task(upload_pieces(client, slow())) for _ in range(files.MAX_UPLOADS)]
+    await until(lambda: server.access.num_uploads.total() == files.MAX_UPLOADS)
+    refused = await upload(client, b"x")
+    check_error(refused, 429, "too_many_uploads")
+    assert int(refused.headers["retry-after"]) > 0
+    assert (await upload(other, b"x")).status_code == 200
+    may_end.set()
+    assert [reply.status_code for reply in await asyncio.gather(*running)] == [200] * files.MAX_UPLOADS
+    assert (await upload(client, b"x")).status_code == 200
+
+
 async def test_bad_uploads_are_one_line(server: Server) -> None:
     client = server.clients[0]
     check_error(await upload(client, b"x", purpose="fine-tune"), 400, "invalid_value", "purpose")
     check_error(await upload(client, b""), 400, "invalid_value", "file")
-    check_error(await upload(client, b"x" * (1 << 20)), 413, "request_too_large")
+    check_error(await upload(client, b"x" * MAX_UPLOAD_BYTES), 413, "request_too_large")
     check_error(await client.post("/v1/files", json={}), 415, "unsupported_content_type", "Content-Type")
     alone = await client.post("/v1/files", files={"file": ("a", b"x")})
     check_error(alone, 400, "missing_required_parameter", "purpose")

@@ -1,4 +1,4 @@
-"""Ollama's API: /api/chat, /api/generate, /api/embed, /api/tags, /api/ps, /api/show and /api/version."""
+"""Ollama's API: /api/chat, /api/generate, /api/embed, /api/embeddings, /api/tags, /api/ps, /api/show, /api/version."""
 
 import asyncio
 import json
@@ -95,6 +95,28 @@ async def test_a_prompt_is_answered_like_a_chat_of_one_message() -> None:
     assert engine.submitted[0].prompt_token_ids == chat.submitted[0].prompt_token_ids
     reply, _ = await post("/api/generate", {**PROMPT, "stream": False})
     assert reply.json()["response"] == "one two"
+
+
+async def test_models_are_not_deleted() -> None:
+    async with client_of(state_around(FakeEngine(saying("a")))) as client:
+        reply = await client.request("DELETE", "/api/delete", json={"model": MODEL})
+    assert reply.status_code == 404 and "delete the model's files" in reply.json()["error"]
+
+
+async def test_a_raw_prompt_is_continued_as_it_is_and_as_far_as_the_context_has_room() -> None:
+    reply, engine = await post("/api/generate", {**PROMPT, "raw": True}, text="one two")
+    *parts, final = lines(reply)
+    assert "".join(part["response"] for part in parts) == " one two"
+    assert_final(final, engine)
+    _, usual = await post("/v1/completions", PROMPT)
+    assert engine.submitted[0].prompt_token_ids == usual.submitted[0].prompt_token_ids
+    assert engine.submitted[0].params.max_tokens == READY.max_model_len - len(usual.submitted[0].prompt_token_ids)
+    whole, limited = await post(
+        "/api/generate", {**PROMPT, "raw": True, "stream": False, "options": {"num_predict": 1}}
+    )
+    assert whole.json()["done_reason"] == "length" and limited.submitted[0].params.max_tokens == 1
+    empty, _ = await post("/api/generate", {**PROMPT, "prompt": "", "raw": True})
+    assert empty.json()["done_reason"] == "load"
 
 
 async def test_options_reach_the_engine() -> None:
@@ -196,11 +218,18 @@ async def test_the_tag_of_a_served_name_may_be_left_out() -> None:
         ("/api/chat", {**CHAT, "format": {"type": "zebra"}}, 400, "'format"),
         ("/api/chat", {"model": MODEL, "messages": [{**HELLO[0], "images": ["aGk="]}]}, 400, "messages[0].images"),
         ("/api/chat", {**CHAT, "tools": [WEATHER]}, 400, "not trained to call tools: send none"),
-        ("/api/generate", {**PROMPT, "raw": True}, 400, "'raw' is not supported"),
+        ("/api/generate", {**PROMPT, "raw": True, "system": "a"}, 400, "'system' must be empty with 'raw'"),
+        ("/api/generate", {**PROMPT, "raw": True, "prompt": "word " * 9999}, 400, "maximum context length"),
+        ("/api/generate", {**PROMPT, "suffix": "a"}, 400, "'suffix' is not supported here. No model that is served"),
         ("/api/generate", {**PROMPT, "template": "{{ .Prompt }}"}, 400, "'template' is not supported"),
         ("/api/generate", {**PROMPT, "prompt": "word " * 9999}, 400, "maximum context length"),
         ("/api/embed", {"model": MODEL, "input": "a"}, 400, "--embeddings"),
-        ("/api/pull", {"model": MODEL}, 404, "This part of Ollama's API is not served"),
+        ("/api/embeddings", {"model": MODEL, "prompt": "a"}, 400, "--embeddings"),
+        ("/api/embeddings", {"model": "other", "prompt": ""}, 404, MODEL),
+        ("/api/pull", {"model": MODEL}, 404, "This part of Ollama's API is not served. The server downloads nothing"),
+        ("/api/push", {"model": MODEL}, 404, "uploads nothing"),
+        ("/api/create", {"model": MODEL}, 404, "--chat-template, --quantization or --lora"),
+        ("/api/copy", {"source": MODEL}, 404, "--served-model-name"),
     ],
 )
 async def test_errors_are_a_text(path: str, body: dict[str, Any], status: int, part: str) -> None:
@@ -256,6 +285,20 @@ async def test_texts_are_embedded() -> None:
     assert reply["prompt_eval_count"] == usual["usage"]["prompt_tokens"] and reply["total_duration"] >= 0
     assert [len(vector) for vector in single["embeddings"]] == [2]
     assert (long.status_code, refused.status_code) == (200, 400)
+
+
+async def test_one_text_is_embedded_for_older_clients() -> None:
+    state = state_around(FakeEngine(saying("a")))
+    state.embeddings = True
+    body = {"model": f"{MODEL}:latest", "prompt": "one", "options": {"num_ctx": 9}, "keep_alive": "5m"}
+    async with client_of(state) as client:
+        reply = await client.post("/api/embeddings", json=body)
+        newer = (await client.post("/api/embed", json={"input": "one"})).json()
+        long = await client.post("/api/embeddings", json={**body, "prompt": "word " * 5000})
+        empty = await client.post("/api/embeddings", json={**body, "prompt": ""})
+    assert reply.json() == {"embedding": newer["embeddings"][0]}
+    assert "x-smoe-ignored-params" not in reply.headers
+    assert long.status_code == 200 and empty.json() == {"embedding": []}
 
 
 async def test_what_is_served_is_listed_and_described() -> None:

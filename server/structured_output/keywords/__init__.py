@@ -1,0 +1,1 @@
+"""Schema keywords that llguidance lacks, written in those that it has."""
