@@ -4,12 +4,15 @@ The kernels run under Triton's interpreter on the CPU (TRITON_INTERPRET=1, as in
 `TRITON_INTERPRET=0 pytest tests/triton`. The device is torch's default one, on which tests and helpers create tensors.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 import triton
+import triton.language as tl
+from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder
 
 from tests.support.kernels.fenced_memory import FencedMemory
@@ -24,6 +27,32 @@ def device() -> Iterator[torch.device]:
     torch.manual_seed(0)
     yield device
     torch.set_default_device(None)
+
+
+@pytest.fixture(autouse=True)
+def _language_is_patched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the interpreter replace the language's functions once for a launch.
+
+    It does so at each call of a function within a kernel, which finds them replaced and takes a third of all time.
+    """
+    monkeypatch.setattr(interpreter, "_patch_lang", patched_once(interpreter._patch_lang))
+
+
+def patched_once(patch: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return `patch` without effect where all that it would patch has been, since the last scope was restored."""
+    patched: list[ModuleType] = []
+
+    def patch_unless_done(function: Any) -> Any:
+        names = [value for value in function.__globals__.values() if value is tl or value is tl.core]
+        if all(name in patched for name in names):
+            return interpreter._LangPatchScope()
+        scope = patch(function)
+        patched.extend(names)
+        restore = scope.restore
+        scope.restore = lambda: (restore(), patched.clear())
+        return scope
+
+    return patch_unless_done
 
 
 @pytest.fixture(autouse=True)

@@ -9,16 +9,26 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from model.bench import roofline
 from model.ops.triton.ops import TritonOps
 from tests.gpu.first_light import __main__ as program
 from tests.gpu.first_light import ops
 from tests.gpu.first_light.__main__ import MARK, RUNS, STAGES, StageSpec, main, run_process, run_stage
 from tests.gpu.first_light.result import Options, Result, failures, table
 from tests.gpu.first_light.shapes import setting_of
+from tests.support.kernels.tiny_roofline import shrink_measurements
 
 TINY = Options("cpu", tiny=True)
 
 
+@pytest.fixture
+def _small_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let stages measure twice what they would measure for a second: nobody reads these figures."""
+    shrink_measurements(monkeypatch)
+    monkeypatch.setattr(roofline, "NUM_ROUNDS", 1)
+
+
+@pytest.mark.usefixtures("_small_measurements")
 @pytest.mark.parametrize("stage", ["env", "steps", "sweep", "ranks"])
 def test_a_stage_runs_under_the_interpreter(stage: str) -> None:
     result = run_stage(stage, TINY)

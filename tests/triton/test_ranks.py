@@ -21,7 +21,7 @@ from model.ops.interface import FfnWeights
 from model.ops.triton.ops import TritonMoe, TritonOps
 from model.ops.triton.packed_weights import WeightFormat
 from model.ops.triton.pending_sum import Parts
-from tests.support.checkpoints.mixtral import Shape, random_model, save_in_layout
+from tests.support.checkpoints.mixtral import Shape, save_random_weights
 from tests.support.checkpoints.random_weights import random_ffn
 from tests.support.kernels.paged import Running, make_batch
 from tests.support.routing_requests import random_request
@@ -132,7 +132,7 @@ def test_the_network_on_ranks_has_the_bits_of_one(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("numpy.matmul", row_by_row)
     shape = Shape(dim=DIM, hidden_dim=HIDDEN, num_layers=1, num_heads=4, num_kv_heads=2, head_dim=16, num_experts=2,
                   vocab_size=40)  # fmt: skip
-    path, device = save_in_layout(random_model(shape), tmp_path), torch.get_default_device()
+    path, device = save_random_weights(shape, tmp_path), torch.get_default_device()
     ops = TritonOps(torch.float32, deterministic=True)
 
     def load(group: Group) -> Mixtral:

@@ -15,7 +15,7 @@ from model.ops.triton.launch import blocks
 from model.ops.triton.packed_weights import WeightFormat
 from tests.triton_compiled.decode_launches import DecodeStep, Launch, decode_step
 from tests.triton_compiled.layer import CONFIG
-from tests.triton_compiled.machine_code import MachineCode
+from tests.triton_compiled.machine_code import MachineCode, read_machine_code
 from tests.triton_compiled.recording import compile_for
 
 # NVIDIA H100 SXM: data sheet, and CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"
@@ -178,9 +178,10 @@ def estimate_step(
 def compiled_step(weight_format: WeightFormat, num_rows: int) -> tuple[DecodeStep, Codes]:
     """Record a decode step, and compile the kernels that are estimated one by one."""
     step = decode_step(weight_format, num_rows)
-    launches = {launch.key: launch for launch in (*step.layer, step.head, step.draw)}
     names = (*PRODUCTS, "decode_kernel", "draw_kernel")
-    return step, {key: compile_for(launch.launched, 90) for key, launch in launches.items() if launch.name in names}
+    launches = {launch.key: launch for launch in (*step.layer, step.head, step.draw) if launch.name in names}
+    codes = read_machine_code([compile_for(launch.launched, 90) for launch in launches.values()], 90)
+    return step, dict(zip(launches, codes, strict=True))
 
 
 def main() -> None:

@@ -1,19 +1,30 @@
-"""Read a compiled kernel: its resources, and the instructions of its inner loop."""
+"""Read compiled kernels: their resources, and the instructions of their inner loops."""
 
 import re
+import struct
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import triton
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-LABEL = re.compile(r"\s*\.(L_x_\d+):")
 INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?(\S.*?)\s*;")
-JUMP = re.compile(r"BRA\b.*`\(\.(L_x_\d+)\)")
+INSTRUCTION_BYTES = 16  # since Volta
+HEADER = struct.Struct("<II4QII2Q")  # of a section: name, type, flags, address, position, size, four others
+JUMP = re.compile(r"BRA\b.*\b0x([0-9a-f]+)$")
 PRODUCTS = ("HGMMA", "HMMA")  # on Hopper, before
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel as Triton's compiler returns it."""
+
+    cubin: bytes
+    shared_bytes: int
 
 
 @dataclass(frozen=True)
@@ -41,41 +52,65 @@ class MachineCode:
         return Counter(re.split(r"[.\s]", text)[0] for text in self.loop)
 
 
-def read_machine_code(cubin: bytes, shared_bytes: int) -> MachineCode:
-    """Disassemble a kernel with the tools that come with Triton."""
+def read_machine_code(kernels: Sequence[Kernel], arch: int) -> list[MachineCode]:
+    """Disassemble kernels of one architecture with the tools that come with Triton.
+
+    All at once, one behind the other: nvdisasm takes as long for its start as for a hundred kernels.
+    """
+    codes = [code_section(kernel.cubin) for kernel in kernels]
+    instructions = disassemble(b"".join(codes), arch)
+    found, first = [], 0
+    for kernel, code in zip(kernels, codes, strict=True):
+        end = first + len(code) // INSTRUCTION_BYTES
+        own = tuple(instructions[first:end])
+        spills = sum(instruction.startswith(("STL", "LDL")) for instruction in own)
+        loops = tuple(_loops(own, first))
+        found.append(MachineCode(num_registers(kernel.cubin), spills, kernel.shared_bytes, own, loops))
+        first = end
+    return found
+
+
+def code_section(cubin: bytes) -> bytes:
+    """Return a kernel's instructions. A cubin is an ELF file (elf(5)), whose section .text.NAME has them."""
+    [first_header] = struct.unpack_from("<Q", cubin, 0x28)
+    num_headers, name_header = struct.unpack_from("<HH", cubin, 0x3C)
+    headers = [HEADER.unpack_from(cubin, first_header + index * HEADER.size) for index in range(num_headers)]
+    names = headers[name_header][4]
+    [(position, size)] = [header[4:6] for header in headers if cubin.startswith(b".text.", names + header[0])]
+    return cubin[position : position + size]
+
+
+def num_registers(cubin: bytes) -> int:
+    """Return the number of registers of each thread."""
+    [registers] = re.findall(r"REG:(\d+)", run_tool("cuobjdump", cubin, "--dump-resource-usage"))
+    return int(registers)
+
+
+def disassemble(code: bytes, arch: int) -> list[str]:
+    """Return the instructions without predicates. Jumps name their targets by position."""
+    variant = "a" if arch >= 90 else ""  # with the instructions that later architectures lack: Triton compiles for it
+    text = run_tool("nvdisasm", code, "--binary", f"SM{arch}{variant}")
+    instructions = [found[1] for found in map(INSTRUCTION.match, text.splitlines()) if found]
+    assert len(instructions) * INSTRUCTION_BYTES == len(code)
+    return instructions
+
+
+def run_tool(tool: str, content: bytes, *flags: str) -> str:
+    """Return what one of the tools prints about a file with this content."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
+        file.write(content)
         file.flush()
-        usage = _run("cuobjdump", "--dump-resource-usage", file.name)
-        text = _run("nvdisasm", "-c", file.name)
-    [registers] = re.findall(r"REG:(\d+)", usage)
-    instructions, labels = _parse(text)
-    spills = sum(instruction.startswith(("STL", "LDL")) for instruction in instructions)
-    return MachineCode(int(registers), spills, shared_bytes, tuple(instructions), tuple(_loops(instructions, labels)))
+        return subprocess.run([TOOLS / tool, *flags, file.name], capture_output=True, text=True, check=True).stdout
 
 
-def _run(tool: str, *arguments: str) -> str:
-    return subprocess.run([TOOLS / tool, *arguments], capture_output=True, text=True, check=True).stdout
-
-
-def _parse(text: str) -> tuple[list[str], dict[str, int]]:
-    """Return the instructions without predicates, and the index that each label marks."""
-    instructions: list[str] = []
-    labels: dict[str, int] = {}
-    for line in text.splitlines():
-        if label := LABEL.match(line):
-            labels[label[1]] = len(instructions)
-        elif instruction := INSTRUCTION.match(line):
-            instructions.append(instruction[1])
-    return instructions, labels
-
-
-def _loops(instructions: list[str], labels: dict[str, int]) -> list[tuple[str, ...]]:
-    """Return the innermost loops: from a label to a jump back to it, without another such jump inside."""
+def _loops(instructions: Sequence[str], first: int) -> list[tuple[str, ...]]:
+    """Return the innermost loops: from an instruction to a jump back to it, without another such jump inside. `first`:
+    place of the first instruction in what was disassembled."""
     spans = []
     for index, text in enumerate(instructions):
         jump = JUMP.match(text)
-        if jump and labels[jump[1]] < index:
-            spans.append((labels[jump[1]], index))
+        target = int(jump[1], 16) // INSTRUCTION_BYTES - first if jump else index
+        if target < index:
+            spans.append((target, index))
     inner = [(a, b) for a, b in spans if not any(a <= c and d <= b and (c, d) != (a, b) for c, d in spans)]
     return [tuple(instructions[begin : end + 1]) for begin, end in inner]

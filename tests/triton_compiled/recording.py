@@ -14,7 +14,7 @@ from triton.backends.compiler import GPUTarget
 
 from model.ops.triton.kernel_variants import KernelVariant, VariantRecorder
 from model.ops.triton.launch import launcher_for, options_of
-from tests.triton_compiled.machine_code import MachineCode, read_machine_code
+from tests.triton_compiled.machine_code import Kernel
 
 
 class FakeDriver:
@@ -45,11 +45,11 @@ class LaunchRecorder(VariantRecorder):
         return super().record(kernel, grid, *arguments, **options)
 
 
-def compile_for(variant: KernelVariant, arch: int) -> MachineCode:
+def compile_for(variant: KernelVariant, arch: int) -> Kernel:
     """Compile a variant with Triton's own compiler and assembler."""
     triton.runtime.driver.set_active(FakeDriver(arch))
     compiled = variant.compile()
-    return read_machine_code(compiled.asm["cubin"], compiled.metadata.shared)
+    return Kernel(compiled.asm["cubin"], compiled.metadata.shared)
 
 
 def kernels_of(module: Any) -> Iterator[str]:

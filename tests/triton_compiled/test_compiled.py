@@ -12,7 +12,7 @@ import pytest
 import model.ops.triton
 from model.ops.triton.kernel_variants import KernelVariant
 from tests.triton_compiled.layer import served_variants
-from tests.triton_compiled.machine_code import MachineCode
+from tests.triton_compiled.machine_code import Kernel, MachineCode, read_machine_code
 from tests.triton_compiled.recording import compile_for, kernels_of
 
 # CUDA C++ Programming Guide, "Technical Specifications per Compute Capability": shared memory per thread block
@@ -21,7 +21,7 @@ ARCHS = (80, 90)
 PRODUCT_KERNELS = ("gate_up_kernel", "down_kernel", "linear_kernel")
 MAX_INSTRUCTIONS_PER_WEIGHT = {"fp8": 4.4, "int8": 4.0}  # of the inner loop, per thread
 
-pytestmark = pytest.mark.usefixtures("cache_of_this_run")
+pytestmark = pytest.mark.usefixtures("kept_kernels")
 
 
 def _compiled(text: str, arch: int) -> MachineCode:
@@ -30,13 +30,18 @@ def _compiled(text: str, arch: int) -> MachineCode:
 
 @cache
 def _all_compiled() -> dict[tuple[str, int], MachineCode]:
-    """Compile each variant for each architecture, on up to four cores."""
+    """Compile each variant for each architecture, on up to four cores, and disassemble all at once."""
     pairs = [(text, arch) for arch in ARCHS for text in served_variants(arch)]  # known to the forked processes
     with ProcessPoolExecutor(min(4, os.cpu_count() or 1), multiprocessing.get_context("fork")) as processes:
-        return dict(zip(pairs, processes.map(_compile, pairs), strict=True))
+        kernels = dict(zip(pairs, processes.map(_compile, pairs), strict=True))
+    found = {}
+    for arch in ARCHS:
+        of_arch = {pair: kernel for pair, kernel in kernels.items() if pair[1] == arch}
+        found |= dict(zip(of_arch, read_machine_code(list(of_arch.values()), arch), strict=True))
+    return found
 
 
-def _compile(pair: tuple[str, int]) -> MachineCode:
+def _compile(pair: tuple[str, int]) -> Kernel:
     text, arch = pair
     return compile_for(served_variants(arch)[text], arch)
 

@@ -20,7 +20,7 @@ from tests.triton_compiled.recording import empty
 
 AIMS = {1: 0.76, 8: 0.84, 64: 0.78}  # shares of a copy's bandwidth, by rows
 
-pytestmark = pytest.mark.usefixtures("cache_of_this_run")
+pytestmark = pytest.mark.usefixtures("kept_kernels")
 
 
 @pytest.mark.parametrize("num_rows", AIMS)

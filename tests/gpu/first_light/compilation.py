@@ -9,6 +9,7 @@ import torch
 
 from tests.gpu.first_light.result import Options, Row
 from tests.triton_compiled.layer import served_variants
+from tests.triton_compiled.machine_code import read_machine_code
 from tests.triton_compiled.recording import compile_for
 
 
@@ -23,7 +24,7 @@ def compile_all(options: Options) -> list[Row]:
 
 def _compile(name: str, arch: int) -> Row:
     start = time.monotonic()
-    code = compile_for(served_variants(arch)[name], arch)
+    [code] = read_machine_code([compile_for(served_variants(arch)[name], arch)], arch)
     seconds = time.monotonic() - start
     return {
         "case": name[:90],

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner, Result
 
 from engine.capacity import checkpoint_files
 from model.checkpoint.config_file import load_config
@@ -16,6 +17,7 @@ from server.batch.store import DATABASE_NAME, Store
 from server.cli import doctor
 from server.cli.colours import Colours
 from server.cli.doctor import Check, as_table, run_checks
+from server.cli.main import app
 from server.fairness import budgets
 from server.settings.sources import load_settings
 from tests.server.cli.test_main import smoe
@@ -42,6 +44,12 @@ def set_probe(monkeypatch: pytest.MonkeyPatch, **changed: object) -> None:
 def run_check(name: str, **flags: object) -> Check:
     [check] = [check for check in run_checks(load_settings({"port": 0, **flags})) if check.name == name]
     return check
+
+
+def doctor_here(*arguments: str, **variables: str) -> Result:
+    """Run the command in this process. set_probe() replaces what it asks of another one."""
+    cleared: dict[str, str | None] = {name: None for name in os.environ if name.startswith("SMOE_")}
+    return CliRunner().invoke(app, ["doctor", *arguments], env=cleared | variables)
 
 
 def test_verdicts_are_coloured_where_the_terminal_has_colours() -> None:
@@ -255,26 +263,29 @@ def test_a_torch_that_does_not_load_fails_with_the_last_line_of_its_error(monkey
     assert check.verdict == "fail" and "no_such_torch" in check.detail
 
 
-def test_a_failed_check_sets_the_exit_code_and_the_last_line() -> None:
-    result = smoe("doctor", "/no/where", SMOE_PORT="0")
-    assert result.returncode == 1
+def test_a_failed_check_sets_the_exit_code_and_the_last_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_probe(monkeypatch)
+    result = doctor_here("/no/where", SMOE_PORT="0")
+    assert result.exit_code == 1
     assert "fail  model        /no/where" in result.stdout
     assert result.stdout.splitlines()[-1] == "smoe serve would not start: 1 of 8 checks failed"
 
 
-def test_the_flags_of_serve_decide_and_not_only_variables() -> None:
+def test_the_flags_of_serve_decide_and_not_only_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_probe(monkeypatch)
     flags = ("--quantization", "int8", "--kv-cache-memory-bytes", "64MiB", "--max-model-len", "512", "--device", "cpu")
-    result = smoe("doctor", "--port", "0", *flags, SMOE_PORT="1")
-    assert result.returncode == 0, result.stdout
+    result = doctor_here("--port", "0", *flags, SMOE_PORT="1")
+    assert result.exit_code == 0, result.stdout
     assert " in int8; fits" in result.stdout and "127.0.0.1:0 is free" in result.stdout
-    result = smoe("doctor", "--port", "0", "--kv-cache-memory-bytes", "1024GiB")
-    assert result.returncode == 1 and "the configured KV cache takes 1024.0 GiB" in result.stdout
+    result = doctor_here("--port", "0", "--kv-cache-memory-bytes", "1024GiB")
+    assert result.exit_code == 1 and "the configured KV cache takes 1024.0 GiB" in result.stdout
 
 
-def test_the_file_of_settings_counts(tmp_path: Path) -> None:
+def test_the_file_of_settings_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    set_probe(monkeypatch)
     (tmp_path / "smoe.yaml").write_text("port: 0\nquantization: int4\n")
-    result = smoe("doctor", "--config", str(tmp_path / "smoe.yaml"))
-    assert result.returncode == 0 and " in int4; fits" in result.stdout
+    result = doctor_here("--config", str(tmp_path / "smoe.yaml"))
+    assert result.exit_code == 0 and " in int4; fits" in result.stdout
 
 
 def test_the_probe_runs_in_the_folder_of_the_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,18 +1,24 @@
 """Checkpoints with random weights, made by transformers, which is also the oracle of their network.
 
-Weights come in the classic or the fused layout, configs in the classic or the modern spelling.
+Weights come in the classic or the fused layout, configs in the classic or the modern spelling. transformers is imported
+where it is needed: that takes seconds.
 """
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import MistralConfig, MistralForCausalLM, MixtralConfig, MixtralForCausalLM
+
+from model.checkpoint.config_file import load_config
+from model.checkpoint.tensor_names import expected_shapes
+
+if TYPE_CHECKING:
+    from transformers import MistralConfig, MixtralConfig
 
 
 @dataclass(frozen=True)
@@ -35,8 +41,10 @@ class Shape:
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def hf_config(self) -> MixtralConfig | MistralConfig:
-        common: dict[str, Any] = {
+    def fields(self) -> dict[str, Any]:
+        """Return the fields of config.json that are not transformers' defaults."""
+        experts = {"num_local_experts": self.num_experts, "num_experts_per_tok": self.experts_per_token}
+        return {
             "vocab_size": self.vocab_size,
             "hidden_size": self.dim,
             "intermediate_size": self.hidden_dim,
@@ -50,25 +58,47 @@ class Shape:
             "tie_word_embeddings": self.tied,
             "bos_token_id": 1,
             "eos_token_id": 2,
-        } | self.extra
-        if not self.num_experts:
-            return MistralConfig(**common)
-        return MixtralConfig(num_local_experts=self.num_experts, num_experts_per_tok=self.experts_per_token, **common)
+            **(experts if self.num_experts else {}),
+            **self.extra,
+        }
+
+    @property
+    def hf_config(self) -> "MixtralConfig | MistralConfig":
+        from transformers import MistralConfig, MixtralConfig
+
+        return (MixtralConfig if self.num_experts else MistralConfig)(**self.fields)
 
 
 def random_model(shape: Shape) -> torch.nn.Module:
     """Create the oracle. Weights have std 1/sqrt(fan_in), so that routing and attention matter; attention is eager."""
+    from transformers import MistralForCausalLM, MixtralForCausalLM
+
     torch.manual_seed(shape.seed)
     config = shape.hf_config
     config._attn_implementation = "eager"
     model = (MixtralForCausalLM if shape.num_experts else MistralForCausalLM)(config).float().eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if "norm" in name:
-                weight.uniform_(0.5, 1.5)
-            else:
-                weight.normal_(std=1.0 if "embed" in name and not shape.tied else weight.shape[-1] ** -0.5)
+            _fill(name, weight, shape)
     return model
+
+
+def _fill(name: str, weight: Tensor, shape: Shape) -> Tensor:
+    if "norm" in name:
+        return weight.uniform_(0.5, 1.5)
+    return weight.normal_(std=1.0 if "embed" in name and not shape.tied else weight.shape[-1] ** -0.5)
+
+
+def save_random_weights(shape: Shape, path: Path) -> Path:
+    """Save a checkpoint without transformers, which is no oracle of it: its weights are not random_model()'s."""
+    torch.manual_seed(shape.seed)
+    name = "MixtralForCausalLM" if shape.num_experts else "MistralForCausalLM"
+    defaults = {"architectures": [name], "rms_norm_eps": 1e-5, "dtype": "float32"}
+    (path / "config.json").write_text(json.dumps(defaults | shape.fields))
+    sizes = expected_shapes(load_config(path)[0], fused=False)
+    tensors = {name: _fill(name, torch.empty(size, device="cpu"), shape) for name, size in sizes.items()}
+    save_file(tensors, path / "model.safetensors")
+    return path
 
 
 def save_random_checkpoint(shape: Shape, path: Path) -> torch.nn.Module:

@@ -15,9 +15,9 @@ import pytest
 
 from server.http.listener import listen
 from server.lifecycle.restart.successor import RUN
-from tests.support.conditions import wait_until
+from tests.support.conditions import until, wait_until
 from tests.support.paths import FAKE_ENGINE_SERVER, ROOT
-from tests.support.servers.server_process import LONG, Server, events, running
+from tests.support.servers.server_process import LONG, Server, events, forked, running
 from tests.support.servers.serving import TLS_FILES
 
 NUM_STREAMS = 30
@@ -63,9 +63,9 @@ def open_streams(server: Server, count: int) -> Iterator[list[Iterator[str]]]:
 def test_running_streams_are_complete_and_new_requests_reach_the_new_process(
     checkpoint: Path, flags: dict[str, str]
 ) -> None:
-    with running("gate", checkpoint, **flags) as server:
+    with forked("gate", checkpoint, **flags) as server:
         server.wait_ready()
-        first_engine = engine_of(server.process.pid)
+        first_engine = server.engine_pid
         with open_streams(server, NUM_STREAMS) as streams:
             new = hang_up(server)
             assert [new] == servers_below(server.process.pid)
@@ -98,9 +98,8 @@ def test_no_request_fails_during_restarts_and_the_process_id_stays(checkpoint: P
         stop = asyncio.Event()
         loads = [asyncio.create_task(hammer(server.url, stop)) for _ in range(2)]
         generations = [await asyncio.to_thread(hang_up, server) for _ in range(2)]
-        while set(child_commands(server.process.pid)) != {generations[-1]}:  # the others have drained and ended
-            assert not any(load.done() for load in loads)
-            await asyncio.sleep(0)
+        await until(lambda: set(child_commands(server.process.pid)) == {generations[-1]})  # the others have ended
+        assert not any(load.done() for load in loads)
         stop.set()
         assert all(await asyncio.gather(*loads))
         return generations
@@ -115,7 +114,7 @@ def test_no_request_fails_during_restarts_and_the_process_id_stays(checkpoint: P
 
 
 def test_a_new_process_that_cannot_start_leaves_the_old_one_serving(checkpoint: Path, tmp_path: Path) -> None:
-    with running(f"then-crash:{tmp_path / 'lived'}", checkpoint) as server:
+    with forked(f"then-crash:{tmp_path / 'lived'}", checkpoint) as server:
         server.wait_ready()
         server.process.send_signal(signal.SIGHUP)
         server.read_until("SIGHUP: the new process did not become ready; this one goes on")
@@ -147,7 +146,7 @@ def test_without_the_first_process_the_server_finishes_its_streams_and_frees_the
 
 
 def test_sigterm_during_the_drain_reaches_both_processes(checkpoint: Path) -> None:
-    with running("gate", checkpoint, shutdown_timeout="0.2") as server:
+    with forked("gate", checkpoint, shutdown_timeout="0.2") as server:
         server.wait_ready()
         with open_streams(server, 1) as streams:
             new = hang_up(server)
