@@ -90,9 +90,11 @@ class ActiveRequests:
         self.free_if_idle(sequence)
 
     def free_if_idle(self, sequence: Sequence) -> None:
-        """Free the blocks of a finished sequence unless a step in flight uses them."""
+        """Free the blocks of a finished sequence, and its place among the grammar parsers, unless a step in flight uses
+        them. Rows of the persistent batch keep a sequence until another one needs a row."""
         if not sequence.num_chunks_in_flight:
             self._block_manager.free(self._ending.pop(sequence.request_id))
+            sequence.matcher = None
 
     def _leave_running(self, sequence: Sequence) -> None:
         index = bisect_left(self.running, sequence.place, key=lambda s: s.place)

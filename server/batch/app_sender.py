@@ -1,7 +1,6 @@
 """Send lines of a batch through the app's own handlers, without a socket."""
 
 import asyncio
-import json
 import logging
 
 from starlette.types import ASGIApp, Message
@@ -21,7 +20,7 @@ def app_sender(app: ASGIApp, tenant: int, *, by_priority: bool) -> Send:
     """
 
     async def send(line: BatchLine) -> Answer:
-        body = json.dumps({**line.body, "priority": PRIORITY} if by_priority else line.body).encode()
+        body = line.body_bytes(priority=PRIORITY) if by_priority else line.body_bytes()
         pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
         response = _Response()
 

@@ -46,7 +46,7 @@ def sender(endpoint: Endpoint) -> Send:
 
     async def send(line: BatchLine) -> Answer:
         try:
-            async with request(endpoint, "POST", line.url, line.body_bytes) as response:
+            async with request(endpoint, "POST", line.url, line.body_bytes()) as response:
                 body = await response.body()
         except (OSError, HttpError) as error:
             raise NoAnswerError(f"no answer from {endpoint.url} ({reason_of(error)})") from None

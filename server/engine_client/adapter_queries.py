@@ -1,10 +1,12 @@
 """LoRA adapters that are loaded and unloaded while the engine runs.
 
 An unloaded adapter has no name any more, so that no new request gets it; the engine frees it when the last request that
-has it has ended. Sans-IO but for the futures: callers report events, and it sends messages.
+has it has ended, and when nobody holds it: an HTTP request may have none in the engine yet, or none between two of its
+parts. Sans-IO but for the futures: callers report events, and it sends messages.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 from engine.messages import AdapterLoaded, LoadAdapter, UnloadAdapter
@@ -25,6 +27,7 @@ class AdapterQueries:
         self._last_query_id = 0
         self._open: dict[int, tuple[LoadAdapter, asyncio.Future[None]]] = {}
         self._unused: set[str] = set()  # digests without a name, to be freed
+        self._held: Counter[str] = Counter()  # by digest
 
     def load(self, name: str, directory: str) -> asyncio.Future[None]:
         """Ask the engine to load an adapter. The future raises AdapterError, and EngineDied."""
@@ -52,6 +55,16 @@ class AdapterQueries:
         """Free the adapter with this digest, which has no name any more, as soon as no request has it."""
         self._unused.add(digest)
 
+    def hold(self, digest: str) -> None:
+        """Do not free the adapter with this digest before release() is called as often."""
+        self._held[digest] += 1
+
+    def release(self, digest: str) -> None:
+        """End one hold()."""
+        self._held[digest] -= 1
+        if not self._held[digest]:
+            del self._held[digest]
+
     def free_unused(self, named: Mapping[str, str]) -> None:
         """Let the engine free the adapters that no request has. `named`: the digests of all adapters with a name.
 
@@ -60,7 +73,7 @@ class AdapterQueries:
         if not self._unused or self._open:
             return
         self._unused -= set(named.values())
-        for digest in [digest for digest in self._unused if not self._is_used(digest)]:
+        for digest in [digest for digest in self._unused if not (digest in self._held or self._is_used(digest))]:
             self._unused.discard(digest)
             self._send(UnloadAdapter(digest))
 

@@ -140,9 +140,18 @@ class EngineClient:
         await asyncio.shield(self._adapter_queries.load(name, directory))
 
     def unload_adapter(self, name: str) -> None:
-        """Take an adapter's name away. Its memory is freed when no request has it any more."""
+        """Take an adapter's name away. Its memory is freed when no request has it any more, and nobody holds it."""
         digest = self._supervisor.remove_adapter(name)
         self._adapter_queries.unload(digest)
+        self._free_adapters()
+
+    def hold_adapter(self, digest: str) -> None:
+        """Keep an adapter, even if it is unloaded, until release_adapter() is called as often."""
+        self._adapter_queries.hold(digest)
+
+    def release_adapter(self, digest: str) -> None:
+        """End one hold_adapter()."""
+        self._adapter_queries.release(digest)
         self._free_adapters()
 
     def _free_adapters(self) -> None:

@@ -17,7 +17,7 @@ from server.generation.choice import Choice, StopConditions
 from server.generation.generation import Generation
 from server.generation.jobs import Job
 from server.generation.sampling_params import check_ids
-from server.generation.state import ServerState, TextFrontend, fingerprint_of, state_of, tenant_of
+from server.generation.state import ServerState, TextFrontend, fingerprint_of, hold_adapter, state_of, tenant_of
 from server.generation.usage import Usage, count_usage
 from server.observability.access_log import RequestRecord
 from server.schemas.embeddings import WHOLE_CONTEXT, EmbeddedRequest
@@ -58,7 +58,7 @@ class Embedder:
         state = state_of(http)
         state.served_name(request.model)
         ready, texts = state.serving()
-        adapter = state.adapter_of(request.model)
+        adapter = hold_adapter(http, request.model)
         if not ready.embeds and not state.embeddings:
             raise no_embeddings()
         if dimensions is not None and dimensions > ready.dim:

@@ -22,7 +22,7 @@ from server.generation.sampling_params import (
     packed_constraints,
     sampling_params,
 )
-from server.generation.state import ServerState, TextFrontend, fingerprint_of, state_of, tenant_of
+from server.generation.state import ServerState, TextFrontend, fingerprint_of, hold_adapter, state_of, tenant_of
 from server.schemas import GenerationRequest
 from server.structured_output.constraints import CompiledGrammar, grammar_too_large
 from server.tokenizer.detokenizer import Detokenizer
@@ -78,7 +78,7 @@ class JobBuilder:
         state = state_of(http)
         state.served_name(request.model)
         ready, texts = state.serving()
-        adapter = state.adapter_of(request.model)
+        adapter = hold_adapter(http, request.model)
         if not ready.generates:
             raise no_generation()
 

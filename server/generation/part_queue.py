@@ -63,6 +63,8 @@ class PartQueue:
             head = parts[0]
             if not self._keeps_share(head.tenant, head.num_choices):
                 continue
+            if head.turn.cancelled():  # its caller has yet to run, and leaves then: the next part is chosen after it
+                return
             if self._has_places(head.num_choices):
                 self._chosen = head
                 head.turn.set_result(None)

@@ -17,6 +17,7 @@ from server.fairness.byte_budget import ByteBudget
 from server.fairness.heavy_work import HeavyWork
 from server.fairness.loop_turns import LoopTurns
 from server.fairness.refusal_pace import RefusalPace
+from server.fairness.request_memory import Lease
 from server.generation.admission import LOADING_RETRY_S, Admission, EngineLoad
 from server.generation.reply_size import MAX_REPLY_VALUES
 from server.generation.sampling_params import GenerationDefaults
@@ -52,6 +53,8 @@ class Engine(EngineLoad, Protocol):
     async def experts(self, window_s: float | None, *, reset: bool = False) -> ExpertReport: ...
     async def load_adapter(self, name: str, directory: str) -> None: ...
     def unload_adapter(self, name: str) -> None: ...
+    def hold_adapter(self, digest: str) -> None: ...
+    def release_adapter(self, digest: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -199,6 +202,18 @@ class ServerState:
         """Return the digest of the adapter with this name; empty for the model alone, and while it loads."""
         ready = self.engine.ready
         return "" if name is None or ready is None or name in self.model_names else ready.adapters.get(name, "")
+
+
+def hold_adapter(http: HttpRequest, name: str | None) -> str:
+    """Return the digest of the adapter that a request names, as adapter_of() does, and keep the adapter until the
+    request has ended: its texts may take long before anything is queued, and a list of texts is queued in parts."""
+    state = state_of(http)
+    digest = state.adapter_of(name)
+    lease: Lease | None = getattr(http.state, "lease", None)
+    if digest and lease is not None:
+        state.engine.hold_adapter(digest)
+        lease.on_close(lambda: state.engine.release_adapter(digest))
+    return digest
 
 
 def fingerprint_of(ready: Ready, adapter: str) -> str:

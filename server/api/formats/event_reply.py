@@ -40,6 +40,8 @@ class EventReply(ABC):
         events: list[Event] = []
         if added.get("content"):
             events += self._add_text(added["content"], _entries(choice))
+        elif not added.get("tool_calls"):
+            events += self._add_logprobs(_entries(choice))
         for call in added.get("tool_calls") or []:
             events += self._add_call(call)
         if choice.get("finish_reason"):
@@ -57,6 +59,10 @@ class EventReply(ABC):
     @abstractmethod
     def _add_text(self, text: str, logprobs: list[Event]) -> list[Event]:
         """Add a piece of text. `logprobs`: chat's entries of its tokens, if they were requested."""
+
+    def _add_logprobs(self, logprobs: list[Event]) -> list[Event]:
+        """Add entries of tokens that have no text of their own, such as the end token, in formats that have entries."""
+        return []
 
     @abstractmethod
     def _add_call(self, call: Mapping[str, Any]) -> list[Event]:

@@ -63,9 +63,16 @@ class ResponsesReply(EventReply):
         if choice["finish_reason"] == "length":
             self.response["incomplete_details"] = {"reason": "max_output_tokens"}
 
+    @property
+    def _has_open_text(self) -> bool:
+        return self._is_open and self._item["type"] == "message"
+
+    def _add_logprobs(self, logprobs: list[Event]) -> list[Event]:
+        """Whether the end token comes with text or behind it depends on the steps; the reply has its entry anyway."""
+        return self._add_text("", logprobs) if logprobs and self._has_open_text else []
+
     def _add_text(self, text: str, logprobs: list[Event]) -> list[Event]:
-        is_open = self._is_open and self._item["type"] == "message"
-        events = [] if is_open else [*self._close(), *self._open_text()]
+        events = [] if self._has_open_text else [*self._close(), *self._open_text()]
         part = self._item["content"][0]
         part["text"] += text
         part["logprobs"] += logprobs

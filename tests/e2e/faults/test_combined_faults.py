@@ -5,7 +5,6 @@ Some requests are answered at once, others stay in the engine's queue until the 
 
 import asyncio
 import contextlib
-import itertools
 import os
 import re
 import signal
@@ -17,6 +16,7 @@ import httpx
 import pytest
 
 from tests.support.conditions import until
+from tests.support.pairwise import NUM_RUNS, assert_all_pairs, chosen
 from tests.support.paths import DEMO
 from tests.support.servers.endings import CLOSED, NO_CONNECTION, ending_of
 from tests.support.servers.fake_engine_process import QUEUES
@@ -26,27 +26,18 @@ from tests.support.servers.serving import TLS_FILES
 KILL, STOP, FULL_DESCRIPTORS, FULL_QUEUE = "engine killed", "engine stopped", "descriptors used up", "queue full"
 DRAIN, TLS, OTHER_CHECKPOINT = "drain meanwhile", "TLS", "other checkpoint"
 FAULTS = (KILL, STOP, FULL_DESCRIPTORS, FULL_QUEUE, DRAIN, TLS, OTHER_CHECKPOINT)
-NUM_RUNS = 6
 NUM_HELD, NUM_ANSWERED, MAX_QUEUED, MAX_FILES = 16, 8, 8, 64
 HELD = {"model": "m", "prompt": [5, QUEUES], "max_tokens": 4, "stream": True}
 ANSWERED = {"model": "m", "prompt": [5, 6, 7], "max_tokens": 4, "stream": True}
 
 
-def faults_of(run: int) -> frozenset[str]:
-    """Return the faults of a run, 0 to 5: none in run 0, each in three of the others (Kleitman and Spencer, 1973)."""
-    triples = itertools.combinations(range(1, NUM_RUNS), 3)  # any two of ten share a run, and each has one alone
-    return frozenset(fault for fault, triple in zip(FAULTS, triples, strict=False) if run in triple)
-
-
 def test_every_pair_of_faults_occurs_in_every_combination() -> None:
-    runs = [faults_of(run) for run in range(NUM_RUNS)]
-    for one, other in itertools.combinations(FAULTS, 2):
-        assert {(one in faults, other in faults) for faults in runs} == set(itertools.product((False, True), repeat=2))
+    assert_all_pairs(FAULTS)
 
 
-@pytest.mark.parametrize("run", range(NUM_RUNS), ids=lambda run: ", ".join(sorted(faults_of(run))) or "no fault")
+@pytest.mark.parametrize("run", range(NUM_RUNS), ids=lambda run: ", ".join(sorted(chosen(run, FAULTS))) or "no fault")
 def test_every_request_ends_once(run: int, tmp_path: Path) -> None:
-    faults = faults_of(run)
+    faults = chosen(run, FAULTS)
     mode = f"then-replaced:{tmp_path / 'started'}" if OTHER_CHECKPOINT in faults else "count"
     flags = {"shutdown_timeout": "0.5", "without_delays": "yes"}
     flags |= {"max_num_queued_reqs": str(MAX_QUEUED)} if FULL_QUEUE in faults else {}

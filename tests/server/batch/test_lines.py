@@ -16,7 +16,16 @@ def test_a_file_is_read_line_by_line_without_blank_ones(tmp_path: Path) -> None:
     path.write_text(f"{json.dumps(GOOD)}\n\n{json.dumps({**GOOD, 'custom_id': 'é'})}")
     lines = list(read_lines(path))
     assert [(line.custom_id, line.url) for line in lines] == [("a", "/v1/completions"), ("é", "/v1/completions")]
-    assert json.loads(lines[0].body_bytes) == {"prompt": "x"}
+    assert json.loads(lines[0].body_bytes()) == {"prompt": "x"}
+
+
+def test_a_body_is_sent_in_as_few_bytes_as_its_line_has() -> None:
+    """So a server that takes the line as part of a file takes the request too: both have one bound."""
+    body = {"prompt": "é 漢字 \U0001f600", "ids": [1, 2, 3]}
+    text = json.dumps({**GOOD, "body": body}, ensure_ascii=False, separators=(",", ":")).encode()
+    line = parse_line(text)
+    assert line.body_bytes() in text and json.loads(line.body_bytes()) == body
+    assert json.loads(line.body_bytes(priority=7)) == {**body, "priority": 7}
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,19 @@ async def test_an_adapter_is_freed_when_no_request_has_it_and_no_name_is_left() 
     assert sent.messages == [UnloadAdapter("0a")], "it was unloaded under one of two names"
 
 
+async def test_an_adapter_that_is_held_is_freed_when_the_last_holder_releases_it() -> None:
+    sent = Sent()
+    sent.queries.hold("0a")
+    sent.queries.hold("0a")
+    sent.queries.unload("0a")
+    sent.queries.release("0a")
+    sent.queries.free_unused({})
+    assert sent.messages == []
+    sent.queries.release("0a")
+    sent.queries.free_unused({})
+    assert sent.messages == [UnloadAdapter("0a")]
+
+
 async def test_nothing_is_freed_while_another_adapter_is_loaded_which_may_be_the_same() -> None:
     sent = Sent()
     sent.queries.unload("0a")

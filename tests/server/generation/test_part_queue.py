@@ -92,6 +92,18 @@ async def test_a_cancelled_part_gives_its_turn_to_the_next(has_turn: bool) -> No
     assert places.order == ["b1"] and not places.parts.has(0)
 
 
+async def test_a_part_that_is_cancelled_gets_no_turn_before_its_caller_has_run() -> None:
+    """An output of another request, in the same iteration of the loop, looks for the next part."""
+    places = Places(free=0)
+    with places.entering(("a1", 4), ("b1", 2)) as tasks:
+        await places.settle()
+        places.free = 4
+        tasks[0].cancel()
+        places.parts.choose()
+        await places.settle()
+    assert places.order == ["b1"] and not places.parts.has(0)
+
+
 def requests(tenant: int, *ids: int) -> list[Request]:
     return [Request(request_id, [1], SamplingParams(max_tokens=0), tenant=tenant) for request_id in ids]
 

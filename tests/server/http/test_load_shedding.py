@@ -3,6 +3,7 @@
 import httpx
 import pytest
 
+from server.http.connections import Connections
 from server.observability.memory_pressure import MemoryMonitor
 from tests.support.servers.fake_engine import FakeEngine
 from tests.support.servers.serving import MODEL, client_of, outcomes, saying, state_around
@@ -39,3 +40,12 @@ async def test_short_of_memory_new_generations_are_rejected_and_everything_else_
         used_bytes[0] = 100
         assert await answers() == (200, None, 200)
     assert outcomes(state) == {"received": 4, "stop": 3, "rejected": 1}
+
+
+@pytest.mark.parametrize("prefix", ["", "/models"])
+async def test_with_too_many_connections_health_is_answered_behind_a_proxys_prefix_too(prefix: str) -> None:
+    state, connections = state_around(FakeEngine(saying("a"))), Connections(max_open=-1)
+    async with client_of(state, connections=connections, root_path="/models") as client:
+        for path in ("/health", "/metrics", "/metrics/load"):
+            assert (await client.get(prefix + path)).status_code == 200
+        refused(await client.get(prefix + "/v1/models"), 503, "overloaded")

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -148,6 +149,7 @@ class FakeEngine:
         self.phase: Phase = "ready"
         self.submitted: list[Request] = []
         self.aborted: set[int] = set()
+        self.held_adapters: Counter[str] = Counter()  # by digest
         self.collectors: dict[int, OutputCollector] = {}
         self.changed = asyncio.Event()  # something was submitted or aborted
         self._script = script
@@ -198,6 +200,12 @@ class FakeEngine:
         assert self.ready is not None
         left = {other: digest for other, digest in self.ready.adapters.items() if other != name}
         self.ready = msgspec.structs.replace(self.ready, adapters=left)
+
+    def hold_adapter(self, digest: str) -> None:
+        self.held_adapters[digest] += 1
+
+    def release_adapter(self, digest: str) -> None:
+        self.held_adapters[digest] -= 1
 
     def step(self) -> bool:
         """Give one output to each unfinished request. Returns False when all are finished."""

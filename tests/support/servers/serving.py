@@ -96,7 +96,9 @@ def app_around(
         root_path=root_path,
         on_http=state.metrics.http,
         access_log=access_log,
-        outermost=lambda app: LoadShedding(app, Connections() if connections is None else connections, state.memory),
+        outermost=lambda app: LoadShedding(
+            app, Connections() if connections is None else connections, state.memory, root_path
+        ),
     )
 
 

@@ -48,6 +48,28 @@ def test_every_item_of_a_responses_stream_is_opened_and_closed_in_order() -> Non
     ]
 
 
+def test_a_stream_has_the_log_probabilities_of_the_full_reply_wherever_the_end_token_comes() -> None:
+    """With the text before it, as behind drafts, or alone."""
+    a, b, end = ({"token": token, "logprob": -1.0} for token in ("a", "b", "</s>"))
+    last = {"delta": {}, "finish_reason": "stop"}
+    alone = [
+        {"delta": {"content": "a"}, "logprobs": {"content": [a]}},
+        {"delta": {"content": "b"}, "logprobs": {"content": [b]}},
+        {**last, "logprobs": {"content": [end]}},
+    ]
+    with_text = [{"delta": {"content": "ab"}, "logprobs": {"content": [a, b, end]}}, last]
+    full = [{"message": {"content": "ab"}, "logprobs": {"content": [a, b, end]}, "finish_reason": "stop"}]
+    for choices in (alone, with_text, full):
+        reply = new_response()
+        deltas = [event for event in events_of(reply, choices) if event["type"] == "response.output_text.delta"]
+        assert [entry for delta in deltas for entry in delta["logprobs"]] == [a, b, end]
+        assert reply.response["output"][0]["content"][0]["logprobs"] == [a, b, end]
+    call = {"delta": {"tool_calls": [{"index": 0, "id": "1", "function": {"name": "f", "arguments": "{}"}}]}}
+    reply = new_response()
+    events_of(reply, [call, {**last, "logprobs": {"content": [end]}}])
+    assert [item["type"] for item in reply.response["output"]] == ["function_call"]
+
+
 def test_a_response_that_was_cut_is_incomplete() -> None:
     reply = new_response()
     events = events_of(reply, [{"delta": {"content": "a"}}, {"delta": {}, "finish_reason": "length"}])

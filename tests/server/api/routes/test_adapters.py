@@ -4,9 +4,11 @@ from typing import Any
 
 import pytest
 
+from engine.types import Request
 from server.api.routes import adapters
+from server.generation.embedding import MAX_PART
 from server.generation.state import LoraOptions
-from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.fake_engine import EOS, FakeEngine
 from tests.support.servers.serving import MODEL, check_error, client_of, saying, state_around
 
 pytestmark = pytest.mark.anyio
@@ -35,6 +37,33 @@ async def test_an_adapter_is_served_from_its_loading_to_its_unloading() -> None:
         assert unloaded.json() == {"id": "sql", "object": "model", "deleted": True}
         check_error(await client.post("/v1/completions", json=body), 404, "model_not_found", "model")
         check_error(await client.post(UNLOAD, json={"lora_name": "sql"}), 404, "model_not_found", "lora_name")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "It was", "stream": True}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Who?"}]}),
+        ("/v1/embeddings", {"input": ["Who?"] * (MAX_PART + 1)}),
+    ],
+)
+async def test_an_adapter_is_kept_until_the_request_has_ended(path: str, body: dict[str, Any]) -> None:
+    """Also while a list of texts has none in the engine, between two parts."""
+    held: list[int] = []
+
+    def script(request: Request) -> list[int]:
+        held.append(engine.held_adapters[request.adapter])
+        return [5, EOS]
+
+    engine = FakeEngine(script)
+    state = state_around(engine)
+    state.lora, state.embeddings = LoraOptions(at_run_time=True), True
+    async with client_of(state) as client:
+        await client.post(LOAD, json=SQL)
+        assert (await client.post(path, json={"model": "sql", **body})).status_code == 200
+        assert set(held) == {1} and not engine.held_adapters.total()
+        await client.post(path, json={**body})
+        assert not engine.held_adapters.total()
 
 
 @pytest.mark.parametrize(
