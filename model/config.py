@@ -33,6 +33,7 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
     embeds: bool = False  # trained to embed a text as the hidden state of its last token
     rope_divisors: tuple[float, ...] = ()  # [K/2], of each rotary pair's frequency; (): angles are not scaled
+    rope_factor: float = 1.0  # of cos and sin of all rotary angles, in queries and keys
 
     @property
     def generates(self) -> bool:

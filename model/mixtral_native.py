@@ -99,6 +99,7 @@ class NativeMixtral(Mixtral):
             residual_dtype=DTYPES[weights.norm.dtype],
             kv_dtype=KV_DTYPES[pool.k.dtype],
             eps=config.norm_eps,
+            rope_factor=config.rope_factor,
             V=config.vocab_size,
             D=config.dim,
             F=experts.hidden_dim,

@@ -96,8 +96,10 @@ def fingerprint(loaded: LoadedModel) -> str:
 
 def _scaling_name(model: ModelConfig) -> str:
     """Name the scaling of rotary angles by a digest; nothing without one."""
-    digest = hashlib.sha256(struct.pack(f"<{len(model.rope_divisors)}d", *model.rope_divisors)).hexdigest()
-    return f"-scaled-{digest[:NUM_DIGITS]}" if model.rope_divisors else ""
+    scaling = struct.pack(f"<{len(model.rope_divisors)}d", *model.rope_divisors)
+    if model.rope_factor != 1:
+        scaling += b"times" + struct.pack("<d", model.rope_factor)
+    return f"-scaled-{hashlib.sha256(scaling).hexdigest()[:NUM_DIGITS]}" if scaling else ""
 
 
 def _dtype_name(loaded: LoadedModel) -> str:

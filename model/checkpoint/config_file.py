@@ -12,7 +12,7 @@ from model.checkpoint.errors import CheckpointError
 from model.checkpoint.headers import read_headers
 from model.checkpoint.json_files import printable, read_json_object
 from model.checkpoint.quantized.scheme import read_scheme
-from model.checkpoint.rope_scaling import DIVISORS, rope_divisors
+from model.checkpoint.rope_scaling import DIVISORS, RopeShape, rope_scaling
 from model.checkpoint.sentence_embedding import embeds
 from model.checkpoint.stored_tensor import PackedEncoding, StoredTensor
 from model.checkpoint.tensor_names import EMBEDDING, embedding_dtype, with_prefix
@@ -83,6 +83,8 @@ def _parse(
     dim = fields.positive("hidden_size", at_most=1 << 20)
     vocab_size = fields.positive("vocab_size", at_most=1 << 24)
     head_dim, theta = _head_dim(fields, dim, num_heads), _rope_theta(fields, rope_theta)
+    context_len = fields.positive("max_position_embeddings", at_most=1 << 26)
+    scaling = rope_scaling(fields, RopeShape(head_dim, theta, context_len), warnings)
     return ModelConfig(
         architecture=architecture,
         vocab_size=vocab_size,
@@ -95,7 +97,7 @@ def _parse(
         num_experts=num_experts,
         experts_per_token=fields.positive("num_experts_per_tok", at_most=num_experts) if is_moe else 0,
         window=_window(fields, architecture, sliding_window, warnings),
-        context_len=fields.positive("max_position_embeddings", at_most=1 << 26),
+        context_len=context_len,
         rope_theta=theta,
         norm_eps=fields.positive_float("rms_norm_eps", at_most=1.0),
         tied_head=architecture == MISTRAL_EMBEDDING or fields.flag("tie_word_embeddings"),
@@ -103,7 +105,8 @@ def _parse(
         bos_token_id=_bos_token_id(fields, vocab_size),
         eos_token_ids=_eos_token_ids(fields, path, vocab_size),
         embeds=embeds(path, architecture, warnings),
-        rope_divisors=rope_divisors(fields, head_dim, theta),
+        rope_divisors=scaling.divisors,
+        rope_factor=scaling.factor,
     )
 
 

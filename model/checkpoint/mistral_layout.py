@@ -57,7 +57,7 @@ def mistral_config(
 ) -> tuple[ModelConfig, list[str]]:
     """Read the config of directory `path`; return it with warnings of one line each. Raises CheckpointError."""
     fields = JsonFields(path / PARAMS, read_json_object(path / PARAMS, MAX_PARAMS_BYTES))
-    for name in ("lora", "quantization", "vision_encoder", "yarn"):
+    for name in ("lora", "quantization", "vision_encoder", "yarn", "llama_4_scaling"):
         if fields.get(name) is not None:
             raise fields.error(f"{name} is set; networks with it are not supported")
     moe = fields.section("moe")

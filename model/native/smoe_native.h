@@ -23,7 +23,7 @@
 #define SMOE_API
 #endif
 
-#define SMOE_ABI_VERSION 21
+#define SMOE_ABI_VERSION 22
 
 #ifdef __cplusplus
 extern "C" {
@@ -175,9 +175,9 @@ SMOE_API void smoe_rms_norm(smoe_pool*, int isa, int dtype, const void* x, const
 /* x += y, each sum rounded to dtype, then out = x / sqrt(mean(x^2) + eps) * weight; all [T, D]. */
 SMOE_API void smoe_add_rms_norm(smoe_pool*, int isa, int dtype, void* x, const void* y, const void* weight, void* out,
                                 int64_t T, int64_t D, float eps);
-/* cos and sin [T, K/2] of the float32 product position * inverse_frequency [K/2]. */
+/* cos and sin [T, K/2] of the float32 product position * inverse_frequency [K/2], each times factor. */
 SMOE_API void smoe_rotary_angles(smoe_pool*, int isa, const int64_t* positions, const float* inverse_frequency,
-                                 float* cos, float* sin, int64_t T, int64_t K);
+                                 float* cos, float* sin, int64_t T, int64_t K, float factor);
 /* qkv [T, (H + 2G) * K]; q_out in q_dtype, which is dtype or bfloat16; caches [num_blocks, block_size, G] rows of K
  * numbers in kv_dtype (2 int8: K bytes, then one float32 scale), or the same bytes in the tiles of attention/kv_tile.h
  * if kv_dtype is not float32 and block_size is a multiple of 16; slots [T]. */
@@ -210,7 +210,7 @@ typedef struct {
     int query_dtype;     /* residual_dtype, or bfloat16 */
     int residual_dtype;  /* of norms, the sums between layers, attention's output and what products read and return */
     int kv_dtype;
-    float eps;
+    float eps, rope_factor;
     int64_t V, D, F, E, H, G, K, L; /* L layers */
     int64_t block_size, window;     /* window 0: none */
     int64_t all_H, first_H, first_V, first_D, first_F;

@@ -7,9 +7,15 @@ text into words and merges their bytes.
 from collections.abc import Iterable
 from pathlib import Path
 
-from server.errors import invalid_value
 from server.tokenizer.config_files import Json, TokenizerError, check_token_id, name_damage
-from server.tokenizer.tokenizer_json import added_tokens, build, control_tokens_around, pieces_by_id
+from server.tokenizer.tokenizer_json import (
+    Normalizer,
+    added_tokens,
+    build,
+    control_tokens_around,
+    encoded,
+    pieces_by_id,
+)
 
 # Bytes that are written as the character of the same number. The others get the characters from 256 on, in their order.
 _VISIBLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
@@ -38,6 +44,7 @@ class ByteLevelEncoder:
         assert isinstance(model, dict)
         vocabulary = {piece: check_token_id(path, token_id) for piece, token_id in model["vocab"].items()}
         self.added_tokens = added_tokens(path, description)
+        self.normalizer: Normalizer = "none" if description.get("normalizer") is None else "other"
         added_ids = {token.id for token in self.added_tokens}
         # A piece that others are merged from has to stay, although it is an added token as well.
         merged = _merged_pieces(model["merges"]) if added_ids & set(vocabulary.values()) else set()
@@ -58,13 +65,7 @@ class ByteLevelEncoder:
     def encode(self, text: str, *, with_prefix: bool) -> list[int]:
         """Raises ApiError if the file's word rule gives up on the text: ten million steps at one place."""
         del with_prefix  # there is none
-        try:
-            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException:  # noqa: BLE001 (Rust's panics)
-            raise invalid_value("The model's tokenizer cannot split this text into words.", None) from None
-        return ids
+        return encoded(self._tokenizer, text)
 
     def bytes_of_piece(self, piece: str) -> bytes:
         try:

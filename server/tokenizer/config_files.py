@@ -52,6 +52,16 @@ class AddedToken:
     id: int
     text: str
     is_special: bool  # a control token: never recognized in plain text, left out of decoded text
+    strips_left: bool = False  # white space in front of it belongs to it
+    strips_right: bool = False
+    is_word: bool = False  # it is not recognized beside a letter, a digit or an underscore
+    is_normalized: bool = False  # it is looked for in the text that the file's normalizer makes
+
+
+def flags_of(entry: Json) -> dict[str, bool]:
+    """Return the fields of an AddedToken that a file's entry sets."""
+    names = {"strips_left": "lstrip", "strips_right": "rstrip", "is_word": "single_word", "is_normalized": "normalized"}
+    return {field: bool(entry.get(name)) for field, name in names.items()}
 
 
 @dataclass(frozen=True)
@@ -196,6 +206,7 @@ def _decoder_entry(path: Path, key: str, value: object, special: set[str]) -> Ad
         check_token_id(file, int(key)),
         text,
         text in special or (isinstance(value, dict) and bool(value.get("special"))),
+        **(flags_of(value) if isinstance(value, dict) else {}),
     )
 
 

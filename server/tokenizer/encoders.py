@@ -10,6 +10,7 @@ from typing import Protocol
 
 import sentencepiece
 
+from server.errors import ApiError
 from server.tokenizer.config_files import (
     MAX_PIECE_CHARS,
     Json,
@@ -18,11 +19,21 @@ from server.tokenizer.config_files import (
     name_damage,
     read_file,
 )
-from server.tokenizer.tokenizer_json import added_tokens, build, control_tokens_around, ids_of, pieces_by_id
+from server.tokenizer.tokenizer_json import (
+    Normalizer,
+    added_tokens,
+    build,
+    control_tokens_around,
+    encoded,
+    ids_of,
+    pieces_by_id,
+)
 
 # Protobuf merges a message into the one in front of it: this sets ModelProto.normalizer_spec.add_dummy_prefix to false.
 NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 SPACE = "\u2581"
+_PREPEND: Json = {"type": "Prepend", "prepend": SPACE}
+_MARK_SPACES: Json = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -37,6 +48,7 @@ class TextEncoder(Protocol):
     has_dummy_prefix: bool  # text is encoded as if it had a space in front
     adds_bos: bool  # the file puts the start token in front of a text
     adds_eos: bool  # the file puts the end token behind a text
+    normalizer: Normalizer
 
     @property
     def is_byte_level(self) -> bool:
@@ -48,7 +60,10 @@ class TextEncoder(Protocol):
         ...
 
     def encode(self, text: str, *, with_prefix: bool) -> list[int]:
-        """Encode plain text. `with_prefix`: add the leading space, if the model has that rule."""
+        """Encode plain text. `with_prefix`: add the leading space, if the model has that rule.
+
+        Raises ApiError if the file's rules give up on the text.
+        """
         ...
 
 
@@ -56,6 +71,7 @@ class SpacedPieces:
     """Pieces as SentencePiece writes them."""
 
     is_byte_level = False
+    normalizer: Normalizer = "none"
     adds_bos = True  # unless tokenizer_config.json says otherwise, as in LlamaTokenizer
 
     def bytes_of_piece(self, piece: str) -> bytes:
@@ -106,6 +122,7 @@ class HfTokenizerEncoder(SpacedPieces):
                 f"{path}: only byte-pair vocabularies are supported, byte-level ones and those with byte fallback"
             )
         self.added_tokens = added_tokens(path, description)
+        self.normalizer = _normalizer(description)
         plain = description | {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
         self._with_prefix = build(plain, path)
         self._without_prefix = build(_without_prefix(plain), path)
@@ -116,12 +133,17 @@ class HfTokenizerEncoder(SpacedPieces):
         self.eos_id = vocabulary.get("</s>")
         unk_token = model.get("unk_token")
         self.unk_id = vocabulary.get(unk_token) if isinstance(unk_token, str) else None
-        self.has_dummy_prefix = self.encode("a", with_prefix=True) != self.encode("a", with_prefix=False)
+        self.has_dummy_prefix = self._adds_prefix(path)
         self.adds_eos = control_tokens_around(description)[1] == "</s>"
 
     def encode(self, text: str, *, with_prefix: bool) -> list[int]:
-        tokenizer = self._with_prefix if with_prefix else self._without_prefix
-        return tokenizer.encode(text, add_special_tokens=False).ids
+        return encoded(self._with_prefix if with_prefix else self._without_prefix, text)
+
+    def _adds_prefix(self, path: Path) -> bool:
+        try:
+            return self.encode("a", with_prefix=True) != self.encode("a", with_prefix=False)
+        except ApiError:
+            raise TokenizerError(f"{path}: its rules give up on the text 'a'") from None
 
 
 def _load_model(model: bytes, path: Path) -> sentencepiece.SentencePieceProcessor:
@@ -138,6 +160,15 @@ def _load_model(model: bytes, path: Path) -> sentencepiece.SentencePieceProcesso
 
 def _id_or_none(token_id: int) -> int | None:
     return token_id if token_id >= 0 else None
+
+
+def _normalizer(description: Json) -> Normalizer:
+    normalizer = description.get("normalizer")
+    steps = normalizer.get("normalizers", [normalizer]) if isinstance(normalizer, dict) else [normalizer]
+    if steps in ([None], []):
+        return "none"
+    is_known = isinstance(steps, list) and all(step in (_PREPEND, _MARK_SPACES) for step in steps)
+    return "spaces" if is_known and _MARK_SPACES in steps else "other"
 
 
 def _without_prefix(description: Json) -> Json:

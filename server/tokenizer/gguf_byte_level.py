@@ -4,11 +4,11 @@ GGUF names the rule that splits a text into words, `tokenizer.ggml.pre`, and doe
 llama-vocab.cpp of llama.cpp.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engine.capacity.gguf_vocabulary import GgufVocabulary
+from server.tokenizer.byte_level_json import start_step, word_steps
 from server.tokenizer.config_files import Json, TokenizerError
 
 UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 2, 3, 4, 5
@@ -22,11 +22,18 @@ class WordRule:
     pattern: str | None  # of a word; None: GPT-2's, which the package has
     keeps_words: bool = True  # a word that is a piece is not merged from its bytes
     adds_bos: bool = True  # unless the file says otherwise
+    normalizer: str | None = None  # its type in a tokenizer.json
 
 
-LLAMA_3 = WordRule(
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-    r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_OTHERS = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA_3 = WordRule(rf"{_ENDINGS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_OTHERS}")
+SMAUG = replace(LLAMA_3, keeps_words=False, adds_bos=False)  # Llama 3's files before their first correction
+QWEN_2 = WordRule(
+    rf"{_ENDINGS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_OTHERS}",
+    keeps_words=False,
+    adds_bos=False,
+    normalizer="NFC",
 )
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 TEKKEN = WordRule(
@@ -38,6 +45,8 @@ RULES = {
     "llama-bpe": LLAMA_3,
     "llama3": LLAMA_3,
     "llama-v3": LLAMA_3,
+    "smaug-bpe": SMAUG,
+    "qwen2": QWEN_2,
     "tekken": TEKKEN,
     "gpt-2": GPT_2,
 }
@@ -65,7 +74,8 @@ def tokenizer_json(vocabulary: GgufVocabulary, special_ids: frozenset[int], path
     return {
         "version": "1.0",
         "added_tokens": added,
-        "pre_tokenizer": _pre_tokenizer(rule),
+        "normalizer": None if rule.normalizer is None else {"type": rule.normalizer},
+        "pre_tokenizer": word_steps(rule.pattern),
         "post_processor": _post_processor(vocabulary, rule),
         "model": {
             "type": "BPE",
@@ -90,17 +100,7 @@ def _word_rule(vocabulary: GgufVocabulary, path: Path) -> WordRule:
     return RULES[name]
 
 
-def _pre_tokenizer(rule: WordRule) -> Json:
-    uses_gpt_2 = rule.pattern is None
-    to_bytes: Json = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": uses_gpt_2}
-    if uses_gpt_2:
-        return to_bytes
-    split: Json = {"type": "Split", "pattern": {"Regex": rule.pattern}, "behavior": "Isolated", "invert": False}
-    return {"type": "Sequence", "pretokenizers": [split, to_bytes]}
-
-
 def _post_processor(vocabulary: GgufVocabulary, rule: WordRule) -> Json | None:
     if not rule.adds_bos or vocabulary.bos_id is None:
         return None
-    start: Mapping[str, object] = {"SpecialToken": {"id": vocabulary.tokens[vocabulary.bos_id]}}
-    return {"type": "TemplateProcessing", "single": [start, {"Sequence": {"id": "A"}}]}
+    return start_step(vocabulary.tokens[vocabulary.bos_id])

@@ -1,9 +1,9 @@
 """Vocabulary of one checkpoint by token id: texts, bytes, and which ids are control tokens."""
 
-import os.path
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+from server.tokenizer.added_tokens import AddedMatcher
 from server.tokenizer.config_files import (
     MAX_ADDED_CHARS,
     MAX_ADDED_IDS,
@@ -26,8 +26,9 @@ class TokenTable:
 
     spellings: each token's text by id, pieces as the file writes them. raw_bytes: the bytes that each token
     stands for. text_bytes: the same, but nothing for control tokens. special_ids: ids of the control tokens, by
-    spelling. plain_added: likewise, of the added tokens that are not control tokens. bos_id, eos_ids: None and () where
-    the checkpoint has none.
+    spelling. controls finds them, plain_added the other added tokens, and normalized_added those that are looked for in
+    normalized text. marks_spaces: such text has U+2581 for each space. bos_id, eos_ids: None and () where the
+    checkpoint has none.
     """
 
     def __init__(
@@ -38,18 +39,19 @@ class TokenTable:
         self.spellings = _merge_spellings(encoder.pieces, added_tokens)
         self.special_ids = _find_special_ids(self.spellings, encoder, settings, added_tokens)
         self.control_ids = frozenset(self.special_ids.values())
-        self.plain_added = {
-            token.text: token.id for token in added_tokens if not token.is_special and token.id not in self.control_ids
-        }
+        plain = [token for token in added_tokens if not token.is_special and token.id not in self.control_ids]
         self.bos_id = self.special_ids.get(settings.bos_token or "", encoder.bos_id)
         eos_id = self.special_ids.get(settings.eos_token or "", encoder.eos_id)
         ends = [eos_id, *settings.eos_ids, *map(self.special_ids.get, ENDS)]
         self.eos_ids = tuple(dict.fromkeys(token_id for token_id in ends if token_id is not None))
         self.raw_bytes = [self._bytes_of(i, spelling, encoder) for i, spelling in enumerate(self.spellings)]
         self.text_bytes = [b"" if i in self.control_ids else raw for i, raw in enumerate(self.raw_bytes)]
-        _check_lengths([*self.special_ids, *self.plain_added])
-        self.special_pattern = any_of_pattern(self.special_ids)
-        self.added_pattern = any_of_pattern(self.plain_added)
+        _check_lengths([*self.special_ids, *{token.text for token in plain}])
+        self.controls = AddedMatcher(_controls(self.special_ids, added_tokens))
+        self.plain_added = AddedMatcher(token for token in plain if not token.is_normalized)
+        self.marks_spaces = encoder.normalizer == "spaces"
+        normalized = [token for token in plain if token.is_normalized]
+        self.normalized_added = AddedMatcher(_normalized(normalized, encoder, marks_spaces=self.marks_spaces))
 
     def is_plain_piece(self, token_id: int) -> bool:
         """Return whether the id is one of the tokenizer file's pieces and no control token."""
@@ -65,29 +67,24 @@ class TokenTable:
         return encoder.bytes_of_piece(spelling) if is_piece else spelling.encode("utf-8")
 
 
-def any_of_pattern(texts: Iterable[str]) -> re.Pattern[str]:
-    """Compile a pattern that matches the longest of `texts` at a position; without texts it never matches."""
-    words = {text for text in texts if text}
-    return re.compile(_trie_pattern(words) if words else r"(?!)")
+def _normalized(tokens: Sequence[AddedToken], encoder: TextEncoder, *, marks_spaces: bool) -> Sequence[AddedToken]:
+    """Return the tokens as the file's normalizer writes them. Raises TokenizerError if it changes more than spaces."""
+    if tokens and encoder.normalizer == "other":
+        raise TokenizerError(f"the added token {tokens[0].text!r} is looked for in text of another normalizer")
+    if not marks_spaces:
+        return tokens
+    prefix = SPACE if encoder.has_dummy_prefix else ""
+    return [replace(token, text=prefix + token.text.replace(" ", SPACE)) for token in tokens]
 
 
-def _trie_pattern(words: set[str]) -> str:
-    """Write a pattern as a tree of characters: unlike a list of words, its time does not grow with their number.
-
-    {"<s>", "</s>"} gives `<(?:/s>|s>)`.
-    """
-    by_first: dict[str, list[str]] = {}
-    for word in words:
-        if word:
-            by_first.setdefault(word[0], []).append(word)
-    branches = []
-    for _, group in sorted(by_first.items()):
-        prefix = os.path.commonprefix(group)  # noqa: RUF071 (characters are meant, not parts of a path)
-        branches.append(re.escape(prefix) + _trie_pattern({word[len(prefix) :] for word in group}))
-    if not branches:
-        return ""
-    tree = branches[0] if len(branches) == 1 and "" not in words else f"(?:{'|'.join(branches)})"
-    return tree + "?" if "" in words else tree
+def _controls(special_ids: Mapping[str, int], added_tokens: Sequence[AddedToken]) -> Sequence[AddedToken]:
+    """Return the control tokens with their flags. Templates write them: each is found wherever it is spelled."""
+    flags = {token.text: token for token in added_tokens}
+    found = [replace(flags.get(text, AddedToken(i, text, True)), id=i) for text, i in special_ids.items()]
+    for token in found:
+        if token.is_word:
+            raise TokenizerError(f"the control token {token.text!r} is marked as single_word: a text could hide it")
+    return found
 
 
 def _check_lengths(spellings: Sequence[str]) -> None:

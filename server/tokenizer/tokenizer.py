@@ -7,6 +7,7 @@ with U+FFFD for invalid bytes, and without the one space that SentencePiece puts
 
 import re
 from collections.abc import Callable, Iterable, Sequence, Set
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +17,7 @@ from engine.types import Vocabulary
 from server.tokenizer.byte_level import ByteLevelEncoder, is_byte_level
 from server.tokenizer.config_files import (
     AddedToken,
+    Json,
     NoTokenizerError,
     TokenizerError,
     TokenizerSettings,
@@ -23,13 +25,14 @@ from server.tokenizer.config_files import (
     read_json,
     read_settings,
 )
-from server.tokenizer.encoders import HfTokenizerEncoder, SentencePieceEncoder, TextEncoder
+from server.tokenizer.encoders import SPACE, HfTokenizerEncoder, SentencePieceEncoder, TextEncoder
 from server.tokenizer.gguf_vocabulary import read_gguf_tokenizer
+from server.tokenizer.tekken import BOS, EOS, tokenizer_json_of_tekken
 from server.tokenizer.token_table import TokenTable
 
 __all__ = ["NoTokenizerError", "Tokenizer", "TokenizerError", "load_tokenizer"]
 
-TEKKEN_FILE = "tekken.json"  # Nemo's vocabulary in Mistral's own layout
+TEKKEN_FILE = "tekken.json"  # a byte-level vocabulary in Mistral's own layout
 
 Value = TypeVar("Value")
 
@@ -59,9 +62,22 @@ def load_tokenizer(path: Path) -> "Tokenizer":
         kind = ByteLevelEncoder if is_byte_level(description) else HfTokenizerEncoder
         by_json = kind(model, description)
         return _build(model, by_json, settings, (*by_json.added_tokens, *settings.added_tokens), None)
-    if (path / TEKKEN_FILE).is_file():
-        raise NoTokenizerError(f"{path}: {TEKKEN_FILE} is not read; put the repository's tokenizer.json beside it")
-    raise NoTokenizerError(f"{path}: no tokenizer (tokenizer.model, tokenizer.model.v* or tokenizer.json)")
+    model = path / TEKKEN_FILE
+    description = read_json(model)
+    if description is not None:
+        return _of_tekken(model, description, settings)
+    raise NoTokenizerError(
+        f"{path}: no tokenizer (tokenizer.model, tokenizer.model.v*, tokenizer.json or {TEKKEN_FILE})"
+    )
+
+
+def _of_tekken(model: Path, content: Json, settings: TokenizerSettings) -> "Tokenizer":
+    """Build the tokenizer of a tekken.json, whose control tokens all models name alike."""
+    with name_damage(model):
+        description, version = tokenizer_json_of_tekken(model, content)
+    encoder = ByteLevelEncoder(model, description)
+    named = replace(settings, bos_token=settings.bos_token or BOS, eos_token=settings.eos_token or EOS)
+    return _build(model, encoder, named, (*encoder.added_tokens, *settings.added_tokens), version)
 
 
 def _has_byte_level_json(path: Path) -> bool:
@@ -103,7 +119,7 @@ class Tokenizer:
     """Tokenizer of one checkpoint; never changed once built, so that several threads can use it.
 
     vocab_size: one more than the highest id. bos_id, eos_ids: None and () where the checkpoint has none.
-    version: 3 for a file called tokenizer.model.v3; None where the name has no version.
+    version: 3 for a file called tokenizer.model.v3, or a tekken.json that says v3; None where the file names none.
     """
 
     def __init__(
@@ -138,7 +154,7 @@ class Tokenizer:
     @property
     def special_pattern(self) -> re.Pattern[str]:
         """Pattern that matches the longest special spelling at a position."""
-        return self._table.special_pattern
+        return self._table.controls.pattern
 
     @property
     def is_byte_level(self) -> bool:
@@ -188,16 +204,16 @@ class Tokenizer:
     def encode_with_specials(self, text: str, *, guard: str = "") -> list[int]:
         """Encode a rendered template: control tokens' spellings become their ids, as in LlamaTokenizer.
 
+        They are found first: no added token that a text ends with can hide the beginning of one.
+
         `guard`: a character that is removed from the text once the control tokens have been found. Put inside a
         spelling, it keeps that spelling plain text.
         """
         ids: list[int] = []
-        start = 0
-        for match in self._table.special_pattern.finditer(text):
-            ids += self._encode_text(_remove_guard(text[start : match.start()], guard), is_first=not ids)
-            ids.append(self._table.special_ids[match.group()])
-            start = match.end()
-        return ids + self._encode_text(_remove_guard(text[start:], guard), is_first=not ids)
+        for part, token_id in self._table.controls.split(text):
+            ids += self._encode_text(_remove_guard(part, guard), is_first=not ids)
+            ids += [] if token_id is None else [token_id]
+        return ids
 
     def encode_words(self, words: Iterable[str]) -> tuple[tuple[int, ...], ...]:
         """Encode each word as it appears inside a text: once without and once with a space in front."""
@@ -253,12 +269,26 @@ class Tokenizer:
     def _encode_text(self, text: str, *, is_first: bool) -> list[int]:
         """Encode plain text, in which added tokens are recognized unless they are control tokens."""
         ids: list[int] = []
-        start = 0
-        for match in self._table.added_pattern.finditer(text):
-            ids += self._encode_piecewise(text[start : match.start()], with_prefix=self._is_legacy or is_first)
-            ids.append(self._table.plain_added[match.group()])
-            start, is_first = match.end(), False
-        return ids + self._encode_piecewise(text[start:], with_prefix=self._is_legacy or is_first)
+        for part, token_id in self._table.plain_added.split(text):
+            ids += self._encode_normalized(part, is_first=is_first)
+            ids += [] if token_id is None else [token_id]
+            is_first = False
+        return ids
+
+    def _encode_normalized(self, text: str, *, is_first: bool) -> list[int]:
+        """Encode text, in which those added tokens are recognized that are looked for in normalized text."""
+        with_prefix, marks_spaces = self._is_legacy or is_first, self._table.marks_spaces
+        if not text or not self._table.normalized_added:
+            return self._encode_piecewise(text, with_prefix=with_prefix)
+        if marks_spaces:
+            prefix = SPACE if with_prefix and self._encoder.has_dummy_prefix else ""
+            text, with_prefix = prefix + text.replace(" ", SPACE), False
+        ids: list[int] = []
+        for part, token_id in self._table.normalized_added.split(text):
+            ids += self._encode_piecewise(part.replace(SPACE, " ") if marks_spaces else part, with_prefix=with_prefix)
+            ids += [] if token_id is None else [token_id]
+            with_prefix = self._is_legacy and not marks_spaces
+        return ids
 
     def _encode_piecewise(self, text: str, *, with_prefix: bool) -> list[int]:
         """Encode text without added tokens; cut it inside a control token that the model file itself matches."""
@@ -280,7 +310,7 @@ class Tokenizer:
 
     def _cut(self, text: str, controls: Set[int]) -> list[str]:
         """Cut a text inside each spelling of these control tokens; in the middle if it has none."""
-        starts = (m.start() for m in self._table.special_pattern.finditer(text) if self._spells(m.group(), controls))
+        starts = (m.start() for m in self._table.controls.pattern.finditer(text) if self._spells(m.group(), controls))
         cuts = sorted({min(start + 1, len(text) - 1) for start in starts}) or [len(text) // 2]
         return [text[start:end] for start, end in pairwise([0, *cuts, len(text)])]
 

@@ -3,8 +3,9 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from server.errors import invalid_value
 from server.tokenizer.config_files import (
     MAX_ADDED_CHARS,
     MAX_ADDED_IDS,
@@ -15,10 +16,15 @@ from server.tokenizer.config_files import (
     TokenizerError,
     check_text,
     check_token_id,
+    flags_of,
 )
 
 if TYPE_CHECKING:
     import tokenizers
+
+# What happens to a text before it is split into words: nothing; or a space is put in front of it, and spaces become
+# U+2581; or something else.
+Normalizer = Literal["none", "spaces", "other"]
 
 
 def added_tokens(path: Path, description: Json) -> tuple[AddedToken, ...]:
@@ -71,12 +77,23 @@ def build(description: Json, path: Path) -> "tokenizers.Tokenizer":
         raise TokenizerError(f"{path}: not a usable tokenizer ({type(error).__name__})") from None
 
 
+def encoded(tokenizer: "tokenizers.Tokenizer", text: str) -> list[int]:
+    """Encode plain text. Raises ApiError if the file's rules give up on it: ten million steps at one place."""
+    try:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # noqa: BLE001 (Rust's panics)
+        raise invalid_value("The model's tokenizer cannot split this text into words.", None) from None
+    return ids
+
+
 def _added_token(path: Path, entry: Json) -> AddedToken:
     content = entry.get("content")
     if not isinstance(content, str):
         raise TokenizerError(f"{path}: an added token has no text")
     text = check_text(path, content, MAX_ADDED_CHARS)
-    return AddedToken(check_token_id(path, entry.get("id")), text, bool(entry.get("special")))
+    return AddedToken(check_token_id(path, entry.get("id")), text, bool(entry.get("special")), **flags_of(entry))
 
 
 def _special_token(part: object) -> str | None:

@@ -90,7 +90,7 @@ def check_template(data: bytes) -> None:
 def check_tokenizer(data: bytes) -> None:
     """A tokenizer file is loaded and used, or refused in one line. The first line is the file's name."""
     name, _, content = data.partition(b"\n")
-    file = "tokenizer.model" if name == b"model" else "tokenizer.json"
+    file = {b"model": "tokenizer.model", b"tekken": "tekken.json"}.get(name, "tokenizer.json")
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / file).write_bytes(content)
         try:
@@ -187,7 +187,8 @@ TARGETS = {
         ),
     ),
     "tokenizers": Target(
-        check_tokenizer, (b'"vocab":{', b'"merges":[', b"\x0a", b"\x12", b"\xff\xff\xff\x7f", b'"added_tokens":[')
+        check_tokenizer,
+        (b'"vocab":{', b'"merges":[', b"\x0a", b"\x12", b"\xff\xff\xff\x7f", b'"added_tokens":[', b'"token_bytes":'),
     ),
     "frames": Target(
         check_frames, (b"\x00\x00\x00\x01", b"\xff\xff\xff\xff", b"\xa4type", b"\xdd\xff\xff\xff\xff", b"\xc1")

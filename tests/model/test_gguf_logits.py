@@ -19,6 +19,7 @@ from model.mixtral import Mixtral
 from model.mixtral_native import NativeMixtral
 from model.ops.interface import Ops, packed_bytes
 from model.ops.reference.ops import ReferenceOps
+from tests.model.checkpoint.test_mutated_headers import PIECES
 from tests.support.checkpoints.block_matrices import with_sums_in
 from tests.support.checkpoints.gguf import GgufShape, all_of, iq2_m, q4_k_m, write_gguf
 from tests.support.kernels.native_cases import ISAS, native
@@ -132,3 +133,43 @@ def test_blocks_with_nan_or_infinity_are_refused_when_verified(scale: float, tmp
         file.write(np.float16(scale).tobytes())
     with pytest.raises(CheckpointError, match=r"o_proj.weight contains NaN or Inf"):
         _load(tmp_path / "a.gguf", native(ISAS[-1]), check_values=True)
+
+
+SCALED = GgufShape(dim=64, num_layers=2, num_heads=2, num_kv_heads=1, hidden_dim=96, vocab_size=len(PIECES))
+PROMPT = [259 + 7 * i % 5 if i % 3 else 3 + 11 * i % 256 for i in range(200)]
+# Fields, and what llama-server of llama.cpp (commit of build 11434, CPU, caches in float32) gave for the token behind
+# the first so many tokens of PROMPT: log probabilities by token id, the three largest.
+OF_LLAMA_CPP: list[tuple[dict[str, Any], dict[int, dict[int, float]]]] = [
+    (
+        {"type": "yarn", "factor": 8.0, "original_context_length": 64, "attn_factor": 1.5},
+        {
+            40: {75: -4.09243, 243: -4.21263, 138: -4.34984},
+            120: {75: -4.24555, 41: -4.32648, 203: -4.44006},
+            200: {75: -4.19424, 41: -4.40152, 203: -4.46027},
+        },
+    ),
+    (
+        {"type": "linear", "factor": 4.0, "attn_factor": 0.8},
+        {
+            40: {75: -3.77958, 140: -4.51495, 71: -4.6014},
+            120: {75: -4.10285, 41: -4.10889, 65: -4.36998},
+            200: {75: -4.05829, 41: -4.14892, 65: -4.49705},
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "expected"), OF_LLAMA_CPP, ids=["YaRN", "linear"])
+def test_scaled_angles_give_the_log_probabilities_of_llama_cpp(
+    fields: dict[str, Any], expected: dict[int, dict[int, float]], tmp_path: Path
+) -> None:
+    named = {f"llama.rope.scaling.{name}": value for name, value in fields.items()}
+    named |= {"llama.expert_used_count": 4, "llama.rope.freq_base": 1e4}
+    write_gguf(tmp_path / "a.gguf", replace(SCALED, fields=named), all_of("F32"))
+    model = _load(tmp_path / "a.gguf", native(ISAS[-1]))
+    for length, logprobs in expected.items():
+        pool = KvPool(model.config, 15, 16, "float32", CPU)
+        batch = make_batch([(Running(PROMPT[:length], list(range(1, 15))), length)], 16)
+        ours = model.forward(batch, pool)[-1].log_softmax(-1)
+        assert ours.topk(3).indices.tolist() == list(logprobs)
+        assert [float(ours[i]) for i in logprobs] == pytest.approx(list(logprobs.values()), abs=5e-5)

@@ -30,6 +30,9 @@ LLAMA_3_ANGLES = {
     "original_max_position_embeddings": 128,
 }
 LINEAR_ANGLES = {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0}
+YARN_ANGLES = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 8.0, "original_max_position_embeddings": 128}
+# Served is the context in which they are not scaled.
+DYNAMIC_ANGLES = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
 SHAPES = {
     "moe": MOE,
     "one KV head": replace(MOE, num_kv_heads=1),
@@ -55,6 +58,11 @@ SHAPES = {
     "scaled as Llama 3.1": replace(MOE, head_dim=24, tied=True, extra={"rope_parameters": LLAMA_3_ANGLES}),
     "scaled by a factor": replace(MOE, num_experts=16, extra={"rope_parameters": LINEAR_ANGLES}),
     "dense FFN, scaled as Llama 3.1": replace(DENSE, extra={"rope_parameters": LLAMA_3_ANGLES}),
+    "scaled by YaRN": replace(MOE, head_dim=24, extra={"rope_parameters": YARN_ANGLES}),
+    "dense FFN, scaled by YaRN": replace(
+        DENSE, head_dim=16, extra={"rope_parameters": {**YARN_ANGLES, "attention_factor": 0.7, "truncate": False}}
+    ),
+    "scaled by length": replace(MOE, extra={"rope_parameters": DYNAMIC_ANGLES}),
 }
 
 
@@ -83,7 +91,7 @@ def test_logprobs_and_greedy_tokens_equal_those_of_transformers(number: int, tmp
             _assert_equal(ours, outputs)
 
 
-@pytest.mark.parametrize("scaled", [LLAMA_3_ANGLES, LINEAR_ANGLES], ids=["Llama 3.1", "linear"])
+@pytest.mark.parametrize("scaled", [LLAMA_3_ANGLES, LINEAR_ANGLES, YARN_ANGLES], ids=["Llama 3.1", "linear", "YaRN"])
 def test_the_oracle_itself_scales_angles(scaled: dict[str, object]) -> None:
     """Guards the test above."""
     plain, other = (random_model(replace(MOE, head_dim=24, extra=extra)) for extra in ({}, {"rope_parameters": scaled}))

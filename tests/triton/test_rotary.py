@@ -50,7 +50,7 @@ def test_rotation_and_storage(dtype: torch.dtype, heads: Heads, int8: bool) -> N
 
 
 def test_scaled_angles_are_the_references(dtype: torch.dtype) -> None:
-    config = replace(Heads(2, 1, 8).config, rope_divisors=(1.0, 1.5, 4.0, 8.0))
+    config = replace(Heads(2, 1, 8).config, rope_divisors=(1.0, 1.5, 4.0, 8.0), rope_factor=1.25)
     batch = make_batch([(Running([0] * 300, [0] * 74 + [3], 299), 1)], 4)
     cos, sin = TritonOps(dtype).prepare_batch(config, batch, 4).angles
     exact = ReferenceOps().prepare_batch(config, batch, 4)

@@ -4,7 +4,7 @@ from typing import Literal
 
 from model.checkpoint.gguf.fields import GgufFields
 from model.checkpoint.gguf.file import GgufFile
-from model.checkpoint.gguf.rope_scaling import gguf_rope_divisors
+from model.checkpoint.gguf.rope_scaling import gguf_rope_scaling
 from model.checkpoint.gguf.tensors import without_ones
 from model.checkpoint.json_files import printable
 from model.config import MISTRAL, MISTRAL_EMBEDDING, MIXTRAL, ModelConfig
@@ -34,6 +34,7 @@ def gguf_config(
     head_dim = _head_dim(fields, dim, num_heads)
     window = _window(fields, sliding_window)
     embeds = _embeds(fields)
+    scaling = gguf_rope_scaling(file, fields, head_dim, theta, warnings)
     config = ModelConfig(
         architecture=_architecture(num_experts, is_embedding=embeds),
         vocab_size=vocab_size,
@@ -54,7 +55,8 @@ def gguf_config(
         bos_token_id=_token_id(top, "bos_token_id", vocab_size),
         eos_token_ids=_eos_token_ids(top, vocab_size),
         embeds=embeds,
-        rope_divisors=gguf_rope_divisors(file, fields, head_dim),
+        rope_divisors=scaling.divisors,
+        rope_factor=scaling.factor,
     )
     return config, warnings
 

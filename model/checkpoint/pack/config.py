@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from model.checkpoint.config_file import load_config
-from model.checkpoint.rope_scaling import DIVISORS
+from model.checkpoint.rope_scaling import listed
 from model.checkpoint.sentence_embedding import LAST_TOKEN, MODULES, STEPS
 from model.config import MISTRAL_EMBEDDING, MIXTRAL, ModelConfig
 
@@ -50,8 +50,8 @@ def _fields(config: ModelConfig, dtype: str) -> dict[str, Any]:
     }
     if config.num_experts:
         fields |= {"num_local_experts": config.num_experts, "num_experts_per_tok": config.experts_per_token}
-    if config.rope_divisors:
-        fields["rope_scaling"] = {"rope_type": DIVISORS, DIVISORS: list(config.rope_divisors)}
+    if config.rope_divisors or config.rope_factor != 1:
+        fields["rope_scaling"] = listed(config)
     if config.bos_token_id is not None:
         fields["bos_token_id"] = config.bos_token_id
     return fields | ({"eos_token_id": list(config.eos_token_ids)} if config.eos_token_ids else {})

@@ -147,12 +147,13 @@ void rope_and_store_kv(const RotationArgs& args, int64_t first, int64_t last) {
     });
 }
 
-void rotary_angles(int64_t position, const float* inverse_frequency, int64_t num_pairs, float* cos, float* sin) {
+void rotary_angles(int64_t position, const float* inverse_frequency, int64_t num_pairs, float factor, float* cos,
+                   float* sin) {
     for (int64_t i = 0; i < num_pairs; ++i) {
         const float angle = static_cast<float>(position) * inverse_frequency[i];
         const SinCos exact = sin_cos(angle);
-        cos[i] = static_cast<float>(exact.cos);
-        sin[i] = static_cast<float>(exact.sin);
+        cos[i] = static_cast<float>(exact.cos) * factor;
+        sin[i] = static_cast<float>(exact.sin) * factor;
     }
 }
 

@@ -40,8 +40,8 @@ SMOE_PER_ISA(void add(int dtype, void* x, const void* y, int64_t first, int64_t 
 SMOE_PER_ISA(void rms_norm(const NormArgs& args, int64_t first, int64_t last))
 SMOE_PER_ISA(void rope_and_store_kv(const RotationArgs& args, int64_t first, int64_t last))
 // Write cos and sin [num_pairs] of the float32 products position * inverse_frequency[i], each within 0.51 units in the
-// last place for products up to 2^20.
-SMOE_PER_ISA(void rotary_angles(int64_t position, const float* inverse_frequency, int64_t num_pairs, float* cos,
-                                float* sin))
+// last place for products up to 2^20, and then times `factor`.
+SMOE_PER_ISA(void rotary_angles(int64_t position, const float* inverse_frequency, int64_t num_pairs, float factor,
+                                float* cos, float* sin))
 
 }  // namespace smoe

@@ -207,12 +207,12 @@ void smoe_add_rms_norm(smoe_pool* pool, int isa, int dtype, void* x, const void*
 }
 
 void smoe_rotary_angles(smoe_pool* pool, int isa, const int64_t* positions, const float* inverse_frequency, float* cos,
-                        float* sin, int64_t T, int64_t K) {
+                        float* sin, int64_t T, int64_t K, float factor) {
     const int64_t pairs = K / 2;
     for_rows(pool_of(pool), T, 16 * pairs, [&](int64_t first, int64_t last) {
         for (int64_t row = first; row < last; ++row)
-            SMOE_CALL(isa,
-                      rotary_angles(positions[row], inverse_frequency, pairs, cos + row * pairs, sin + row * pairs));
+            SMOE_CALL(isa, rotary_angles(positions[row], inverse_frequency, pairs, factor, cos + row * pairs,
+                                         sin + row * pairs));
     });
 }
 

@@ -79,7 +79,7 @@ class Forward {
     void run() {
         embed();
         smoe_rotary_angles(pool_, isa_, step_.positions, network_.inverse_frequency, at_.cos(), at_.sin(), step_.T,
-                           network_.K);
+                           network_.K, network_.rope_factor);
         norm(at_.x(), network_.layers[0].attention_norm, at_.normed(), step_.T);
         for (int64_t index = 0; index < network_.L; ++index) {
             const smoe_layer& layer = network_.layers[index];

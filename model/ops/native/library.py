@@ -19,7 +19,7 @@ from model.ops.native.structs import (
     StoreLayout,
 )
 
-ABI_VERSION = 21
+ABI_VERSION = 22
 LIBRARY = Path(__file__).parents[2] / "native" / "libsmoe_native.so"
 # The index is the library's code of an instruction set. The last that is available is the fastest.
 ISAS = ("portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx", "neon", "neonbf16")
@@ -70,7 +70,7 @@ _SIGNATURES = {
     "smoe_gate_logits": (None, (c_void_p, c_int, *(c_void_p,) * 3, *(c_int64,) * 3)),
     "smoe_rms_norm": (None, (*_KERNEL, *(c_void_p,) * 3, *(c_int64,) * 2, c_float)),
     "smoe_add_rms_norm": (None, (*_KERNEL, *(c_void_p,) * 4, *(c_int64,) * 2, c_float)),
-    "smoe_rotary_angles": (None, (c_void_p, c_int, *(c_void_p,) * 4, *(c_int64,) * 2)),
+    "smoe_rotary_angles": (None, (c_void_p, c_int, *(c_void_p,) * 4, *(c_int64,) * 2, c_float)),
     "smoe_rope_and_store_kv": (c_int, (*_KERNEL, c_int, c_int, *(c_void_p,) * 7, *(c_int64,) * 5)),
     "smoe_attention": (c_int, (*_KERNEL, *(c_int,) * 2, *(c_void_p,) * 7, *(c_int64,) * 7)),
     "smoe_forward": (c_int, (c_void_p, c_int, POINTER(NetworkArguments), POINTER(StepArguments))),

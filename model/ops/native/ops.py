@@ -117,7 +117,8 @@ class NativeOps:
         frequencies = inverse_frequencies(config)  # [K/2]
         cos, sin = torch.empty(2, len(batch.positions), num_pairs).unbind()
         addresses = (tensor.data_ptr() for tensor in (batch.positions, frequencies, cos, sin))
-        self._call.smoe_rotary_angles(self._pool, self._isa, *addresses, len(cos), config.head_dim)
+        sizes = len(cos), config.head_dim
+        self._call.smoe_rotary_angles(self._pool, self._isa, *addresses, *sizes, config.rope_factor)
         return NativeMetadata(
             batch=batch,
             cos=cos,

@@ -53,7 +53,7 @@ class NetworkArguments(ctypes.Structure):
 
     _fields_ = [
         *((name, c_int) for name in ("embedding_dtype", "query_dtype", "residual_dtype", "kv_dtype")),
-        ("eps", c_float),
+        *((name, c_float) for name in ("eps", "rope_factor")),
         *((name, c_int64) for name in ("V", "D", "F", "E", "H", "G", "K", "L", "block_size", "window")),
         *((name, c_int64) for name in ("all_H", "first_H", "first_V", "first_D", "first_F")),
         ("group", c_void_p),

@@ -83,7 +83,9 @@ class ReferenceOps:
         return "rows"
 
     def prepare_batch(self, config: ModelConfig, batch: ForwardBatch, block_size: int) -> ReferenceMetadata:
-        cos, sin = rotary_angles(batch.positions, config.head_dim, config.rope_theta, config.rope_divisors)
+        cos, sin = rotary_angles(
+            batch.positions, config.head_dim, config.rope_theta, config.rope_divisors, config.rope_factor
+        )
         attention = plan_attention(batch, block_size, config.window, config.num_heads, config.head_dim)
         return ReferenceMetadata(config.num_kv_heads, config.head_dim, cos, sin, batch.slot_mapping, attention)
 
@@ -192,10 +194,10 @@ def product(x: Tensor, weight: Matrix) -> Tensor:
 
 
 def rotary_angles(
-    positions: Tensor, head_dim: int, theta: float, divisors: Sequence[float] = ()
+    positions: Tensor, head_dim: int, theta: float, divisors: Sequence[float] = (), factor: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Return cos and sin of position / theta^(2i/K) / divisor i for pair i of K/2: [T, 1, K] float32 each, with equal
-    halves. No `divisors`: all are 1.
+    """Return cos and sin of position / theta^(2i/K) / divisor i for pair i of K/2, each times `factor`: [T, 1, K]
+    float32 each, with equal halves. No `divisors`: all are 1.
 
     Pair i consists of the numbers i and i + K/2 of a head, the order of Hugging Face.
     """
@@ -205,7 +207,7 @@ def rotary_angles(
         frequencies /= torch.tensor(divisors, dtype=torch.float32, device=positions.device)
     angles = torch.outer(positions.float(), frequencies)  # [T, K/2]
     doubled = torch.cat((angles, angles), dim=-1).unsqueeze(1)  # [T, 1, K]
-    return doubled.cos(), doubled.sin()
+    return doubled.cos() * factor, doubled.sin() * factor
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -95,7 +95,8 @@ class TritonOps:
         return "split" if dtype == "int8" else "rows"
 
     def prepare_batch(self, config: ModelConfig, batch: ForwardBatch, block_size: int) -> TritonMetadata:
-        angles = rotary_angles(batch.positions, config.head_dim, config.rope_theta, config.rope_divisors)
+        scaling = config.rope_divisors, config.rope_factor
+        angles = rotary_angles(batch.positions, config.head_dim, config.rope_theta, *scaling)
         return TritonMetadata(
             angles, plan_attention(config, batch, block_size, self.dtype == torch.float32, self.deterministic)
         )

@@ -20,16 +20,17 @@ HEADS_PER_PROGRAM = 8
 
 
 def rotary_angles(
-    positions: Tensor, head_dim: int, theta: float, divisors: tuple[float, ...] = ()
+    positions: Tensor, head_dim: int, theta: float, divisors: tuple[float, ...] = (), factor: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Return cos and sin of position / theta^(2i/K) / divisor i for pair i: [T, K/2] float32 each. No `divisors`: all
-    are 1."""
+    """Return cos and sin of position / theta^(2i/K) / divisor i for pair i, each times `factor`: [T, K/2] float32 each.
+    No `divisors`: all are 1."""
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
     frequencies = 1.0 / theta**exponents  # [K/2]
     if divisors:
         frequencies /= _on_device(divisors, positions.device)
     angles = positions.float()[:, None] * frequencies  # [T, K/2]
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return (cos, sin) if factor == 1 else (cos * factor, sin * factor)  # no launches for what changes nothing
 
 
 @cache

@@ -20,6 +20,7 @@ from engine.types import Request, RequestOutput, SamplingParams
 from server.engine_client.client import EngineClient
 from server.engine_client.output_collector import EngineDied
 from server.engine_client.status import EngineStatus
+from server.errors import ApiError
 from server.generation.usage import ExpertTally
 from server.tokenizer.tokenizer import Tokenizer
 
@@ -64,6 +65,8 @@ def read_texts(paths: Sequence[Path], tokenizer: Tokenizer, max_tokens: int) -> 
             raise ExpertTextError(f"{path}: {error.strerror}") from None
         except UnicodeDecodeError:
             raise ExpertTextError(f"{path}: this is not UTF-8") from None
+        except ApiError as error:
+            raise ExpertTextError(f"{path}: {error.message}") from None
         if len(ids) < 2:
             raise ExpertTextError(f"{path}: the file has no text")
         windows = [ids[start : start + WINDOW_TOKENS] for start in range(0, len(ids), WINDOW_TOKENS)]

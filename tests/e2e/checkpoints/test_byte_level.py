@@ -1,7 +1,8 @@
 """A merge of Llama 3's kind, with a byte-level vocabulary, several end tokens and scaled rotary angles, is served as a
-directory, as a GGUF file and as a pack."""
+directory, as a GGUF file and as a pack. So is Nemo's kind in Mistral's own layout, with a tekken.json."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,13 @@ from typing import Any
 import httpx
 import jsonschema
 import pytest
+from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
+from tests.model.checkpoint.test_mistral_layout import save_as_mistral
+from tests.server.chat.test_mistral_format import mistral_ids
 from tests.server.cli.plan.test_memory import plan
-from tests.support.checkpoints.byte_level import BOS, TEMPLATE, TURN_END, save, trained, vocabulary_fields
+from tests.support.checkpoints.byte_level import BOS, TEMPLATE, TURN_END, cut_tekken, save, trained, vocabulary_fields
 from tests.support.checkpoints.gguf import GgufShape, write_gguf
 from tests.support.checkpoints.mixtral import Shape, edit_config, save_random_checkpoint
 from tests.support.checkpoints.packs import make_pack
@@ -47,6 +52,7 @@ def _directory(path: Path) -> Path:
 
 def _gguf(path: Path) -> Path:
     fields = vocabulary_fields(TOKENIZER, "llama-bpe") | {"tokenizer.chat_template": TEMPLATE}
+    fields |= {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}
     divisors = (1.0,) * 16 + (2.5,) * 8 + (8.0,) * 8
     path.mkdir()
     write_gguf(path / "a.gguf", GgufShape(vocab_size=NUM_IDS, tied=True, fields=fields, rope_divisors=divisors))
@@ -89,3 +95,31 @@ def test_it_is_planned_and_served(make: Callable[[Path], Path], tmp_path: Path) 
     assert shown.decode(errors="replace") == free["message"]["content"] != ""
     assert (ended["finish_reason"], ended["message"]["content"]) == ("stop", "")
     assert letters == ["bbb", ""]
+
+
+def _own_layout(path: Path) -> Path:
+    path.mkdir()
+    file = cut_tekken(path)
+    save_as_mistral(path, Shape(num_experts=4, vocab_size=Tekkenizer.from_file(file).n_words))
+    shutil.rmtree(path / "source")
+    return path
+
+
+def _pack_of_own_layout(path: Path) -> Path:
+    return make_pack(_own_layout(path), path.parent / "pack")
+
+
+@pytest.mark.parametrize("make", [_own_layout, _pack_of_own_layout])
+def test_mistrals_own_layout_is_planned_and_served(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    model = make(tmp_path / "model")
+    oracle = MistralTokenizer.from_file(cut_tekken(tmp_path))
+    assert plan(model, "--memory", "1GiB").exit_code == 0
+    messages = [{"role": "system", "content": "Kurz."}, {"role": "user", "content": "naïve </s>\U0001f642"}]
+    with forked_server("--threads", "1", "--served-model-name", "m", model=str(model)) as server:
+        client = httpx.Client(base_url=server.url, timeout=60)
+        prompt = client.post("/tokenize", json={"model": "m", "messages": messages}).json()["tokens"]
+        body = {"model": "m", "messages": messages, "max_tokens": 20, "logprobs": True, "seed": 3}
+        answer = client.post("/v1/chat/completions", json=body).json()["choices"][0]
+    assert prompt == mistral_ids(oracle, [(turn["role"], turn["content"]) for turn in messages])
+    shown = b"".join(bytes(entry["bytes"]) for entry in answer["logprobs"]["content"])
+    assert shown.decode(errors="replace") == answer["message"]["content"] != ""

@@ -81,6 +81,7 @@ def test_the_fingerprint_names_the_weights(tmp_path: Path) -> None:
         {"rope_theta": 20000.0},
         {"rope_theta": 10000.001},
         {"rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"rope_scaling": {"type": "yarn", "factor": 1.0, "attention_factor": 1.1}},
         {"num_experts_per_tok": 3},
     ],
 )

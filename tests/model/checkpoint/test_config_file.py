@@ -118,7 +118,7 @@ WRONG_VALUES: list[tuple[str, dict[str, Any]]] = [
     *(("sliding_window", {"sliding_window": v}) for v in (0, -1, "16", True)),
     *(("rope_theta", {"rope_theta": v}) for v in (..., None, 0, -1.0, "1e4", True, [])),
     *(("rms_norm_eps", {"rms_norm_eps": v}) for v in (0, -1e-5, "x", ..., 2.0)),
-    *(("rope type is 'yarn'", {"rope_scaling": {key: "yarn", "factor": 2}}) for key in ("type", "rope_type")),
+    *(("rope type is 'longrope'", {"rope_scaling": {key: "longrope", "factor": 2}}) for key in ("type", "rope_type")),
     ("rope type is None", {"rope_scaling": {"rope_type": None}}),
     ("rope_theta", {"rope_parameters": {"rope_theta": 5.0}}),  # differs from the one outside
     ("rope_theta", {"rope_theta": ..., "rope_parameters": {"rope_type": "default"}}),

@@ -119,6 +119,8 @@ def test_a_config_json_goes_first(tmp_path: Path) -> None:
         ("head_dim 7 is odd", {"head_dim": 7}),
         ("moe.num_experts_per_tok is 9", {"moe": {"num_experts": 4, "num_experts_per_tok": 9}}),
         ("lora is set", {"lora": {"enable": True}}),
+        ("yarn is set", {"yarn": {"factor": 16, "original_max_position_embeddings": 8192}}),
+        ("llama_4_scaling is set", {"llama_4_scaling": {"beta": 0.1}}),
         (r"tensor layers\.2\.attention_norm\.weight is missing", {"n_layers": 3}),
         (r"'layers\.1\.attention\.wk\.weight' does not belong", {"n_layers": 1}),
         ("has shape", {"hidden_dim": 64}),

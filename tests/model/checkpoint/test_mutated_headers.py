@@ -30,6 +30,26 @@ VOCABULARY = {
 }
 
 
+YARN_FIELDS = {
+    "llama.rope.scaling.type": "yarn",
+    "llama.rope.scaling.factor": 4.0,
+    "llama.rope.scaling.original_context_length": 128,
+    "llama.rope.scaling.attn_factor": 1.1,
+    "llama.rope.scaling.yarn_log_multiplier": 1.0,
+}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 8.0,
+    "original_max_position_embeddings": 128,
+    "beta_fast": 32,
+    "beta_slow": 1.5,
+    "mscale": 1.0,
+    "mscale_all_dim": 0.707,
+    "truncate": False,
+}
+
+
 def mutations(content: bytes, seed: int, count: int) -> Iterator[bytes]:
     """Change a few bytes, write extreme numbers, insert, remove, repeat or cut."""
     rng = random.Random(seed)
@@ -82,6 +102,7 @@ GGUF_FILES = {
     "one tensor per expert": (replace(SMALL, merged=False), all_of("Q4_0")),
     "merged": (SMALL, all_of("Q4_0")),
     "code books": (replace(SMALL, dim=256, hidden_dim=256), iq2_m),
+    "scaled by YaRN": (replace(SMALL, fields=VOCABULARY | YARN_FIELDS), all_of("Q4_0")),
 }
 
 
@@ -111,19 +132,21 @@ def test_a_cut_gguf_file_is_refused_at_every_length(tmp_path: Path, scale: int) 
 
 
 LAYOUTS = ["AWQ", "GPTQ", "compressed-tensors, zeros", "FP8", "nf4, nested", "MLX", "Mistral", "Hugging Face"]
-LAYOUTS += ["MLX mixed", "compressed-tensors, zeros as bytes"]
+LAYOUTS += ["MLX mixed", "compressed-tensors, zeros as bytes", "YaRN"]
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_mutated_headers_of_directories(name: str, tmp_path: Path, scale: int) -> None:
     """Configs, and the JSON headers of safetensors files: names, types, shapes, places."""
     shape = Shape(dim=64, num_heads=2, num_kv_heads=1, num_layers=1, hidden_dim=64, num_experts=2, vocab_size=96)
+    if name == "YaRN":
+        shape = replace(shape, extra={"rope_parameters": YARN})
     if name == "Mistral":
         path, config = tmp_path, "params.json"
         save_as_mistral(path, shape)
     else:
         path, config = save_in_layout(random_model(shape), tmp_path / "plain"), "config.json"
-        if name != "Hugging Face":
+        if name not in ("Hugging Face", "YaRN"):
             save_quantized(path, tmp_path / "quantized", name)
             path = tmp_path / "quantized"
     assert assert_read_or_refused(path)

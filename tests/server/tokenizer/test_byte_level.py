@@ -179,12 +179,6 @@ def test_a_file_of_another_format_beside_it_is_not_in_the_way(path: Path, tmp_pa
     assert load_tokenizer(tmp_path).encode("Hello") == load_tokenizer(path).encode("Hello")
 
 
-def test_tekken_alone_is_refused_by_name(tmp_path: Path) -> None:
-    (tmp_path / "tekken.json").write_text("{}")
-    with pytest.raises(TokenizerError, match=r"tekken\.json is not read; put the repository's tokenizer\.json"):
-        load_tokenizer(tmp_path)
-
-
 def test_long_texts_without_spaces_and_many_spelled_control_tokens_are_encoded(ours: Tokenizer) -> None:
     for part in [*"aA .\n漢1\u0301", TURN_END]:
         assert ours.decode(ours.encode(part * 50_000)) == part * 50_000

@@ -1,6 +1,7 @@
 """A damaged tokenizer file ends the start with one line that names a file, whatever the damage."""
 
 import asyncio
+import base64
 import copy
 import json
 import os
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from server.cli.experts.measurement import ExpertTextError, read_texts
+from server.errors import ApiError
 from server.lifecycle.text_frontend import load_texts
 from server.settings.settings import Settings
 from server.tokenizer.byte_level import CHARACTERS
@@ -70,6 +73,23 @@ BYTE_LEVEL: dict[str, Any] = {
         "merges": [["a", "b"]],
     },
 }
+FIRST_PIECES = [
+    {"rank": i, "token_bytes": base64.b64encode(bytes([i])).decode(), "token_str": None} for i in range(256)
+]
+TEKKEN: dict[str, Any] = {
+    "config": {
+        "pattern": r"\s+|\S+",
+        "num_vocab_tokens": 257,
+        "default_vocab_size": 261,
+        "default_num_special_tokens": 4,
+        "version": "v7",
+    },
+    "special_tokens": [{"rank": i, "token_str": text} for i, text in enumerate(("<unk>", "<s>", "</s>"))],
+    "vocab": [{"rank": 256, "token_bytes": "YWI=", "token_str": "ab"}],  # behind FIRST_PIECES
+}
+# 2^24 ways through it at each "a" in front of another letter or at the end, of which none is a match.
+ENDLESS = "(?:(?=a)|(?=.))" * 24 + "(?!.)"
+SPLIT_ENDLESSLY = {"type": "Split", "pattern": {"Regex": ENDLESS}, "behavior": "Isolated", "invert": False}
 JSON_FILES: dict[str, dict[str, Any]] = {
     "tokenizer.json": TOKENIZER,
     "tokenizer_config.json": {
@@ -173,6 +193,18 @@ def test_any_hostile_value_in_a_byte_level_file_is_refused_in_one_line_or_harmle
     assert refused > 100
 
 
+def test_any_hostile_value_in_a_tekken_file_is_refused_in_one_line_or_harmless(tmp_path: Path) -> None:
+    def is_refused(changed: bytes) -> bool:
+        content = json.loads(changed)
+        if isinstance(content.get("vocab"), list):
+            content["vocab"] = [*FIRST_PIECES, *content["vocab"]]
+        (tmp_path / "tekken.json").write_text(json.dumps(content))
+        return check(tmp_path)
+
+    assert not is_refused(json.dumps(TEKKEN).encode())
+    assert sum(map(is_refused, mutations(TEKKEN))) > 100
+
+
 @pytest.mark.parametrize("name", [*JSON_FILES, "tokenizer.model"])
 def test_flipped_and_cut_bytes_are_refused_in_one_line_or_harmless(tmp_path: Path, name: str, scale: int) -> None:
     rng = random.Random(name)
@@ -253,6 +285,7 @@ def test_a_control_token_of_one_character_never_comes_from_plain_text(tmp_path: 
     ("name", "content"),
     [
         ("tokenizer.json", b'{"model": {"byte_fallback": true}, "added_tokens": [{"content": "x"}]}'),
+        ("tokenizer.json", json.dumps(TOKENIZER | {"pre_tokenizer": SPLIT_ENDLESSLY}).encode()),
         ("added_tokens.json", b'{"\\ud800": 265}'),
         ("tokenizer_config.json", b'{"chat_template": [{"name": []}], "bos_token": "\\ud800"}'),
     ],
@@ -265,3 +298,20 @@ def test_the_command_exits_with_2_and_one_line(tmp_path: Path, name: str, conten
     assert refused.returncode == 2
     assert "Traceback" not in refused.stderr
     assert [name in line for line in refused.stderr.splitlines() if line.startswith("smoe: ")] == [True]
+
+
+def test_a_text_on_which_the_rules_of_the_file_give_up_is_refused(tmp_path: Path) -> None:
+    """At the start there is one such text: "a", by which the rule for the leading space is found."""
+    content = copy.deepcopy(TOKENIZER) | {"pre_tokenizer": copy.deepcopy(SPLIT_ENDLESSLY)}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json: its rules give up on the text 'a'"):
+        load_tokenizer(tmp_path)
+    content["pre_tokenizer"]["pattern"]["Regex"] = ENDLESS.replace("=a", "=b")
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.decode(tokenizer.encode("aa")) == "aa"
+    with pytest.raises(ApiError, match="cannot split this text into words"):
+        tokenizer.encode("b")
+    (tmp_path / "text").write_text("b")
+    with pytest.raises(ExpertTextError, match=r"text: .* cannot split this text into words"):
+        read_texts([tmp_path / "text"], tokenizer, 100)

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 from tokenizers import Tokenizer as JsonTokenizer
+from tokenizers import normalizers
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from server.tokenizer.config_files import TokenizerError
 from server.tokenizer.tokenizer import load_tokenizer
@@ -27,7 +29,7 @@ from tests.support.paths import ROOT
 TEXTS = [
     "Hello, world! It's 12345678 o'clock, I'LL say.",
     "  two  spaces and\n\n\ttabs \r\n",
-    "naïve café, Ελληνικά, 漢字かな, \U0001f642 and \u200b",
+    "naïve café, cafe\u0301, Ελληνικά, 漢字かな, \U0001f642 and \u200b",
     f"a{TURN_END}b{BOS}c{END} {PLAIN_ADDED}d",
     "https://a.b/c//d/\n/e",
     "",
@@ -46,9 +48,20 @@ def write(path: Path, tokenizer: JsonTokenizer, /, pre: str = "llama-bpe", **cha
     return write_fields(path, vocabulary_fields(tokenizer, pre) | named)
 
 
-@pytest.mark.parametrize("pre", ["llama-bpe", "llama3", "llama-v3", "gpt-2"])
+def _original(pre: str) -> JsonTokenizer:
+    if pre not in ("gpt-2", "qwen2", "smaug-bpe"):
+        return trained(LLAMA_3_PATTERN)
+    pattern = {"gpt-2": None, "qwen2": PRETOKENIZE_REGEX, "smaug-bpe": LLAMA_3_PATTERN}[pre]
+    tokenizer = trained(pattern, keeps_words=False)
+    tokenizer.post_processor = None  # they put nothing in front of a text
+    if pre == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
+    return tokenizer
+
+
+@pytest.mark.parametrize("pre", ["llama-bpe", "llama3", "llama-v3", "smaug-bpe", "qwen2", "gpt-2"])
 def test_the_rebuilt_tokenizer_gives_the_same_ids_and_texts(pre: str, tmp_path: Path, scale: int) -> None:
-    oracle = trained(None, keeps_words=False) if pre == "gpt-2" else trained(LLAMA_3_PATTERN)
+    oracle = _original(pre)
     original = load_tokenizer(save(oracle, tmp_path / "original"))
     rebuilt = load_tokenizer(write(tmp_path / "a.gguf", oracle, pre))
     assert_equal_tokenizers(rebuilt, original, [*TEXTS, *random_texts(random.Random(), original, 200 * scale)])
@@ -90,7 +103,10 @@ def test_unused_tokens_are_no_text(llama_3: JsonTokenizer, tmp_path: Path) -> No
 
 
 DEFECTS: dict[str, tuple[dict[str, Any], str]] = {
-    "another rule": ({"pre": "qwen2"}, r"tokenizer\.ggml\.pre is 'qwen2'; supported are llama-bpe, .*tokenizer\.json"),
+    "another rule": (
+        {"pre": "viking"},
+        r"tokenizer\.ggml\.pre is 'viking'; supported are llama-bpe, .*tokenizer\.json",
+    ),
     "no merges": ({"merges": None}, "merges is missing"),
     "unknown merges": ({"merges": ["qqq zzz"]}, "not a usable tokenizer"),
     "no types": ({"token_type": None}, "token_type is missing"),

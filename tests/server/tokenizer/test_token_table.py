@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.tokenizer.added_tokens import any_of_pattern
 from server.tokenizer.config_files import AddedToken, TokenizerError, TokenizerSettings, read_settings
 from server.tokenizer.encoders import SpacedPieces
-from server.tokenizer.token_table import TokenTable, any_of_pattern
+from server.tokenizer.token_table import TokenTable
 
 WORDS = st.text(alphabet="ab.[", max_size=5)
 
@@ -44,7 +45,7 @@ def test_an_added_token_renames_a_piece_or_lies_behind_the_pieces(no_settings: T
     table = TokenTable(SmallEncoder(), no_settings, added)
     assert table.spellings[5:] == ["<call>", "", "", "\u2581plain"]
     assert table.special_ids["<call>"] == 5
-    assert table.plain_added == {"\u2581plain": 8}
+    assert list(table.plain_added.split("a\u2581plain b")) == [("a", 8), (" b", None)]
     assert table.text_bytes[5:] == [b"", b"", b"", "\u2581plain".encode()]
     assert not table.starts_with_space(8)
 

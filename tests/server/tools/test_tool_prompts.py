@@ -1,8 +1,9 @@
-"""Tools in prompts of version 3, with mistral-common as the oracle, and through a checkpoint's own template."""
+"""Tools in prompts of versions 3 and 7, with mistral-common as the oracle, and through a checkpoint's own template."""
 
 import json
 import random
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,9 +17,11 @@ from server.chat.repair import repair_conversation
 from server.chat.template import ChatTemplate
 from server.chat.turns import ALPHANUMERICS
 from server.schemas import ChatCompletionRequest, validate
-from server.tokenizer.tokenizer import Tokenizer
+from server.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from server.tools.constraints import auto_tool_use
 from server.tools.prompt_emulation import with_prompted_tools
+from tests.support.checkpoints.byte_level import cut_tekken
+from tests.support.checkpoints.mistral_tokenizers import V7, v3_tokenizer, v7_tokenizer
 from tests.support.servers.fake_engine import FakeEngine
 from tests.support.servers.serving import MODEL, client_of
 from tests.support.tool_calling import ASK, ONE, URL, calling, v3_state
@@ -38,11 +41,6 @@ WORDS = [
     "<",
 ]
 SCALARS = [0, -7, 2.50, 1e30, True, None, "x", "[TOOL_RESULTS] y", "é\n"]
-
-
-@cache
-def oracle() -> MistralTokenizer:
-    return MistralTokenizer.v3()
 
 
 def words(rng: random.Random, least: int = 1) -> str:
@@ -100,7 +98,7 @@ def called_and_answered(rng: random.Random, tools: list[dict[str, Any]]) -> list
     return [{"role": "assistant", "content": None, "tool_calls": calls}, *answers]
 
 
-def mistral_ids(body: dict[str, Any]) -> list[int]:
+def mistral_ids(oracle: MistralTokenizer, body: dict[str, Any]) -> list[int]:
     kinds = {"system": SystemMessage, "user": UserMessage, "tool": ToolMessage, "assistant": AssistantMessage}
     messages = []
     for message in body["messages"]:
@@ -112,7 +110,7 @@ def mistral_ids(body: dict[str, Any]) -> list[int]:
         messages.append(kinds[message["role"]](**fields))
     tools = [MistralTool.from_openai(tool) for tool in body["tools"]]
     request = MistralRequest(messages=messages, tools=tools)
-    return list(oracle().encode_chat_completion(request).tokens)
+    return list(oracle.encode_chat_completion(request).tokens)
 
 
 @cache
@@ -129,11 +127,25 @@ def our_ids(tokenizer: Tokenizer, body: dict[str, Any]) -> tuple[list[int], list
     return template.render(turns, tools=request.tools if template.takes_tools else ()), repairs
 
 
-def test_tool_conversations_have_mistral_commons_ids(v3: Tokenizer, scale: int) -> None:
+VERSIONS = ("3", "7", "3 of Tekken", "7 of Tekken")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_tool_conversations_have_mistral_commons_ids(version: str, tmp_path: Path, scale: int) -> None:
+    tokenizer, oracle = _of_version(version, tmp_path)
     rng = random.Random(11)
     for _ in range(250 * scale):
         body = random_conversation(rng)
-        assert our_ids(v3, body) == (mistral_ids(body), []), json.dumps(body)
+        assert our_ids(tokenizer, body) == (mistral_ids(oracle, body), []), json.dumps(body)
+
+
+def _of_version(version: str, path: Path) -> tuple[Tokenizer, MistralTokenizer]:
+    if version == "3":
+        return v3_tokenizer(path), MistralTokenizer.v3()
+    if version == "7":
+        return v7_tokenizer(path), MistralTokenizer.from_file(V7)
+    file = cut_tekken(path, f"v{version[0]}")
+    return load_tokenizer(path), MistralTokenizer.from_file(file)
 
 
 def test_no_text_of_tools_calls_or_results_becomes_a_control_token(v3: Tokenizer) -> None:

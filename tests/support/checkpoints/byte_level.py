@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mistral_common.tokens.tokenizers.base import SpecialTokens
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from tokenizers.pre_tokenizers import ByteLevel, Split
@@ -108,6 +109,24 @@ def tekken(path: Path) -> tuple[Path, Tekkenizer]:
     return write_json_files(
         path, tokenizer=content, tokenizer_config={"bos_token": "<s>", "eos_token": "</s>"}
     ), original
+
+
+def cut_tekken(path: Path, version: str = "v3", num_pieces: int = 3000) -> Path:
+    """Write Nemo's tekken.json with its first pieces alone into the folder `path`; return the file.
+
+    From version 7 on it lists its control tokens, those of version 15.
+    """
+    content = json.loads(TEKKEN_FILE.read_text())
+    content["vocab"] = content["vocab"][: num_pieces + 5]  # more than count
+    content["config"] |= {"version": version, "default_vocab_size": 1000 + num_pieces}
+    if version != "v3":
+        del content["image"]  # of other versions it has another name, and means nothing here
+        usual = [token["token_str"] for token in Tekkenizer.DEPRECATED_SPECIAL_TOKENS]
+        texts = [*usual, *(token.value for token in SpecialTokens if token.value not in usual)]
+        content["special_tokens"] = [{"rank": i, "token_str": text, "is_control": True} for i, text in enumerate(texts)]
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "tekken.json").write_text(json.dumps(content))
+    return path / "tekken.json"
 
 
 def _added_token(token_id: int, text: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from server.tokenizer.tokenizer import Tokenizer, load_tokenizer
 MISTRAL_FILES = Path(mistral_common.__file__).parent / "data"
 V1 = MISTRAL_FILES / "tokenizer.model.v1"
 V3 = MISTRAL_FILES / "mistral_instruct_tokenizer_240323.model.v3"
+V7 = MISTRAL_FILES / "mistral_instruct_tokenizer_241114.model.v7"
 
 
 def checkpoint(path: Path, model: Path = V1, name: str = "tokenizer.model", **json_files: object) -> Path:
@@ -33,3 +34,7 @@ def v1_tokenizer(path: Path, **json_files: object) -> Tokenizer:
 
 def v3_tokenizer(path: Path, **json_files: object) -> Tokenizer:
     return load_tokenizer(checkpoint(path / "v3", V3, "tokenizer.model.v3", **json_files))
+
+
+def v7_tokenizer(path: Path, **json_files: object) -> Tokenizer:
+    return load_tokenizer(checkpoint(path / "v7", V7, "tokenizer.model.v7", **json_files))

@@ -111,10 +111,13 @@ DEFECTS: dict[str, dict[str, Any]] = {
     "freq_base is nan": {"llama.rope.freq_base": float("nan")},
     "rope.dimension_count is 8": {"llama.rope.dimension_count": 8},
     "attention.value_length is 8": {"llama.attention.value_length": 8},
-    "rope.scaling.type is 'yarn'; supported are 'none' and 'linear'": {"llama.rope.scaling.type": "yarn"},
+    "rope.scaling.type is 'longrope'; supported are 'none', 'linear' and 'yarn'": {
+        "llama.rope.scaling.type": "longrope"
+    },
     "rope.scaling.factor is -2.0": {"llama.rope.scaling.factor": -2.0},
     "rope.scale_linear is nan": {"llama.rope.scale_linear": float("nan")},
-    "rope.scaling.attn_factor is 0.5; scaled": {"llama.rope.scaling.attn_factor": 0.5},
+    "rope.scaling.attn_factor is -1.0": {"llama.rope.scaling.attn_factor": -1.0},
+    "makes the attention factor 0.0005": {"llama.rope.scaling.attn_factor": 0.0005},
     "attention.causal is false": {"llama.attention.causal": False},
     "shared experts": {"expert_shared_count": 1},
     "general.type is 'adapter'": {"general.type": "adapter"},

@@ -58,3 +58,5 @@ def test_sines_and_cosines_of_rotary_angles(isa: str, theta: float) -> None:
     for ours, exact in ((metadata.cos, angles.cos()), (metadata.sin, angles.sin())):
         # Near a zero of the function the error is bounded absolutely.
         assert ((ours.double() - exact).abs() <= 0.51 * ULP * exact.abs() + 1e-14).all()
+    scaled = native(isa).prepare_batch(replace(config, rope_factor=1.2), batch, 1)
+    assert torch.equal(scaled.cos, metadata.cos * 1.2) and torch.equal(scaled.sin, metadata.sin * 1.2)
