@@ -1,4 +1,4 @@
-"""One browser for the tests of a file, and a visit of the page with the bundled model."""
+"""One browser for the tests of this folder, and a visit of the page with the bundled model."""
 
 from collections.abc import Iterator
 
@@ -9,8 +9,9 @@ from tests.support.playground.browser import Visit, chromium, visiting
 from tests.support.servers.running import RunningServer
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
+    """Each visit has a context of its own: nothing that one leaves reaches the next."""
     with chromium() as started:
         yield started
 

@@ -126,7 +126,8 @@ def test_a_text_that_a_reload_cuts_goes_on_and_what_is_typed_stops_that(visit: V
     visit.page.keyboard.press("Control+Enter")
     until_stored(visit, "alpha beta")
     stub.tokens, stub.holds = [" gamma"], {}
-    visit.page.reload()
+    with visit.page.expect_request("**/v1/completions"):  # until then the page looks as if the text were complete
+        visit.page.reload()
     visit.wait_until_finished()
     last.set()
     assert stub.bodies[-1]["prompt"] == "A prompt: alpha beta"
