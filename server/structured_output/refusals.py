@@ -26,6 +26,7 @@ PARTLY_SUPPORTED = {
 # Parts of llguidance's messages, and our wording for them: the library's own may quote the client's text. The first
 # part that occurs counts.
 REASONS = {
+    PATTERNS_FAULT: "names that match several of patternProperties are not supported",
     "too big": TOO_LARGE,
     "too large": TOO_LARGE,
     "limit": "it takes more work than this server allows",
@@ -33,14 +34,13 @@ REASONS = {
     "NoExtension": "no text can match it",
     OUTSIDE: "it refers to something outside itself",
     "does not exist": "it refers to a part that it does not have",
-    PATTERNS_FAULT: "names that match several of patternProperties are not supported",
     "look-around": "looking ahead or behind is not supported",
     "lookarounds not supported": "word boundaries, and ^ or $ inside a regular expression, are not supported",
     "Unknown format": "it names a format that is not supported",
     "egex": "it is not a regular expression that this server supports",
     "end token": "the model has no end token",
     COUNTS_FAULT: "minProperties and maxProperties need additionalProperties false, or all properties required",
-    ONE_OF_FAULT: "it is not valid here: oneOf is not supported, anyOf is",
+    ONE_OF_FAULT: "it is not valid here: the alternatives of oneOf may overlap; anyOf allows that",
 }
 NO_REASON = "it is not valid"
 REGEX = REASONS["egex"]
