@@ -92,6 +92,19 @@ async def test_a_cancelled_part_gives_its_turn_to_the_next(has_turn: bool) -> No
     assert places.order == ["b1"] and not places.parts.has(0)
 
 
+@pytest.mark.parametrize("next_name", ["a2", "b1"])
+async def test_places_that_become_free_before_a_cancelled_part_has_left_go_to_the_next(next_name: str) -> None:
+    """They become free when another request ends, which must not fail."""
+    places = Places(free=0)
+    with places.entering(("a1", 2), (next_name, 2)) as tasks:
+        await places.settle()
+        tasks[0].cancel()  # its task runs in the next iteration of the loop
+        places.free = 2
+        places.parts.choose()
+        await places.settle()
+    assert places.order == [next_name]
+
+
 def requests(tenant: int, *ids: int) -> list[Request]:
     return [Request(request_id, [1], SamplingParams(max_tokens=0), tenant=tenant) for request_id in ids]
 
