@@ -6,7 +6,8 @@ Works on the choices that /v1/chat/completions would send, and knows nothing of 
 from collections.abc import Mapping
 from typing import Any
 
-from server.api.formats.event_reply import Event, EventReply
+from server.api.formats.event_reply import Entries, Event, EventReply
+from server.api.formats.json_pieces import JsonList
 from server.errors import ApiError
 from server.generation.usage import Usage, expert_tokens
 from server.schemas.responses_api.request import ResponsesRequest
@@ -15,7 +16,7 @@ from server.strict_json import parse_object
 
 
 class ResponsesReply(EventReply):
-    """Builds `response` from the chunks of a chat."""
+    """Builds `response` from the chunks of a chat. Log probabilities are kept as JSON, which the last events share."""
 
     def __init__(self, response_id: str, created_s: int, request: ResponsesRequest, model: str) -> None:
         self._id = response_id
@@ -63,12 +64,15 @@ class ResponsesReply(EventReply):
         if choice["finish_reason"] == "length":
             self.response["incomplete_details"] = {"reason": "max_output_tokens"}
 
-    def _add_text(self, text: str, logprobs: list[Event]) -> list[Event]:
+    def _add_text(self, text: str, logprobs: Entries) -> list[Event]:
         is_open = self._is_open and self._item["type"] == "message"
         events = [] if is_open else [*self._close(), *self._open_text()]
         part = self._item["content"][0]
         part["text"] += text
-        part["logprobs"] += logprobs
+        if logprobs:
+            logprobs = logprobs if isinstance(logprobs, JsonList) else JsonList(logprobs)
+            part["logprobs"] = part["logprobs"] or JsonList()
+            part["logprobs"].extend(logprobs)
         return [*events, self._part_event("response.output_text.delta", delta=text, logprobs=logprobs)]
 
     def _add_call(self, call: Mapping[str, Any]) -> list[Event]:
