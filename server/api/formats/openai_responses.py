@@ -12,6 +12,7 @@ from server.errors import ApiError
 from server.generation.usage import Usage, expert_tokens
 from server.schemas.responses_api.request import ResponsesRequest
 from server.schemas.responses_api.tools import CUSTOM_INPUT, CustomTool
+from server.schemas.validation import RequestModel
 from server.strict_json import parse_object
 
 
@@ -166,19 +167,29 @@ class ResponsesReply(EventReply):
 def _repeated_fields(request: ResponsesRequest) -> Event:
     """Return the request's fields that the reply repeats."""
     format_ = request.text.format if request.text else None
-    text = format_.model_dump(by_alias=True, exclude_none=True) if format_ else {"type": "text"}
+    text = _repeated(format_) if format_ else {"type": "text"}
     return {
         "instructions": request.instructions,
         "max_output_tokens": request.max_output_tokens,
         "temperature": request.temperature,
         "top_p": request.top_p,
         "text": {"format": text},
-        "tools": [tool.model_dump(exclude_none=True) for tool in request.tools],
+        "tools": _repeated(request.tools),
         "tool_choice": request.tool_choice.repeated if request.tool_choice else "auto",
         "parallel_tool_calls": request.parallel_tool_calls is not False,
         "metadata": request.metadata,
         "user": request.user,
     }
+
+
+def _repeated(value: Any) -> Any:
+    """Return what the request has, without null members. Schemas are shared, not copied: they may be large."""
+    if isinstance(value, RequestModel):
+        members = {field.alias or name: getattr(value, name) for name, field in type(value).model_fields.items()}
+        return {name: _repeated(member) for name, member in members.items() if member is not None}
+    if isinstance(value, list):
+        return list(map(_repeated, value))
+    return value
 
 
 def _custom_input(arguments: str) -> str:
