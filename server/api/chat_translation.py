@@ -6,19 +6,22 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequenc
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 
-import orjson
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from server.api.chat_turn import ChatTurn, prepare_chat
 from server.api.formats.event_reply import Event, EventReply
-from server.api.formats.reply import chunks_in_turns
+from server.api.formats.json_pieces import Default, in_pieces
+from server.api.formats.reply import chunks_in_turns, render_logprobs
 from server.errors import ApiError
 from server.generation.choice import Delta, merge_deltas
 from server.generation.state import state_of, tenant_of
 from server.http.disconnect import unless_disconnected
-from server.http.sse import KEEP_ALIVE_S, EventFormat, EventStream, named_event
+from server.http.sliced_response import SEND_BYTES, SlicedResponse
+from server.http.sse import KEEP_ALIVE_S, EventFormat, EventStream, LongPayload, named_event
 from server.schemas import ChatCompletionRequest, CountTokensRequest, TranslatedRequest, validate
+
+Encode = Callable[[Event, Default], bytes]  # returns an event's payload; the second argument is orjson's `default`
 
 _TOOL = re.compile(r"tools\[(\d+)\]")
 _QUOTED = re.compile(r"'([^' ]+)'")
@@ -78,7 +81,7 @@ def stream(
     reply: EventReply,
     headers: dict[str, str],
     event_format: EventFormat,
-    encode: Callable[[Event], bytes] = named_event,
+    encode: Encode = named_event,
     clock: Callable[[], float] = time.monotonic,
 ) -> Response:
     """Return the reply as a stream of events, each encoded by `encode`."""
@@ -92,11 +95,11 @@ async def complete(http: HttpRequest, turn: ChatTurn, reply: EventReply) -> None
 
 def json_response(body: Mapping[str, object], turn: ChatTurn, headers: dict[str, str]) -> Response:
     """Return a full reply."""
-    return Response(orjson.dumps(body), headers=turn.add_to_headers(headers), media_type="application/json")
+    return SlicedResponse(in_pieces(body), turn.add_to_headers(headers), media_type="application/json")
 
 
 async def _events(
-    turn: ChatTurn, reply: EventReply, encode: Callable[[Event], bytes], clock: Callable[[], float]
+    turn: ChatTurn, reply: EventReply, encode: Encode, clock: Callable[[], float]
 ) -> AsyncGenerator[list[bytes], None]:
     """Yield what to write. Output may give no events for long, such as a call that is sent whole: that is idle, too."""
     has_begun, written_s = False, clock()
@@ -110,9 +113,27 @@ async def _events(
                 events += reply.chunk(choice)
             is_idle = not events and (not deltas or clock() - written_s >= KEEP_ALIVE_S)
             if events or is_idle:
-                yield list(map(encode, reply.idle() if is_idle else events))
+                for batch in _batches(reply.idle() if is_idle else events, encode):
+                    yield batch
                 written_s = clock()
-    yield list(map(encode, reply.end(turn.generation.final_usage())))
+    for batch in _batches(reply.end(turn.generation.final_usage()), encode):
+        yield batch
+
+
+def _batches(events: Sequence[Event], encode: Encode) -> Iterator[list[bytes]]:
+    """Yield the events' payloads in batches to write. One that is long is a batch of its own, made when it is sent."""
+    short: list[bytes] = []
+    for event in events:
+        pieces = in_pieces(event, encode)
+        if len(pieces) == 1 or sum(map(len, pieces)) <= SEND_BYTES:
+            short.append(b"".join(pieces))
+            continue
+        if short:
+            yield short
+            short = []
+        yield LongPayload(pieces)
+    if short or not events:
+        yield short
 
 
 async def _feed(turn: ChatTurn, reply: EventReply) -> None:
@@ -122,5 +143,8 @@ async def _feed(turn: ChatTurn, reply: EventReply) -> None:
             if deltas and not everything:
                 reply.begin(turn.generation.usage())
             everything += deltas
-    reply.chunk(turn.reply_format.full(merge_deltas(everything)))
+    delta = merge_deltas(everything)
+    everything.clear()
+    await render_logprobs([delta], turn.reply_format, turn.generation)
+    reply.chunk(turn.reply_format.full(delta))
     reply.end(turn.generation.final_usage())

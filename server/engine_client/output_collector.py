@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections import deque
 from collections.abc import Sequence
 
 import msgspec
@@ -25,21 +26,28 @@ class OutputCollector:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._outputs: list[RequestOutput] = []
+        self._blocks: deque[list[RequestOutput]] = deque()  # each merged from MAX_OUTPUTS outputs, the oldest first
+        self._outputs: list[RequestOutput] = []  # those after the blocks
         self._failure: str | None = None
         self._reader: asyncio.Future[None] | None = None  # a pending `get`
         self._until_s = 0.0  # end of its wait, on the loop's clock
         self._timer: asyncio.TimerHandle | None = None
 
     def put(self, output: RequestOutput) -> None:
-        """Add one output of a step. Never blocks; `max_tokens` of the requests bounds what can accumulate."""
+        """Add one output of a step. Never blocks; `max_tokens` of the requests bounds what can accumulate.
+
+        Outputs that nobody reads are merged as `get` merges them: each alone takes the memory of many tokens.
+        """
+        if len(self._outputs) == MAX_OUTPUTS:
+            self._blocks.append(merged_by_request(self._outputs))
+            self._outputs = []
         self._outputs.append(output)
         self._wake()
 
     @property
     def has_backlog(self) -> bool:
         """True if more outputs are here than one `get` returns: the client reads slowly, or there are many choices."""
-        return len(self._outputs) > MAX_OUTPUTS
+        return bool(self._blocks)
 
     def fail(self, reason: str) -> None:
         """Make `get` raise EngineDied(reason) after the outputs that are already here."""
@@ -55,7 +63,9 @@ class OutputCollector:
         """
         if not self._outputs and self._failure is None:
             await self._wait(until_s)
-        outputs, self._outputs = self._outputs[:MAX_OUTPUTS], self._outputs[MAX_OUTPUTS:]
+        if self._blocks:
+            return self._blocks.popleft()
+        outputs, self._outputs = self._outputs, []
         if not outputs and self._failure is not None:
             raise EngineDied(self._failure)
         return outputs if len(outputs) < 2 else merged_by_request(outputs)

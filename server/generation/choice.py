@@ -49,7 +49,7 @@ class Delta(msgspec.Struct):
     gates: list[bytes] = []  # gate logits of these positions: [layers][experts] float32
     prompt_logprobs: list[TokenLogprobs] | None = None  # of the prompt's tokens from the second on, in the first delta
     rendered_prompt_logprobs: object = None  # their JSON
-    rendered_logprobs: object = None  # JSON of the logprobs of many positions, rendered ahead in slices
+    rendered_logprobs: object = None  # the logprobs of many positions, whose lists were rendered ahead in slices
     embedding: bytes | None = None  # of the prompt: little-endian float32
     is_first: bool = False
     finish_reason: Literal["stop", "length", "tool_calls"] | None = None

@@ -25,6 +25,7 @@ from server.tokenizer.detokenizer import Detokenizer
 from server.tokenizer.stop_strings import StopStringMatcher
 
 NUMBERS_PER_TURN = 1 << 13  # numbers that become JSON, or part of a score, in one turn of the event loop: about 1 ms
+IDS_PER_CHAR = 16  # ids that are checked in the time in which a character becomes tokens
 MAX_PART = 64  # prompts of one request that are in the engine at a time
 IDLE_S = 10.0  # nothing is sent to the client before the end, so this only bounds a wait
 
@@ -94,11 +95,9 @@ class Embedder:
                 num_tokens = tokenizer.min_num_tokens(prompt)
                 if most is None and num_tokens > limit:
                     raise prompt_too_long(num_tokens, limit, limit, param)
-            else:
-                check_ids(prompt, self.ready.vocab_size, param)
         all_ids = await self.state.heavy_work.run(
-            lambda: [self._ids(prompt, most) for prompt in prompts],
-            size=sum(len(prompt) for prompt in prompts if isinstance(prompt, str)),
+            lambda: [self._ids(prompt, most, param) for prompt in prompts],
+            size=sum(len(prompt) if isinstance(prompt, str) else len(prompt) // IDS_PER_CHAR for prompt in prompts),
             tenant=self.tenant,
         )
         longest = max(map(len, all_ids))
@@ -108,9 +107,10 @@ class Embedder:
             raise ApiError(f"'{param}' has a text without tokens.", param=param, code="empty_string")
         return all_ids
 
-    def _ids(self, prompt: EmbeddedPrompt, most: int | None) -> list[int]:
+    def _ids(self, prompt: EmbeddedPrompt, most: int | None, param: str) -> list[int]:
         if isinstance(prompt, str):
             return self.texts.tokenizer.encode_to_embed(prompt, self.request.add_special_tokens, most)
+        check_ids(prompt, self.ready.vocab_size, param)
         return prompt[:most]
 
     async def vectors(self, prompts: Sequence[list[int]]) -> AsyncGenerator[bytes, None]:

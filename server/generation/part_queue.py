@@ -60,11 +60,9 @@ class PartQueue:
         if self._chosen is not None:
             return
         for parts in self._waiting.values():
-            head = parts[0]
-            if not self._keeps_share(head.tenant, head.num_choices):
+            head = next((part for part in parts if not part.turn.done()), None)  # a cancelled one is removed soon
+            if head is None or not self._keeps_share(head.tenant, head.num_choices):
                 continue
-            if head.turn.cancelled():  # its caller has yet to run, and leaves then: the next part is chosen after it
-                return
             if self._has_places(head.num_choices):
                 self._chosen = head
                 head.turn.set_result(None)

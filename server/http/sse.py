@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from server.errors import ApiError, internal_error
 from server.http.disconnect import ClientDisconnected, unless_disconnected
+from server.http.sliced_response import slices
 
 KEEP_ALIVE_S = 10.0  # proxies close streams that stay silent
 
@@ -37,15 +38,23 @@ class EventFormat:
 OPENAI = EventFormat(b"data: ", _DONE, lambda error: orjson.dumps(error.body()))
 
 
-def named_event(event: Mapping[str, object]) -> bytes:
-    """Return the payload of an event whose `type` is also its name, for a format without a prefix."""
-    return f"event: {event['type']}\ndata: ".encode() + orjson.dumps(event)
+def named_event(event: Mapping[str, object], default: Callable[[object], object] | None = None) -> bytes:
+    """Return the payload of an event whose `type` is also its name, for a format without a prefix.
+
+    `default`: orjson's, for objects that it does not know.
+    """
+    return f"event: {event['type']}\ndata: ".encode() + orjson.dumps(event, default)
+
+
+class LongPayload(list[bytes]):
+    """A batch that is one payload in pieces: they are written in slices, each when the client has taken the last."""
 
 
 class EventStream(Response):
     """ASGI response that sends payloads as events when they arrive, and always ends as its format requires.
 
-    `payloads` yields batches: each batch is one write, an empty batch a keep-alive comment (lines of JSON have none).
+    `payloads` yields batches: each batch is one write, an empty batch a keep-alive comment (lines of JSON have none). A
+    LongPayload is several writes.
     Nothing is sent before the first batch, so that an error raised until then is answered with its own status; a later
     one becomes an error event.
     The generator is closed when the stream ends or the client disconnects. server/http/protocol.py disconnects a client
@@ -77,7 +86,11 @@ class EventStream(Response):
         try:
             async with aclosing(self._payloads) as payloads:
                 async for batch in payloads:
-                    await self._send(send, self._events(batch) if batch else _KEEP_ALIVE)
+                    if isinstance(batch, LongPayload):
+                        for body in slices([self._format.prefix, *batch, self._format.separator]):
+                            await self._send(send, body)
+                    else:
+                        await self._send(send, self._events(batch) if batch else _KEEP_ALIVE)
         except Exception as error:
             if not self._started:
                 raise

@@ -26,11 +26,7 @@ class Detokenizer:
     ) -> None:
         """`shown_ids`: special tokens whose spelling is part of the text despite `skip_special_tokens`."""
         self._tokenizer = tokenizer
-        self._bytes = tokenizer.bytes_by_id(skip_special_tokens=skip_special_tokens)
-        if shown_ids:
-            self._bytes = [*self._bytes]
-            for token_id in shown_ids:
-                self._bytes[token_id] = tokenizer.token_bytes(token_id)
+        self._bytes = tokenizer.bytes_by_id(skip_special_tokens=skip_special_tokens, shown_ids=shown_ids)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._has_started = any(self._bytes_of(token_id) for token_id in prompt_token_ids)
         for token_id in prompt_token_ids[-MAX_UTF8_TAIL:]:

@@ -6,7 +6,7 @@ with U+FFFD for invalid bytes, and without the one space that SentencePiece puts
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Sequence, Set
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -142,6 +142,7 @@ class Tokenizer:
         self._adds_bos = encoder.adds_bos if settings.adds_bos is None else settings.adds_bos
         adds_eos = encoder.adds_eos if settings.adds_eos is None else settings.adds_eos
         self._end_of_text = list(self.eos_ids[:1]) if adds_eos else []
+        self._shown_table: tuple[frozenset[int], list[bytes]] = frozenset(), self._table.text_bytes
         self._max_token_bytes = max(map(len, self._raw_bytes), default=1)
         self._shown_texts = _PerToken(lambda token_id: _shown_text(self.token_bytes(token_id)))
         self._byte_values = _PerToken(lambda token_id: list(self.token_bytes(token_id)))
@@ -240,9 +241,22 @@ class Tokenizer:
         """Return whether a text that begins with this token begins with SentencePiece's own space, to be removed."""
         return self._encoder.has_dummy_prefix and self._table.starts_with_space(token_id)
 
-    def bytes_by_id(self, *, skip_special_tokens: bool) -> Sequence[bytes]:
-        """Return the bytes that each token adds to a text, by id. Ids beyond the end add nothing."""
-        return self._table.text_bytes if skip_special_tokens else self._raw_bytes
+    def bytes_by_id(self, *, skip_special_tokens: bool, shown_ids: Collection[int] = ()) -> Sequence[bytes]:
+        """Return the bytes that each token adds to a text, by id. Ids beyond the end add nothing.
+
+        `shown_ids`: see Detokenizer. Choices share the table of the latest ones: it is as long as the vocabulary.
+        """
+        if not skip_special_tokens:
+            return self._raw_bytes
+        if not shown_ids:
+            return self._table.text_bytes
+        shown, table = self._shown_table
+        if shown != frozenset(shown_ids):
+            shown, table = frozenset(shown_ids), [*self._table.text_bytes]
+            for token_id in shown:
+                table[token_id] = self.token_bytes(token_id)
+            self._shown_table = shown, table
+        return table
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes of one token: a control token's spelling, nothing for an id beyond the vocabulary."""

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from server.api.formats.json_pieces import in_pieces
 from server.generation.generation import Usage
 
 USAGE: Usage = {
@@ -47,7 +48,11 @@ FULL_CHOICE: dict[str, Any] = {
 
 def events_of(reply: Any, choices: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the events as a reader receives them: each is rendered when it is sent."""
-    sent = [json.dumps(event) for event in reply.begin(USAGE)]
+    sent = [_rendered(event) for event in reply.begin(USAGE)]
     for choice in choices:
-        sent += [json.dumps(event) for event in reply.chunk(choice)]
-    return [json.loads(event) for event in [*sent, *map(json.dumps, reply.end(USAGE))]]
+        sent += [_rendered(event) for event in reply.chunk(choice)]
+    return [json.loads(event) for event in [*sent, *map(_rendered, reply.end(USAGE))]]
+
+
+def _rendered(event: dict[str, Any]) -> bytes:
+    return b"".join(in_pieces(event))

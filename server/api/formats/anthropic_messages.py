@@ -39,7 +39,7 @@ class MessagesReply(EventReply):
         delta = {"type": "message_delta", "delta": reasons, "usage": self.message["usage"]}
         return [*events, delta, {"type": "message_stop"}]
 
-    def _add_text(self, text: str, logprobs: list[Event]) -> list[Event]:
+    def _add_text(self, text: str, logprobs: object) -> list[Event]:
         blocks = self.message["content"]
         events = [] if blocks and blocks[-1]["type"] == "text" else self._open({"type": "text", "text": ""})
         blocks[-1]["text"] += text

@@ -4,16 +4,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
+from server.api.formats.json_pieces import JsonList
 from server.errors import ApiError
 from server.generation.usage import Usage
 from server.strict_json import JsonValue, parse_object
 
 Event = dict[str, Any]
+Entries = list[Event] | JsonList  # log probabilities, one of each token
 
 
-def _entries(choice: Mapping[str, Any]) -> list[Event]:
+def _entries(choice: Mapping[str, Any]) -> Entries:
     logprobs = choice.get("logprobs") or {}
-    return list(logprobs.get("content") or [])
+    entries: Entries = logprobs.get("content") or []
+    return entries
 
 
 def call_arguments(text: str) -> dict[str, JsonValue]:
@@ -57,10 +60,10 @@ class EventReply(ABC):
         """Return the events after the last chunk."""
 
     @abstractmethod
-    def _add_text(self, text: str, logprobs: list[Event]) -> list[Event]:
+    def _add_text(self, text: str, logprobs: Entries) -> list[Event]:
         """Add a piece of text. `logprobs`: chat's entries of its tokens, if they were requested."""
 
-    def _add_logprobs(self, logprobs: list[Event]) -> list[Event]:
+    def _add_logprobs(self, logprobs: Entries) -> list[Event]:
         """Add entries of tokens that have no text of their own, such as the end token, in formats that have entries."""
         return []
 

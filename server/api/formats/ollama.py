@@ -64,7 +64,7 @@ class OllamaReply(EventReply):
         self.record = {**self._part(self._text, calls), **final}
         return [*([self._part("", calls)] if calls else []), {**self._part(""), **final}]
 
-    def _add_text(self, text: str, logprobs: list[Event]) -> list[Event]:
+    def _add_text(self, text: str, logprobs: object) -> list[Event]:
         self._text += text
         return [self._part(text)]
 

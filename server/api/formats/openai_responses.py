@@ -6,16 +6,18 @@ Works on the choices that /v1/chat/completions would send, and knows nothing of 
 from collections.abc import Mapping
 from typing import Any
 
-from server.api.formats.event_reply import Event, EventReply
+from server.api.formats.event_reply import Entries, Event, EventReply
+from server.api.formats.json_pieces import JsonList
 from server.errors import ApiError
 from server.generation.usage import Usage, expert_tokens
 from server.schemas.responses_api.request import ResponsesRequest
 from server.schemas.responses_api.tools import CUSTOM_INPUT, CustomTool
+from server.schemas.validation import RequestModel
 from server.strict_json import parse_object
 
 
 class ResponsesReply(EventReply):
-    """Builds `response` from the chunks of a chat."""
+    """Builds `response` from the chunks of a chat. Log probabilities are kept as JSON, which the last events share."""
 
     def __init__(self, response_id: str, created_s: int, request: ResponsesRequest, model: str) -> None:
         self._id = response_id
@@ -67,15 +69,18 @@ class ResponsesReply(EventReply):
     def _has_open_text(self) -> bool:
         return self._is_open and self._item["type"] == "message"
 
-    def _add_logprobs(self, logprobs: list[Event]) -> list[Event]:
+    def _add_logprobs(self, logprobs: Entries) -> list[Event]:
         """Whether the end token comes with text or behind it depends on the steps; the reply has its entry anyway."""
         return self._add_text("", logprobs) if logprobs and self._has_open_text else []
 
-    def _add_text(self, text: str, logprobs: list[Event]) -> list[Event]:
+    def _add_text(self, text: str, logprobs: Entries) -> list[Event]:
         events = [] if self._has_open_text else [*self._close(), *self._open_text()]
         part = self._item["content"][0]
         part["text"] += text
-        part["logprobs"] += logprobs
+        if logprobs:
+            logprobs = logprobs if isinstance(logprobs, JsonList) else JsonList(logprobs)
+            part["logprobs"] = part["logprobs"] or JsonList()
+            part["logprobs"].extend(logprobs)
         return [*events, self._part_event("response.output_text.delta", delta=text, logprobs=logprobs)]
 
     def _add_call(self, call: Mapping[str, Any]) -> list[Event]:
@@ -169,19 +174,29 @@ class ResponsesReply(EventReply):
 def _repeated_fields(request: ResponsesRequest) -> Event:
     """Return the request's fields that the reply repeats."""
     format_ = request.text.format if request.text else None
-    text = format_.model_dump(by_alias=True, exclude_none=True) if format_ else {"type": "text"}
+    text = _repeated(format_) if format_ else {"type": "text"}
     return {
         "instructions": request.instructions,
         "max_output_tokens": request.max_output_tokens,
         "temperature": request.temperature,
         "top_p": request.top_p,
         "text": {"format": text},
-        "tools": [tool.model_dump(exclude_none=True) for tool in request.tools],
+        "tools": _repeated(request.tools),
         "tool_choice": request.tool_choice.repeated if request.tool_choice else "auto",
         "parallel_tool_calls": request.parallel_tool_calls is not False,
         "metadata": request.metadata,
         "user": request.user,
     }
+
+
+def _repeated(value: Any) -> Any:
+    """Return what the request has, without null members. Schemas are shared, not copied: they may be large."""
+    if isinstance(value, RequestModel):
+        members = {field.alias or name: getattr(value, name) for name, field in type(value).model_fields.items()}
+        return {name: _repeated(member) for name, member in members.items() if member is not None}
+    if isinstance(value, list):
+        return list(map(_repeated, value))
+    return value
 
 
 def _custom_input(arguments: str) -> str:

@@ -9,6 +9,7 @@ import orjson
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from server.api.formats.json_pieces import in_pieces, joined
 from server.api.formats.logprobs import TokenTexts
 from server.api.formats.prompt_logprobs import prompt_logprobs
 from server.api.formats.sliced_logprobs import VALUES_PER_TURN, Logprobs, num_logprob_values, sliced_logprobs
@@ -72,13 +73,13 @@ class Envelope:
 
     def chunk(self, choices: list[Mapping[str, object]], more: Mapping[str, object]) -> bytes:
         """Return one chunk's JSON. The constant fields are rendered once."""
-        return self._prefix + b"," + orjson.dumps({"choices": choices, **more})[1:]
+        return self._prefix + b"," + orjson.dumps({"choices": choices, **more}, joined)[1:]
 
-    def full(self, choices: Iterable[bytes], more: Mapping[str, object]) -> list[bytes]:
-        """Return a full reply's JSON in pieces. `choices`: the JSON of each; `more`: other fields, at least one."""
+    def full(self, choices: Iterable[Sequence[bytes]], more: Mapping[str, object]) -> list[bytes]:
+        """Return a full reply's JSON in pieces. `choices`: those of each; `more`: other fields, at least one."""
         pieces = [self._prefix + b',"choices":[']
         for choice in choices:
-            pieces += [choice, b","]
+            pieces += [*choice, b","]
         if len(pieces) > 1:
             pieces.pop()
         return [*pieces, b"]," + orjson.dumps(more)[1:]]
@@ -199,7 +200,7 @@ async def chunks_in_turns(deltas: Sequence[Delta], reply_format: ReplyFormat, ge
         if takes_turns and num_values >= VALUES_PER_TURN:
             await generation.next_turn()
             num_values = 0
-        await _render_logprobs([delta], reply_format, generation)
+        await render_logprobs([delta], reply_format, generation)
         chunks += reply_format.chunks(delta)
         num_values += _num_values(delta)
     return chunks
@@ -210,7 +211,7 @@ def _num_values(delta: Delta) -> int:
     return num_logprob_values(delta.positions) + sum(map(len, delta.gates)) // GATE_BYTES_PER_VALUE
 
 
-async def _render_logprobs(deltas: Iterable[Delta], reply_format: ReplyFormat, generation: Generation) -> None:
+async def render_logprobs(deltas: Iterable[Delta], reply_format: ReplyFormat, generation: Generation) -> None:
     """Render the logprobs of deltas with many positions ahead."""
     for delta in deltas:
         if num_logprob_values(delta.positions) > VALUES_PER_TURN:
@@ -225,7 +226,7 @@ async def _full(generation: Generation, reply_format: ReplyFormat, envelope: Env
         async for deltas in batches:
             for delta in deltas:
                 deltas_of[delta.index].append(delta)
-    choices: list[bytes] = []
+    choices: list[list[bytes]] = []
     num_values = 0  # rendered in this turn
     num_numbers = 0  # rendered so far; more than a few wait for a turn, as many replies may end in one step
     for deltas in deltas_of:
@@ -236,11 +237,11 @@ async def _full(generation: Generation, reply_format: ReplyFormat, envelope: Env
             await generation.next_turn()
             num_values = 0
         num_numbers += numbers
-        await _render_logprobs([delta], reply_format, generation)
+        await render_logprobs([delta], reply_format, generation)
         if (num_top := reply_format.num_prompt_logprobs) is not None:
             delta.rendered_prompt_logprobs = await prompt_logprobs(
                 delta.prompt_logprobs or [], num_top, reply_format.texts, generation.next_turn
             )
-        choices.append(orjson.dumps(reply_format.full(delta)))
+        choices.append(in_pieces(reply_format.full(delta)))
         num_values += VALUES_OF_A_CHOICE + numbers
     return envelope.full(choices, {**reply_format.extra_fields(), "usage": generation.final_usage()})

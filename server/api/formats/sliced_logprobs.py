@@ -2,34 +2,33 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-import orjson
-
+from server.api.formats.json_pieces import JsonList
 from server.generation.choice import Position
 
 VALUES_PER_TURN = 4096  # log probabilities that are rendered at once: 1 to 2 ms
 
-Logprobs = Mapping[str, Sequence[object]]  # lists with one entry per position
+Logprobs = Mapping[str, Sequence[object] | JsonList]  # lists with one entry per position
 
 
 async def sliced_logprobs(
     positions: Sequence[Position],
     to_logprobs: Callable[[Sequence[Position]], Logprobs | None],
     next_turn: Callable[[], Awaitable[None]],
-) -> Logprobs | orjson.Fragment | None:
-    """Return the logprobs of these positions: the JSON of `to_logprobs(positions)`, but made in slices if it is long.
+) -> Logprobs | None:
+    """Return `to_logprobs(positions)`; if they are long its lists are rendered, in slices.
 
     Waits for `next_turn` before each slice.
     """
     size = VALUES_PER_TURN // _values_per_position(positions)
     if len(positions) <= size:
         return to_logprobs(positions)
-    parts: dict[str, list[bytes]] = {}
+    lists: dict[str, JsonList] = {}
     for first in range(0, len(positions), size):
         await next_turn()
         for name, entries in (to_logprobs(positions[first : first + size]) or {}).items():
-            parts.setdefault(name, []).append(orjson.dumps(entries)[1:-1])
-    members = (orjson.dumps(name) + b":[" + b",".join(lists) + b"]" for name, lists in parts.items())
-    return orjson.Fragment(b"{" + b",".join(members) + b"}")
+            if not isinstance(entries, JsonList):
+                lists.setdefault(name, JsonList()).add(entries)
+    return lists
 
 
 def num_logprob_values(positions: Sequence[Position]) -> int:

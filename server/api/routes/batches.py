@@ -2,6 +2,7 @@
 
 import asyncio
 
+import orjson
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
@@ -13,6 +14,7 @@ from server.api.request_body import read_request
 from server.api.routes import READ
 from server.batch.store import Object
 from server.errors import ApiError, invalid_value
+from server.http.sliced_response import SlicedResponse
 from server.schemas import CreateBatchRequest
 
 MAX_OPEN = 100  # batches of one API key that have not ended
@@ -76,7 +78,8 @@ def _new_batch(request: CreateBatchRequest, now: int) -> Object:
 )
 async def batches(http: HttpRequest) -> Response:
     """Reply with a page of batches, the newest first."""
-    return JSONResponse(await asyncio.to_thread(list_objects, http, "batches", DEFAULT_LIMIT))
+    content = await asyncio.to_thread(lambda: orjson.dumps(list_objects(http, "batches", DEFAULT_LIMIT)))
+    return SlicedResponse([content], {}, media_type="application/json")
 
 
 @router.api_route(

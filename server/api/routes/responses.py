@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from server.api.chat_translation import complete, json_response, stream
 from server.api.formats.openai_responses import ResponsesReply
+from server.api.formats.reply import reserve_memory
 from server.api.openapi import response_schemas
 from server.api.openapi.operations import GENERATION, describe
 from server.api.request_body import read_request
@@ -44,6 +45,7 @@ async def responses(http: HttpRequest) -> Response:
     await state_of(http).check_queue(tenant_of(http))
     request, headers = await read_request(http, ResponsesRequest)
     turn = await prepare_truncated(http, request, arrival_s, RENAMED)
+    reserve_memory(http, turn.generation.reply_bytes)  # repeated log probabilities share theirs
     reply = ResponsesReply(
         f"resp_{http.state.request_id}", int(turn.fields["created"]), request, str(turn.fields["model"])
     )

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import orjson
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
@@ -15,6 +16,7 @@ from server.generation.jobs import CHECKED_BYTES_PER_CHAR
 from server.generation.prompt import check_prompt_chars
 from server.generation.sampling_params import check_ids
 from server.generation.state import ServerState, state_of, tenant_of
+from server.http.sliced_response import SlicedResponse
 from server.schemas import DetokenizeRequest, TokenizeRequest
 from server.tokenizer.detokenizer import Detokenizer
 from server.tools.constraints import auto_tool_use
@@ -41,9 +43,13 @@ async def tokenize(http: HttpRequest) -> Response:
     ready, texts = state.serving()
     tokens, repair_headers = await _tokens(request, state, tenant_of(http), len(await http.body()))
     body: dict[str, object] = {"tokens": tokens, "count": len(tokens), "max_model_len": ready.max_model_len}
-    if request.return_token_strs:
-        body["token_strs"] = [texts.tokenizer.token_text(token_id) for token_id in tokens]
-    return JSONResponse(body, headers=headers | repair_headers)
+
+    def render() -> bytes:
+        more = {"token_strs": texts.tokenizer.shown_texts(tokens)} if request.return_token_strs else {}
+        return orjson.dumps(body | more)
+
+    content = await state.heavy_work.run(render, size=len(tokens), tenant=tenant_of(http))
+    return SlicedResponse([content], headers | repair_headers, media_type="application/json")
 
 
 async def _tokens(
@@ -82,7 +88,11 @@ async def detokenize(http: HttpRequest) -> Response:
         token_ids = request.tokens[first : first + IDS_PER_TURN]
         check_ids(token_ids, ready.vocab_size, "tokens")
         pieces.append(decoder.push(token_ids))
-    return JSONResponse({"prompt": "".join([*pieces, decoder.finish()])}, headers=headers)
+    pieces.append(decoder.finish())
+    content = await state.heavy_work.run(
+        lambda: orjson.dumps({"prompt": "".join(pieces)}), size=len(request.tokens), tenant=tenant_of(http)
+    )
+    return SlicedResponse([content], headers, media_type="application/json")
 
 
 @router.api_route(

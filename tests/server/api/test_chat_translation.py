@@ -157,7 +157,7 @@ async def test_a_call_that_is_sent_whole_is_no_silence() -> None:
         add_to_headers=dict,
     )
     response = stream(
-        turn, OllamaChatReply(MODEL, 0.0), {}, LINES, lambda event: json.dumps(event).encode(), lambda: now_s
+        turn, OllamaChatReply(MODEL, 0.0), {}, LINES, lambda event, _: json.dumps(event).encode(), lambda: now_s
     )
     await response({"type": "http"}, asyncio.Event().wait, send)  # type: ignore[arg-type]  # the client never leaves
     assert [moment for moment, _ in sent] == [12.0, 24.0, 28.0]

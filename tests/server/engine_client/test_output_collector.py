@@ -1,6 +1,7 @@
 """server/engine_client/output_collector.py: outputs between the engine and a handler, merged if the handler lags."""
 
 import asyncio
+import tracemalloc
 
 import pytest
 
@@ -92,5 +93,24 @@ def test_a_backlog_is_read_in_parts_of_bounded_size_and_in_order() -> None:
         assert [output.token_ids for output in await collector.get()] == [[MAX_OUTPUTS]]
         with pytest.raises(EngineDied):
             await collector.get()
+
+    run(scenario)
+
+
+def test_outputs_that_nobody_reads_take_the_memory_of_their_tokens_not_of_their_steps() -> None:
+    """An id takes 40 bytes with its place in a list, an output more than 200."""
+
+    async def scenario() -> None:
+        collector, num_tokens = OutputCollector(), 100 * MAX_OUTPUTS
+        tracemalloc.start()
+        try:
+            for token_id in range(num_tokens):
+                collector.put(RequestOutput(1, [token_id]))
+            held_bytes, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert held_bytes < 80 * num_tokens
+        read = [output for _ in range(100) for output in await collector.get()]
+        assert [token_id for output in read for token_id in output.token_ids] == list(range(num_tokens))
 
     run(scenario)

@@ -81,3 +81,16 @@ def test_half_a_character_is_held_back_until_the_end(tokenizer: Tokenizer) -> No
     assert detokenizer.push([3 + 0xE2]) == ""
     assert detokenizer.push([3 + 0x82]) == ""
     assert detokenizer.finish() == "\ufffd"
+
+
+def test_choices_that_show_a_control_token_share_one_table(tokenizer: Tokenizer) -> None:
+    """It is as long as the vocabulary."""
+    bos, eos = tokenizer.special_token_id("<s>"), tokenizer.special_token_id("</s>")
+    assert bos is not None and eos is not None
+    ids = [bos, *tokenizer.encode("a", add_special_tokens=False), eos]
+    for shown, text in ((eos, "a</s>"), (bos, "<s> a"), (eos, "a</s>")):
+        assert Detokenizer(tokenizer, shown_ids=(shown,)).push(ids) == text
+    first, second = (tokenizer.bytes_by_id(skip_special_tokens=True, shown_ids=(eos,)) for _ in range(2))
+    assert first is second
+    assert Detokenizer(tokenizer).push(ids) == "a"
+    assert Detokenizer(tokenizer, False, shown_ids=(eos,)).push(ids) == "<s> a</s>"

@@ -17,7 +17,7 @@ class Recorder(EventReply):
     def end(self, usage: Usage) -> list[Event]:
         return [{"end": usage}]
 
-    def _add_text(self, text: str, logprobs: list[Event]) -> list[Event]:
+    def _add_text(self, text: str, logprobs: object) -> list[Event]:
         return [{"text": text}]
 
     def _add_call(self, call: Mapping[str, Any]) -> list[Event]:

@@ -75,3 +75,18 @@ def test_a_response_that_was_cut_is_incomplete() -> None:
     events = events_of(reply, [{"delta": {"content": "a"}}, {"delta": {}, "finish_reason": "length"}])
     assert events[-1]["type"] == "response.incomplete"
     assert reply.response["incomplete_details"] == {"reason": "max_output_tokens"}
+
+
+def test_tools_and_format_are_repeated_as_they_were_sent_without_copies_of_their_schemas() -> None:
+    schema = {"type": "object", "properties": {"x": {"default": None, "enum": [1, None]}}}
+    function = {"type": "function", "name": "f", "parameters": schema, "strict": True}
+    custom = {"type": "custom", "name": "c", "format": {"type": "grammar", "syntax": "regex", "definition": "a+"}}
+    tools = [function, custom, {"type": "namespace", "name": "n", "tools": [function, custom]}, {"type": "web_search"}]
+    format_ = {"type": "json_schema", "name": "s", "schema": schema}
+    body = {"model": "m", "input": "a", "tools": tools, "text": {"format": format_}}
+    request = validate(ResponsesRequest, body)
+    response = ResponsesReply("resp_1", 5, request, "m").response
+    assert response["tools"] == tools and response["text"] == {"format": format_}
+    assert response["tools"][0]["parameters"] is request.tools[0].parameters  # type: ignore[union-attr]
+    assert request.text and request.text.format
+    assert response["text"]["format"]["schema"] is request.text.format.json_schema

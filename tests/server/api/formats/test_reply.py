@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from server.api.formats.chat import ChatFormat
 from server.api.formats.completion import CompletionFormat
+from server.api.formats.json_pieces import joined
 from server.api.formats.reply import INLINE_VALUES, Envelope, ReplyFormat, TextChunks, chunks_in_turns
 from server.api.formats.sliced_logprobs import VALUES_PER_TURN
 from server.generation.choice import Delta, Position
@@ -97,7 +98,7 @@ async def test_the_log_probabilities_of_a_stream_are_rendered_in_turns(num_delta
     whole = [reply_format.full(delta) for delta in deltas]
     turns = Turns(reply_format)
     chunks = await chunks_in_turns(deltas, reply_format, turns)  # type: ignore[arg-type]
-    assert [orjson.dumps(choice) for choice, _ in chunks] == [orjson.dumps(choice) for choice in whole]
+    assert [orjson.dumps(choice, joined) for choice, _ in chunks] == [orjson.dumps(choice) for choice in whole]
     values = [sum(rendered) * 21 for rendered in turns.rendered]
     assert sum(values) == num_deltas * num_positions * 21
     assert max(values) < VALUES_PER_TURN + 21 * min(num_positions, VALUES_PER_TURN // 21)

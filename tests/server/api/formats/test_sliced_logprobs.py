@@ -5,6 +5,7 @@ import pytest
 
 from server.api.formats.chat import ChatFormat
 from server.api.formats.completion import CompletionFormat
+from server.api.formats.json_pieces import in_pieces, joined
 from server.api.formats.reply import ReplyFormat
 from server.api.formats.sliced_logprobs import VALUES_PER_TURN, sliced_logprobs
 from server.generation.choice import Delta, Position
@@ -43,7 +44,8 @@ async def test_slices_have_the_bytes_of_the_whole(reply_format: ReplyFormat) -> 
     delta = Delta(0, text="x", positions=several)
     whole = orjson.dumps(reply_format.full(delta))
     delta.rendered_logprobs = await sliced_logprobs(several, reply_format.logprobs, next_turn)
-    assert orjson.dumps(reply_format.full(delta)) == whole
+    assert orjson.dumps(reply_format.full(delta), joined) == whole
+    assert b"".join(in_pieces(reply_format.full(delta))) == whole
     size = VALUES_PER_TURN // 21
     assert num_turns == -(-1000 // size)
 

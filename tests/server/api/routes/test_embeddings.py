@@ -4,6 +4,7 @@ import asyncio
 import base64
 import random
 import struct
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,9 @@ import pytest
 from engine.types import Request
 from server.engine_client.output_collector import OutputCollector
 from server.fairness.byte_budget import ByteBudget
-from server.generation.embedding import MAX_PART
+from server.fairness.event_loop import INLINE_CHARS
+from server.generation import embedding
+from server.generation.embedding import IDS_PER_CHAR, MAX_PART
 from tests.support.embedding_requests import EMBEDDING_MODEL, IDS, TEXT, embedding_engine, post, vector_of
 from tests.support.servers.fake_engine import MAX_MODEL_LEN, READY, VOCAB_SIZE, FakeEngine
 from tests.support.servers.serving import MODEL, check_error, client_of, outcomes, saying, state_around, tokenizer
@@ -274,3 +277,20 @@ async def test_deadlines_and_priority_reach_the_engine() -> None:
     assert (request.priority, request.cache_salt) == (3, "s")
     assert request.deadline_s == pytest.approx(request.arrival_s + 9)
     assert request.queue_deadline_s == pytest.approx(request.arrival_s + 4)
+
+
+async def test_many_ids_are_checked_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+    check = embedding.check_ids
+
+    def noted(*arguments: Any) -> None:
+        threads.append(threading.get_ident())
+        check(*arguments)
+
+    monkeypatch.setattr(embedding, "check_ids", noted)
+    most = IDS_PER_CHAR * INLINE_CHARS
+    for num_ids, status in ((3, 200), (most, 400), (most + IDS_PER_CHAR, 400)):
+        response = await post(embedding_engine(), URL, input=[5] * num_ids)
+        assert response.status_code == status
+    own = threading.get_ident()
+    assert [thread == own for thread in threads] == [True, True, False]

@@ -2,14 +2,18 @@
 
 import threading
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
+import orjson
 import pytest
 
 from server.api.routes import tokenize as route
 from server.api.routes.tokenize import IDS_PER_TURN
+from server.fairness.event_loop import INLINE_CHARS
 from server.tokenizer.detokenizer import Detokenizer
-from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.fake_engine import READY, FakeEngine
 from tests.support.servers.serving import check_error, client_of, saying, state_around, tokenizer
 
 pytestmark = pytest.mark.anyio
@@ -86,3 +90,25 @@ async def test_a_long_conversation_is_checked_in_a_thread(monkeypatch: pytest.Mo
             assert response.status_code == status
     own = threading.get_ident()
     assert [thread == own for thread in threads] == [True, False]
+
+
+async def test_long_replies_are_rendered_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+
+    def noted(body: object) -> bytes:
+        threads.append(threading.get_ident())
+        return orjson.dumps(body)
+
+    monkeypatch.setattr(route, "orjson", SimpleNamespace(dumps=noted))
+    engine = FakeEngine(saying("a"))
+    engine.ready = msgspec.structs.replace(READY, max_model_len=1 << 20, max_prompt_tokens=1 << 20)
+    async with client_of(state_around(engine)) as client:
+        for count in (1, INLINE_CHARS):
+            text = " ".join(["Hello"] * count)
+            body = (await client.post("/tokenize", json={"prompt": text, "return_token_strs": True})).json()
+            assert body["tokens"] == [1, *[22557] * count] and body["count"] == count + 1
+            assert body["token_strs"] == ["<s>", *[" Hello"] * count]
+            tokens = {"tokens": [*body["tokens"][1:], 22557]}
+            assert (await client.post("/detokenize", json=tokens)).json() == {"prompt": text + " Hello"}
+    own = threading.get_ident()
+    assert [thread == own for thread in threads] == [True, True, False, False]
