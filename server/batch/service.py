@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 
 from server.batch.journal import Journal
-from server.batch.lines import BatchError, BatchLine, LineError, read_lines
+from server.batch.lines import BatchLine, LineError, read_lines
 from server.batch.results import write_results
 from server.batch.runner import Progress, Runner, Send
 from server.batch.store import OPEN, Object, Store
@@ -74,12 +74,7 @@ class BatchService:
                 while True:
                     self._changed.clear()
                     await self._delete_ended()
-                    for owner, batch in await asyncio.to_thread(self.store.open_batches):
-                        if batch["status"] == "cancelling" and batch["id"] in self._stops:
-                            self._stops[batch["id"]].set()
-                        if owner in self._owners and owner not in self._running:
-                            self._running[owner] = batch["id"]
-                            tasks.create_task(self._run_one(owner, batch))
+                    await self._start_open(tasks)
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(POLL_S):
                             await self._changed.wait()
@@ -95,24 +90,49 @@ class BatchService:
             if number:
                 log.info("deleted %d ended batches with their results", number)
 
+    async def _start_open(self, tasks: asyncio.TaskGroup) -> None:
+        """Start the next batch of each owner who has none. An error is logged; the next call tries again."""
+        try:
+            batches = await asyncio.to_thread(self.store.open_batches)
+        except sqlite3.Error:
+            log.exception("the batches could not be read")
+            return
+        for owner, batch in batches:
+            if batch["status"] == "cancelling" and batch["id"] in self._stops:
+                self._stops[batch["id"]].set()
+            if owner in self._owners and owner not in self._running:
+                self._running[owner] = batch["id"]
+                tasks.create_task(self._run_one(owner, batch))
+
     async def _run_one(self, owner: str, batch: Object) -> None:
+        """Run a batch to its end. One whose failure cannot be stored stays open: a later round continues it."""
         batch_id = batch["id"]
         self._stops[batch_id] = asyncio.Event()
+        has_ended = True
         try:
             # A cancellation before this line is in the state that is read here; a later one sets the event.
             current = await asyncio.to_thread(self.store.get, "batches", owner, batch_id)
             if current is not None and current["status"] in OPEN:
                 await self._advance(owner, current)
-        except (OSError, BatchError, sqlite3.Error, ExceptionGroup) as error:
+        except Exception as error:  # a fault in one batch must not end the others
             log.exception("batch %s failed", batch_id)
-            reason = getattr(error, "strerror", None) or "its results could not be written"
-            await self._fail(
-                batch_id, {"code": "server_error", "message": f"The batch stopped: {reason}.", "line": None}
-            )
+            has_ended = await self._stopped_by(error, batch_id)
         finally:
             del self._running[owner], self._stops[batch_id]
             self._progress.pop(batch_id, None)
-            self._changed.set()
+            if has_ended:  # otherwise the next round is POLL_S away, as the disk may be full for long
+                self._changed.set()
+
+    async def _stopped_by(self, error: Exception, batch_id: str) -> bool:
+        """End a batch that an error stopped. Returns False if that cannot be stored."""
+        reason = getattr(error, "strerror", None) or "its results could not be written"
+        fault = {"code": "server_error", "message": f"The batch stopped: {reason}.", "line": None}
+        try:
+            await self._fail(batch_id, fault)
+        except sqlite3.Error:
+            log.exception("the failure of batch %s could not be stored; it is tried again", batch_id)
+            return False
+        return True
 
     async def _advance(self, owner: str, batch: Object) -> None:
         """Bring the batch from its status, whichever that is, to its end."""

@@ -4,13 +4,14 @@ Objects have OpenAI's members. Each belongs to an owner, and no method finds an 
 and may be called from any thread; several processes may use one folder.
 """
 
+import contextlib
 import json
 import os
 import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -130,30 +131,22 @@ class Store:
             return [(owner, json.loads(text)) for owner, text in self._db.execute(query, OPEN).fetchall()]
 
     def update_batch(self, batch_id: str, statuses: tuple[str, ...], changes: Object) -> Object:
-        """Change a batch if its status is one of `statuses`, in one transaction; return it as it is then."""
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                batch = self._update(batch_id, statuses, changes)
-            finally:
-                self._db.execute("COMMIT")
-        return batch
+        """Change a batch if its status is one of `statuses`, in one transaction; return it as it is then.
+
+        Raises sqlite3.Error.
+        """
+        with self._transaction():
+            return self._update(batch_id, statuses, changes)
 
     def end_batch(self, owner: str, batch_id: str, changes: Object, files: dict[str, tuple[str, int]]) -> None:
         """End a batch and make its results files of the owner, in one transaction.
 
         `files`: by file id the name and the bytes of contents that are written already.
         """
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                for file_id, (name, num_bytes) in files.items():
-                    self._insert_file(owner, self._file_object(file_id, name, "batch_output", num_bytes))
-                self._update(batch_id, OPEN, changes)
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
+        with self._transaction():
+            for file_id, (name, num_bytes) in files.items():
+                self._insert_file(owner, self._file_object(file_id, name, "batch_output", num_bytes))
+            self._update(batch_id, OPEN, changes)
 
     def delete_ended(self, max_batches: int, before_s: float) -> int:
         """Delete batches that ended before this Unix time, and all ended ones but an owner's newest `max_batches`.
@@ -170,23 +163,31 @@ class Store:
         """
         with self._lock:
             rows = self._db.execute(query, (*OPEN, max_batches, before_s)).fetchall()
-            if rows:
-                self._delete_batches([(batch_id, json.loads(text)) for batch_id, text in rows])
+        if rows:
+            self._delete_batches([(batch_id, json.loads(text)) for batch_id, text in rows])
         return len(rows)
 
     def _delete_batches(self, batches: list[tuple[str, Object]]) -> None:
         """Delete contents before rows: a content without a row would never be found again."""
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
+        with self._transaction():
             for batch_id, batch in batches:
                 for file_id in filter(None, (batch["output_file_id"], batch["error_file_id"])):
                     self.content_path(file_id).unlink(missing_ok=True)
                     self._db.execute("DELETE FROM files WHERE id = ?", (file_id,))
                 self._db.execute("DELETE FROM batches WHERE id = ?", (batch_id,))
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Hold the lock, and make the changes of the block together or not at all. An error is raised as it came."""
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:  # SQLite itself has ended it if the disk is full
+                    self._db.execute("ROLLBACK")
+                raise
 
     def _all(self, table: Table, owner: str) -> list[Object]:
         return self.page(table, owner, None, -1, newest_first=False)
