@@ -6,6 +6,8 @@ import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
+from server.batch.store import PART
+
 EXPIRED = {"code": "batch_expired", "message": "The batch expired before this request was answered."}
 
 
@@ -15,7 +17,7 @@ def write_results(journal: Path, expired_ids: Iterable[str], output: Path, error
     `expired_ids`: custom ids of requests without an answer, which become errors too. A file that would be empty is not
     written. May be repeated after a kill. Raises OSError.
     """
-    parts = [path.with_suffix(".part") for path in (output, errors)]
+    parts = [path.with_suffix(PART) for path in (output, errors)]
     with parts[0].open("wb") as good, parts[1].open("wb") as bad:
         if journal.exists():
             with journal.open("rb") as file:

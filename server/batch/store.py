@@ -19,6 +19,7 @@ Object = dict[str, Any]  # a file or a batch, as the API shows it
 
 OPEN = ("validating", "in_progress", "finalizing", "cancelling")  # status of batches that have not ended
 DATABASE_NAME = "state.sqlite"
+PART = ".part"  # suffix of contents that are being written
 BUSY_S = 30.0  # longest wait for another process that writes
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (
@@ -60,7 +61,7 @@ class Store:
         return self._files / file_id
 
     def journal_path(self, batch_id: str) -> Path:
-        """Return where the answers of a running batch are recorded."""
+        """Return where the answers of a batch are recorded until they become its results."""
         return self._journals / f"{batch_id}.jsonl"
 
     def usage(self, owner: str) -> tuple[int, int]:
@@ -75,15 +76,25 @@ class Store:
         return sum(batch["status"] in OPEN for batch in self._all("batches", owner))
 
     def add_file(self, owner: str, name: str, content: bytes) -> Object:
-        """Store an uploaded file and return its object. Raises OSError."""
+        """Store an uploaded file and return its object. Raises OSError, sqlite3.Error; nothing is left then."""
         file = self._file_object(f"file-{secrets.token_hex(12)}", name, "batch", len(content))
         path = self.content_path(file["id"])
-        part = path.with_suffix(".part")
-        part.write_bytes(content)
-        os.replace(part, path)
-        with self._lock:
-            self._insert_file(owner, file)
+        part = path.with_suffix(PART)
+        try:
+            part.write_bytes(content)
+            os.replace(part, path)
+            with self._lock:
+                self._insert_file(owner, file)
+        except BaseException:
+            self.discard(file["id"])
+            raise
         return file
+
+    def discard(self, file_id: str) -> None:
+        """Delete the content, whole or begun, of a file that has no row: nobody would find it again."""
+        path = self.content_path(file_id)
+        for left in (path.with_suffix(PART), path):
+            left.unlink(missing_ok=True)
 
     def add_batch(self, owner: str, batch: Object) -> Object:
         """Store a new batch; add its id."""
@@ -151,8 +162,8 @@ class Store:
     def delete_ended(self, max_batches: int, before_s: float) -> int:
         """Delete batches that ended before this Unix time, and all ended ones but an owner's newest `max_batches`.
 
-        Their results go with them; their input files stay. Returns the number of batches. After a kill in the middle
-        the next call deletes the rest. Raises OSError.
+        Their results go with them, and answers that never became results; their input files stay. Returns the number
+        of batches. After a kill in the middle the next call deletes the rest. Raises OSError, sqlite3.Error.
         """
         marks = ", ".join("?" * len(OPEN))
         query = f"""
@@ -174,6 +185,7 @@ class Store:
                 for file_id in filter(None, (batch["output_file_id"], batch["error_file_id"])):
                     self.content_path(file_id).unlink(missing_ok=True)
                     self._db.execute("DELETE FROM files WHERE id = ?", (file_id,))
+                self.journal_path(batch_id).unlink(missing_ok=True)
                 self._db.execute("DELETE FROM batches WHERE id = ?", (batch_id,))
 
     @contextlib.contextmanager

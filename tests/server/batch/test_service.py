@@ -103,3 +103,41 @@ async def test_a_fault_in_one_batch_does_not_end_the_others(tmp_path: Path) -> N
         batches._send_for = lambda _: fine
         batches.wake()
         assert (await ended(batches.store, start(batches.store, line("c"))))["status"] == "completed"
+
+
+def left_of(tmp_path: Path, store: Store) -> set[str]:
+    """Return the names of the contents and journals that are no file of the owner."""
+    known = {file["id"] for file in store.page("files", OWNER, None, -1, newest_first=False)}
+    return {path.name for folder in ("files", "running") for path in (tmp_path / folder).iterdir()} - known
+
+
+async def test_a_batch_that_an_error_stops_keeps_the_answers_that_it_has(tmp_path: Path) -> None:
+    async def send(line: BatchLine) -> Answer:
+        if line.custom_id == "c":
+            raise OSError(28, "No space left on device")
+        return Answer(200 if line.custom_id == "a" else 400, "request", b"{}")
+
+    batches = new_service(tmp_path, send)
+    batch_id = start(batches.store, b"\n".join(map(line, "abcd")))
+    async with running(batches):
+        batch = await ended(batches.store, batch_id)
+        await until(lambda: not left_of(tmp_path, batches.store))  # the journal goes last
+    assert batch["status"] == "failed" and "No space" in batch["errors"]["data"][0]["message"]
+    assert batch["request_counts"] == {"total": 4, "completed": 1, "failed": 1}
+    for name, custom_id in (("output_file_id", "a"), ("error_file_id", "b")):
+        (answer,) = batches.store.content_path(batch[name]).read_text().splitlines()
+        assert json.loads(answer)["custom_id"] == custom_id
+
+
+async def test_results_that_cannot_be_written_leave_a_journal_that_goes_with_the_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = new_service(tmp_path)
+    store = batches.store
+    batch_id = start(store, line("a"))
+    failing(monkeypatch, store, "end_batch", 2)
+    async with running(batches):
+        batch = await ended(store, batch_id)
+    assert batch["status"] == "failed" and batch["output_file_id"] is None
+    assert left_of(tmp_path, store) == {store.journal_path(batch_id).name}
+    assert store.delete_ended(0, before_s=0) == 1 and not left_of(tmp_path, store)

@@ -100,3 +100,19 @@ def test_a_full_disk_is_named_and_changes_nothing(tmp_path: Path, change: str) -
         CHANGES[change](store, batch_id, {"metadata": "x" * 100_000})
     assert store.get("batches", OWNER, batch_id) == before and store.usage(OWNER) == (0, 0)
     assert store.update_batch(batch_id, OPEN, {"status": "failed"})["status"] == "failed"
+
+
+@pytest.mark.parametrize("failing", ["write_bytes", "_insert_file"])
+def test_an_upload_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    def half(path: Path, content: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(content[:1])
+        raise OSError("the disk is full")
+
+    def insert(*_: object) -> None:
+        raise sqlite3.OperationalError("the disk is full")
+
+    monkeypatch.setattr(*((Path, "write_bytes", half) if failing == "write_bytes" else (Store, "_insert_file", insert)))
+    with pytest.raises((OSError, sqlite3.Error), match="full"):
+        Store(tmp_path).add_file(OWNER, "in.jsonl", b"content")
+    assert not contents(tmp_path)
