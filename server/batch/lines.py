@@ -31,6 +31,7 @@ class BatchLine:
     custom_id: str
     url: str  # path of the endpoint
     body: dict[str, JsonValue]
+    number: int = 1  # of the line in its file
 
     @property
     def body_bytes(self) -> bytes:
@@ -47,7 +48,7 @@ def read_lines(path: Path, *, is_checked: bool = False) -> Iterator[BatchLine]:
         for number, text in enumerate(file, start=1):
             if text.strip():
                 try:
-                    line = parse_line(text)
+                    line = parse_line(text, number)
                 except BatchError as error:
                     raise LineError(path, number, str(error)) from None
                 if line.custom_id in seen:
@@ -57,8 +58,8 @@ def read_lines(path: Path, *, is_checked: bool = False) -> Iterator[BatchLine]:
                 yield line
 
 
-def parse_line(text: bytes) -> BatchLine:
-    """Parse one line. Raises BatchError, without parts of the line."""
+def parse_line(text: bytes, number: int = 1) -> BatchLine:
+    """Parse one line of a file, which has this number. Raises BatchError, without parts of the line."""
     try:
         fields = parse_object(text)
     except ApiError:
@@ -76,4 +77,4 @@ def parse_line(text: bytes) -> BatchLine:
         raise BatchError("body must be an object")
     if body.get("stream"):
         raise BatchError("body.stream must not be true: a batch has whole replies")
-    return BatchLine(custom_id, url, body)
+    return BatchLine(custom_id, url, body, number)

@@ -166,15 +166,15 @@ class BatchService:
         path = self.store.content_path(batch["input_file_id"])
 
         def check() -> int:
-            number = 0
-            for number, line in enumerate(read_lines(path), start=1):
+            count = 0
+            for count, line in enumerate(read_lines(path), start=1):
                 if line.url != batch["endpoint"]:
-                    raise LineError(path, number, f"url must be the batch's endpoint, {batch['endpoint']}")
-                if number > MAX_LINES:
-                    raise LineError(path, number, f"a batch has at most {MAX_LINES} requests")
-            if not number:
+                    raise LineError(path, line.number, f"url must be the batch's endpoint, {batch['endpoint']}")
+                if count > MAX_LINES:
+                    raise LineError(path, line.number, f"a batch has at most {MAX_LINES} requests")
+            if not count:
                 raise LineError(path, 1, "the file has no requests")
-            return number
+            return count
 
         try:
             return await asyncio.to_thread(check)

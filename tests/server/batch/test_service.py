@@ -141,3 +141,12 @@ async def test_results_that_cannot_be_written_leave_a_journal_that_goes_with_the
     assert batch["status"] == "failed" and batch["output_file_id"] is None
     assert left_of(tmp_path, store) == {store.journal_path(batch_id).name}
     assert store.delete_ended(0, before_s=0) == 1 and not left_of(tmp_path, store)
+
+
+async def test_a_request_too_many_is_named_by_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "MAX_LINES", 2)
+    batches = new_service(tmp_path)
+    batch_id = start(batches.store, b"\n\n".join(map(line, "abc")))
+    async with running(batches):
+        batch = await ended(batches.store, batch_id)
+    assert batch["errors"]["data"][0]["line"] == 5

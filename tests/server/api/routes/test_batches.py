@@ -166,6 +166,7 @@ async def test_lists_come_in_pages(server: Server) -> None:
         ([line("a"), b"{"], 2, "not a JSON object"),
         ([line("a"), line("a")], 2, "the custom_id of an earlier line"),
         ([line("a", url="/v1/chat/completions")], 1, "url must be the batch's endpoint"),
+        ([line("a"), b"", b" ", line("b", url="/v1/responses")], 4, "url must be the batch's endpoint"),
         ([b" "], 1, "the file has no requests"),
     ],
     ids=str,
