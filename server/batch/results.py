@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
+from server.batch.journal import head_of
 from server.batch.store import PART
 
 EXPIRED = {"code": "batch_expired", "message": "The batch expired before this request was answered."}
@@ -22,7 +23,7 @@ def write_results(journal: Path, expired_ids: Iterable[str], output: Path, error
         if journal.exists():
             with journal.open("rb") as file:
                 for line in file:
-                    (bad if json.loads(line)["error"] else good).write(line)
+                    (bad if head_of(line)["error"] else good).write(line)
         for custom_id in expired_ids:
             bad.write(_expired_line(custom_id))
     for part, path in zip(parts, (output, errors), strict=True):
