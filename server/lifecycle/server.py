@@ -267,7 +267,7 @@ class Server:
             root_path=settings.root_path,
             on_http=self._metrics.http,
             access_log=self._access_log,
-            outermost=lambda app: LoadShedding(app, self._connections, self._memory),
+            outermost=lambda app: LoadShedding(app, self._connections, self._memory, settings.root_path),
         )
 
     @contextlib.asynccontextmanager

@@ -3,6 +3,7 @@
 import httpx
 import pytest
 
+from server.http.connections import Connections
 from server.observability.memory_pressure import MemoryMonitor
 from tests.support.servers.fake_engine import FakeEngine
 from tests.support.servers.serving import MODEL, client_of, outcomes, saying, state_around
@@ -39,3 +40,22 @@ async def test_short_of_memory_new_generations_are_rejected_and_everything_else_
         used_bytes[0] = 100
         assert await answers() == (200, None, 200)
     assert outcomes(state) == {"received": 4, "stop": 3, "rejected": 1}
+
+
+class Busy:
+    """A connection with a request."""
+
+    def abort(self) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+async def test_a_full_server_answers_health_and_metrics_with_and_without_the_proxys_prefix() -> None:
+    connections = Connections(max_open=0)
+    connections.opened(Busy())
+    assert connections.is_full
+    async with client_of(state_around(FakeEngine(saying("a"))), connections=connections, root_path="/x") as client:
+        for path in ("/health", "/x/health", "/x/health/live", "/metrics", "/x/metrics"):
+            assert (await client.get(path)).status_code == 200, path
+        refused(await client.get("/x/v1/models"), 503, "overloaded")
+        refused(await client.get("/x/x/health"), 503, "overloaded")

@@ -82,6 +82,7 @@ def app_around(
     access_log: AccessLog | None = None,
     app: FastAPI | None = None,
 ) -> ASGIApp:
+    connections = Connections() if connections is None else connections
     return with_middleware(
         app or create_app(state),
         api_keys=api_keys,
@@ -92,7 +93,7 @@ def app_around(
         root_path=root_path,
         on_http=state.metrics.http,
         access_log=access_log,
-        outermost=lambda app: LoadShedding(app, Connections() if connections is None else connections, state.memory),
+        outermost=lambda app: LoadShedding(app, connections, state.memory, root_path),
     )
 
 
