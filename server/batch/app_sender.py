@@ -45,17 +45,21 @@ class _Response:
         self._status = 500
         self._headers: dict[bytes, bytes] = {}
         self._body = bytearray()
+        self._is_complete = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._status, self._headers = message["status"], dict(message["headers"])
         else:
             self._body += message.get("body", b"")
+            self._is_complete = not message.get("more_body", False)
 
     def answer(self) -> Answer:
         request_id = self._headers.get(b"x-request-id", b"").decode("latin-1")
         wait_s = seconds(self._headers.get(b"retry-after", b"").decode("latin-1"))
-        return Answer(self._status, request_id, bytes(self._body), wait_s)
+        is_json = self._is_complete and self._headers.get(b"content-type") == b"application/json"
+        is_json = is_json and b"\n" not in self._body  # the app's own JSON has none
+        return Answer(self._status, request_id, bytes(self._body), wait_s, is_json)
 
 
 def _scope(path: str, num_bytes: int, tenant: int) -> dict[str, object]:

@@ -34,6 +34,7 @@ class BatchLine:
     custom_id: str
     url: str  # path of the endpoint
     body: dict[str, JsonValue]
+    number: int = 1  # of the line in its file
 
     def body_bytes(self, **more: JsonValue) -> bytes:
         """Return the body as JSON, with more fields. Without spaces and escapes it is no longer than in its line, so
@@ -54,7 +55,7 @@ def read_lines(path: Path, max_bytes: int | None = None, *, is_checked: bool = F
                 raise LineError(path, number, f"longer than {max_bytes} bytes, the server's limit for a request")
             if text.strip():
                 try:
-                    line = parse_line(text)
+                    line = parse_line(text, number)
                 except BatchError as error:
                     raise LineError(path, number, str(error)) from None
                 if line.custom_id in seen:
@@ -73,8 +74,8 @@ def _texts(file: BinaryIO, max_bytes: int | None) -> Iterator[bytes]:
             return
 
 
-def parse_line(text: bytes) -> BatchLine:
-    """Parse one line. Raises BatchError, without parts of the line."""
+def parse_line(text: bytes, number: int = 1) -> BatchLine:
+    """Parse one line of a file, which has this number. Raises BatchError, without parts of the line."""
     try:
         fields = parse_object(text)
     except ApiError:
@@ -92,4 +93,4 @@ def parse_line(text: bytes) -> BatchLine:
         raise BatchError("body must be an object")
     if body.get("stream"):
         raise BatchError("body.stream must not be true: a batch has whole replies")
-    return BatchLine(custom_id, url, body)
+    return BatchLine(custom_id, url, body, number)

@@ -6,6 +6,9 @@ import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
+from server.batch.journal import head_of
+from server.batch.store import PART
+
 EXPIRED = {"code": "batch_expired", "message": "The batch expired before this request was answered."}
 
 
@@ -15,12 +18,12 @@ def write_results(journal: Path, expired_ids: Iterable[str], output: Path, error
     `expired_ids`: custom ids of requests without an answer, which become errors too. A file that would be empty is not
     written. May be repeated after a kill. Raises OSError.
     """
-    parts = [path.with_suffix(".part") for path in (output, errors)]
+    parts = [path.with_suffix(PART) for path in (output, errors)]
     with parts[0].open("wb") as good, parts[1].open("wb") as bad:
         if journal.exists():
             with journal.open("rb") as file:
                 for line in file:
-                    (bad if json.loads(line)["error"] else good).write(line)
+                    (bad if head_of(line)["error"] else good).write(line)
         for custom_id in expired_ids:
             bad.write(_expired_line(custom_id))
     for part, path in zip(parts, (output, errors), strict=True):

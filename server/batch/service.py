@@ -18,6 +18,7 @@ MAX_LINES = 50_000  # OpenAI's limit
 MAX_UPLOAD_S = 3600.0  # far longer than the server lets an upload take
 MAX_ENDED = 1000  # batches of one owner that are kept after their end
 LOCK_RETRY_S = 0.5  # the previous process may still hold the folder, after SIGHUP
+ANSWERED = ("in_progress", "finalizing", "cancelling")  # status of open batches that may have answers
 POLL_S = 5.0  # another process, which is about to end, may have stored or cancelled a batch
 
 log = logging.getLogger(__name__)
@@ -78,12 +79,7 @@ class BatchService:
                 while True:
                     self._changed.clear()
                     await self._delete_ended()
-                    for owner, batch in await asyncio.to_thread(self.store.open_batches):
-                        if batch["status"] == "cancelling" and batch["id"] in self._stops:
-                            self._stops[batch["id"]].set()
-                        if owner in self._owners and owner not in self._running:
-                            self._running[owner] = batch["id"]
-                            tasks.create_task(self._run_one(owner, batch))
+                    await self._start_open(tasks)
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(POLL_S):
                             await self._changed.wait()
@@ -100,24 +96,61 @@ class BatchService:
             if number:
                 log.info("deleted %d ended batches with their results", number)
 
+    async def _start_open(self, tasks: asyncio.TaskGroup) -> None:
+        """Start the next batch of each owner who has none. An error is logged; the next call tries again."""
+        try:
+            batches = await asyncio.to_thread(self.store.open_batches)
+        except sqlite3.Error:
+            log.exception("the batches could not be read")
+            return
+        for owner, batch in batches:
+            if batch["status"] == "cancelling" and batch["id"] in self._stops:
+                self._stops[batch["id"]].set()
+            if owner in self._owners and owner not in self._running:
+                self._running[owner] = batch["id"]
+                tasks.create_task(self._run_one(owner, batch))
+
     async def _run_one(self, owner: str, batch: Object) -> None:
+        """Run a batch to its end. One whose failure cannot be stored stays open: a later round continues it."""
         batch_id = batch["id"]
         self._stops[batch_id] = asyncio.Event()
+        has_ended = True
         try:
             # A cancellation before this line is in the state that is read here; a later one sets the event.
             current = await asyncio.to_thread(self.store.get, "batches", owner, batch_id)
             if current is not None and current["status"] in OPEN:
                 await self._advance(owner, current)
-        except (OSError, BatchError, sqlite3.Error, ExceptionGroup) as error:
+        except Exception as error:  # a fault in one batch must not end the others
             log.exception("batch %s failed", batch_id)
-            reason = getattr(error, "strerror", None) or "its results could not be written"
-            await self._fail(
-                batch_id, {"code": "server_error", "message": f"The batch stopped: {reason}.", "line": None}
-            )
+            has_ended = await self._stopped_by(error, owner, batch_id)
         finally:
             del self._running[owner], self._stops[batch_id]
             self._progress.pop(batch_id, None)
-            self._changed.set()
+            if has_ended:  # otherwise the next round is POLL_S away, as the disk may be full for long
+                self._changed.set()
+
+    async def _stopped_by(self, error: Exception, owner: str, batch_id: str) -> bool:
+        """End a batch that an error stopped, with the answers that it has if they can be written.
+
+        Returns False if the end cannot be stored.
+        """
+        while isinstance(error, ExceptionGroup):  # of the requests that ran together
+            error = error.exceptions[0]
+        reason = getattr(error, "strerror", None) or "its results could not be written"
+        fault = {"code": "server_error", "message": f"The batch stopped: {reason}.", "line": None}
+        try:
+            batch = await asyncio.to_thread(self.store.get, "batches", owner, batch_id)
+            if batch is not None and batch["status"] in ANSWERED:
+                await self._finish(owner, batch, "failed", _errors(fault))
+                return True
+        except (OSError, BatchError, sqlite3.Error):
+            log.exception("the answers of batch %s could not be written", batch_id)
+        try:
+            await self._fail(batch_id, fault)
+        except sqlite3.Error:
+            log.exception("the failure of batch %s could not be stored; it is tried again", batch_id)
+            return False
+        return True
 
     async def _advance(self, owner: str, batch: Object) -> None:
         """Bring the batch from its status, whichever that is, to its end."""
@@ -138,15 +171,15 @@ class BatchService:
         path = self.store.content_path(batch["input_file_id"])
 
         def check() -> int:
-            number = 0
-            for number, line in enumerate(read_lines(path, self._max_line_bytes), start=1):
+            count = 0
+            for count, line in enumerate(read_lines(path, self._max_line_bytes), start=1):
                 if line.url != batch["endpoint"]:
-                    raise LineError(path, number, f"url must be the batch's endpoint, {batch['endpoint']}")
-                if number > MAX_LINES:
-                    raise LineError(path, number, f"a batch has at most {MAX_LINES} requests")
-            if not number:
+                    raise LineError(path, line.number, f"url must be the batch's endpoint, {batch['endpoint']}")
+                if count > MAX_LINES:
+                    raise LineError(path, line.number, f"a batch has at most {MAX_LINES} requests")
+            if not count:
                 raise LineError(path, 1, "the file has no requests")
-            return number
+            return count
 
         try:
             return await asyncio.to_thread(check)
@@ -177,7 +210,7 @@ class BatchService:
                 stop.cancel()
                 await asyncio.gather(run, stop, return_exceptions=True)
 
-    async def _finish(self, owner: str, batch: Object, end: str) -> None:
+    async def _finish(self, owner: str, batch: Object, end: str, errors: Object | None = None) -> None:
         """Write the results and end the batch. Ids of results follow from the batch's: a repetition replaces them."""
         batch_id = batch["id"]
         if end == "completed":
@@ -185,36 +218,41 @@ class BatchService:
             await asyncio.to_thread(self.store.update_batch, batch_id, ("in_progress",), changes)
         suffix = batch_id.removeprefix("batch_")
         ids = {"output_file_id": f"file-output-{suffix}", "error_file_id": f"file-error-{suffix}"}
-        await asyncio.to_thread(self._finish_blocking, owner, batch, end, ids)
+        await asyncio.to_thread(self._finish_blocking, owner, batch, end, ids, errors)
 
-    def _finish_blocking(self, owner: str, batch: Object, end: str, ids: dict[str, str]) -> None:
-        store, batch_id = self.store, batch["id"]
-        journal_path = store.journal_path(batch_id)
+    def _finish_blocking(self, owner: str, batch: Object, end: str, ids: dict[str, str], errors: Object | None) -> None:
+        journal_path = self.store.journal_path(batch["id"])
         with Journal(journal_path) as journal:
-            done = journal.done
             counts = {
                 "total": batch["request_counts"]["total"],
-                "completed": len(done) - journal.num_failed,
+                "completed": len(journal.done) - journal.num_failed,
                 "failed": journal.num_failed,
             }
+            changes = {"status": end, f"{end}_at": self._now(), "request_counts": counts, "errors": errors}
             lines = self._lines(batch) if end == "expired" else ()
-            late = (line.custom_id for line in lines if line.custom_id not in done)
-            write_results(journal_path, late, *(store.content_path(file_id) for file_id in ids.values()))
-            written = {name: file_id for name, file_id in ids.items() if store.content_path(file_id).exists()}
-            files = {
-                file_id: (
-                    f"{batch_id}_{name.removesuffix('_file_id')}.jsonl",
-                    store.content_path(file_id).stat().st_size,
-                )
-                for name, file_id in written.items()
-            }
-            changes = {"status": end, f"{end}_at": self._now(), "request_counts": counts, **written}
-            store.end_batch(owner, batch_id, changes, files)
+            late = (line.custom_id for line in lines if line.custom_id not in journal.done)
+            try:
+                write_results(journal_path, late, *(self.store.content_path(file_id) for file_id in ids.values()))
+                self._end(owner, batch["id"], changes, ids)
+            except BaseException:
+                for file_id in ids.values():
+                    self.store.discard(file_id)
+                raise
         journal_path.unlink()
 
+    def _end(self, owner: str, batch_id: str, changes: Object, ids: dict[str, str]) -> None:
+        """End a batch with those of its results that are written."""
+        paths = {name: self.store.content_path(file_id) for name, file_id in ids.items()}
+        written = {name: path for name, path in paths.items() if path.exists()}
+        files = {
+            ids[name]: (f"{batch_id}_{name.removesuffix('_file_id')}.jsonl", path.stat().st_size)
+            for name, path in written.items()
+        }
+        self.store.end_batch(owner, batch_id, changes | {name: ids[name] for name in written}, files)
+
     async def _fail(self, batch_id: str, fault: Object) -> None:
-        errors = {"object": "list", "data": [{"param": None, **fault}]}
-        changes = {"status": "failed", "failed_at": self._now(), "errors": errors}
+        """End a batch without results."""
+        changes = {"status": "failed", "failed_at": self._now(), "errors": _errors(fault)}
         await asyncio.to_thread(self.store.update_batch, batch_id, OPEN, changes)
 
     def _lines(self, batch: Object) -> Iterator[BatchLine]:
@@ -222,6 +260,10 @@ class BatchService:
 
     def _now(self) -> int:
         return int(self.store.clock())
+
+
+def _errors(fault: Object) -> Object:
+    return {"object": "list", "data": [{"param": None, **fault}]}
 
 
 def _counts(progress: Progress) -> dict[str, int]:

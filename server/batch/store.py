@@ -4,13 +4,14 @@ Objects have OpenAI's members. Each belongs to an owner, and no method finds an 
 and may be called from any thread; several processes may use one folder.
 """
 
+import contextlib
 import json
 import os
 import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ Object = dict[str, Any]  # a file or a batch, as the API shows it
 
 OPEN = ("validating", "in_progress", "finalizing", "cancelling")  # status of batches that have not ended
 DATABASE_NAME = "state.sqlite"
+PART = ".part"  # suffix of contents that are being written
 BUSY_S = 30.0  # longest wait for another process that writes
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (
@@ -39,7 +41,7 @@ class Upload:
         """`path`: where the content will lie. Raises OSError."""
         self.path = path
         self.num_bytes = 0
-        self._part = path.with_suffix(".part")
+        self._part = path.with_suffix(PART)
         self._file = self._part.open("xb")
 
     def write(self, piece: bytes) -> None:
@@ -85,7 +87,7 @@ class Store:
         return self._files / file_id
 
     def journal_path(self, batch_id: str) -> Path:
-        """Return where the answers of a running batch are recorded."""
+        """Return where the answers of a batch are recorded until they become its results."""
         return self._journals / f"{batch_id}.jsonl"
 
     def usage(self, owner: str) -> tuple[int, int]:
@@ -104,18 +106,28 @@ class Store:
         return Upload(self.content_path(f"file-{secrets.token_hex(12)}"))
 
     def add_file(self, owner: str, name: str, upload: "Upload") -> Object:
-        """Store an upload that is complete, and return its object. Raises OSError."""
+        """Store a complete upload and return its object. Raises OSError, sqlite3.Error; nothing is left then."""
         file = self._file_object(upload.path.name, name, "batch", upload.num_bytes)
-        upload.finish()
-        with self._lock:
-            self._insert_file(owner, file)
+        try:
+            upload.finish()
+            with self._lock:
+                self._insert_file(owner, file)
+        except BaseException:
+            self.discard(file["id"])
+            raise
         return file
 
     def delete_parts(self, before_s: float) -> None:
         """Delete what uploads have left that a kill ended before this Unix time. Raises OSError."""
-        for part in self._files.glob("file-*.part"):
+        for part in self._files.glob(f"file-*{PART}"):
             if part.stat().st_mtime < before_s:
                 part.unlink(missing_ok=True)
+
+    def discard(self, file_id: str) -> None:
+        """Delete the content, whole or begun, of a file that has no row: nobody would find it again."""
+        path = self.content_path(file_id)
+        for left in (path.with_suffix(PART), path):
+            left.unlink(missing_ok=True)
 
     def add_batch(self, owner: str, batch: Object) -> Object:
         """Store a new batch; add its id."""
@@ -163,36 +175,28 @@ class Store:
             return [(owner, json.loads(text)) for owner, text in self._db.execute(query, OPEN).fetchall()]
 
     def update_batch(self, batch_id: str, statuses: tuple[str, ...], changes: Object) -> Object:
-        """Change a batch if its status is one of `statuses`, in one transaction; return it as it is then."""
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                batch = self._update(batch_id, statuses, changes)
-            finally:
-                self._db.execute("COMMIT")
-        return batch
+        """Change a batch if its status is one of `statuses`, in one transaction; return it as it is then.
+
+        Raises sqlite3.Error.
+        """
+        with self._transaction():
+            return self._update(batch_id, statuses, changes)
 
     def end_batch(self, owner: str, batch_id: str, changes: Object, files: dict[str, tuple[str, int]]) -> None:
         """End a batch and make its results files of the owner, in one transaction.
 
         `files`: by file id the name and the bytes of contents that are written already.
         """
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                for file_id, (name, num_bytes) in files.items():
-                    self._insert_file(owner, self._file_object(file_id, name, "batch_output", num_bytes))
-                self._update(batch_id, OPEN, changes)
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
+        with self._transaction():
+            for file_id, (name, num_bytes) in files.items():
+                self._insert_file(owner, self._file_object(file_id, name, "batch_output", num_bytes))
+            self._update(batch_id, OPEN, changes)
 
     def delete_ended(self, max_batches: int, before_s: float) -> int:
         """Delete batches that ended before this Unix time, and all ended ones but an owner's newest `max_batches`.
 
-        Their results go with them; their input files stay. Returns the number of batches. After a kill in the middle
-        the next call deletes the rest. Raises OSError.
+        Their results go with them, and answers that never became results; their input files stay. Returns the number
+        of batches. After a kill in the middle the next call deletes the rest. Raises OSError, sqlite3.Error.
         """
         marks = ", ".join("?" * len(OPEN))
         query = f"""
@@ -203,23 +207,32 @@ class Store:
         """
         with self._lock:
             rows = self._db.execute(query, (*OPEN, max_batches, before_s)).fetchall()
-            if rows:
-                self._delete_batches([(batch_id, json.loads(text)) for batch_id, text in rows])
+        if rows:
+            self._delete_batches([(batch_id, json.loads(text)) for batch_id, text in rows])
         return len(rows)
 
     def _delete_batches(self, batches: list[tuple[str, Object]]) -> None:
         """Delete contents before rows: a content without a row would never be found again."""
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
+        with self._transaction():
             for batch_id, batch in batches:
                 for file_id in filter(None, (batch["output_file_id"], batch["error_file_id"])):
                     self.content_path(file_id).unlink(missing_ok=True)
                     self._db.execute("DELETE FROM files WHERE id = ?", (file_id,))
+                self.journal_path(batch_id).unlink(missing_ok=True)
                 self._db.execute("DELETE FROM batches WHERE id = ?", (batch_id,))
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Hold the lock, and make the changes of the block together or not at all. An error is raised as it came."""
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:  # SQLite itself has ended it if the disk is full
+                    self._db.execute("ROLLBACK")
+                raise
 
     def _all(self, table: Table, owner: str) -> list[Object]:
         return self.page(table, owner, None, -1, newest_first=False)

@@ -71,9 +71,19 @@ class HeavyWork:
         try:
             await turn
         except asyncio.CancelledError:
-            if not turn.cancelled():  # it has its turn, and gives it back
+            if turn.cancelled():
+                self._leave(tenant, (size, turn))
+            else:  # it has its turn, and gives it back
                 self._end(tenant)
             raise
+
+    def _leave(self, tenant: int, place: tuple[int, asyncio.Future[None]]) -> None:
+        """Free a place in the queue, so that nobody is refused for it."""
+        queue = self._waiting.get(tenant)
+        if queue is not None and place in queue:
+            queue.remove(place)
+            if not queue:
+                del self._waiting[tenant]
 
     def _start_next(self) -> None:
         while self._running.total() < self._num_threads:

@@ -23,7 +23,7 @@ class LoadShedding:
     def __init__(
         self, app: ASGIApp, connections: Connections, memory: MemoryMonitor | None, root_path: str = ""
     ) -> None:
-        """`root_path`: the prefix of paths that a proxy adds."""
+        """`root_path`: the prefix that a proxy may add to paths."""
         self._app = app
         self._connections = connections
         self._memory = memory

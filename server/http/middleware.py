@@ -59,7 +59,7 @@ def with_middleware(
         app = CORSMiddleware(
             app,
             allow_origins=allowed_origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],  # only the origin is checked: clients send many headers of their own (x-stainless-...)
             expose_headers=[
                 "x-request-id",

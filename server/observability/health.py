@@ -4,8 +4,10 @@ from server.engine_client.status import EngineStatus
 
 
 def readiness(status: EngineStatus) -> tuple[int, dict[str, str | int]]:
-    """Return HTTP status and body of /health/ready: 200 only while new requests are accepted.
+    """Return HTTP status and body of /health/ready: 200 only while the engine takes new requests.
 
+    Overload is not in it, not even memory at "critical": it may come and go within a second, and a load balancer whose
+    replicas all had it would find none. What is refused gets 503 with retry-after, which Envoy tries elsewhere.
     `status` is "ok" or "unavailable", `phase` one of loading, ready, stuck, restarting, draining, dead.
     """
     return (200 if status.phase == "ready" else 503), _body(status, is_ok=status.phase == "ready")

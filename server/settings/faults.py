@@ -42,7 +42,8 @@ def _sentence(error: Any) -> str:
     kind, context = error["type"], error.get("ctx", {})
     if kind in BOUNDS:
         name, relation = BOUNDS[kind]
-        return f"should be {relation} {context[name]:g}"
+        bound = context[name]
+        return f"should be {relation} {bound if isinstance(bound, int) else format(bound, 'g')}"
     if kind == "literal_error":
         stored = error.get("input") in STORED_FORMATS and error["loc"] == ("quantization",)
         hint = f"; a checkpoint in {error['input']} is served as it is, without this flag" if stored else ""

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FilePath, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FilePath, model_validator
 
 from server.model_files.location import model_id
 from server.settings.value_types import (
+    MAX_COUNT,
     ApiKeyFile,
     Bytes,
+    Count,
     DistinctNames,
     HostNames,
     HttpUrl,
@@ -158,13 +160,13 @@ class Settings(BaseModel):
         "with log probabilities. Bodies beyond it wait, then get 503; replies beyond it get 429.",
     )
 
-    max_num_queued_reqs: PositiveInt = Field(
+    max_num_queued_reqs: Count = Field(
         1024, description="Requests that may wait for their first step. Further ones get 429."
     )
     max_num_queued_tokens: Annotated[
-        PositiveInt | None, DefaultText("1024 times --max-num-queued-reqs; fewer if memory is short")
+        Count | None, DefaultText("1024 times --max-num-queued-reqs; fewer if memory is short")
     ] = Field(None, description="Prompt tokens that may wait for their first step. Further requests get 429.")
-    keep_alive_timeout: PositiveInt = Field(
+    keep_alive_timeout: Count = Field(
         75,
         description="Seconds that an idle connection stays open for a next request. Load balancers need a longer time "
         "than their own, which is often 60.",
@@ -194,26 +196,32 @@ class Settings(BaseModel):
     isa: Literal[
         "auto", "portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx", "neon", "neonbf16"
     ] = Field("auto", description="Instruction set of the native backend; auto selects the fastest that the CPU has.")
-    threads: Annotated[PositiveInt | None, DefaultText("one per core")] = Field(
+    threads: Annotated[Count | None, DefaultText("one per core")] = Field(
         None,
         description="CPU threads of the engine; with --tensor-parallel-size of each rank, which share the cores by "
         "default.",
     )
-    tensor_parallel_size: PositiveInt = Field(
+    tensor_parallel_size: Count = Field(
         1,
         description="Processes (ranks) that share the model, each with a part of every matrix: on CPUs with threads of "
         "its own, on GPUs with a GPU each. On CPUs the tokens are the same. Must divide the model's KV heads.",
     )
     first_gpu: int = Field(
-        0, ge=0, description="Index of the GPU of this host's first rank; its other ranks use the next ones."
+        0,
+        ge=0,
+        le=MAX_COUNT,
+        description="Index of the GPU of this host's first rank; its other ranks use the next ones.",
     )
-    nnodes: PositiveInt = Field(
+    nnodes: Count = Field(
         1,
         description="Hosts among which the ranks of --tensor-parallel-size are divided. Start smoe on each of them "
         "with the same sizes.",
     )
     node_rank: int = Field(
-        0, ge=0, description="Which of the --nnodes hosts this is. Host 0 answers requests, the others compute for it."
+        0,
+        ge=0,
+        le=MAX_COUNT,
+        description="Which of the --nnodes hosts this is. Host 0 answers requests, the others compute for it.",
     )
     master_addr: str = Field(
         "", description="Address of host 0 that all hosts reach, on a private network: whoever reaches it can join."
@@ -245,7 +253,7 @@ class Settings(BaseModel):
         "read from the disk when a step needs them. auto takes what is left beside other weights, KV cache and "
         "requests. The tokens are the same.",
     )
-    experts_per_token: Annotated[PositiveInt | None, DefaultText("the checkpoint's number")] = Field(
+    experts_per_token: Annotated[Count | None, DefaultText("the checkpoint's number")] = Field(
         None, description="Experts per token for requests that do not set experts_per_token."
     )
     rope_theta: Annotated[float | None, DefaultText("the checkpoint's")] = Field(
@@ -254,20 +262,20 @@ class Settings(BaseModel):
         le=1e12,
         description="Base of the rotary angles. Needed for early GGUF files of Mixtral, which lack it: 1000000.",
     )
-    sliding_window: Literal["model", "none"] | PositiveInt = Field(
+    sliding_window: Literal["model", "none"] | Count = Field(
         "model", description="Attention window in tokens: model uses the checkpoint's, none disables it."
     )
     seed: Annotated[int | None, DefaultText("random")] = Field(
         None, description="Makes the seeds that the server draws for requests without one repeatable."
     )
 
-    max_model_len: Annotated[PositiveInt | None, DefaultText("as long as the model and the KV cache allow")] = Field(
+    max_model_len: Annotated[Count | None, DefaultText("as long as the model and the KV cache allow")] = Field(
         None, description="Maximum length of prompt plus completion, in tokens."
     )
-    max_num_seqs: PositiveInt = Field(256, description="Maximum number of requests in one step.")
-    max_num_batched_tokens: Annotated[
-        PositiveInt | None, DefaultText("about 0.5 s of work on a CPU, 2048 on a GPU")
-    ] = Field(None, description="Maximum number of tokens in one step.")
+    max_num_seqs: Count = Field(256, description="Maximum number of requests in one step.")
+    max_num_batched_tokens: Annotated[Count | None, DefaultText("about 0.5 s of work on a CPU, 2048 on a GPU")] = Field(
+        None, description="Maximum number of tokens in one step."
+    )
     scheduling_policy: Literal["priority", "fcfs"] = Field(
         "priority",
         description="Order of waiting requests: by shares among API keys, then by priority (lower first) and arrival; "
@@ -294,7 +302,7 @@ class Settings(BaseModel):
         Bytes | None,
         DefaultText("half of the memory left after the weights; on a GPU most of it"),
     ] = Field(None, description="Size of the KV cache, such as 4GiB. The default is smaller if memory is short.")
-    num_kv_blocks: Annotated[PositiveInt | None, DefaultText("derived from the size")] = Field(
+    num_kv_blocks: Annotated[Count | None, DefaultText("derived from the size")] = Field(
         None, description="Size of the KV cache in blocks, instead of bytes."
     )
     block_size: int = Field(

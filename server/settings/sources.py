@@ -225,7 +225,7 @@ def _read_config(path: Path | None) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
         raise SettingsError(f"--config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: not UTF-8, or a date such as 2026-99-99
         raise SettingsError(f"--config {path}: this is not YAML") from None
     if content is None:
         return {}

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, PositiveInt
+from pydantic import AfterValidator, BeforeValidator, Field
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 MAX_SIZE_DIGITS = 20
+MAX_SIZE_BYTES = 1 << 60
+MAX_COUNT = (1 << 31) - 1  # larger numbers do not fit the integers of messages and kernels
 MAX_KEY_FILE_CHARACTERS = 1 << 20
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", re.IGNORECASE | re.ASCII)
 HOST_NAME = re.compile(r"\*|[\w-][\w.-]*|\[?[0-9a-f]*(?::[0-9a-f.]*){2,}\]?", re.IGNORECASE | re.ASCII)
@@ -20,9 +22,14 @@ def parse_size(value: object) -> object:
 
     Values that are not text pass unchanged. Raises ValueError.
     """
-    if not isinstance(value, str):
-        return value
-    match = SIZE.fullmatch(value.strip())
+    size = _size(value) if isinstance(value, str) else value
+    if isinstance(size, int) and size > MAX_SIZE_BYTES:
+        raise ValueError("is more than any machine has")
+    return size
+
+
+def _size(text: str) -> int:
+    match = SIZE.fullmatch(text.strip())
     if match is None:
         raise ValueError("should be a number of bytes, or a number with a unit such as 512MiB or 1.5GiB")
     number, unit = match.groups()
@@ -115,7 +122,8 @@ def _check_http_url(url: str) -> str:
     return url
 
 
-Bytes = Annotated[PositiveInt, BeforeValidator(parse_size)]
+Count = Annotated[int, Field(gt=0, le=MAX_COUNT)]
+Bytes = Annotated[int, Field(gt=0), BeforeValidator(parse_size)]
 Names = Annotated[tuple[str, ...], BeforeValidator(split_list)]
 DistinctNames = Annotated[Names, AfterValidator(_check_distinct)]
 ApiKeyFile = Annotated[KeyFile | None, BeforeValidator(read_key_file)]

@@ -31,10 +31,10 @@ router = APIRouter()
 @router.api_route("/ping", methods=READ, **describe_health("Same as /health.", response_schemas.HEALTH))
 @router.api_route("/health/ready", methods=READ, **describe_health("Same as /health.", response_schemas.HEALTH))
 @router.api_route(
-    "/health", methods=READ, **describe_health("Report whether new requests are accepted.", response_schemas.HEALTH)
+    "/health", methods=READ, **describe_health("Report whether the engine takes new requests.", response_schemas.HEALTH)
 )
 async def ready(http: HttpRequest) -> Response:
-    """Reply 200 if new requests are accepted, else 503."""
+    """Reply 200 if the engine takes new requests, else 503. Overload refuses single requests; see readiness()."""
     state = state_of(http)
     status, body = readiness(state.engine.status)
     return JSONResponse(body | {"note": DISK_BOUND} if state.metrics.recent.is_disk_bound else body, status)

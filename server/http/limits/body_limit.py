@@ -17,6 +17,19 @@ DISCARD_FACTOR = 4
 DISCARD_S = 2.0  # likewise for the rest of a body that is late, or for which there is no memory
 
 
+class _Arriving:
+    """The server's messages about a request. `is_complete`: nothing more of its body is to come."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self.is_complete = False
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self.is_complete = not message.get("more_body", False)
+        return message
+
+
 class BodyLimit:
     """Reads the whole body, at most `max_bytes` within `timeout_s`, before the app gets the request.
 
@@ -40,17 +53,18 @@ class BodyLimit:
         deadline = asyncio.timeout(self._timeout_s)
         lease = self._memory.open(scope.get("state", {}).get("tenant", 0), evict=lambda: _end_now(deadline))
         scope.setdefault("state", {})["lease"] = lease
+        arriving = _Arriving(receive)
         try:
-            body = await self._read(scope, receive, lease, deadline)
+            body = await self._read(scope, arriving, lease, deadline)
         except TimeoutError:
             lease.close()
-            await discard_rest(receive)
+            await _discard_rest_of(arriving)
             is_short_of_memory = lease.is_evicted or lease.has_waited  # the client may have sent in time
             await send_error(scope, send, request_memory_full(RETRY_S) if is_short_of_memory else request_timeout())
         except ApiError as error:
             lease.close()
             if error.status == 503:
-                await discard_rest(receive)
+                await _discard_rest_of(arriving)
             await send_error(scope, send, error)
         else:
             if body is not None:
@@ -111,6 +125,11 @@ def _end_now(deadline: asyncio.Timeout) -> None:
     """Let the block of `deadline` end with TimeoutError."""
     with contextlib.suppress(RuntimeError):  # it is ending already
         deadline.reschedule(asyncio.get_running_loop().time())
+
+
+async def _discard_rest_of(arriving: _Arriving) -> None:
+    if not arriving.is_complete:
+        await discard_rest(arriving)
 
 
 async def discard_rest(receive: Receive) -> None:

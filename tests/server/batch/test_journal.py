@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import orjson
 import pytest
 
 from server.batch.journal import Journal
 from server.batch.lines import BatchError
+from server.batch.results import write_results
 
 
 def ids_in(path: Path) -> list[str]:
@@ -54,3 +56,26 @@ def test_a_file_of_something_else_is_refused_and_kept(tmp_path: Path, text: str)
     with pytest.raises(BatchError, match="line 1: not a line that a run has written"):
         Journal(path)
     assert path.read_text() == text
+
+
+@pytest.mark.parametrize("custom_id", ["a", ',"response":', '","response":{', '\\","error":1,"response":', "é\n"])
+def test_no_response_is_parsed_to_find_what_is_done(tmp_path: Path, custom_id: str) -> None:
+    path = tmp_path / "out.jsonl"
+    error = {"code": "400", "message": custom_id}
+    with Journal(path) as journal:
+        for number, fault in enumerate((None, error)):
+            body = orjson.Fragment(b"[" * 99)  # no JSON: whoever parses it fails
+            journal.append({"custom_id": f"{number}{custom_id}", "error": fault, "response": {"body": body}})
+    with Journal(path) as journal:
+        assert journal.done == {f"0{custom_id}", f"1{custom_id}"} and journal.num_failed == 1
+    write_results(path, (), tmp_path / "good", tmp_path / "bad")
+    assert (tmp_path / "good").read_bytes() + (tmp_path / "bad").read_bytes() == path.read_bytes()
+
+
+def test_a_line_whose_error_is_last_counts(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text(
+        '{"custom_id":"a","response":{"body":{"error":1}},"error":null}\n{"custom_id":"b","response":{},"error":{}}\n'
+    )
+    with Journal(path) as journal:
+        assert journal.done == {"a", "b"} and journal.num_failed == 1

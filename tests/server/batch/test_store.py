@@ -1,12 +1,13 @@
 """server/batch/store.py: what has ended is deleted by age and number, with its results, and nothing else."""
 
 import os
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from server.batch.store import OPEN, Store
+from server.batch.store import OPEN, Store, Upload
 
 OWNER = "a"
 NO_FILES = {"input_file_id": "file-1", "output_file_id": None, "error_file_id": None}
@@ -106,3 +107,39 @@ def failing_after(num_good: int) -> Callable[..., None]:
         os.unlink(path)
 
     return unlink
+
+
+CHANGES: dict[str, Callable[[Store, str, dict[str, object]], object]] = {
+    "update_batch": lambda store, batch_id, changes: store.update_batch(batch_id, OPEN, changes),
+    "end_batch": lambda store, batch_id, changes: store.end_batch(OWNER, batch_id, changes, {"file-1": ("a", 1)}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_full_disk_is_named_and_changes_nothing(tmp_path: Path, change: str) -> None:
+    store = Store(tmp_path)
+    batch_id = store.add_batch(OWNER, {"status": "validating", **NO_FILES})["id"]
+    before = store.get("batches", OWNER, batch_id)
+    (num_pages,) = store._db.execute("PRAGMA page_count").fetchone()
+    store._db.execute(f"PRAGMA max_page_count = {num_pages}")
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        CHANGES[change](store, batch_id, {"metadata": "x" * 100_000})
+    assert store.get("batches", OWNER, batch_id) == before and store.usage(OWNER) == (0, 0)
+    assert store.update_batch(batch_id, OPEN, {"status": "failed"})["status"] == "failed"
+
+
+@pytest.mark.parametrize("failing", ["finish", "_insert_file"])
+def test_an_upload_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    def finish(_: Upload) -> None:
+        raise OSError("the disk is full")
+
+    def insert(*_: object) -> None:
+        raise sqlite3.OperationalError("the disk is full")
+
+    monkeypatch.setattr(*((Upload, "finish", finish) if failing == "finish" else (Store, "_insert_file", insert)))
+    store = Store(tmp_path)
+    upload = store.new_upload()
+    upload.write(b"content")
+    with pytest.raises((OSError, sqlite3.Error), match="full"):
+        store.add_file(OWNER, "in.jsonl", upload)
+    assert not contents(tmp_path)

@@ -81,6 +81,26 @@ async def test_cancelled_work_gives_up_its_turn() -> None:
     assert held.started == ["0", "2"]
 
 
+async def test_who_leaves_the_queue_takes_no_place_from_others() -> None:
+    heavy, held = HeavyWork(num_threads=1, max_waiting=2), Held()
+
+    def submitted() -> asyncio.Future[str]:
+        return asyncio.ensure_future(heavy.run(held.work("a"), size=SIZE, tenant=0))
+
+    running = submitted()
+    await until(lambda: bool(held.started))
+    for _ in range(3):
+        left = [submitted(), submitted()]
+        await asyncio.sleep(0)  # both wait now
+        for task in left:
+            task.cancel()
+        results = await asyncio.gather(*left, return_exceptions=True)
+        assert all(isinstance(result, asyncio.CancelledError) for result in results)
+    waiting = submitted()
+    held.may_end.set()
+    assert await asyncio.gather(running, waiting) == ["a", "a"]
+
+
 async def test_what_was_done_is_owed_once_in_tokens() -> None:
     heavy = HeavyWork()
     await heavy.run(lambda: None, size=10 * CHARS_PER_TOKEN + SIZE, tenant=3)

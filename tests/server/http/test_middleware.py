@@ -6,8 +6,11 @@ from typing import Any
 import pytest
 from fastapi import FastAPI, Request
 
+from server.api.app import create_app
 from server.http.middleware import with_middleware
 from tests.support.servers.asgi_client import Client, Reply
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.serving import saying, state_around
 
 LIMIT = 1000
 
@@ -227,6 +230,16 @@ def test_only_allowed_origins_get_cors_headers() -> None:
     assert good.headers["access-control-allow-origin"] == "https://good.example"
     assert "access-control-allow-origin" not in bad.headers
     assert "access-control-allow-credentials" not in good.headers
+
+
+def test_every_method_of_the_api_passes_a_preflight() -> None:
+    routes = create_app(state_around(FakeEngine(saying("a")))).state.routes
+    methods = {method for route in routes for method in getattr(route, "methods", ())}
+    assert "DELETE" in methods
+    app = client(allowed_origins=("https://good.example",))
+    for method in methods - {"HEAD"}:  # which needs no preflight
+        headers = [(b"origin", b"https://good.example"), (b"access-control-request-method", method.encode())]
+        assert app.send(method="OPTIONS", headers=headers).status == 200, method
 
 
 def test_the_headers_that_openais_and_anthropics_clients_send_pass_a_preflight() -> None:

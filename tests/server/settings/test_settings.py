@@ -1,7 +1,12 @@
 """Values that settings accept, and one line for each that they reject."""
 
+from pathlib import Path
+
 import pytest
 
+from engine.messages import Start, encode_frame
+from server.settings.engine_config import engine_config
+from server.settings.settings import Settings
 from server.settings.sources import SettingsError, load_settings
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
@@ -32,6 +37,28 @@ pytestmark = pytest.mark.usefixtures("clean_environment")
 )
 def test_a_refusal_says_in_words_what_a_value_should_be(name: str, value: object, sentence: str) -> None:
     assert refusal({name: value}) == f"--{name.replace('_', '-')}: {sentence}"
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_no_number_is_too_large_for_the_engine(name: str) -> None:
+    """A number either is refused or is no integer of the engine's, whose messages take 64 bits."""
+    for value in (10**20, "9" * 20):
+        try:
+            settings = load_settings({name: value})
+        except SettingsError as error:
+            assert str(error).startswith(f"--{name.replace('_', '-')}: ")
+        else:
+            assert encode_frame(Start(engine_config(settings, Path("/model"))))
+
+
+@pytest.mark.parametrize("value", ["99999999999TiB", "2000000TiB", 1 << 61])
+def test_a_size_is_one_that_a_machine_can_have(value: object) -> None:
+    assert refusal({"kv_cache_memory_bytes": value}).startswith("--kv-cache-memory-bytes: ")
+
+
+@pytest.mark.parametrize("value", [2**31, 10**20, "1" * 20])
+def test_a_count_fits_the_integers_of_kernels(value: object) -> None:
+    assert refusal({"max_num_seqs": value}) == "--max-num-seqs: should be at most 2147483647"
 
 
 def refusal(flags: dict[str, object]) -> str:

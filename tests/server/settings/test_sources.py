@@ -108,7 +108,14 @@ def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("text", "part"),
-    [("colour: red\n", "colour"), ("- port\n", "key: value"), ("port: [\n", "not YAML"), ("port: many\n", ": port: ")],
+    [
+        ("colour: red\n", "colour"),
+        ("- port\n", "key: value"),
+        ("port: [\n", "not YAML"),
+        ("model: 2026-99-99\n", "not YAML"),
+        ("[" * 9999, "not YAML"),
+        ("port: many\n", ": port: "),
+    ],
 )
 def test_a_bad_file_is_refused_and_named(tmp_path: Path, text: str, part: str) -> None:
     config = yaml_file(tmp_path, text)

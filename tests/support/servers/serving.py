@@ -84,6 +84,7 @@ def app_around(
     app: FastAPI | None = None,
     max_upload_bytes: int = 0,
 ) -> ASGIApp:
+    connections = Connections() if connections is None else connections
     return with_middleware(
         app or create_app(state),
         api_keys=api_keys,
@@ -96,9 +97,7 @@ def app_around(
         root_path=root_path,
         on_http=state.metrics.http,
         access_log=access_log,
-        outermost=lambda app: LoadShedding(
-            app, Connections() if connections is None else connections, state.memory, root_path
-        ),
+        outermost=lambda app: LoadShedding(app, connections, state.memory, root_path),
     )
 
 

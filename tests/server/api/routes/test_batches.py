@@ -189,6 +189,7 @@ async def test_a_page_of_batches_is_rendered_in_a_thread(server: Server, monkeyp
         ([line("a"), line("a")], 2, "the custom_id of an earlier line"),
         ([line("a", url="/v1/chat/completions")], 1, "url must be the batch's endpoint"),
         ([line("a"), line("b", user="x" * MAX_LINE_BYTES)], 2, f"longer than {MAX_LINE_BYTES} bytes"),
+        ([line("a"), b"", b" ", line("b", url="/v1/responses")], 4, "url must be the batch's endpoint"),
         ([b" "], 1, "the file has no requests"),
     ],
     ids=str,

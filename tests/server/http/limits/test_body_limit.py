@@ -106,6 +106,22 @@ def test_a_body_without_room_is_read_to_its_end_so_that_its_client_can_read_the_
     assert int(reply.headers["retry-after"]) == 5
 
 
+def test_a_503_does_not_wait_for_more_of_a_body_that_is_complete() -> None:
+    class Full(RequestMemory):
+        async def grow(self, lease: Lease, num_bytes: int) -> None:
+            raise request_memory_full(5.0)
+
+    async def reached(scope: Any, receive: Any, send: Any) -> None:
+        raise AssertionError("the app was called")
+
+    messages: list[Message] = [{"type": "http.request", "body": b"x", "more_body": False}]
+
+    async def receive() -> Message:
+        return messages.pop()  # a second call fails
+
+    assert sent_by(Full(100), receive, reached).status == 503
+
+
 @pytest.mark.parametrize("is_evicted", [False, True])
 def test_a_late_body_is_read_to_its_end_so_that_its_client_can_read_the_answer(is_evicted: bool) -> None:
     memory = RequestMemory(1 << 20)
