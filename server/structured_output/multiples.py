@@ -5,15 +5,14 @@ own limits do not see that work: two small numbers suffice for gigabytes.
 """
 
 import math
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import chain
-from urllib.parse import unquote
 
 from server.errors import ApiError, invalid_value
 from server.strict_json import JsonValue
+from server.structured_output.json_pointer import at_pointer
 from server.structured_output.value_groups import JsonObject, item_groups, property_groups
 
 MAX_MULTIPLE_OF = 10_000.0
@@ -133,19 +132,12 @@ class _Walk:
         return [value]
 
     def _resolve(self, reference: str) -> JsonValue:
-        """Follow a JSON pointer inside the schema (RFC 6901)."""
-        if self._has_inner_base or (reference != "#" and not reference.startswith("#/")):
+        if self._has_inner_base:
             raise self._unsupported_reference()
-        value: JsonValue = self._root
-        for part in unquote(reference).split("/")[1:]:
-            key = part.replace("~1", "/").replace("~0", "~")
-            if isinstance(value, dict) and key in value:
-                value = value[key]
-            elif isinstance(value, list) and re.fullmatch("[0-9]{1,6}", key) and int(key) < len(value):
-                value = value[int(key)]
-            else:
-                raise self._unsupported_reference()
-        return value
+        try:
+            return at_pointer(self._root, reference)
+        except LookupError:
+            raise self._unsupported_reference() from None
 
     def _add_automaton(self, members: Sequence[JsonObject]) -> None:
         multiples = [Decimal(repr(value)).normalize() for value in _multiples(members)]

@@ -7,6 +7,7 @@ from math import comb, perm
 from server.strict_json import JsonValue
 from server.structured_output.keywords.document import (
     ANNOTATIONS,
+    MAX_ALTERNATIVES,
     Document,
     JsonObject,
     NotHeld,
@@ -18,7 +19,6 @@ from server.structured_output.keywords.document import (
     other_types,
 )
 
-MAX_ALTERNATIVES = 500
 NO_ARRAY = other_types(["array"])
 
 

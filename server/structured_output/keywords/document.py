@@ -1,14 +1,14 @@
 """A schema whose parts are rewritten: what references lead to, and how much work it may still cause."""
 
-import re
 from collections.abc import Collection
-from urllib.parse import unquote
 
 from server.strict_json import JsonValue
+from server.structured_output.json_pointer import at_pointer
 
 JsonObject = dict[str, JsonValue]
 
 MAX_WORK = 5_000  # subschemas that rewriting visits or makes beyond those of the client
+MAX_ALTERNATIVES = 500  # that stand for one keyword
 MAX_REFERENCES = 32  # that lead to one another
 ALL_TYPES = ("null", "boolean", "number", "string", "array", "object")
 # Keywords without a say about which values are valid.
@@ -50,19 +50,13 @@ class Document:
         raise NotHeld
 
     def target(self, reference: JsonValue) -> JsonValue:
-        """Follow a JSON pointer inside the schema (RFC 6901). Raises NotHeld for anything else."""
-        if not isinstance(reference, str) or not re.match("#(/|$)", reference):
+        """Follow a JSON pointer inside the schema. Raises NotHeld for anything else."""
+        if not isinstance(reference, str):
             raise NotHeld
-        value: JsonValue = self._root
-        for part in unquote(reference).split("/")[1:]:
-            key = part.replace("~1", "/").replace("~0", "~")
-            if isinstance(value, dict) and key in value:
-                value = value[key]
-            elif isinstance(value, list) and re.fullmatch("[0-9]{1,6}", key) and int(key) < len(value):
-                value = value[int(key)]
-            else:
-                raise NotHeld
-        return value
+        try:
+            return at_pointer(self._root, reference)
+        except LookupError:
+            raise NotHeld from None
 
 
 def other_types(types: Collection[str]) -> JsonValue:

@@ -7,6 +7,7 @@ from math import comb
 from server.strict_json import JsonValue
 from server.structured_output.keywords.document import (
     ANNOTATIONS,
+    MAX_ALTERNATIVES,
     Document,
     JsonObject,
     NotHeld,
@@ -16,7 +17,6 @@ from server.structured_output.keywords.document import (
     texts,
 )
 
-MAX_ALTERNATIVES = 500
 _CONDITIONAL = frozenset(
     {"anyOf", "oneOf", "if", "then", "else", "dependentSchemas", "dependencies", "$dynamicRef", "$recursiveRef"}
 )
