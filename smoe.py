@@ -8,7 +8,7 @@ print(completion.text, completion.token_ids)
 """
 
 import struct
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,8 +133,8 @@ class LocalEngine:
                 ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
                 queued.append(self.add(ids, one))
                 by_id[queued[-1]] = Completion(ids)
-        for output in self._outputs_of(by_id):
-            _extend(by_id[output.request_id], output)
+            for output in self._outputs_of(queued):
+                _extend(by_id[output.request_id], output)
         completions = list(by_id.values())
         if any(isinstance(prompt, str) for prompt in listed):
             for completion in completions:
@@ -156,12 +156,12 @@ class LocalEngine:
                 params = TokenSamplingParams(max_tokens=0)
                 self._engine.add(Request(self._next_id, tokens, params, embedding_len=length))
                 ids.append(self._next_id)
-        outputs = {output.request_id: output for output in self._outputs_of(ids)}
+            outputs = {output.request_id: output for output in self._outputs_of(ids)}
         return [_embedding_of(outputs[request_id]) for request_id in ids]
 
     @contextmanager
     def _queueing(self) -> Iterator[list[int]]:
-        """Give a list for the ids of requests that the block queues. If it raises, these requests end."""
+        """Give a list for the ids of requests that the block queues and computes. If it raises, these requests end."""
         ids: list[int] = []
         try:
             yield ids
@@ -170,11 +170,12 @@ class LocalEngine:
                 self.abort(request_id)
             raise
 
-    def _outputs_of(self, ids: Collection[int]) -> Iterator[RequestOutput]:
+    def _outputs_of(self, ids: Sequence[int]) -> Iterator[RequestOutput]:
         """Compute all requests; yield the outputs of these, and keep those of others for step()."""
+        own = frozenset(ids)
         while self._engine.has_work():
             for output in self._compute():
-                if output.request_id in ids:
+                if output.request_id in own:
                     yield output
                 else:
                     self._kept.append(output)
@@ -208,6 +209,7 @@ class LocalEngine:
     def abort(self, request_id: int) -> None:
         """End a request without an output."""
         self._engine.abort(request_id)
+        self._kept = [output for output in self._kept if output.request_id != request_id]
 
     def has_work(self) -> bool:
         return bool(self._kept) or self._engine.has_work()

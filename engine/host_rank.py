@@ -8,6 +8,7 @@ sends Ready, and then computes each step that rank 0 tells it. It ends when rank
 import gc
 import sys
 
+from engine.out_of_memory import is_out_of_memory
 from engine.parent_death import die_with_parent
 
 if __name__ == "__main__":
@@ -73,7 +74,9 @@ class HostRank:
             return self._fail(str(error), USER_ERROR)
         except (FatalEngineError, GroupEndedError) as error:
             return self._fail(str(error) or LOST_GROUP, CRASH)
-        except MemoryError:
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
             return self._fail(NO_MEMORY, CRASH)
         except OSError as error:
             return self._fail(f"the connection to rank 0 broke: {error.strerror}", CRASH)

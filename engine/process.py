@@ -8,6 +8,7 @@ The kernel kills it when its parent ends.
 import gc
 import sys
 
+from engine.out_of_memory import is_out_of_memory
 from engine.parent_death import die_with_parent
 
 if __name__ == "__main__":
@@ -122,7 +123,9 @@ class EngineProcess:
         except (FatalEngineError, GroupEndedError) as error:  # a group may end before the first step, which explains it
             log.exception("the engine ends with all of its requests")
             return self._fail(str(error) or LOST_GROUP, CRASH)
-        except MemoryError:
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
             return self._fail(NO_MEMORY, CRASH)
         return 0
 

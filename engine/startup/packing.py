@@ -19,6 +19,7 @@ from engine.capacity.pack_messages import PackReport, PackRequest
 from engine.capacity.sizing import served_dtype
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
+from engine.out_of_memory import is_out_of_memory
 from engine.parent_death import die_with_parent
 from engine.startup.backend import Backend, choose_backend
 from model.checkpoint.checkpoint import read_config, read_stored_weights
@@ -132,7 +133,9 @@ def main() -> int:
         return FAILED
     except KeyboardInterrupt:  # Ctrl-C reaches the command too, which says so
         return INTERRUPTED
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         _report(PackReport("failed", error="out of memory: a layer of the packed weights must fit"))
         return FAILED
     return 0

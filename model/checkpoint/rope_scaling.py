@@ -78,7 +78,7 @@ def _scaling(fields: JsonFields, rope: JsonFields, shape: RopeShape) -> RopeScal
     if kind == "linear":
         return RopeScaling(unless_ones((rope.positive_float("factor", MAX_DIVISOR),) * (shape.head_dim // 2)))
     if kind == "llama3":
-        return RopeScaling(unless_ones(_by_wavelength(rope, shape)))
+        return RopeScaling(unless_ones(_by_wavelength(fields, rope, shape)))
     if kind == "yarn":
         return _yarn(fields, rope, shape)
     if kind == DIVISORS:
@@ -109,13 +109,13 @@ def _remarks(fields: JsonFields, rope: JsonFields, shape: RopeShape) -> list[str
     return []
 
 
-def _by_wavelength(rope: JsonFields, shape: RopeShape) -> tuple[float, ...]:
+def _by_wavelength(fields: JsonFields, rope: JsonFields, shape: RopeShape) -> tuple[float, ...]:
     """Return Llama 3.1's divisors: 1 for pairs that turn often within the first context, the factor for pairs that turn
     seldom, and between them a share of each frequency that falls from 1 to 0."""
     factor = rope.positive_float("factor", MAX_DIVISOR)
     low = rope.positive_float("low_freq_factor", MAX_DIVISOR)
     high = rope.positive_float("high_freq_factor", MAX_DIVISOR)
-    first_context = rope.positive(FIRST_CONTEXT, at_most=MAX_CONTEXT)
+    first_context = _first_context(fields, rope, shape)
     if low >= high:
         raise rope.error(f"{rope.described('low_freq_factor')}, not below high_freq_factor {high:g}")
     divisors = []

@@ -39,10 +39,10 @@ def new_pack(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
             try:
                 stream.truncate(0)
                 yield partial, stream
+                partial.rename(target)  # while it is locked: whoever opened the file before finds no folder then
             except BaseException:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
-            partial.rename(target)  # while it is locked: who waits for the lock finds no folder to write to
             _sync_folder(target.parent)
     except OSError as error:
         raise CheckpointError(f"{target} cannot be written: {error.strerror}") from None

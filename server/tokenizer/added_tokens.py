@@ -35,7 +35,7 @@ class AddedMatcher:
 
         Characters that a token strips are in no part.
         """
-        done = 0
+        done = white_end = 0  # the latter: end of the white space that was scanned last
         for match in self.pattern.finditer(text):
             token = self._tokens[match.group()]
             start, end = match.span()
@@ -44,12 +44,19 @@ class AddedMatcher:
             while token.strips_left and start > done and text[start - 1] in WHITE:
                 start -= 1
             start = max(start, done) if token.strips_left else start
-            while token.strips_right and end < len(text) and text[end] in WHITE:
-                end += 1
+            if token.strips_right:
+                end = white_end = max(end, white_end) if end < white_end else _end_of_white(text, end)
             if start < end:  # else a token in front has taken it as white space
                 yield text[done:start], token.id
                 done = end
         yield text[done:], None
+
+
+def _end_of_white(text: str, start: int) -> int:
+    end = start
+    while end < len(text) and text[end] in WHITE:
+        end += 1
+    return end
 
 
 def any_of_pattern(texts: Iterable[str]) -> re.Pattern[str]:

@@ -70,7 +70,10 @@ class TokenTable:
 def _normalized(tokens: Sequence[AddedToken], encoder: TextEncoder, *, marks_spaces: bool) -> Sequence[AddedToken]:
     """Return the tokens as the file's normalizer writes them. Raises TokenizerError if it changes more than spaces."""
     if tokens and encoder.normalizer == "other":
-        raise TokenizerError(f"the added token {tokens[0].text!r} is looked for in text of another normalizer")
+        raise TokenizerError(
+            f"the added token {tokens[0].text!r} is marked as normalized, but the file's normalizer changes more than "
+            "spaces, which is not supported; set its `normalized` to false"
+        )
     if not marks_spaces:
         return tokens
     prefix = SPACE if encoder.has_dummy_prefix else ""

@@ -116,7 +116,7 @@ def _version(model: Path) -> int | None:
 
 
 class Tokenizer:
-    """Tokenizer of one checkpoint; never changed once built, so that several threads can use it.
+    """Tokenizer of one checkpoint. Several threads can use it: what it returns never changes once it is built.
 
     vocab_size: one more than the highest id. bos_id, eos_ids: None and () where the checkpoint has none.
     version: 3 for a file called tokenizer.model.v3, or a tekken.json that says v3; None where the file names none.

@@ -6,6 +6,7 @@ What changes the meaning of the matrices and is not implemented is refused; what
 import math
 import re
 import stat
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -23,6 +24,7 @@ MAX_PATTERN_CHARS = 256
 # With more of these, or repeated groups, matching a name could take time without end.
 MAX_REPETITIONS = 4
 MAX_GROUPS = 4
+MAX_COMPLEX = 32  # patterns with repetitions or groups: each may take milliseconds for a name
 _REPETITION = re.compile(r"[*+{]|(?<!\()\?")
 _REPEATED_GROUP = re.compile(r"\)[*+{]")
 
@@ -70,9 +72,8 @@ class AdapterConfig:
     is_rank_stabilized: bool  # scales are lora_alpha / sqrt(rank) (Kalajdzievski 2023), else lora_alpha / rank
     base_model: str  # as the adapter names it, for messages
 
-    def scale_of(self, module: str) -> float:
-        """Return the scale of a module's term. `module`: its name in the base model."""
-        rank = self.ranks.of(module)
+    def scale_of(self, module: str, rank: int) -> float:
+        """Return the scale of a module's term of this rank. `module`: its name in the base model."""
         return self.alphas.of(module) / (math.sqrt(rank) if self.is_rank_stabilized else rank)
 
 
@@ -118,7 +119,13 @@ def _patterns(fields: JsonFields, name: str) -> list[tuple[re.Pattern[str], Json
     keys = [] if values is None else values.names()
     if len(keys) > MAX_PATTERNS:
         raise fields.error(f"{name} has {len(keys)} patterns; at most {MAX_PATTERNS} are supported")
+    if sum(map(_is_complex, keys)) > MAX_COMPLEX:
+        raise fields.error(f"{name} has more than {MAX_COMPLEX} patterns with repetitions or groups")
     return [(_pattern(fields, name, key), values, key) for key in keys if values is not None]
+
+
+def _is_complex(pattern: str) -> bool:
+    return "(" in pattern or bool(_REPETITION.search(pattern))
 
 
 def _pattern(fields: JsonFields, name: str, key: str) -> re.Pattern[str]:
@@ -130,7 +137,9 @@ def _pattern(fields: JsonFields, name: str, key: str) -> re.Pattern[str]:
             f"{MAX_REPETITIONS} repetitions and {MAX_GROUPS} groups, none of which is repeated"
         )
     try:
-        return re.compile(rf"(.*\.)?({key})$")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of syntax that a later Python may read in another way
+            return re.compile(rf"(.*\.)?({key})$")
     except (re.error, OverflowError, RecursionError):
         raise fields.error(f"{name} has the pattern {printable(key)}, which is not a regular expression") from None
 

@@ -79,7 +79,7 @@ def read_adapter_tensors(directory: Path, adapter: AdapterConfig, model: ModelCo
         rank = adapter.ranks.of(name)
         _check(parts["A"], (rank, target.num_inputs), rank, adapter)
         _check(parts["B"], (target.num_outputs, rank), rank, adapter)
-        terms.append(StoredTerm(layer, target, parts["A"], parts["B"], adapter.scale_of(name)))
+        terms.append(StoredTerm(layer, target, parts["A"], parts["B"], adapter.scale_of(name, rank)))
     return terms
 
 

@@ -167,11 +167,11 @@ def show_verdicts(rate: float, rounds: Sequence[Found]) -> bool:
     return holds
 
 
-def keep(folder: Path, share: float, steps: Sequence[LoggedStep], result: Figures) -> None:
+def keep(folder: Path, name: str, steps: Sequence[LoggedStep], result: Figures) -> None:
     """Write a run's step log and figures, such as those in tests/engine/planning/recorded/."""
     log = b"".join(msgspec.json.encode(step) + b"\n" for step in steps)
-    (folder / f"{share:.0%}.jsonl".replace("%", "")).write_bytes(log)
-    (folder / f"{share:.0%}.json".replace("%", "")).write_text(json.dumps(result, indent=2) + "\n")
+    (folder / f"{name}.jsonl").write_bytes(log)
+    (folder / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
 
 
 def run(folder: Path, flags: Sequence[str], config: EngineConfig, options: argparse.Namespace) -> bool:
@@ -180,7 +180,7 @@ def run(folder: Path, flags: Sequence[str], config: EngineConfig, options: argpa
     rates = {share: share * full_rate(fitted(before)) for share in SHARES}
     rounds: dict[float, list[Found]] = {share: [] for share in SHARES}
     print(f"{'rate':>10}  {'':<16}{'predicted':>12}{'measured':>12}{'error':>10}{'replayed':>10}")  # noqa: T201
-    for _ in range(options.rounds):
+    for index in range(options.rounds):
         for share, rate in rates.items():
             arrivals = arrivals_of(rate, options.seconds)
             steps, result = served(folder, flags, arrivals)
@@ -189,7 +189,7 @@ def run(folder: Path, flags: Sequence[str], config: EngineConfig, options: argpa
             found = compared(config, times, arrivals, steps, result)
             rounds[share].append(found)
             if options.keep is not None:
-                keep(options.keep, share, steps, {"request_s": times.request_s, **result})
+                keep(options.keep, f"{100 * share:.0f}-{index}", steps, {"request_s": times.request_s, **result})
             show(rate, f"steps took {speed(steps, times):.1%} of the times that were measured before and after")
             show_round(rate, found)
     print(f"\n{'rate':>10}  {'medians':<16}{'error':>10}{'replayed':>10}{'bar':>8}  verdict")  # noqa: T201
