@@ -37,8 +37,8 @@ class BatchLine:
     number: int = 1  # of the line in its file
 
     def body_bytes(self, **more: JsonValue) -> bytes:
-        """Return the body as JSON, with more fields. Without spaces and escapes it is no longer than in its line, so
-        that a server that took the line in a file takes the body too."""
+        """Return the body as JSON, with more fields. Without spaces and escapes it is no longer than in its line, but
+        for numbers such as 1e5: so a server that took the line in a file takes the body too."""
         return orjson.dumps({**self.body, **more})
 
 

@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 
 from server.batch.journal import Journal
-from server.batch.lines import BatchError, BatchLine, LineError, read_lines
+from server.batch.lines import BatchLine, LineError, read_lines
 from server.batch.results import write_results
 from server.batch.runner import Progress, Runner, Send
 from server.batch.store import OPEN, Object, Store
@@ -143,11 +143,11 @@ class BatchService:
             if batch is not None and batch["status"] in ANSWERED:
                 await self._finish(owner, batch, "failed", _errors(fault))
                 return True
-        except (OSError, BatchError, sqlite3.Error):
+        except Exception:  # whatever it is must not end the other batches
             log.exception("the answers of batch %s could not be written", batch_id)
         try:
             await self._fail(batch_id, fault)
-        except sqlite3.Error:
+        except Exception:
             log.exception("the failure of batch %s could not be stored; it is tried again", batch_id)
             return False
         return True

@@ -10,8 +10,17 @@ from server.strict_json import JsonValue
 
 # With one of these beside `properties`, other members may be meant, or are described elsewhere.
 _OPEN = frozenset(
-    {"$dynamicRef", "$ref", "additionalProperties", "allOf", "anyOf", "dependencies", "dependentSchemas", "else", "if"}
-    | {"minProperties", "oneOf", "patternProperties", "propertyNames", "then", "unevaluatedProperties"}
+    {"$dynamicRef", "$ref", "additionalProperties", "allOf", "anyOf", "dependencies", "dependentRequired", "else"}
+    | {
+        "dependentSchemas",
+        "if",
+        "minProperties",
+        "oneOf",
+        "patternProperties",
+        "propertyNames",
+        "then",
+        "unevaluatedProperties",
+    }
 )
 _NAMED = ("$defs", "definitions", "properties")  # objects of schemas
 _LISTED = ("anyOf", "oneOf", "prefixItems")  # lists of schemas

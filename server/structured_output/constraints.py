@@ -46,7 +46,7 @@ class Constraint:
     is_whole_grammar: bool = False  # written by the client, with rules of its own
     num_states: int = 0  # of the automata that its schema's `multipleOf`s need
     source: dict[str, JsonValue] | str | None = None  # the client's schema or regular expression
-    unheld: tuple[tuple[str, str], ...] = ()  # keywords of the schema that no grammar holds, each with its path
+    kept: tuple[tuple[str, str], ...] = ()  # keywords of the schema that were not rewritten, each with its path
     is_written_in_lark: bool = False  # by the client: positions in it are those of the client's text
 
     def as_rule(self, name: str) -> str:
@@ -96,22 +96,22 @@ def schema_constraint(
     Raises ApiError 400 if the schema is too large.
     """
     options = {**JSON_OPTIONS, **(LENIENT if is_lenient else {}), **style}
-    held = _rewritten(schema, param)
-    text = json.dumps({**held.schema, "x-guidance": options})
-    _check_size(held.schema, len(text), param)
-    num_states = count_states(held.schema, param, budget)
-    return Constraint(f"start: %json {text}", param, num_states=num_states, source=schema, unheld=held.unheld)
+    result = _rewritten(schema, param, is_lenient=is_lenient)
+    text = json.dumps({**result.schema, "x-guidance": options})
+    _check_size(result.schema, len(text), param)
+    num_states = count_states(result.schema, param, budget)
+    return Constraint(f"start: %json {text}", param, num_states=num_states, source=schema, kept=result.kept)
 
 
-def _rewritten(schema: dict[str, JsonValue], param: str) -> Rewritten:
+def _rewritten(schema: dict[str, JsonValue], param: str, *, is_lenient: bool) -> Rewritten:
     """Rewrite the schema, unless it becomes too large by that. Raises ApiError 400 if it is too large as it is."""
     _check_size(schema, len(json.dumps(schema)), param)
-    held = rewritten(schema)
+    result = rewritten(schema, is_lenient=is_lenient)
     try:
-        _check_size(held.schema, len(json.dumps(held.schema)), param)
+        _check_size(result.schema, len(json.dumps(result.schema)), param)
     except ApiError:
         return Rewritten(schema)
-    return held
+    return result
 
 
 def any_of(texts: Iterable[str]) -> str:

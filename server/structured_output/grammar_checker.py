@@ -13,7 +13,7 @@ from server.sandbox.pool import Sandbox
 from server.schemas.generation import GenerationRequest
 from server.structured_output.constraints import CompiledGrammar, Constraint, constraint_of
 from server.structured_output.grammar_check_job import Verdict, check_grammar, make_compiler
-from server.structured_output.refusals import refusal, unsupported_keywords
+from server.structured_output.refusals import ignored_keywords, refusal
 from server.tokenizer.tokenizer import Tokenizer
 
 logger = logging.getLogger("smoe.sandbox")
@@ -86,7 +86,7 @@ class GrammarChecker:
     async def unsupported_keywords(self, constraint: Constraint, tenant: int = 0) -> list[str]:
         """Return the schema keywords that no grammar can express; [] if another fault of the schema is found first."""
         fault = await self._find_fault(constraint.grammar, constraint.param, tenant)
-        return [] if fault is None else unsupported_keywords(fault)
+        return [] if fault is None else ignored_keywords(fault, constraint.kept)
 
     async def _own_constraint(self, request: GenerationRequest) -> Constraint | None:
         """Translate the response format in a thread: serializing a schema of a megabyte takes long."""

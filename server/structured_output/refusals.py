@@ -75,7 +75,7 @@ def refusal(fault: str, constraint: Constraint) -> ApiError:
     """Build the error for a constraint whose grammar llguidance refused with the message `fault`."""
     message, source = _EXCERPT.split(fault, maxsplit=1)[0], constraint.source
     if isinstance(source, dict):
-        reason = _of_schema(message, source, constraint.unheld)
+        reason = _of_schema(message, source, constraint.kept)
     else:
         reason = None if source is None else _of_regex(message, source)
         message = _QUOTED.sub("", message)
@@ -84,6 +84,14 @@ def refusal(fault: str, constraint: Constraint) -> ApiError:
     if reason == TOO_LARGE:
         return too_large(constraint.param)
     return invalid_value(f"'{constraint.param}' cannot be followed: {reason}.", constraint.param)
+
+
+def ignored_keywords(fault: str, kept: Sequence[tuple[str, str]]) -> list[str]:
+    """Return the schema keywords that are ignored if this fault is: those of the message, which names the first alone,
+    and of those that were not rewritten the ones that llguidance never expresses. `kept`: as in Constraint."""
+    ours = {keyword for keyword, _ in kept} - PARTLY_EXPRESSED
+    named = unsupported_keywords(fault)
+    return sorted(ours.union(named)) if named else []
 
 
 def unsupported_keywords(fault: str) -> list[str]:
@@ -97,6 +105,9 @@ def unsupported_keywords(fault: str) -> list[str]:
     return sorted(set(re.findall(r"\$?[A-Za-z]+", message)) & SCHEMA_KEYWORDS)
 
 
+PARTLY_EXPRESSED = frozenset({"oneOf", "minProperties", "maxProperties"})  # by llguidance, in some schemas
+
+
 def _general(message: str) -> str:
     """Return the reason alone."""
     if UNSUPPORTED_KEYS_FAULT in message:
@@ -105,15 +116,15 @@ def _general(message: str) -> str:
     return next((ours for theirs, ours in REASONS.items() if theirs in message), NO_REASON)
 
 
-def _of_schema(message: str, schema: dict[str, JsonValue], unheld: Sequence[tuple[str, str]]) -> str | None:
-    """Return the reason and the path of the fault; None if the place is not known. `unheld`: as in Constraint."""
+def _of_schema(message: str, schema: dict[str, JsonValue], kept: Sequence[tuple[str, str]]) -> str | None:
+    """Return the reason and the path of the fault; None if the place is not known. `kept`: as in Constraint."""
     if (fault := misshapen(schema)) is not None:
         return f"{NO_REASON}: {fault}"
     for path, pattern in patterns(schema) if "regex parse error" in message else ():
         if (reason := _of_regex(message, pattern)) is not None:
             return f"{reason} of {path}"
     if "Unknown format" not in message and (keywords := unsupported_keywords(message)):
-        paths = (path for keyword, path in unheld if keyword in keywords)
+        paths = (path for keyword, path in kept if keyword in keywords)
         return _general(message) + _at(next(paths, None) or place_of(schema, keywords))
     for part, theirs, keyword, mark in (
         (_FORMAT, "Unknown format", "format", ""),

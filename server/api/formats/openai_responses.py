@@ -59,7 +59,7 @@ class ResponsesReply(EventReply):
 
         OpenAI's clients read the object `error`; its documentation puts the fields at the top. The event has both.
         """
-        return self._event("error", **{**error, "error": error})
+        return self._event("error", **{**error, "type": "error", "error": error})
 
     def _finish(self, choice: Mapping[str, Any]) -> None:
         if choice["finish_reason"] == "length":

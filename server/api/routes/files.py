@@ -36,7 +36,7 @@ router = APIRouter()
 
 
 def _describe_upload() -> dict[str, Any]:
-    described = describe("Upload the requests of a batch.", response_schemas.FILE, statuses=(404, 415, 503))
+    described = describe("Upload the requests of a batch.", response_schemas.FILE, statuses=(404, 415, 429, 503))
     body = {"required": True, "content": {"multipart/form-data": {"schema": FORM}}}
     return described | {"openapi_extra": {"requestBody": body}}
 

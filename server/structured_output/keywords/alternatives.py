@@ -8,7 +8,7 @@ from server.structured_output.keywords.document import (
     ALL_TYPES,
     Document,
     JsonObject,
-    NotHeld,
+    NotExpressible,
     all_of,
     any_of,
     as_list,
@@ -19,11 +19,12 @@ from server.structured_output.keywords.document import (
 
 MAX_COMPARISONS = 2_000  # of subschemas; llguidance compares larger ones itself, though not as closely
 MAX_LISTED = 64  # values of a schema that are compared one by one
+COMPARED_AT_ONCE = 32  # pairs of listed values take as much time as one schema
 MAX_DEPTH = 4  # of members whose schemas are compared
 
 
 def exactly_one(value: JsonValue, document: Document, negated: Callable[[JsonValue], JsonValue]) -> JsonValue:
-    """Return the schema of values that follow exactly one of the schemas. Raises NotHeld."""
+    """Return the schema of values that follow exactly one of the schemas. Raises NotExpressible."""
     schemas = as_list(value)
     comparison = _Comparison(document)
     others: list[list[JsonValue]] = [[] for _ in schemas]
@@ -44,16 +45,18 @@ class _Comparison:
     def are_disjoint(self, one: JsonValue, other: JsonValue, depth: int = 0) -> bool:
         """Return whether the types, the listed values, or a member that one requires tell the schemas apart.
 
-        Raises NotHeld beyond MAX_COMPARISONS.
+        Raises NotExpressible beyond MAX_COMPARISONS.
         """
+        self._document.spend()
         self._remaining -= 1
         if self._remaining < 0:
-            raise NotHeld
+            raise NotExpressible
         one, other = self._document.resolve(one), self._document.resolve(other)
         if not isinstance(one, dict) or not isinstance(other, dict):
             return one is False or other is False
         listed, others_listed = _listed(one), _listed(other)
         if listed is not None and others_listed is not None:
+            self._document.spend(len(listed) * len(others_listed) // COMPARED_AT_ONCE)
             return not any(is_equal(value, another) for value in listed for another in others_listed)
         common = _types(one) & _types(other)
         return not common or (common == {"object"} and depth < MAX_DEPTH and self._member_tells(one, other, depth))

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from itertools import combinations, permutations
-from math import comb, perm
 
 from server.strict_json import JsonValue
 from server.structured_output.keywords.document import (
@@ -10,12 +9,13 @@ from server.structured_output.keywords.document import (
     MAX_ALTERNATIVES,
     Document,
     JsonObject,
-    NotHeld,
+    NotExpressible,
     any_of,
     as_count,
     as_list,
     as_object,
     is_equal,
+    num_choices,
     other_types,
 )
 
@@ -28,19 +28,32 @@ def unique_items(siblings: JsonObject, document: Document) -> list[JsonValue]:
         return []
     most = _longest(siblings)
     if siblings["uniqueItems"] is not True:
-        raise NotHeld
+        raise NotExpressible
     if most is not None and most <= 1:
         return []
     if "prefixItems" in siblings:
-        raise NotHeld
+        raise NotExpressible
     values = _values(document.resolve(siblings.get("items", True)))
     lengths = range(as_count(siblings.get("minItems", 0)), min(len(values), len(values) if most is None else most) + 1)
-    num_arrays = sum(perm(len(values), length) for length in lengths)
-    if num_arrays > MAX_ALTERNATIVES:
-        raise NotHeld
+    num_arrays = _num_arrangements(len(values), lengths)
     document.spend(num_arrays * len(values))
     arrays: list[JsonValue] = [[*items] for length in lengths for items in permutations(values, length)]
     return [_of_arrays(siblings, {"enum": arrays} if arrays else False)]
+
+
+def _num_arrangements(num_values: int, lengths: range) -> int:
+    """Return how many arrays of these lengths have only different values. Raises NotExpressible for too many."""
+    total = 0
+    for length in lengths:
+        arrangements = 1
+        for i in range(length):
+            arrangements *= num_values - i
+            if arrangements > MAX_ALTERNATIVES:
+                raise NotExpressible
+        total += arrangements
+        if total > MAX_ALTERNATIVES:
+            raise NotExpressible
+    return total
 
 
 def contains(siblings: JsonObject, document: Document, negated: Callable[[JsonValue], JsonValue]) -> list[JsonValue]:
@@ -58,16 +71,25 @@ def contains(siblings: JsonObject, document: Document, negated: Callable[[JsonVa
         return []
     length = _longest(siblings)
     if length is None:
-        raise NotHeld
-    counts = [least] if most is None else range(least, min(most, length) + 1)
-    if sum(comb(length, count) for count in counts) > MAX_ALTERNATIVES:
-        raise NotHeld
+        raise NotExpressible
+    counts = range(least, min(least if most is None else most, length) + 1)
+    num_places = _num_places(length, counts)
     other = True if most is None else negated(schema)
-    document.spend(length * sum(comb(length, count) for count in counts))
+    document.spend(length * num_places)
     arrays = [
         _with_items(chosen, schema, other, length) for count in counts for chosen in combinations(range(length), count)
     ]
     return [_of_arrays(siblings, any_of(arrays))]
+
+
+def _num_places(length: int, counts: range) -> int:
+    """Return in how many ways so many items of an array can be chosen. Raises NotExpressible for too many."""
+    if counts.stop - counts.start > MAX_ALTERNATIVES:
+        raise NotExpressible
+    total = sum(num_choices(length, count) for count in counts)
+    if total > MAX_ALTERNATIVES:
+        raise NotExpressible
+    return total
 
 
 def _with_items(chosen: Sequence[int], schema: JsonValue, other: JsonValue, length: int) -> JsonValue:
@@ -80,7 +102,7 @@ def unevaluated_items(value: JsonValue, siblings: JsonObject) -> list[JsonValue]
     """Rewrite `unevaluatedItems` beside `items` and `prefixItems`; other keywords may evaluate some items only."""
     allowed = {"items", "prefixItems", "minItems", "maxItems", "uniqueItems", "type", "unevaluatedItems"} | ANNOTATIONS
     if not siblings.keys() <= allowed or isinstance(siblings.get("items"), list):
-        raise NotHeld
+        raise NotExpressible
     if "items" in siblings:
         return []
     num_evaluated = len(as_list(siblings.get("prefixItems", [])))
@@ -96,14 +118,17 @@ def _longest(schema: JsonObject) -> int | None:
 
 
 def _values(schema: JsonValue) -> list[JsonValue]:
-    """Return the values that may follow a schema, each once. Raises NotHeld if they are not listed."""
+    """Return the values that may follow a schema, each once. Raises NotExpressible if they are not listed."""
     keywords = {keyword: value for keyword, value in as_object(schema).items() if keyword not in ANNOTATIONS}
     if keywords.keys() == {"type"} and keywords["type"] in ("boolean", "null"):
         return [False, True] if keywords["type"] == "boolean" else [None]
     if "const" in keywords:
         return [keywords["const"]]
+    listed = as_list(keywords.get("enum"))
+    if len(listed) > MAX_ALTERNATIVES:
+        raise NotExpressible
     values: list[JsonValue] = []
-    for value in as_list(keywords.get("enum")):
+    for value in listed:
         if not any(is_equal(value, other) for other in values):
             values.append(value)
     return values

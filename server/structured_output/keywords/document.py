@@ -19,7 +19,7 @@ ANNOTATIONS = frozenset(
 )
 
 
-class NotHeld(Exception):
+class NotExpressible(Exception):
     """The keyword cannot be written in llguidance's keywords, or not in few of them."""
 
 
@@ -41,22 +41,35 @@ class Document:
             raise TooMuchWork
 
     def resolve(self, schema: JsonValue) -> JsonValue:
-        """Follow a schema that is a reference and nothing else. Raises NotHeld if it leads nowhere, or far."""
+        """Follow a schema that is a reference and nothing else. Raises NotExpressible if it leads nowhere, or far."""
         for _ in range(MAX_REFERENCES):
             if not isinstance(schema, dict) or "$ref" not in schema or schema.keys() - ANNOTATIONS - {"$ref"}:
                 return schema
             self.spend()
             schema = self.target(schema["$ref"])
-        raise NotHeld
+        raise NotExpressible
 
     def target(self, reference: JsonValue) -> JsonValue:
-        """Follow a JSON pointer inside the schema. Raises NotHeld for anything else."""
+        """Follow a JSON pointer inside the schema. Raises NotExpressible for anything else."""
         if not isinstance(reference, str):
-            raise NotHeld
+            raise NotExpressible
         try:
             return at_pointer(self._root, reference)
         except LookupError:
-            raise NotHeld from None
+            raise NotExpressible from None
+
+
+def num_choices(length: int, count: int) -> int:
+    """Return the number of ways to choose so many of `length`, or a number beyond MAX_ALTERNATIVES if it is larger: the
+    exact one can have millions of digits."""
+    if not 0 <= count <= length:
+        return 0
+    ways = 1
+    for i in range(min(count, length - count)):
+        ways = ways * (length - i) // (i + 1)
+        if ways > MAX_ALTERNATIVES:
+            break
+    return ways
 
 
 def other_types(types: Collection[str]) -> JsonValue:
@@ -95,37 +108,37 @@ def is_equal(one: JsonValue, other: JsonValue) -> bool:
 
 
 def as_list(value: JsonValue) -> list[JsonValue]:
-    """Return the list. Raises NotHeld for another value."""
+    """Return the list. Raises NotExpressible for another value."""
     if not isinstance(value, list):
-        raise NotHeld
+        raise NotExpressible
     return value
 
 
 def as_object(value: JsonValue) -> JsonObject:
-    """Return the object. Raises NotHeld for another value."""
+    """Return the object. Raises NotExpressible for another value."""
     if not isinstance(value, dict):
-        raise NotHeld
+        raise NotExpressible
     return value
 
 
 def as_number(value: JsonValue) -> int | float:
-    """Return the number. Raises NotHeld for another value."""
+    """Return the number. Raises NotExpressible for another value."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise NotHeld
+        raise NotExpressible
     return value
 
 
 def as_count(value: JsonValue) -> int:
-    """Return the integer, which is not negative. Raises NotHeld for another value."""
+    """Return the integer, which is not negative. Raises NotExpressible for another value."""
     number = as_number(value)
     if number < 0 or number != int(number):
-        raise NotHeld
+        raise NotExpressible
     return int(number)
 
 
 def texts(value: JsonValue) -> list[str]:
-    """Return the list of strings, each of them once. Raises NotHeld for another value."""
+    """Return the list of strings, each of them once. Raises NotExpressible for another value."""
     found = as_list(value)
     if not all(isinstance(one, str) for one in found):
-        raise NotHeld
+        raise NotExpressible
     return list(dict.fromkeys(map(str, found)))

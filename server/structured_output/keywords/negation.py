@@ -9,7 +9,7 @@ from server.structured_output.keywords.document import (
     MAX_REFERENCES,
     Document,
     JsonObject,
-    NotHeld,
+    NotExpressible,
     all_of,
     any_of,
     as_count,
@@ -22,6 +22,7 @@ from server.structured_output.keywords.document import (
 
 EXACT = 1 << 53  # llguidance's bounds are float64: integers beyond it are rounded
 ANY_CHARACTERS = "(?s:.*)"
+MAX_DEPTH = 64  # of schemas inside one another, through references too
 MAX_WORD_CHARS = 64  # an expression for other words nests as deeply
 
 
@@ -31,25 +32,35 @@ class Negation:
     def __init__(self, document: Document) -> None:
         self._document = document
         self._num_references = 0
+        self._depth = 0  # of the schemas that are being negated
 
     def of(self, schema: JsonValue) -> JsonValue:
-        """Return the schema of all values that are not valid by this one. Raises NotHeld."""
+        """Return the schema of all values that are not valid by this one. Raises NotExpressible."""
         self._document.spend()
         if isinstance(schema, bool):
             return not schema
+        if self._depth == MAX_DEPTH:
+            raise NotExpressible
+        self._depth += 1
+        try:
+            return self._of_keywords(as_object(schema))
+        finally:
+            self._depth -= 1
+
+    def _of_keywords(self, schema: JsonObject) -> JsonValue:
         alternatives = []
-        for keyword, value in as_object(schema).items():
+        for keyword, value in schema.items():
             if keyword in ANNOTATIONS or keyword not in KNOWN:
                 continue
             if keyword not in _NEGATIONS:
-                raise NotHeld
-            alternatives.append(_NEGATIONS[keyword](self, value, as_object(schema)))
+                raise NotExpressible
+            alternatives.append(_NEGATIONS[keyword](self, value, schema))
         self._document.spend(len(alternatives))
         return any_of(alternatives)
 
     def _of_reference(self, value: JsonValue, _: JsonObject) -> JsonValue:
         if self._num_references == MAX_REFERENCES:  # or a recursive schema
-            raise NotHeld
+            raise NotExpressible
         self._num_references += 1
         try:
             return self.of(self._document.target(value))
@@ -110,11 +121,13 @@ class Negation:
 
     def _of_contains(self, value: JsonValue, schema: JsonObject) -> JsonValue:
         if schema.get("minContains", 1) != 1 or "maxContains" in schema:
-            raise NotHeld
+            raise NotExpressible
         return {"type": "array", "items": self.of(value)}
 
     def _of_values(self, value: JsonValue, _: JsonObject) -> JsonValue:
-        return other_than(as_list(value))
+        values = as_list(value)
+        self._document.spend(len(values) + sum(len(one) for one in values if isinstance(one, str)) // 8)
+        return other_than(values)
 
     def _of_value(self, value: JsonValue, _: JsonObject) -> JsonValue:
         return other_than([value])
@@ -122,7 +135,7 @@ class Negation:
     def _of_type(self, value: JsonValue, _: JsonObject) -> JsonValue:
         types = [value] if isinstance(value, str) else texts(value)
         if "integer" in types and "number" not in types:
-            raise NotHeld  # numbers that are no integers
+            raise NotExpressible  # numbers that are no integers
         return other_types(types)
 
     def _of_items(self, value: JsonValue, schema: JsonObject) -> JsonValue:
@@ -131,15 +144,15 @@ class Negation:
         return self._of_true(value, schema)
 
     def _of_true(self, value: JsonValue, _: JsonObject) -> JsonValue:
-        """A keyword that is held here only where it allows everything."""
+        """A keyword that is negated only where it allows everything."""
         if value is True or value == {}:
             return False
-        raise NotHeld
+        raise NotExpressible
 
     def _of_false(self, value: JsonValue, _: JsonObject) -> JsonValue:
         if value is False:
             return False
-        raise NotHeld
+        raise NotExpressible
 
 
 def _member(name: str, schema: JsonValue) -> JsonValue:
@@ -212,9 +225,12 @@ KNOWN = frozenset(_NEGATIONS) | frozenset(_OTHERS) | {"$recursiveRef"}  # any ot
 
 
 def other_than(values: Sequence[JsonValue]) -> JsonValue:
-    """Return the schema of all values but these. Raises NotHeld for objects, arrays, long words and large integers."""
+    """Return the schema of all values but these.
+
+    Raises NotExpressible for objects, arrays, long words and large integers.
+    """
     if any(isinstance(value, dict | list) or len(str(value)) > MAX_WORD_CHARS for value in values):
-        raise NotHeld
+        raise NotExpressible
     strings = {value for value in values if isinstance(value, str)}
     flags = {value for value in values if isinstance(value, bool)}
     numbers = {value for value in values if isinstance(value, int | float) and not isinstance(value, bool)}
@@ -229,7 +245,7 @@ def other_than(values: Sequence[JsonValue]) -> JsonValue:
 def _intervals(numbers: Sequence[int | float]) -> list[JsonValue]:
     """Return the schemas of the numbers below, between and above these."""
     if any(abs(number) > EXACT for number in numbers):
-        raise NotHeld
+        raise NotExpressible
     if not numbers:
         return []
     between: list[JsonValue] = [
@@ -248,7 +264,7 @@ def _other_text(words: set[str]) -> str:
     rests: dict[str, set[str]] = {}
     for word in words - {""}:
         if "\ud800" <= word[0] <= "\udfff":
-            raise NotHeld  # half of a surrogate pair
+            raise NotExpressible  # half of a surrogate pair
         rests.setdefault(word[0], set()).add(word[1:])
     others = "".join(map(_character, sorted(rests)))
     start = f"[^{others}]{ANY_CHARACTERS}" if rests else "(?s:.+)"

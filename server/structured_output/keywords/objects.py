@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from itertools import combinations
-from math import comb
 
 from server.strict_json import JsonValue
 from server.structured_output.keywords.document import (
@@ -10,10 +9,11 @@ from server.structured_output.keywords.document import (
     MAX_ALTERNATIVES,
     Document,
     JsonObject,
-    NotHeld,
+    NotExpressible,
     any_of,
     as_count,
     as_object,
+    num_choices,
     texts,
 )
 
@@ -34,14 +34,17 @@ def _dependency(name: str, needed: JsonValue) -> JsonValue:
     return any_of([absent, {"required": [name], "allOf": [needed]}])
 
 
-def property_names(value: JsonValue, siblings: JsonObject, document: Document) -> list[JsonValue]:
-    """Rewrite `propertyNames` with names of a list, names that match an expression, and names of some length."""
+def property_names(
+    value: JsonValue, siblings: JsonObject, document: Document, *, with_patterns: bool
+) -> list[JsonValue]:
+    """Rewrite `propertyNames` with names of a list and, `with_patterns`, names that match an expression, and names of
+    some length."""
     names = document.resolve(value)
     if isinstance(names, bool):
         return [] if names else [{"additionalProperties": False}]
     names = {keyword: part for keyword, part in as_object(names).items() if keyword not in ANNOTATIONS}
     if names.pop("type", "string") != "string":
-        raise NotHeld
+        raise NotExpressible
     if not names:
         return []
     if names.keys() in ({"enum"}, {"const"}):
@@ -49,15 +52,16 @@ def property_names(value: JsonValue, siblings: JsonObject, document: Document) -
         allowed: JsonObject = dict.fromkeys(texts(listed), True)
         document.spend(len(allowed))
         return [{"properties": allowed, "additionalProperties": False}]
-    if "patternProperties" in siblings or not names.keys() <= {"pattern", "minLength", "maxLength"}:
-        raise NotHeld
+    is_pattern = names.keys() <= {"pattern", "minLength", "maxLength"}
+    if not with_patterns or not is_pattern or "patternProperties" in siblings:
+        raise NotExpressible
     return [{"patternProperties": {_name_pattern(names): True}, "additionalProperties": False}]
 
 
 def _name_pattern(names: JsonObject) -> str:
     if "pattern" in names:
         if len(names) > 1 or not isinstance(names["pattern"], str):
-            raise NotHeld
+            raise NotExpressible
         return names["pattern"]
     least = as_count(names.get("minLength", 0))
     most = as_count(names["maxLength"]) if "maxLength" in names else ""
@@ -73,7 +77,7 @@ def unevaluated_properties(value: JsonValue, siblings: JsonObject, document: Doc
     patterns: JsonObject = {}
     for schema in _applied(siblings, document):
         if not _CONDITIONAL.isdisjoint(schema):
-            raise NotHeld
+            raise NotExpressible
         if "additionalProperties" in schema or (schema is not siblings and "unevaluatedProperties" in schema):
             return []  # all members are evaluated
         names |= dict.fromkeys(as_object(schema.get("properties", {})), True)
@@ -84,10 +88,10 @@ def unevaluated_properties(value: JsonValue, siblings: JsonObject, document: Doc
 
 
 def _applied(schema: JsonValue, document: Document, depth: int = 0) -> Iterator[JsonObject]:
-    """Yield the schema and those that apply to the same value whatever it is. Raises NotHeld for recursive ones."""
+    """Yield the schema and those that always apply to the same value. Raises NotExpressible for recursive ones."""
     document.spend()
     if depth > 32:
-        raise NotHeld
+        raise NotExpressible
     if not isinstance(schema, dict):
         return
     yield schema
@@ -104,7 +108,7 @@ def member_counts(siblings: JsonObject, document: Document) -> list[JsonValue]:
     required = set(texts(siblings.get("required", [])))
     optional = [name for name in known if name not in required]
     if siblings.get("additionalProperties") is not False or "patternProperties" in siblings or not optional:
-        raise NotHeld
+        raise NotExpressible
     extras: list[JsonValue] = []
     if "minProperties" in siblings:
         num_present = as_count(siblings["minProperties"]) - len(required)
@@ -118,9 +122,11 @@ def member_counts(siblings: JsonObject, document: Document) -> list[JsonValue]:
 
 def _choices(names: list[str], num_chosen: int, document: Document) -> Iterator[tuple[str, ...]]:
     """Yield each choice of so many names, of none if the number is negative."""
+    if num_chosen > len(names):
+        return iter(())
     num_chosen = max(0, num_chosen)
-    num_choices = comb(len(names), num_chosen)
-    if num_choices > MAX_ALTERNATIVES:
-        raise NotHeld
-    document.spend(num_choices * num_chosen)
+    num_ways = num_choices(len(names), num_chosen)
+    if num_ways > MAX_ALTERNATIVES:
+        raise NotExpressible
+    document.spend(num_ways * num_chosen)
     return combinations(names, num_chosen)

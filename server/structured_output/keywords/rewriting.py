@@ -6,6 +6,7 @@ A keyword that cannot be written so stays where it is: llguidance refuses it.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
+from urllib.parse import unquote
 
 from server.strict_json import JsonValue
 from server.structured_output.keywords import arrays, objects
@@ -13,7 +14,7 @@ from server.structured_output.keywords.alternatives import exactly_one
 from server.structured_output.keywords.document import (
     Document,
     JsonObject,
-    NotHeld,
+    NotExpressible,
     TooMuchWork,
     all_of,
     any_of,
@@ -32,6 +33,7 @@ from server.structured_output.schema_places import (
 MAX_COMBINATIONS = 512  # of the alternatives that the keywords of one schema are rewritten to
 _Rule = Callable[["_Rewriter", JsonObject], list[JsonValue]]
 # References may not lead into keywords that are rewritten, nor may copies have names.
+_OF_NAMES = OBJECT_KEYWORDS - {"dependentSchemas", "dependencies"}  # whose members have names of the client
 _NAMES = frozenset({"$id", "$anchor", "$dynamicAnchor", "$recursiveAnchor"})
 
 
@@ -40,33 +42,38 @@ class Rewritten:
     """A schema without the keywords that could be rewritten."""
 
     schema: JsonObject
-    unheld: tuple[tuple[str, str], ...] = ()  # keywords that stay, each with its path in the client's schema
+    kept: tuple[tuple[str, str], ...] = ()  # keywords that stay, each with its path in the client's schema
 
 
-def rewritten(schema: JsonObject) -> Rewritten:
-    """Rewrite the schema. One whose rewriting would take too much work stays as it is."""
+def rewritten(schema: JsonObject, *, is_lenient: bool = False) -> Rewritten:
+    """Rewrite the schema. One whose rewriting would take too much work stays as it is.
+
+    `is_lenient`: what llguidance cannot express will be ignored, so nothing may become what it refuses even then:
+    members by expressions that overlap.
+    """
     inside = [value for _, value in subschemas(schema) if isinstance(value, dict)]
     if not any(not _KEYWORDS.isdisjoint(value) for value in inside) or misshapen(schema) is not None:
         return Rewritten(schema)
     if any(not _NAMES.isdisjoint(value) for value in inside if value is not schema) or _leads_inside(inside):
         return Rewritten(schema)
-    rewriter = _Rewriter(schema)
+    rewriter = _Rewriter(schema, is_lenient=is_lenient)
     try:
         result = rewriter.rewrite(schema, "")
-    except TooMuchWork:
+    except (TooMuchWork, RecursionError):
         return Rewritten(schema)
     assert isinstance(result, dict)
-    return Rewritten(result, tuple(rewriter.unheld))
+    return Rewritten(result, tuple(rewriter.kept))
 
 
 class _Rewriter:
     """Visit of every subschema, the client's and those that rules make."""
 
-    def __init__(self, root: JsonObject) -> None:
+    def __init__(self, root: JsonObject, *, is_lenient: bool) -> None:
+        self.is_lenient = is_lenient
         places = list(subschemas(root))
         self.document = Document(root, len(places))
         self.negated = Negation(self.document).of
-        self.unheld: list[tuple[str, str]] = []
+        self.kept: list[tuple[str, str]] = []
         self._paths = {id(value): path for path, value in places if isinstance(value, dict)}
 
     def rewrite(self, value: JsonValue, path: str) -> JsonValue:
@@ -85,11 +92,11 @@ class _Rewriter:
                 made_of = rule(self, value)
                 num_combinations *= prod(map(_num_alternatives, made_of))
                 if num_combinations > MAX_COMBINATIONS:
-                    raise NotHeld
+                    raise NotExpressible
                 extras += made_of
                 replaced |= keywords
-            except NotHeld:
-                self.unheld += [(keyword, join(path, keyword)) for keyword in value if keyword in keywords]
+            except NotExpressible:
+                self.kept += [(keyword, join(path, keyword)) for keyword in value if keyword in keywords]
         kept = {
             keyword: self._inside(keyword, part, path) for keyword, part in value.items() if keyword not in replaced
         }
@@ -117,7 +124,17 @@ def _num_alternatives(schema: JsonValue) -> int:
 
 def _leads_inside(schemas: Sequence[JsonObject]) -> bool:
     """Return whether a reference leads into a keyword that is rewritten."""
-    return any(not _KEYWORDS.isdisjoint(str(schema.get("$ref")).split("/")) for schema in schemas)
+    return any(_passes(schema["$ref"]) for schema in schemas if isinstance(schema.get("$ref"), str))
+
+
+def _passes(reference: JsonValue) -> bool:
+    """Return whether a JSON pointer has a part that is a rewritten keyword, and not the name of a member."""
+    is_name = False
+    for part in unquote(str(reference)).split("/"):
+        if not is_name and part in _KEYWORDS:
+            return True
+        is_name = not is_name and part in _OF_NAMES
+    return False
 
 
 def _not(rewriter: _Rewriter, schema: JsonObject) -> list[JsonValue]:
@@ -142,7 +159,9 @@ _RULES: tuple[tuple[frozenset[str], _Rule], ...] = (
     (frozenset({"dependencies"}), lambda _, schema: objects.dependencies(schema["dependencies"])),
     (
         frozenset({"propertyNames"}),
-        lambda r, schema: objects.property_names(schema["propertyNames"], schema, r.document),
+        lambda r, schema: objects.property_names(
+            schema["propertyNames"], schema, r.document, with_patterns=not r.is_lenient
+        ),
     ),
     (
         frozenset({"unevaluatedProperties"}),

@@ -41,7 +41,7 @@ IN_SCHEMAS: list[tuple[dict[str, Any], str]] = [  # a schema, what is said of it
         properties({"type": "array", "uniqueItems": True}),
         "unsupported keywords (uniqueItems), at properties[0].uniqueItems",
     ),
-    (  # the first is held by a grammar
+    (  # the first is expressed by a grammar
         properties({"uniqueItems": True, "maxItems": 1}, {"items": {"uniqueItems": True, "description": "SECRET"}}),
         "unsupported keywords (uniqueItems), at properties[1].items.uniqueItems",
     ),

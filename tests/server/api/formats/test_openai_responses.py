@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import orjson
+
+from server.api.formats.json_pieces import joined
 from server.api.formats.openai_responses import ResponsesReply
 from server.schemas import ResponsesRequest, validate
 from tests.support.chat_chunks import FULL_CHOICE, TEXT_THEN_CALLS, events_of
@@ -62,8 +65,10 @@ def test_a_stream_has_the_log_probabilities_of_the_full_reply_wherever_the_end_t
     for choices in (alone, with_text, full):
         reply = new_response()
         deltas = [event for event in events_of(reply, choices) if event["type"] == "response.output_text.delta"]
-        assert [entry for delta in deltas for entry in delta["logprobs"]] == [a, b, end]
-        assert reply.response["output"][0]["content"][0]["logprobs"] == [a, b, end]
+        sent = [orjson.loads(orjson.dumps(delta["logprobs"], default=joined)) for delta in deltas]
+        assert [entry for entries in sent for entry in entries] == [a, b, end]
+        kept = reply.response["output"][0]["content"][0]["logprobs"]
+        assert orjson.loads(orjson.dumps(kept, default=joined)) == [a, b, end]
     call = {"delta": {"tool_calls": [{"index": 0, "id": "1", "function": {"name": "f", "arguments": "{}"}}]}}
     reply = new_response()
     events_of(reply, [call, {**last, "logprobs": {"content": [end]}}])

@@ -95,7 +95,7 @@ HELD: list[Schema] = [
     {"items": {"type": "integer"}, "unevaluatedItems": False},
 ]
 # A schema, and the path of what no grammar of bounded size can hold.
-NOT_HELD: list[tuple[Schema, str]] = [
+NOT_EXPRESSIBLE: list[tuple[Schema, str]] = [
     ({"type": "array", "items": {"type": "string"}, "uniqueItems": True}, "uniqueItems"),
     ({"type": "array", "items": {"enum": list(range(6))}, "uniqueItems": True}, "uniqueItems"),
     ({"prefixItems": [{}, {}], "uniqueItems": True}, "uniqueItems"),
@@ -117,7 +117,7 @@ NOT_HELD: list[tuple[Schema, str]] = [
     ({"properties": {"a": {}, "b": {}}, "minProperties": 2}, "minProperties"),
     ({"oneOf": [{"pattern": "a"}, {"pattern": "b"}]}, "oneOf"),
     ({"$dynamicRef": "#a"}, "$dynamicRef"),
-    # the first uniqueItems is held, the second is not
+    # the first uniqueItems is rewritten, the second is not
     (
         {"allOf": [{"maxItems": 1, "uniqueItems": True}, {"items": {"uniqueItems": True}}]},
         "allOf[1].items.uniqueItems",
@@ -193,16 +193,16 @@ def check(schema: Schema, grammar: Grammar, rng: random.Random) -> None:
 def test_a_rewritten_schema_allows_the_same_values(schema: Schema) -> None:
     grammar = Grammar(schema)
     assert not grammar.fault
-    assert rewritten(schema).unheld == ()
+    assert rewritten(schema).kept == ()
     check(schema, grammar, random.Random(0))
 
 
-@pytest.mark.parametrize(("schema", "path"), NOT_HELD, ids=lambda value: json.dumps(value)[:70])
+@pytest.mark.parametrize(("schema", "path"), NOT_EXPRESSIBLE, ids=lambda value: json.dumps(value)[:70])
 def test_what_no_small_grammar_can_hold_stays_and_is_refused(schema: Schema, path: str) -> None:
     grammar = Grammar(schema)
     assert grammar.fault
     if path != "$dynamicRef":
-        assert rewritten(schema).unheld[0][1] == path
+        assert rewritten(schema).kept[0][1] == path
 
 
 def random_schema(rng: random.Random, depth: int = 0) -> Schema:
@@ -277,6 +277,64 @@ def test_a_schema_whose_references_lead_into_such_a_keyword_stays_as_it_is() -> 
     assert rewritten(schema).schema is schema
 
 
+def test_a_name_that_is_a_keyword_does_not_count_as_one() -> None:
+    named = {"$defs": {"dependencies": {"type": "string"}}, "properties": {"a": {"$ref": "#/$defs/dependencies"}}}
+    assert "not" not in str(rewritten({**named, "not": {"type": "null"}}).schema)
+    hidden: Schema = {"not": {"type": "string"}, "properties": {"not": {"not": {}}}}
+    for reference in ("#/properties/not/not", "#/%6Eot"):
+        inside = {**hidden, "items": {"$ref": reference}}
+        assert rewritten(inside).schema is inside
+
+
+HUGE: list[Schema] = [
+    {"maxItems": 10**18, "contains": {"type": "string"}, "minContains": 5 * 10**17},
+    {"maxItems": 1e20, "contains": {"type": "string"}, "minContains": 5e19},
+    {"maxItems": 10**18, "contains": {"type": "string"}, "minContains": 0, "maxContains": 10**18},
+    {"maxItems": 3, "contains": {"type": "string"}, "minContains": 10**18},
+    {"items": {"enum": [*range(20_000)]}, "uniqueItems": True},
+    {"items": {"enum": [1, 2]}, "uniqueItems": True, "minItems": 10**18},
+    {"items": {"enum": [*range(400)]}, "uniqueItems": True},
+    {"minProperties": 10**18, "additionalProperties": False, "properties": {f"p{i}": {} for i in range(9)}},
+]
+
+
+@pytest.mark.parametrize("schema", HUGE, ids=lambda value: json.dumps(value)[:70])
+def test_numbers_of_choices_are_not_computed_beyond_their_bound(schema: Schema) -> None:
+    """The exact ones have up to 10^18 digits: this test would not end."""
+    assert rewritten(schema).schema
+
+
+def test_work_grows_with_listed_values_that_are_negated_or_compared() -> None:
+    words = [f"{i:x}" for i in range(2000)]
+    repeated: Schema = {"$defs": {"e": {"enum": words}}, "allOf": [{"not": {"$ref": "#/$defs/e"}}] * 500}
+    assert rewritten(repeated).schema is repeated
+    lists = [{"enum": [f"{i},{j}" for j in range(64)]} for i in range(60)]
+    compared: Schema = {"oneOf": lists}
+    assert rewritten(compared).schema is compared
+
+
+def test_a_recursive_schema_that_is_negated_stays_as_it_is() -> None:
+    deep: Schema = {"$ref": "#/$defs/a"}
+    for _ in range(10):
+        deep = {"anyOf": [deep]}
+    schema: Schema = {"$defs": {"a": deep}, "not": {"$ref": "#/$defs/a"}}
+    assert "not" in rewritten(schema).schema
+
+
+LENIENT: list[Schema] = [
+    {"propertyNames": {"pattern": "(?<=a)b"}},
+    {"allOf": [{"propertyNames": {"pattern": "^a"}}, {"propertyNames": {"maxLength": 5}}]},
+    {"allOf": [{"patternProperties": {"b": {}}}], "propertyNames": {"pattern": "^a"}},
+]
+
+
+@pytest.mark.parametrize("schema", LENIENT, ids=str)
+def test_leniently_a_keyword_is_not_rewritten_to_one_that_is_refused_even_then(schema: Schema) -> None:
+    constraint = schema_constraint({"type": "object", **schema}, "tools", is_lenient=True)
+    assert not llguidance.LLMatcher(Grammar.tokenizer, constraint.grammar, log_level=0).get_error()
+    assert "propertyNames" in dict(constraint.kept)
+
+
 def test_conditions_inside_conditions_are_bounded() -> None:
     """Each level needs the next one twice, as it is and negated."""
     schema: Schema = {"type": "string"}
@@ -301,6 +359,6 @@ def test_the_combinations_of_keywords_are_bounded() -> None:
     """Of 2^9 combinations a grammar is made, of 2^10 none: the keyword stays, and a tool is followed without it."""
     needs = {f"a{i}": [f"b{i}"] for i in range(10)}
     assert Grammar({"dependentRequired": dict(list(needs.items())[:9])}).fault == ""
-    assert rewritten({"dependentRequired": needs}).unheld == (("dependentRequired", "dependentRequired"),)
+    assert rewritten({"dependentRequired": needs}).kept == (("dependentRequired", "dependentRequired"),)
     one_of = [{"properties": {f"p{j}": {"type": "string"} for j in range(15)}, "required": ["p1"]}] * 40
     assert rewritten({"oneOf": one_of}).schema == {"oneOf": one_of}
