@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from engine.errors import RequestRejectedError
+from engine.types import RequestOutput
 from server.tokenizer.tokenizer import TokenizerError
 from smoe import Completion, LocalEngine, SamplingParams
 from tests.support.paths import DEMO, ROOT
@@ -59,6 +60,25 @@ def test_requests_of_add_keep_their_outputs_while_generate_computes(engine: Loca
         outputs += engine.step()
     assert len(completion.token_ids) == 5 and {output.request_id for output in outputs} == {added}
     assert sum(len(output.token_ids) for output in outputs) == 5
+
+
+def test_requests_of_an_interrupted_call_end_with_it(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: LocalEngine) -> list[RequestOutput]:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalEngine, "_compute", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            engine.generate([[1, 5], [1, 6]], GREEDY)
+    assert not engine.has_work()
+
+
+def test_an_aborted_request_has_no_output_that_generate_has_computed(engine: LocalEngine) -> None:
+    added = engine.add([1, 7], GREEDY)
+    engine.generate([1, 5], GREEDY)
+    assert engine.has_work()
+    engine.abort(added)
+    assert not engine.has_work()
 
 
 def test_answers_end_at_the_end_that_the_tokenizer_names(tmp_path: Path) -> None:

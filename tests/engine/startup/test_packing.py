@@ -172,6 +172,21 @@ def test_an_interrupt_leaves_nothing_and_no_traceback(
     assert names_in(tmp_path) == [] and capfdbinary.readouterr().err == b""
 
 
+def test_too_little_memory_for_a_layer_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    def fail(self: TensorWriter, name: str, parts: Any) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+
+    request = msgspec.json.encode(PackRequest(EngineConfig(model=str(DEMO), threads=1), str(tmp_path / "p")))
+    monkeypatch.setattr(TensorWriter, "write", fail)
+    monkeypatch.setattr(packing, "die_with_parent", lambda *arguments: None)
+    monkeypatch.setattr(sys, "argv", ["packing"])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(request)))
+    assert packing.main() == packing.FAILED
+    assert names_in(tmp_path) == [] and b"out of memory: a layer" in capfdbinary.readouterr().out
+
+
 def test_the_program_reports_progress_and_errors_in_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:

@@ -82,6 +82,23 @@ def _bound(scaling: dict[str, Any]) -> float:
     return float(3e-7 * (1 + scaling["factor"] * high / (high - low)))
 
 
+@pytest.mark.parametrize("inside", [512, None], ids=["both", "outside"])
+@pytest.mark.parametrize("outside", [128, None], ids=["outside", "inside"])
+def test_llama_3s_first_context_may_stand_outside_the_section_or_nowhere(
+    inside: int | None, outside: int | None, tmp_path: Path
+) -> None:
+    """As for transformers: outside counts first, and without any it is the context."""
+    scaling = {**LLAMA_3, "original_max_position_embeddings": inside}
+    fields = Shape(head_dim=HEAD_DIM).hf_config.to_dict() | {"architectures": ["MixtralForCausalLM"]}
+    del fields["rope_parameters"]
+    fields |= {"rope_theta": 5e5, "rope_scaling": {k: v for k, v in scaling.items() if v}, "torch_dtype": "float32"}
+    fields |= {"original_max_position_embeddings": outside} if outside else {}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    counted = {**scaling, "original_max_position_embeddings": outside or inside or CONTEXT_LEN}
+    exact, _ = _of_transformers(counted, 5e5)
+    assert ((inverse_frequencies(read_config(tmp_path)[0]) - exact).abs() <= _bound(counted) * exact).all()
+
+
 @pytest.mark.parametrize("spelling", ["rope_scaling", "rope_parameters"])
 @pytest.mark.parametrize("kind", ["linear", "llama3", "yarn"])
 def test_frequencies_are_those_of_transformers(kind: str, spelling: str, tmp_path: Path) -> None:

@@ -128,6 +128,10 @@ def test_ranks_and_scales_are_those_of_the_first_pattern_that_matches_a_modules_
         ({"alpha_pattern": {"(a|a)" * 5: 1}}, "4 repetitions and 4 groups, none of which is repeated"),
         ({"alpha_pattern": {"q_proj\n": 1}}, "alpha_pattern has the pattern 'q_proj\\n'; supported are"),
         ({"alpha_pattern": {"a" * 257: 1}}, "supported are 256 characters"),
+        (
+            {"alpha_pattern": {f"{i}.*": 1 for i in range(33)}},
+            "more than 32 patterns with repetitions",
+        ),
         ({"alpha_pattern": {f"m{i}": 1 for i in range(4097)}}, "alpha_pattern has 4097 patterns; at most 4096"),
         ({"target_parameters": ["experts.down_proj"]}, "target_parameters is"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out is True"),

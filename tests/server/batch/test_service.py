@@ -107,6 +107,21 @@ async def test_a_fault_in_one_batch_does_not_end_the_others(tmp_path: Path) -> N
         assert (await ended(batches.store, start(batches.store, line("c"))))["status"] == "completed"
 
 
+async def test_a_fault_that_comes_again_while_a_batch_is_ended_does_not_end_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("error")
+
+    batches = new_service(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(service, "write_results", fail)
+        async with running(batches):
+            assert (await ended(batches.store, start(batches.store, line("a"))))["status"] == "failed"
+            patched.undo()
+            assert (await ended(batches.store, start(batches.store, line("b"))))["status"] == "completed"
+
+
 def left_of(tmp_path: Path, store: Store) -> set[str]:
     """Return the names of the contents and journals that are no file of the owner."""
     known = {file["id"] for file in store.page("files", OWNER, None, -1, newest_first=False)}

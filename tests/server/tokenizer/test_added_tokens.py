@@ -6,12 +6,16 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as JsonTokenizer
 from transformers import LlamaTokenizer
 
+from server.tokenizer import added_tokens
+from server.tokenizer.added_tokens import AddedMatcher
+from server.tokenizer.config_files import AddedToken as ConfiguredToken
 from server.tokenizer.config_files import TokenizerError
 from server.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from tests.server.tokenizer.test_damaged_files import TOKENIZER
@@ -166,8 +170,16 @@ def test_a_token_that_is_looked_for_in_text_of_another_normalizer_is_refused(tmp
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     assert load_tokenizer(tmp_path).encode("axle", add_special_tokens=False)[1] == tokenizer.token_to_id("xl")
     _edited(tmp_path, normalizer={"type": "NFC"})
-    with pytest.raises(TokenizerError, match=r"tokenizer\.json: the added token 'xl' is looked for in text of another"):
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json: the added token 'xl' is marked as normalized, but"):
         load_tokenizer(tmp_path)
+
+
+def test_white_space_that_a_token_strips_is_scanned_once() -> None:
+    matcher = AddedMatcher([ConfiguredToken(1, " ", False, strips_right=True), ConfiguredToken(2, "x", False)])
+    scans: list[int] = []
+    with patch.object(added_tokens, "_end_of_white", side_effect=lambda text, at: scans.append(at) or len(text) - 1):
+        assert [token_id for _, token_id in matcher.split(" " * 3000 + "x")] == [*[1] * 3000, 2, None]
+    assert scans == [1]
 
 
 def test_no_flag_makes_a_control_token_of_a_users_text(tmp_path: Path) -> None:
