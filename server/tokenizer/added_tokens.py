@@ -45,7 +45,8 @@ class AddedMatcher:
                 start -= 1
             start = max(start, done) if token.strips_left else start
             if token.strips_right:
-                end = white_end = max(end, white_end) if end < white_end else _end_of_white(text, end)
+                white_end = white_end if end <= white_end else _end_of_white(text, end)
+                end = white_end
             if start < end:  # else a token in front has taken it as white space
                 yield text[done:start], token.id
                 done = end
