@@ -97,6 +97,7 @@ class LocalEngine:
         end_ids = self._tokenizer.eos_ids if self._tokenizer else ()
         self._engine = Engine.load(EngineConfig(model=str(model), **settings), end_ids=end_ids)
         self._next_id = 0
+        self._aborted: set[int] = set()  # one that the engine has rejected still gets an output from it
         self._kept: list[RequestOutput] = []  # of requests of add() that generate() has computed beside its own
         self.num_preemptions = 0
 
@@ -183,7 +184,10 @@ class LocalEngine:
     def _compute(self) -> list[RequestOutput]:
         step = self._engine.step()
         self.num_preemptions += step.stats.num_preemptions
-        return step.outputs
+        outputs = [output for output in step.outputs if output.request_id not in self._aborted]
+        if not self._engine.has_work():
+            self._aborted.clear()
+        return outputs
 
     def add(self, prompt_token_ids: Sequence[int], params: SamplingParams | None = None, priority: int = 0) -> int:
         """Queue one request and return its id; step() computes it. Raises what SamplingParams.packed() raises, and
@@ -209,6 +213,7 @@ class LocalEngine:
     def abort(self, request_id: int) -> None:
         """End a request without an output."""
         self._engine.abort(request_id)
+        self._aborted.add(request_id)
         self._kept = [output for output in self._kept if output.request_id != request_id]
 
     def has_work(self) -> bool:

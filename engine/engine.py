@@ -159,7 +159,6 @@ class Engine:
 
     def abort(self, request_id: int) -> None:
         """End a request without an output. Unknown and finished ids are ignored."""
-        self._rejected = [output for output in self._rejected if output.request_id != request_id]
         if not self._grammars.cancel(request_id):
             self.scheduler.abort(request_id)
 

@@ -81,6 +81,14 @@ def test_an_aborted_request_has_no_output_that_generate_has_computed(engine: Loc
     assert not engine.has_work()
 
 
+def test_a_rejected_request_that_is_aborted_has_no_output(engine: LocalEngine) -> None:
+    engine.abort(engine.add([1] * 10_000, GREEDY))
+    outputs = []
+    while engine.has_work():
+        outputs += engine.step()
+    assert outputs == []
+
+
 def test_answers_end_at_the_end_that_the_tokenizer_names(tmp_path: Path) -> None:
     """config.json of the copy names only </s>."""
     copy = shutil.copytree(DEMO, tmp_path / "copy")
