@@ -59,7 +59,11 @@ def test_doctor_and_plan_know_a_pack(packed: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "content", "line"),
     [
-        ("tokenizer.model", None, "{0}: no tokenizer (tokenizer.model, tokenizer.model.v*, tokenizer.json or tekken.json)"),
+        (
+            "tokenizer.model",
+            None,
+            "{0}: no tokenizer (tokenizer.model, tokenizer.model.v*, tokenizer.json or tekken.json)",
+        ),
         ("added_tokens.json", '{"<x>": 3072}', "{0}: the tokenizer adds token id 3072, the model's vocabulary has only "
                                                "3072"),
         ("tokenizer_config.json", '{"chat_template": "{% if %}"}', "the chat template is not valid jinja (line 1)"),
