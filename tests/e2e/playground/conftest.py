@@ -1,4 +1,4 @@
-"""One browser for the tests of this folder, and a visit of the page with the bundled model."""
+"""One browser for the tests of a file, and a visit of the page with the bundled model."""
 
 from collections.abc import Iterator
 
@@ -9,9 +9,9 @@ from tests.support.playground.browser import Visit, chromium, visiting
 from tests.support.servers.running import RunningServer
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Each visit has a context of its own: nothing that one leaves reaches the next."""
+    """Not for the whole folder: playwright keeps an event loop running, beside which no asynchronous test can run."""
     with chromium() as started:
         yield started
 
