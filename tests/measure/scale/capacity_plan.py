@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeAlias
@@ -138,8 +139,8 @@ def measured(url: str, arrivals: Sequence[Arrival], folder: Path) -> Figures:
 
 
 def errors(found: Found, kind: str) -> Figures:
-    """Return by figure how far the predicted or replayed one is from the measured one, as a share of it."""
-    return {name: found[kind][name] / value - 1 for name, value in found["measured"].items()}
+    """Return by figure how far the predicted or replayed one is from the measured one, as a share of that."""
+    return {name: found[kind][name] / value - 1 if value else inf for name, value in found["measured"].items()}
 
 
 def show(rate: float, words: str) -> None:
