@@ -338,34 +338,24 @@ def constraints_full(retry_after_s: float) -> ApiError:
 
 def text_queue_full(retry_after_s: float) -> ApiError:
     """Too many long texts and bodies wait to be parsed, rendered or tokenized."""
-    return ApiError(
-        "Too many long texts wait to be processed; try again after the time in Retry-After.",
-        status=429,
-        type="rate_limit_error",
-        code="text_queue_full",
-        headers=_retry_after(retry_after_s),
-    )
+    message = "Too many long texts wait to be processed; try again after the time in Retry-After."
+    return _rate_limit(message, "text_queue_full", retry_after_s)
 
 
 def too_many_uploads(most: int) -> ApiError:
     """The key uploads as many files as it may at a time."""
-    return ApiError(
-        f"An API key may upload {most} files at a time; try again when one has arrived.",
-        status=429,
-        type="rate_limit_error",
-        code="too_many_uploads",
-        headers=_retry_after(UPLOAD_RETRY_S),
-    )
+    message = f"An API key may upload {most} files at a time; try again when one has arrived."
+    return _rate_limit(message, "too_many_uploads", UPLOAD_RETRY_S)
 
 
 def _budget_full(what: str, code: str, retry_after_s: float) -> ApiError:
-    return ApiError(
-        f"The memory for {what} is full; try again after the time in Retry-After.",
-        status=429,
-        type="rate_limit_error",
-        code=code,
-        headers=_retry_after(retry_after_s),
-    )
+    message = f"The memory for {what} is full; try again after the time in Retry-After."
+    return _rate_limit(message, code, retry_after_s)
+
+
+def _rate_limit(message: str, code: str, retry_after_s: float) -> ApiError:
+    headers = _retry_after(retry_after_s)
+    return ApiError(message, status=429, type="rate_limit_error", code=code, headers=headers)
 
 
 def internal_error(*, deterministic: bool = True) -> ApiError:

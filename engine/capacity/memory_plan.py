@@ -191,7 +191,7 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
 
 @dataclass(frozen=True)
 class _Files:
-    """What config and headers say of a checkpoint and its adapters."""
+    """Config and headers of a checkpoint and its adapters."""
 
     config: EngineConfig  # with the settings of a pack
     model: ModelConfig

@@ -27,7 +27,7 @@ class RopeScaling(NamedTuple):
 
 
 class RopeShape(NamedTuple):
-    """What the rules need of a network."""
+    """Sizes of a network that the rules of scaling need."""
 
     head_dim: int
     theta: float

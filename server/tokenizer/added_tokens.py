@@ -23,7 +23,7 @@ class AddedMatcher:
     """Finds the longest of some tokens' texts at a position; never changed once built."""
 
     def __init__(self, tokens: Iterable[AddedToken]) -> None:
-        """Of tokens with the same text the last one counts."""
+        """`tokens`: the last one counts where several have the same text."""
         self._tokens = {token.text: token for token in tokens if token.text}
         self.pattern = any_of_pattern(self._tokens)
 

@@ -70,7 +70,7 @@ class ResponsesReply(EventReply):
         return self._is_open and self._item["type"] == "message"
 
     def _add_logprobs(self, logprobs: Entries) -> list[Event]:
-        """Whether the end token comes with text or behind it depends on the steps; the reply has its entry anyway."""
+        """Add entries without text to the open text: the end token comes with text or behind it, as the steps fall."""
         return self._add_text("", logprobs) if logprobs and self._has_open_text else []
 
     def _add_text(self, text: str, logprobs: Entries) -> list[Event]:
