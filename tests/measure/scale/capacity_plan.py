@@ -1,5 +1,5 @@
-"""python -m tests.measure.scale.capacity_plan [--shape bench-400m|tiny] [--rounds N] [--seconds N]
-    [--quantization int8] [--threads N]
+"""python -m tests.measure.scale.capacity_plan [--shape bench-400m|tiny] [--loads 0.3,0.5,0.7,0.85] [--rounds N]
+    [--seconds N] [--quantization int8] [--threads N]
 
 Compare what `smoe plan --rate` predicts with what a server does, at four rates: first tokens and gaps (p50 and p99)
 and tokens per second. Both get the same arrivals and lengths. Times of steps are those of `smoe bench steps` on the
@@ -48,7 +48,7 @@ SHAPES = {
 }
 BUDGET = 128  # of tokens in a step
 PROMPT_TOKENS, OUTPUT_TOKENS = (32, 256), (16, 64)
-SHARES = (0.3, 0.5, 0.7, 0.85)  # of the load at which the steps' times leave no idle moment
+LOADS = (0.3, 0.5, 0.7, 0.85)  # as shares of the one at which the steps' times leave no idle moment
 BARS = {"first token p50": 0.1, "first token p99": 0.2, "gap p50": 0.1, "gap p99": 0.2, "tokens/s": 0.1}
 CLIENTS = "1,2,4,8,16"  # of the loops of a calibration
 NUM_WARM_UP = 2  # requests of `smoe bench serve` before the measured ones
@@ -178,23 +178,23 @@ def keep(folder: Path, name: str, steps: Sequence[LoggedStep], result: Figures) 
 def run(folder: Path, flags: Sequence[str], config: EngineConfig, options: argparse.Namespace) -> bool:
     """Measure each rate between two calibrations, in several rounds; return True if the medians hold all bars."""
     before = calibrated(flags, folder, options.calibration_seconds)
-    rates = {share: share * full_rate(fitted(before)) for share in SHARES}
-    rounds: dict[float, list[Found]] = {share: [] for share in SHARES}
+    rates = {load: load * full_rate(fitted(before)) for load in options.loads}
+    rounds: dict[float, list[Found]] = {load: [] for load in rates}
     print(f"{'rate':>10}  {'':<16}{'predicted':>12}{'measured':>12}{'error':>10}{'replayed':>10}")  # noqa: T201
     for index in range(options.rounds):
-        for share, rate in rates.items():
+        for load, rate in rates.items():
             arrivals = arrivals_of(rate, options.seconds)
             steps, result = served(folder, flags, arrivals)
             after = calibrated(flags, folder, options.calibration_seconds)
             times, before = fitted(before, after), after
             found = compared(config, times, arrivals, steps, result)
-            rounds[share].append(found)
+            rounds[load].append(found)
             if options.keep is not None:
-                keep(options.keep, f"{100 * share:.0f}-{index}", steps, {"request_s": times.request_s, **result})
+                keep(options.keep, f"{100 * load:.0f}-{index}", steps, {"request_s": times.request_s, **result})
             show(rate, f"steps took {speed(steps, times):.1%} of the times that were measured before and after")
             show_round(rate, found)
     print(f"\n{'rate':>10}  {'medians':<16}{'error':>10}{'replayed':>10}{'bar':>8}  verdict")  # noqa: T201
-    verdicts = [show_verdicts(rates[share], rounds[share]) for share in SHARES]
+    verdicts = [show_verdicts(rate, rounds[load]) for load, rate in rates.items()]
     return all(verdicts)
 
 
@@ -236,10 +236,16 @@ def served(folder: Path, flags: Sequence[str], arrivals: Sequence[Arrival]) -> t
         return read_step_log(log), result
 
 
+def shares(text: str) -> tuple[float, ...]:
+    """Read shares that are divided by commas."""
+    return tuple(float(share) for share in text.split(","))
+
+
 def main() -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="bench-400m")
+    parser.add_argument("--loads", type=shares, default=LOADS, help="shares of the load of steps that are always full")
     parser.add_argument("--rounds", type=int, default=3, help="of all rates, one after the other")
     parser.add_argument("--seconds", type=float, default=60.0, help="of each rate in a round")
     parser.add_argument("--calibration-seconds", type=float, default=5.0, help="of each loop of `smoe bench steps`")
