@@ -1,27 +1,26 @@
 """Access of API keys to files and batches: each key sees its own."""
 
+import asyncio
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import orjson
 from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
 
 from server.api.openapi.operations import Schema
 from server.batch.runner import Send
 from server.batch.service import BatchService
 from server.batch.store import Object, Store, Table
-from server.errors import ApiError, batches_disabled, invalid_value, object_not_found
+from server.errors import batches_disabled, invalid_value, object_not_found
 from server.generation.state import tenant_of
+from server.http.sliced_response import SlicedResponse
 
 CONCURRENCY = 16  # requests of one batch at a time, and at most a quarter of the queue
-MAX_PAGE = 10_000
 DAY_S = 24 * 3600
-LIST_PARAMETERS: tuple[Schema, ...] = (
-    {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE}},
-    {"name": "after", "in": "query", "schema": {"type": "string"}},
-)
 
 
 @dataclass(frozen=True)
@@ -81,11 +80,34 @@ def found(item: Object | None, table: Table, param: str) -> Object:
     return item
 
 
-def list_objects(http: HttpRequest, table: Table, default_limit: int) -> dict[str, object]:
-    """Return a page of an owner's objects. Blocks. Raises ApiError 400 or 404."""
+@dataclass(frozen=True)
+class Lists:
+    """How a table is listed: in pages of `limit` objects, of `max_limit` if a client asks for more."""
+
+    table: Table
+    limit: int
+    max_limit: int
+
+    @property
+    def parameters(self) -> tuple[Schema, ...]:
+        """Parameters of the URL."""
+        return (
+            {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": self.max_limit}},
+            {"name": "after", "in": "query", "schema": {"type": "string"}},
+        )
+
+
+async def list_objects(http: HttpRequest, lists: Lists) -> Response:
+    """Reply with a page of an owner's objects, which is read and rendered in a thread. Raises ApiError 400 or 404."""
+    content = await asyncio.to_thread(lambda: orjson.dumps(_page(http, lists)))
+    return SlicedResponse([content], {}, media_type="application/json")
+
+
+def _page(http: HttpRequest, lists: Lists) -> dict[str, object]:
     access, owner = access_of(http)
+    table = lists.table
     after, order = http.query_params.get("after"), http.query_params.get("order", "desc")
-    limit = _limit(http.query_params.get("limit", str(default_limit)))
+    limit = _limit(http.query_params.get("limit", str(lists.limit)), lists.max_limit)
     if order not in ("asc", "desc"):
         raise invalid_value("'order' must be asc or desc.", "order")
     if after is not None:
@@ -101,7 +123,7 @@ def list_objects(http: HttpRequest, table: Table, default_limit: int) -> dict[st
     }
 
 
-def _limit(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and len(text) <= 5 and 1 <= int(text) <= MAX_PAGE):
-        raise ApiError(f"'limit' must be an integer from 1 to {MAX_PAGE}.", param="limit", code="invalid_value")
+def _limit(text: str, highest: int) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 5 and 1 <= int(text) <= highest):
+        raise invalid_value(f"'limit' must be an integer from 1 to {highest}.", "limit")
     return int(text)

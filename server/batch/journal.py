@@ -7,14 +7,14 @@ it and sends that request again. So each request is in the output exactly once w
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import orjson
 
-from server.batch.lines import BatchError
+from server.batch.lines import BatchError, go_on
 
 HEAD_END = b',"response":'  # found in no text of a line: its quotation marks would have backslashes
 
@@ -38,14 +38,17 @@ class Journal:
     remember its own. `num_failed`: how many lines are errors.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open or create the file, and remove a torn last line. Raises BatchError, OSError."""
+    def __init__(self, path: Path, before_each: Callable[[], None] = go_on) -> None:
+        """Open or create the file, and remove a torn last line.
+
+        Raises BatchError, OSError, and what `before_each` raises before a line.
+        """
         self._path = path
         self.num_failed = 0
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
             self._lock()
-            self.done = self._read()
+            self.done = self._read(before_each)
         except BaseException:
             os.close(self._file)
             raise
@@ -70,11 +73,12 @@ class Journal:
         except BlockingIOError:
             raise BatchError(f"{self._path}: another run writes to it") from None
 
-    def _read(self) -> set[str]:
+    def _read(self, before_each: Callable[[], None]) -> set[str]:
         done: set[str] = set()
         num_whole = 0  # bytes of whole lines
         with os.fdopen(os.dup(self._file), "rb") as file:
             for number, line in enumerate(file, start=1):
+                before_each()
                 if not line.endswith(b"\n"):
                     break
                 done.add(self._custom_id(line, number))

@@ -1,6 +1,6 @@
 """Lines of a batch in OpenAI's format: {"custom_id", "method": "POST", "url": "/v1/...", "body": {...}}."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -42,8 +42,18 @@ class BatchLine:
         return orjson.dumps({**self.body, **more})
 
 
-def read_lines(path: Path, max_bytes: int | None = None, *, is_checked: bool = False) -> Iterator[BatchLine]:
-    """Yield the requests of a file; blank lines are skipped. Raises LineError, OSError.
+def go_on() -> None:
+    """Read a file to its end: what is called before each line, and may raise, does nothing."""
+
+
+def read_lines(
+    path: Path,
+    max_bytes: int | None = None,
+    *,
+    is_checked: bool = False,
+    before_each: Callable[[], None] = go_on,
+) -> Iterator[BatchLine]:
+    """Yield the requests of a file; blank lines are skipped. Raises LineError, OSError, and what `before_each` raises.
 
     `max_bytes`: of a line. `is_checked`: the file was read before, so its custom ids are known to differ and none is
     kept in memory.
@@ -51,6 +61,7 @@ def read_lines(path: Path, max_bytes: int | None = None, *, is_checked: bool = F
     seen: set[str] = set()
     with path.open("rb") as file:
         for number, text in enumerate(_texts(file, max_bytes), start=1):
+            before_each()
             if max_bytes is not None and len(text) > max_bytes:
                 raise LineError(path, number, f"longer than {max_bytes} bytes, the server's limit for a request")
             if text.strip():

@@ -3,26 +3,30 @@
 import json
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from server.batch.journal import head_of
+from server.batch.lines import go_on
 from server.batch.store import PART
 
 EXPIRED = {"code": "batch_expired", "message": "The batch expired before this request was answered."}
 
 
-def write_results(journal: Path, expired_ids: Iterable[str], output: Path, errors: Path) -> None:
+def write_results(
+    journal: Path, expired_ids: Iterable[str], output: Path, errors: Path, *, before_each: Callable[[], None] = go_on
+) -> None:
     """Write the journal's answers with status 200 to `output` and all others to `errors`.
 
     `expired_ids`: custom ids of requests without an answer, which become errors too. A file that would be empty is not
-    written. May be repeated after a kill. Raises OSError.
+    written. May be repeated after a kill. Raises OSError, and what `before_each` raises before a line.
     """
     parts = [path.with_suffix(PART) for path in (output, errors)]
     with parts[0].open("wb") as good, parts[1].open("wb") as bad:
         if journal.exists():
             with journal.open("rb") as file:
                 for line in file:
+                    before_each()
                     (bad if head_of(line)["error"] else good).write(line)
         for custom_id in expired_ids:
             bad.write(_expired_line(custom_id))

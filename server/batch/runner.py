@@ -14,6 +14,7 @@ from server.batch.journal import Journal
 from server.batch.lines import BatchError, BatchLine
 
 RETRIED = frozenset({408, 429, 503})  # the server is busy, loading or restarting
+OWN_LIMIT = "queue_timeout"  # code of a 503: the line's own limit has passed, and would again
 MAX_WAIT_S = 30.0  # between two tries
 GIVE_UP_S = 600.0  # without any answer from the server
 LINES_AT_A_TIME = 16  # read ahead: a hop to a thread costs more than most lines
@@ -111,7 +112,7 @@ class Runner:
             try:
                 answer = await self._send(line)
                 self._answered_s = self._clock()
-                if answer.status not in RETRIED:
+                if answer.status not in RETRIED or _error_of(_json(answer.body)).get("code") == OWN_LIMIT:
                     return answer
                 wait_s = max(wait_s, answer.retry_after_s)
             except NoAnswerError as error:
@@ -141,9 +142,13 @@ def _output_line(line: BatchLine, answer: Answer) -> dict[str, object]:
 
 
 def _error_message(body: object) -> str:
-    error = body.get("error") if isinstance(body, dict) else None
-    message = error.get("message") if isinstance(error, dict) else None
+    message = _error_of(body).get("message")
     return str(message) if message else "the server gave no message"
+
+
+def _error_of(body: object) -> dict[str, object]:
+    error = body.get("error") if isinstance(body, dict) else None
+    return error if isinstance(error, dict) else {}
 
 
 def _json(body: bytes) -> object:

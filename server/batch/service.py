@@ -6,7 +6,9 @@ import fcntl
 import logging
 import os
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
 
 from server.batch.journal import Journal
 from server.batch.lines import BatchLine, LineError, read_lines
@@ -21,7 +23,12 @@ LOCK_RETRY_S = 0.5  # the previous process may still hold the folder, after SIGH
 ANSWERED = ("in_progress", "finalizing", "cancelling")  # status of open batches that may have answers
 POLL_S = 5.0  # another process, which is about to end, may have stored or cancelled a batch
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
+
+
+class ServerEndsError(Exception):
+    """The server is about to end. The batch continues at the next start."""
 
 
 class BatchService:
@@ -52,6 +59,7 @@ class BatchService:
         self._running: dict[str, str] = {}  # owner -> id of the batch that runs
         self._stops: dict[str, asyncio.Event] = {}  # by batch id
         self._progress: dict[str, Progress] = {}  # by batch id
+        self._is_ending = threading.Event()  # threads look at it before each line
 
     def wake(self) -> None:
         """Look for new batches."""
@@ -69,20 +77,30 @@ class BatchService:
         return batch if progress is None else batch | {"request_counts": _counts(progress)}
 
     async def run(self) -> None:
-        """Run batches until cancelled. Another process that runs batches of this folder must end first."""
+        """Run batches until cancelled. Another process that runs batches of this folder must end first.
+
+        When this has ended, no thread holds a journal or writes results: the next process may start with them.
+        """
+        self._is_ending.clear()
         with contextlib.ExitStack() as stack:
             descriptor = os.open(self.store.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             stack.callback(os.close, descriptor)
             while not _try_lock(descriptor):  # noqa: ASYNC110 (another process holds it)
                 await asyncio.sleep(LOCK_RETRY_S)
             async with asyncio.TaskGroup() as tasks:
-                while True:
-                    self._changed.clear()
-                    await self._delete_ended()
-                    await self._start_open(tasks)
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(POLL_S):
-                            await self._changed.wait()
+                try:
+                    await self._run_rounds(tasks)
+                finally:
+                    self._is_ending.set()
+
+    async def _run_rounds(self, tasks: asyncio.TaskGroup) -> None:
+        while True:
+            self._changed.clear()
+            await self._delete_ended()
+            await self._start_open(tasks)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(POLL_S):
+                    await self._changed.wait()
 
     async def _delete_ended(self) -> None:
         """Delete ended batches that are too old or too many. An error is logged; the next call tries again."""
@@ -172,7 +190,8 @@ class BatchService:
 
         def check() -> int:
             count = 0
-            for count, line in enumerate(read_lines(path, self._max_line_bytes), start=1):
+            lines = read_lines(path, self._max_line_bytes, before_each=self._check_ending)
+            for count, line in enumerate(lines, start=1):
                 if line.url != batch["endpoint"]:
                     raise LineError(path, line.number, f"url must be the batch's endpoint, {batch['endpoint']}")
                 if count > MAX_LINES:
@@ -182,7 +201,7 @@ class BatchService:
             return count
 
         try:
-            return await asyncio.to_thread(check)
+            return await self._in_thread(check)
         except LineError as error:
             fault = {"code": "invalid_line", "message": f"Line {error.number}: {error.reason}.", "line": error.number}
             await self._fail(batch["id"], fault)
@@ -190,8 +209,9 @@ class BatchService:
 
     async def _answer(self, owner: str, batch: Object) -> str:
         """Run the requests that have no answer yet; return how the batch ends."""
-        journal = await asyncio.to_thread(Journal, self.store.journal_path(batch["id"]))
-        with journal:
+        with contextlib.ExitStack() as stack:  # it gets a journal that was opened after a cancellation, too
+            path = self.store.journal_path(batch["id"])
+            journal = await self._in_thread(lambda: stack.enter_context(Journal(path, self._check_ending)))
             progress = Progress(batch["request_counts"]["total"], len(journal.done), journal.num_failed)
             self._progress[batch["id"]] = progress
             send = self._send_for(self._owners[owner])
@@ -218,11 +238,11 @@ class BatchService:
             await asyncio.to_thread(self.store.update_batch, batch_id, ("in_progress",), changes)
         suffix = batch_id.removeprefix("batch_")
         ids = {"output_file_id": f"file-output-{suffix}", "error_file_id": f"file-error-{suffix}"}
-        await asyncio.to_thread(self._finish_blocking, owner, batch, end, ids, errors)
+        await self._in_thread(lambda: self._finish_blocking(owner, batch, end, ids, errors))
 
     def _finish_blocking(self, owner: str, batch: Object, end: str, ids: dict[str, str], errors: Object | None) -> None:
         journal_path = self.store.journal_path(batch["id"])
-        with Journal(journal_path) as journal:
+        with Journal(journal_path, self._check_ending) as journal:
             counts = {
                 "total": batch["request_counts"]["total"],
                 "completed": len(journal.done) - journal.num_failed,
@@ -231,8 +251,9 @@ class BatchService:
             changes = {"status": end, f"{end}_at": self._now(), "request_counts": counts, "errors": errors}
             lines = self._lines(batch) if end == "expired" else ()
             late = (line.custom_id for line in lines if line.custom_id not in journal.done)
+            paths = [self.store.content_path(file_id) for file_id in ids.values()]
             try:
-                write_results(journal_path, late, *(self.store.content_path(file_id) for file_id in ids.values()))
+                write_results(journal_path, late, *paths, before_each=self._check_ending)
                 self._end(owner, batch["id"], changes, ids)
             except BaseException:
                 for file_id in ids.values():
@@ -256,7 +277,21 @@ class BatchService:
         await asyncio.to_thread(self.store.update_batch, batch_id, OPEN, changes)
 
     def _lines(self, batch: Object) -> Iterator[BatchLine]:
-        return read_lines(self.store.content_path(batch["input_file_id"]), is_checked=True)
+        path = self.store.content_path(batch["input_file_id"])
+        return read_lines(path, is_checked=True, before_each=self._check_ending)
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        """Run `work`, which calls `_check_ending`, in a thread. A cancellation waits for its end."""
+        running = asyncio.ensure_future(asyncio.to_thread(work))
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            await asyncio.gather(running, return_exceptions=True)
+            raise
+
+    def _check_ending(self) -> None:
+        if self._is_ending.is_set():
+            raise ServerEndsError
 
     def _now(self) -> int:
         return int(self.store.clock())

@@ -18,6 +18,7 @@ from typing import Any, Literal
 Object = dict[str, Any]  # a file or a batch, as the API shows it
 
 OPEN = ("validating", "in_progress", "finalizing", "cancelling")  # status of batches that have not ended
+IS_OPEN = f"status IN ({', '.join('?' * len(OPEN))})"  # whose values are those of OPEN
 DATABASE_NAME = "state.sqlite"
 PART = ".part"  # suffix of contents that are being written
 BUSY_S = 30.0  # longest wait for another process that writes
@@ -99,7 +100,10 @@ class Store:
 
     def num_open_batches(self, owner: str) -> int:
         """Return how many of an owner's batches have not ended."""
-        return sum(batch["status"] in OPEN for batch in self._all("batches", owner))
+        query = f"SELECT count(*) FROM batches WHERE owner = ? AND {IS_OPEN}"
+        with self._lock:
+            (number,) = self._db.execute(query, (owner, *OPEN)).fetchone()
+        return int(number)
 
     def new_upload(self) -> "Upload":
         """Return the beginning of a file that is being uploaded. Raises OSError."""
@@ -160,17 +164,19 @@ class Store:
 
     def delete_file(self, owner: str, file_id: str) -> bool:
         """Delete a file that no open batch reads. Returns False if one reads it."""
-        if any(batch["input_file_id"] == file_id and batch["status"] in OPEN for batch in self._all("batches", owner)):
-            return False
-        with self._lock:
+        reads = f"owner = ? AND {IS_OPEN} AND json_extract(object, '$.input_file_id') = ?"
+        with self._transaction():
+            query = f"SELECT EXISTS (SELECT 1 FROM batches WHERE {reads})"
+            (is_read,) = self._db.execute(query, (owner, *OPEN, file_id)).fetchone()
+            if is_read:
+                return False
             self._db.execute("DELETE FROM files WHERE id = ? AND owner = ?", (file_id, owner))
         self.content_path(file_id).unlink(missing_ok=True)
         return True
 
     def open_batches(self) -> list[tuple[str, Object]]:
         """Return (owner, batch) of all batches that have not ended, oldest first."""
-        marks = ", ".join("?" * len(OPEN))
-        query = f"SELECT owner, object FROM batches WHERE status IN ({marks}) ORDER BY number"
+        query = f"SELECT owner, object FROM batches WHERE {IS_OPEN} ORDER BY number"
         with self._lock:
             return [(owner, json.loads(text)) for owner, text in self._db.execute(query, OPEN).fetchall()]
 
@@ -198,11 +204,10 @@ class Store:
         Their results go with them, and answers that never became results; their input files stay. Returns the number
         of batches. After a kill in the middle the next call deletes the rest. Raises OSError, sqlite3.Error.
         """
-        marks = ", ".join("?" * len(OPEN))
         query = f"""
             SELECT id, object FROM (
                 SELECT id, status, object, row_number() OVER (PARTITION BY owner ORDER BY number DESC) AS place
-                FROM batches WHERE status NOT IN ({marks}))
+                FROM batches WHERE NOT {IS_OPEN})
             WHERE place > ? OR json_extract(object, '$.' || status || '_at') < ?
         """
         with self._lock:
@@ -233,9 +238,6 @@ class Store:
                 if self._db.in_transaction:  # SQLite itself has ended it if the disk is full
                     self._db.execute("ROLLBACK")
                 raise
-
-    def _all(self, table: Table, owner: str) -> list[Object]:
-        return self.page(table, owner, None, -1, newest_first=False)
 
     def _update(self, batch_id: str, statuses: tuple[str, ...], changes: Object) -> Object:
         (text,) = self._db.execute("SELECT object FROM batches WHERE id = ?", (batch_id,)).fetchone()

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import h11
 
+from server.bench.authorization import bearer
 from server.bench.unreachable import TRY_TLS, tls_fault
 
 READ_BYTES = 1 << 16
@@ -49,7 +50,9 @@ class Endpoint:
 
     @classmethod
     def parse(cls, url: str, api_key: str | None = None) -> "Endpoint":
-        """Parse "http://host:8000", with or without "/v1" at its end. Raises ValueError."""
+        """Parse "http://host:8000", with or without "/v1" at its end. Raises ValueError, also for the key."""
+        if api_key is not None:
+            bearer(api_key)
         parts = urlsplit(url if "://" in url else f"http://{url}")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{url}: should be like http://127.0.0.1:8000")
@@ -71,7 +74,7 @@ class Endpoint:
             ("Content-Length", str(body_len)),
         ]
         if self.api_key is not None:
-            headers.append(("Authorization", f"Bearer {self.api_key}"))
+            headers.append(("Authorization", bearer(self.api_key)))
         return h11.Request(method=method, target=self.root + path, headers=headers)
 
     @property

@@ -36,11 +36,13 @@ def locate_model(name: str | None, stores: ModelStores) -> Path:
     """
     if name is None:
         return _demo_dir()
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return _checkpoint_in(path)
-    if path.is_file():
-        return path.absolute()  # not resolved: the parts of a model are found by name, and a link may have another
+    try:
+        path = _existing(Path(name).expanduser())
+    except (OSError, RuntimeError) as error:  # below a directory that may not be searched, or in the home of nobody
+        reason = getattr(error, "strerror", None) or "no such user"
+        raise ModelNotFoundError(f"{name}: {reason}; {LIST_MODELS}") from None
+    if path is not None:
+        return path
     if name == DEMO_NAME:
         return _demo_dir()
     if name.startswith((".", "/", "~")):
@@ -81,6 +83,14 @@ def model_id(name: str | None) -> str:
 def _demo_dir() -> Path:
     (package_dir,) = model.__path__
     return Path(package_dir).resolve() / "demo"
+
+
+def _existing(path: Path) -> Path | None:
+    """Return the checkpoint at a path, None if nothing is there. Raises ModelNotFoundError, OSError."""
+    if path.is_dir():
+        return _checkpoint_in(path)
+    # Not resolved: the parts of a model are found by name, and a link may have another.
+    return path.absolute() if path.is_file() else None
 
 
 def _checkpoint_in(folder: Path) -> Path:

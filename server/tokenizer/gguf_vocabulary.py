@@ -19,7 +19,7 @@ from server.tokenizer.encoders import SentencePieceEncoder
 from server.tokenizer.gguf_byte_level import tokenizer_json
 from server.tokenizer.token_table import ENDS, MARKS
 
-NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
+UNKNOWN, CONTROL, BYTE = 2, 3, 6
 BPE = 2  # model_type in trainer_spec
 VARINT, LENGTH, FIXED32 = 0, 2, 5  # wire types
 USER_DEFINED = 4

@@ -2,24 +2,22 @@
 
 import asyncio
 
-import orjson
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from server.api.batch_access import LIST_PARAMETERS, access_of, found, list_objects
+from server.api.batch_access import Lists, access_of, found, list_objects
 from server.api.openapi import response_schemas
 from server.api.openapi.operations import WITH_BODY, Schema, describe
 from server.api.request_body import read_request
 from server.api.routes import READ
 from server.batch.store import Object
 from server.errors import ApiError, invalid_value
-from server.http.sliced_response import SlicedResponse
 from server.schemas import CreateBatchRequest
 
 MAX_OPEN = 100  # batches of one API key that have not ended
 WINDOW_S = 24 * 3600
-DEFAULT_LIMIT = 20
+LISTS = Lists("batches", limit=20, max_limit=100)  # OpenAI's limits; a batch may have 36 KiB of metadata
 BATCH_ID: Schema = {"name": "batch_id", "in": "path", "required": True, "schema": {"type": "string"}}
 
 router = APIRouter()
@@ -73,13 +71,12 @@ def _new_batch(request: CreateBatchRequest, now: int) -> Object:
         "List the batches of this API key.",
         response_schemas.a_page(response_schemas.BATCH),
         statuses=(404,),
-        parameters=LIST_PARAMETERS,
+        parameters=LISTS.parameters,
     ),
 )
 async def batches(http: HttpRequest) -> Response:
     """Reply with a page of batches, the newest first."""
-    content = await asyncio.to_thread(lambda: orjson.dumps(list_objects(http, "batches", DEFAULT_LIMIT)))
-    return SlicedResponse([content], {}, media_type="application/json")
+    return await list_objects(http, LISTS)
 
 
 @router.api_route(

@@ -9,13 +9,19 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import FileResponse, JSONResponse, Response
 
-from server.api.batch_access import LIST_PARAMETERS, BatchAccess, access_of, found, list_objects
+from server.api.batch_access import BatchAccess, Lists, access_of, found, list_objects
 from server.api.multipart import Part, read_form
 from server.api.openapi import response_schemas
 from server.api.openapi.operations import Schema, describe
 from server.api.routes import READ
 from server.batch.store import Store, Upload
-from server.errors import ApiError, invalid_value, too_many_uploads, unsupported_content_encoding
+from server.errors import (
+    ApiError,
+    invalid_value,
+    object_not_found,
+    too_many_uploads,
+    unsupported_content_encoding,
+)
 from server.http.disconnect import ClientDisconnected
 
 UPLOAD_PATHS = frozenset({"/v1/files"})  # whose bodies the app reads itself
@@ -24,7 +30,7 @@ MAX_UPLOADS = 4  # of one API key at a time
 MAX_FILES = 1000  # of one API key
 MAX_STORED_BYTES = 1 << 30  # of one API key; results may exceed it, then nothing more can be uploaded
 MAX_NAME_CHARS = 255
-DEFAULT_LIMIT = 10_000
+LISTS = Lists("files", limit=10_000, max_limit=10_000)  # OpenAI's limits; bounded by what a key may store
 FILE_ID: Schema = {"name": "file_id", "in": "path", "required": True, "schema": {"type": "string"}}
 FORM: Schema = {
     "type": "object",
@@ -124,12 +130,12 @@ def _filename(form: dict[str, Part], upload: Upload) -> str:
         "List the files of this API key.",
         response_schemas.a_page(response_schemas.FILE),
         statuses=(404,),
-        parameters=LIST_PARAMETERS,
+        parameters=LISTS.parameters,
     ),
 )
 async def files(http: HttpRequest) -> Response:
     """Reply with a page of files, the newest first unless `order` is asc."""
-    return JSONResponse(await asyncio.to_thread(list_objects, http, "files", DEFAULT_LIMIT))
+    return await list_objects(http, LISTS)
 
 
 @router.api_route(
@@ -159,7 +165,12 @@ async def content(http: HttpRequest, file_id: str) -> Response:
     """Reply with the bytes of a file."""
     access, owner = access_of(http)
     item = found(await asyncio.to_thread(access.store.get, "files", owner, file_id), "files", "file_id")
-    return FileResponse(access.store.content_path(item["id"]), media_type="application/octet-stream")
+    path = access.store.content_path(item["id"])
+    try:
+        status = await asyncio.to_thread(path.stat)
+    except FileNotFoundError:  # deleted since its row was read
+        raise object_not_found("file", "file_id") from None
+    return FileResponse(path, media_type="application/octet-stream", stat_result=status)
 
 
 @router.delete(

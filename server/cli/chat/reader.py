@@ -1,11 +1,14 @@
 """Messages of a chat: lines of a terminal, a file or a pipe."""
 
+import contextlib
 import readline
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from server.cli.chat.session import ChatSession
 from server.cli.colours import WITHOUT_COLOURS, Colours
+from server.cli.terminal_text import write_note
 
 PROMPT, CONTINUED = "> ", "... "
 QUOTES = '"""'
@@ -31,15 +34,22 @@ def converse(
     reader = MessageReader(input, colours)
     if not is_plain:
         readline.parse_and_bind("set enable-bracketed-paste on")  # Python turns it off
-    if history.is_file():
+    with contextlib.suppress(OSError):  # there is none yet, or it cannot be read
         readline.read_history_file(history)
     readline.set_history_length(HISTORY_LENGTH)
     try:
         while _handle_message(session, reader, with_stats=with_stats):
             pass
     finally:
+        _keep(history)
+
+
+def _keep(history: Path) -> None:
+    try:
         history.parent.mkdir(parents=True, exist_ok=True)
         readline.write_history_file(history)
+    except OSError as error:
+        write_note(f"the lines of this chat are not kept: {history}: {error.strerror}\n", sys.stderr)
 
 
 class MessageReader:

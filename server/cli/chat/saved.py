@@ -39,4 +39,7 @@ def load(name: str) -> list[Message]:
 def _path(name: str) -> Path:
     if not name:
         raise SavedChatError("name a file, as in /save chat.json")
-    return Path(name).expanduser()
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise SavedChatError(f"{name}: no such user") from None

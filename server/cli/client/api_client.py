@@ -7,6 +7,7 @@ from contextlib import closing, contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
+from server.bench.authorization import bearer
 from server.bench.unreachable import TRY_TLS, tls_fault, unreachable
 
 CONNECT_TIMEOUT_S = 10.0
@@ -27,7 +28,7 @@ class ApiClient:
     """Client of the server at a URL, with or without /v1 at its end."""
 
     def __init__(self, url: str, api_key: str | None) -> None:
-        """Raises ApiError if the URL is invalid."""
+        """Raises ApiError if the URL or the key is invalid."""
         try:
             parts = urlsplit(url if "://" in url else f"http://{url}")
         except ValueError:  # a bracket that is not closed
@@ -39,7 +40,10 @@ class ApiClient:
         self._is_tls = parts.scheme == "https"
         self._address = parts.netloc
         self._root = parts.path.rstrip("/").removesuffix("/v1")
-        self._authorization = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        try:
+            self._authorization = {"Authorization": bearer(api_key)} if api_key else {}
+        except ValueError as error:
+            raise ApiError(str(error)) from None
 
     def get(self, path: str) -> Any:
         """Return the JSON at `path`. Raises ApiError."""

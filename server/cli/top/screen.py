@@ -28,7 +28,6 @@ def screen_lines(
 ) -> list[str]:
     """Return at most `height` lines of at most `width` columns. `is_redrawn`: until Ctrl-C, which they then name."""
     load = snapshot.load
-    state = colours.good("ready") if snapshot.is_ready else colours.bad("not ready")
     ttft = f"p50 {_ms(load['ttft_p50_ms'])}, p99 {_ms(load['ttft_p99_ms'])}"
     num_bars = min(NUM_BARS, max(0, width - LABEL_WIDTH - 24))
     rows = [
@@ -39,13 +38,13 @@ def screen_lines(
         ("step", _ms(load["step_ms"]), load["step_ms"]),
         ("first token", ttft, load["ttft_p50_ms"]),
     ]
-    head = f"{colours.accent(_clip(snapshot.model, width - 12))}  {state}"
-    lines = [head, colours.dim(_clip(_period(snapshot, num_bars, is_redrawn=is_redrawn), width)), ""]
-    lines += [_row(colours, name, text, values[-num_bars:] if num_bars else []) for name, text, values in rows]
+    period = _clip(_period(snapshot, num_bars, is_redrawn=is_redrawn), width)
+    lines = [_head(snapshot, colours, width), colours.dim(period), ""]
+    lines += [_row(colours, width, name, text, values[-num_bars:] if num_bars else []) for name, text, values in rows]
     if snapshot.experts is not None:
         lines += [
             "",
-            colours.dim("experts, last minute"),
+            colours.dim(_clip("experts, last minute", width)),
             *(_clip(line, width) for line in expert_lines(snapshot.experts)),
         ]
     return lines[:height]
@@ -63,8 +62,17 @@ def bars(values: Sequence[float | None]) -> str:
     )
 
 
-def _row(colours: Colours, name: str, text: str, values: Sequence[float | None]) -> str:
-    return f"{name:<{LABEL_WIDTH}}{text:<24}{colours.good(bars(values))}".rstrip()
+def _head(snapshot: Snapshot, colours: Colours, width: int) -> str:
+    """Return the model and its state. All lines are clipped before they are coloured: codes take no columns."""
+    model = _clip(snapshot.model, width - 12)
+    state = f"  {'ready' if snapshot.is_ready else 'not ready'}"[: max(0, width - len(model))]
+    return colours.accent(model) + (colours.good if snapshot.is_ready else colours.bad)(state)
+
+
+def _row(colours: Colours, width: int, name: str, text: str, values: Sequence[float | None]) -> str:
+    figures = _clip(f"{name:<{LABEL_WIDTH}}{text:<24}", width)
+    drawn = bars(values)[-(width - len(figures)) :] if len(figures) < width else ""
+    return f"{figures}{colours.good(drawn)}".rstrip()
 
 
 def _period(snapshot: Snapshot, num_bars: int, *, is_redrawn: bool) -> str:

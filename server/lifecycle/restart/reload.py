@@ -47,7 +47,7 @@ class Reload:
         elif self._successor is not None:
             self._report.line("SIGHUP: a new process is loading already")
         else:
-            self._tasks.spawn(self._replace())
+            self._start()
 
     def pass_on(self, signum: int) -> None:
         """Send a signal to the new process, also while it loads."""
@@ -59,15 +59,19 @@ class Reload:
         if not self.is_handed_over:
             self.pass_on(signal.SIGKILL)
 
-    async def _replace(self) -> None:
+    def _start(self) -> None:
+        """Start the new process at once: a second signal may come before any task of the event loop runs."""
         try:
             if self._first_process_fd is None:
                 self._first_process_fd = own_process_fd()
-            successor = self._successor = Successor(self._listener, self._first_process_fd)
+            self._successor = Successor(self._listener, self._first_process_fd)
         except OSError as error:
             self._report.line(f"SIGHUP: no new process can be started: {error.strerror}")
             return
-        self._report.line(f"SIGHUP: process {successor.pid} is loading and takes over when it is ready")
+        self._report.line(f"SIGHUP: process {self._successor.pid} is loading and takes over when it is ready")
+        self._tasks.spawn(self._hand_over_to(self._successor))
+
+    async def _hand_over_to(self, successor: Successor) -> None:
         if await successor.wait_ready(self._timeout_s):
             self._report.line(f"SIGHUP: process {successor.pid} has taken over; running requests finish here")
             self.is_handed_over = True

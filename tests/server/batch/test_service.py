@@ -1,16 +1,18 @@
-"""server/batch/service.py: what a full disk and a database that fails leave of batches."""
+"""server/batch/service.py: what a full disk, a database that fails and the end of the server leave of batches."""
 
 import asyncio
 import json
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from server.batch import service
+from server.batch import journal, lines, results, service
 from server.batch.lines import BatchLine
 from server.batch.runner import Answer
 from server.batch.service import BatchService
@@ -158,6 +160,50 @@ async def test_results_that_cannot_be_written_leave_a_journal_that_goes_with_the
     assert batch["status"] == "failed" and batch["output_file_id"] is None
     assert left_of(tmp_path, store) == {store.journal_path(batch_id).name}
     assert store.delete_ended(0, before_s=0) == 1 and not left_of(tmp_path, store)
+
+
+class Held:
+    """A function that waits in its first call until it is released."""
+
+    def __init__(self, works: Callable[..., Any]) -> None:
+        self._works = works
+        self.num_calls = 0
+        self.may_go_on = threading.Event()
+
+    def __call__(self, *args: Any) -> Any:
+        self.num_calls += 1
+        self.may_go_on.wait()
+        return self._works(*args)
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "status"),
+    [(lines, "parse_line", "validating"), (journal, "head_of", "finalizing"), (results, "head_of", "finalizing")],
+    ids=["file", "journal", "results"],
+)
+async def test_the_end_of_the_server_waits_for_one_line_and_the_next_start_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, function: str, status: str
+) -> None:
+    batches = new_service(tmp_path)
+    batch_id = start(batches.store, b"\n".join(map(line, "abc")))
+    held = Held(getattr(module, function))
+    with monkeypatch.context() as patched:
+        patched.setattr(module, function, held)
+        task = asyncio.create_task(batches.run())
+        await until(lambda: held.num_calls == 1)
+        task.cancel()
+        for _ in range(20):  # turns of the loop in which nothing ends but what does not wait
+            await asyncio.sleep(0)
+        has_waited = not task.done()
+        held.may_go_on.set()
+        await asyncio.gather(task, return_exceptions=True)
+    assert has_waited
+    assert held.num_calls == 1
+    assert (batches.store.get("batches", OWNER, batch_id) or {})["status"] == status
+    assert len(list((tmp_path / "files").iterdir())) == 1
+    async with running(batches):
+        batch = await ended(batches.store, batch_id)
+    assert batch["status"] == "completed" and batch["request_counts"]["completed"] == 3
 
 
 async def test_a_request_too_many_is_named_by_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

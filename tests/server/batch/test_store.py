@@ -1,12 +1,15 @@
 """server/batch/store.py: what has ended is deleted by age and number, with its results, and nothing else."""
 
+import json
 import os
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from server.batch import store as store_module
 from server.batch.store import OPEN, Store, Upload
 
 OWNER = "a"
@@ -56,6 +59,25 @@ def test_a_batch_without_results_or_whose_results_were_deleted_is_deleted(tmp_pa
     batch_id = ended(store, "completed", 1)
     assert store.delete_file(OWNER, f"file-output-{batch_id}")
     assert store.delete_ended(10, before_s=2) == 2 and not left(store)
+
+
+def test_open_batches_are_counted_and_their_files_kept_without_parsing_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def parse(_: str) -> object:
+        raise AssertionError("a batch may have a hundred kilobytes")
+
+    store = Store(tmp_path)
+    for owner, status in [*((OWNER, status) for status in (*OPEN, *ENDS)), ("b", "in_progress")]:
+        store.add_batch(owner, {"status": status, "input_file_id": f"file-{owner}-{status}"})
+    monkeypatch.setattr(store_module, "json", SimpleNamespace(dumps=json.dumps, loads=parse))
+    assert (store.num_open_batches(OWNER), store.num_open_batches("b"), store.num_open_batches("c")) == (
+        len(OPEN),
+        1,
+        0,
+    )
+    assert {status for status in (*OPEN, *ENDS) if store.delete_file(OWNER, f"file-{OWNER}-{status}")} == set(ENDS)
+    assert store.delete_file(OWNER, "file-b-in_progress")  # of another owner, whose files have other ids
 
 
 def test_an_upload_has_its_name_when_it_is_complete_and_leaves_nothing_otherwise(tmp_path: Path) -> None:

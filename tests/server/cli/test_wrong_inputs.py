@@ -42,6 +42,7 @@ WRONG = (
     ("serve --api-key-file {}/none", "--api-key-file"),
     ("serve --ssl-certfile {}/empty.gguf", "--ssl-keyfile"),
     ("serve ./nope", "smoe models"),
+    ("serve ~nobody-has-this-name/m", "no such user"),
     ("plan {}/two", "name one, such as"),
     ("plan {}/empty.gguf", "empty.gguf"),
     ("serve mixtral", "smoe models"),

@@ -30,6 +30,25 @@ def test_a_path_that_cannot_be_followed_has_its_own_name(monkeypatch: pytest.Mon
     assert model_id("/private/x") == "/private/x"
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("~nobody-has-this-name/m", "no such user"), ("n" * 300, "File name too long"), (f"/{'n' * 300}", "too long")],
+)
+def test_a_name_that_cannot_be_looked_at_is_one_line(tmp_path: Path, name: str, reason: str) -> None:
+    with pytest.raises(ModelNotFoundError, match=reason) as caught:
+        locate_model(name, ModelStores(tmp_path))
+    assert str(caught.value).startswith(f"{name}: ") and "\n" not in str(caught.value)
+
+
+def test_a_folder_that_may_not_be_searched_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    with pytest.raises(ModelNotFoundError, match=f"^{tmp_path}: Permission denied"):
+        locate_model(str(tmp_path), ModelStores(tmp_path))
+
+
 def test_a_directory_is_named_after_itself_and_never_by_its_path(tmp_path: Path) -> None:
     checkpoint = tmp_path / "my-mixtral"
     checkpoint.mkdir()

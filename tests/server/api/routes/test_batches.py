@@ -2,16 +2,13 @@
 
 import asyncio
 import json
-import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import msgspec
-import orjson
 import pytest
 
 from server.api.app import create_app
@@ -166,20 +163,6 @@ async def test_lists_come_in_pages(server: Server) -> None:
     oldest = (await client.get("/v1/files", params={"order": "asc"})).json()
     assert [file["id"] for file in oldest["data"]] == ids
     check_error(await client.get("/v1/files", params={"limit": "0"}), 400, "invalid_value", "limit")
-
-
-async def test_a_page_of_batches_is_rendered_in_a_thread(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    threads: list[int] = []
-
-    def noted(body: object) -> bytes:
-        threads.append(threading.get_ident())
-        return orjson.dumps(body)
-
-    batch_id = await server.start([line("a")])
-    monkeypatch.setattr(batches, "orjson", SimpleNamespace(dumps=noted))
-    page = (await server.clients[0].get("/v1/batches")).json()
-    assert [batch["id"] for batch in page["data"]] == [batch_id] and not page["has_more"]
-    assert len(threads) == 1 and threads[0] != threading.get_ident()
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,14 @@
 """server/cli/chat/reader.py: messages from a terminal or a pipe."""
 
+import builtins
 import io
+from pathlib import Path
 
-from server.cli.chat.reader import MessageReader, answer_lines
+import pytest
+
+from server.cli.chat.reader import MessageReader, answer_lines, converse
 from server.cli.chat.session import ChatSession
+from server.cli.colours import WITHOUT_COLOURS
 
 
 def messages_of(text: str) -> list[str]:
@@ -45,3 +50,16 @@ def test_lines_of_a_pipe_are_answered_until_quit_without_a_prompt() -> None:
     assert session.messages == ["a", "b"]
     session.has_failed = True
     assert not answer_lines(session, io.StringIO(""), with_stats=False)
+
+
+def test_a_history_that_cannot_be_kept_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = iter(["a", "/quit"])
+    monkeypatch.setattr(builtins, "input", lambda _: next(lines))
+    (tmp_path / "file").touch()
+    session = Recorder()
+    converse(session, tmp_path / "file" / "history", WITHOUT_COLOURS, with_stats=False, is_plain=True)
+    assert session.messages == ["a"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("the lines of this chat are not kept") and str(tmp_path) in line

@@ -6,6 +6,7 @@ import pytest
 
 from server.cli.chat.saved import SavedChatError, load, save
 
+NOBODY = "~nobody-has-this-name/chat.json"
 MESSAGES = [{"role": "system", "content": "Grüße"}, {"role": "user", "content": 'a\n"b"'}]
 
 
@@ -26,6 +27,8 @@ def test_a_file_of_another_kind_is_one_line(text: str, tmp_path: Path) -> None:
 
 
 def test_a_missing_name_or_file_is_one_line(tmp_path: Path) -> None:
-    for name, part in (("", "as in /save"), (str(tmp_path / "none"), "No such file")):
+    for name, part in (("", "as in /save"), (str(tmp_path / "none"), "No such file"), (NOBODY, "no such user")):
         with pytest.raises(SavedChatError, match=part):
             load(name)
+    with pytest.raises(SavedChatError, match="no such user"):
+        save(NOBODY, MESSAGES)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from server.bench.http_client import Endpoint
 from server.cli.chat.session import served_model
 from server.cli.client.api_client import ApiClient, ApiError
 
@@ -65,6 +66,13 @@ def test_a_server_without_models_is_an_error(body: bytes) -> None:
 def test_an_invalid_url_is_an_error_in_one_line(url: str) -> None:
     with pytest.raises(ApiError):
         ApiClient(url, None).get("/v1/models")
+
+
+@pytest.mark.parametrize("key", ["ключ", "a\nb", "\x7f", "a "])
+def test_a_key_that_no_header_can_have_is_an_error_in_one_line(key: str) -> None:
+    for client, error in ((ApiClient, ApiError), (Endpoint.parse, ValueError)):
+        with pytest.raises(error, match=r"^--api-key: should be printable ASCII"):
+            client("http://127.0.0.1:1", key)
 
 
 def test_headers_of_a_call_are_sent_beside_the_clients_own() -> None:

@@ -1,5 +1,6 @@
 """The lines of `smoe top`: figures of the newest interval, bars of all, clipped to the terminal."""
 
+import re
 from typing import Any
 
 import pytest
@@ -47,12 +48,15 @@ def test_an_engine_that_does_not_answer_leaves_out_its_experts() -> None:
     assert lines[0] == "m  not ready" and not [line for line in lines if "expert" in line]
 
 
-@pytest.mark.parametrize(("width", "height"), [(20, 5), (40, 10), (79, 24), (200, 60)])
-def test_the_screen_fits_the_terminal(width: int, height: int) -> None:
+@pytest.mark.parametrize("colours", [PLAIN, Colours(is_on=True)], ids=["plain", "coloured"])
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (5, 10), (20, 20), (30, 20), (40, 10), (79, 24), (200, 60)])
+def test_the_screen_fits_the_terminal(width: int, height: int, colours: Colours) -> None:
     layers = [{"layer": i, "tokens": [3, 1], "share": [0.75, 0.25]} for i in range(56)]
-    lines = screen_lines(snapshot(experts={"layers": layers}, model="n" * 300), PLAIN, width, height)
+    load = {**LOAD, "ttft_p50_ms": [1234.0] * 60, "ttft_p99_ms": [123456.0] * 60}
+    changed = {"load": load, "experts": {"layers": layers}, "model": "n" * 300, "is_ready": False}
+    lines = screen_lines(snapshot(**changed), colours, width, height)
     assert len(lines) <= height
-    assert max(len(line) for line in lines) <= max(width, 36)
+    assert max(len(re.sub("\x1b\\[[0-9;]*m", "", line)) for line in lines) <= width
 
 
 def test_a_models_name_cannot_control_the_terminal() -> None:
