@@ -228,8 +228,7 @@ class Generation:
         for output in outputs:
             if output.request_id in open_ids:
                 if (failure := _failure_of(output)) is not None:
-                    num_tokens = self._jobs[output.request_id].choice.num_tokens
-                    self._accounts[output.request_id].record_output(output, num_tokens, now_s)  # the engine's times
+                    self._record_times(outputs, open_ids, now_s)
                     raise failure
                 delta = self._push(output, now_s)
                 if delta is not None:
@@ -237,6 +236,13 @@ class Generation:
                 if self._jobs[output.request_id].choice.finish_reason:
                     open_ids.remove(output.request_id)
         return deltas
+
+    def _record_times(self, outputs: Sequence[RequestOutput], open_ids: set[int], now_s: float) -> None:
+        """Record the engine's times of choices that end without their text, all at once if a deadline has passed."""
+        for output in outputs:
+            if output.request_id in open_ids:
+                num_tokens = self._jobs[output.request_id].choice.num_tokens
+                self._accounts[output.request_id].record_output(output, num_tokens, now_s)
 
     def _push(self, output: RequestOutput, now_s: float) -> Delta | None:
         self._admission.remove(output.request_id)
