@@ -219,18 +219,30 @@ class Generation:
         return queue_timeout(self._admission.retry_after_s()) if timeout.in_queue else deadline_exceeded()
 
     def _process(self, outputs: Sequence[RequestOutput], open_ids: set[int]) -> list[Delta]:
-        """Return the outputs' deltas, and remove the choices that end from `open_ids`."""
+        """Return the outputs' deltas, and remove the choices that end from `open_ids`.
+
+        Raises ApiError and RequestTimedOut for a choice that failed.
+        """
         now_s = time.monotonic()
         deltas = []
         for output in outputs:
             if output.request_id in open_ids:
-                _raise_failure(output)
+                if (failure := _failure_of(output)) is not None:
+                    self._record_times(outputs, open_ids, now_s)
+                    raise failure
                 delta = self._push(output, now_s)
                 if delta is not None:
                     deltas.append(delta)
                 if self._jobs[output.request_id].choice.finish_reason:
                     open_ids.remove(output.request_id)
         return deltas
+
+    def _record_times(self, outputs: Sequence[RequestOutput], open_ids: set[int], now_s: float) -> None:
+        """Record the engine's times of choices that end without their text, all at once if a deadline has passed."""
+        for output in outputs:
+            if output.request_id in open_ids:
+                num_tokens = self._jobs[output.request_id].choice.num_tokens
+                self._accounts[output.request_id].record_output(output, num_tokens, now_s)
 
     def _push(self, output: RequestOutput, now_s: float) -> Delta | None:
         self._admission.remove(output.request_id)
@@ -269,14 +281,16 @@ class RequestTimedOut(Exception):
         self.in_queue = in_queue
 
 
-def _raise_failure(output: RequestOutput) -> None:
+def _failure_of(output: RequestOutput) -> ApiError | RequestTimedOut | None:
+    """Return what a choice's output ends the generation with; None unless it failed."""
     if output.finish_reason in ("queue_timeout", "timeout"):
-        raise RequestTimedOut(in_queue=output.finish_reason == "queue_timeout")
+        return RequestTimedOut(in_queue=output.finish_reason == "queue_timeout")
     if output.error == NOTHING_TO_SAMPLE:
-        raise invalid_value("The request's constraints leave no token to sample.", None)
+        return invalid_value("The request's constraints leave no token to sample.", None)
     if output.finish_reason == "error":
         error = internal_error()
         error.message = output.error or error.message
-        raise error
+        return error
     if output.finish_reason == "abort":  # by the engine: outputs of requests that this server aborted are not read
-        raise unavailable("draining", GONE_RETRY_S)
+        return unavailable("draining", GONE_RETRY_S)
+    return None

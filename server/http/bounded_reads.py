@@ -1,7 +1,6 @@
 """Small reads that take turns, so that neither one client nor many at once block the event loop for long."""
 
 import asyncio
-import select
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,7 +10,7 @@ from uvicorn.server import ServerState as UvicornState
 
 from server.http.connections import Connections
 from server.http.limits.read_limiter import ReadLimiter
-from server.http.protocol import Connection
+from server.http.protocol import Connection, has_left
 
 # A body in chunks of one byte costs the parser about 10 us per 6 bytes read, and libuv reads up to 32 times per loop
 # iteration: at most 60 ms with reads of 1 KiB, more than a second with 256 KiB.
@@ -133,13 +132,3 @@ class BoundedReadProtocol(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._connection.resume_writing()
-
-
-def has_left(transport: asyncio.Transport) -> bool:
-    """Return whether the client has closed the connection, or its sending side, although not all of it is read."""
-    connected = transport.get_extra_info("socket")
-    if connected is None or connected.fileno() < 0:
-        return False
-    poll = select.poll()
-    poll.register(connected.fileno(), select.POLLRDHUP)
-    return bool(poll.poll(0))

@@ -1,13 +1,15 @@
 """HTTP/1.1 connections: uvicorn's H11Protocol with timeouts, limits and errors in the API's format.
 
-Adds to uvicorn: a timeout for the head of a request, a timeout for a client that stops reading, errors in the API's
-format for invalid requests, and limits on header lines and on open connections.
+Adds to uvicorn: a timeout for the head of a request, a timeout for a client that stops reading, a look for clients that
+left after they had sent their next request too, errors in the API's format for invalid requests, and limits on header
+lines and on open connections.
 
 h11 is the parser because it limits the size of heads; httptools buffers everything.
 """
 
 import asyncio
 import secrets
+import select
 import sys
 from collections.abc import Callable
 from http import HTTPStatus
@@ -26,22 +28,27 @@ HEAD_TIMEOUT_S = 10.0
 STALL_TIMEOUT_S = 60.0
 MAX_HEAD_BYTES = 64 << 10
 BODY_BUFFER_BYTES = 16 << 10  # of a body that the app has not received yet; uvicorn would buffer 64 KiB
+LEAVING_CHECK_S = 1.0
 HEAD_GRACE_S = 0.05  # after the head timeout, so that the loop can read what arrived in the meantime
 
 
 class Connection(H11Protocol):
-    """One connection with two timers.
+    """One connection with three timers.
 
     The head timer runs while the parser waits for (the rest of) a request's head. The stall timer runs while there is
-    more to send than the buffers hold; a stream then pauses, and its later tokens are merged into fewer events.
+    more to send than the buffers hold; a stream then pauses, and its later tokens are merged into fewer events. The
+    leaving timer runs while the next request has arrived and waits for the response: nothing is read then, so that only
+    a look at the socket tells that the client has left.
     """
 
     head_timeout_s = HEAD_TIMEOUT_S
     on_rejection: Callable[[int], None] = staticmethod(lambda status: None)  # gets the status of each error sent here
     stall_timeout_s = STALL_TIMEOUT_S
+    leaving_check_s = LEAVING_CHECK_S
     open_connections = Connections()
     _head_timer: asyncio.TimerHandle | None = None
     _stall_timer: asyncio.TimerHandle | None = None
+    _leaving_timer: asyncio.TimerHandle | None = None
     _is_read_deferred = False
     _abort_handshake: Callable[[], object] | None = None  # between accept and connection_made
 
@@ -67,11 +74,15 @@ class Connection(H11Protocol):
         self.open_connections.closed(self)
         self._stop_head_timer()
         self._stop_stall_timer()
+        self._stop_leaving_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         self._is_read_deferred = False
+        if self.conn.their_state is h11.MUST_CLOSE:
+            return  # what follows the last request of a connection is none; h11 would end the response for it
         super().data_received(data)
+        self._update_leaving_timer()
         if self.is_reading_body and self.cycle is not None and len(self.cycle.body) > BODY_BUFFER_BYTES:
             self.flow.pause_reading()  # until the app receives
         self._update_head_timer()
@@ -144,6 +155,28 @@ class Connection(H11Protocol):
         else:
             self.transport.close()
 
+    @property
+    def _is_next_waiting(self) -> bool:
+        """True if reading is paused because more has arrived than the request that is being answered."""
+        return self.conn.their_state is h11.DONE and self.flow.read_paused
+
+    def _update_leaving_timer(self) -> None:
+        """Start the timer if the next request waits."""
+        if self._leaving_timer is None and self._is_next_waiting and not self.transport.is_closing():
+            self._leaving_timer = self.loop.call_later(self.leaving_check_s, self._on_leaving_check)
+
+    def _on_leaving_check(self) -> None:
+        self._leaving_timer = None
+        if self._is_next_waiting and has_left(self.transport):
+            self.transport.abort()
+        else:
+            self._update_leaving_timer()
+
+    def _stop_leaving_timer(self) -> None:
+        if self._leaving_timer is not None:
+            self._leaving_timer.cancel()
+            self._leaving_timer = None
+
     def pause_writing(self) -> None:
         super().pause_writing()
         self._start_stall_timer()
@@ -198,3 +231,13 @@ class Connection(H11Protocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self.transport.close()
+
+
+def has_left(transport: asyncio.BaseTransport) -> bool:
+    """Return whether the client has closed the connection, or its sending side, although not all of it is read."""
+    connected = transport.get_extra_info("socket")
+    if connected is None or connected.fileno() < 0:
+        return False
+    poll = select.poll()
+    poll.register(connected.fileno(), select.POLLRDHUP)
+    return bool(poll.poll(0))

@@ -7,7 +7,9 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
+from engine.types import FinishReason, RequestOutput, Timing
 from server.engine_client.output_collector import MAX_OUTPUTS
+from server.errors import ApiError
 from server.fairness.loop_turns import LoopTurns
 from server.generation.choice import Delta
 from server.generation.generation import Generation
@@ -24,8 +26,9 @@ pytestmark = pytest.mark.anyio
 LONG = "word " * 40
 
 
-async def jobs_of_a_prompt(state: ServerState, max_tokens: int = 9) -> list[Job]:
-    request = CompletionRequest.model_validate({"model": MODEL, "prompt": "a", "max_tokens": max_tokens, "seed": 0})
+async def jobs_of_a_prompt(state: ServerState, max_tokens: int = 9, n: int = 1) -> list[Job]:
+    body = {"model": MODEL, "prompt": "a", "max_tokens": max_tokens, "seed": 0, "n": n}
+    request = CompletionRequest.model_validate(body)
     builder = JobBuilder(state, *state.serving(), request, tenant=0, arrival_s=0.0)
     return await builder.build([Prompt([1], is_continued=False)])
 
@@ -103,3 +106,18 @@ async def test_a_backlog_waits_for_a_turn_so_that_a_client_that_left_costs_no_mo
     assert has_turn is (num_outputs == MAX_OUTPUTS)
     assert job.choice.num_tokens == 1 + (num_outputs if has_turn else 0)
     assert engine.aborted
+
+
+@pytest.mark.parametrize("reason", ["timeout", "queue_timeout", "error"])
+async def test_choices_that_the_engine_ends_early_have_the_engines_times(reason: FinishReason) -> None:
+    engine, record = FakeEngine(saying(LONG), held=True), RequestRecord("id")
+    state = state_around(engine)
+    jobs = await jobs_of_a_prompt(state, n=2)
+    rest = asyncio.ensure_future(anext(Generation(state, jobs, record).deltas(idle_s=60)))
+    await engine.until(lambda: bool(engine.submitted))
+    timing = Timing(1.0, first_scheduled_s=2.0, finished_s=3.0)  # both were still in the prompt
+    for request_id, collector in engine.collectors.items():
+        collector.put(RequestOutput(request_id, finish_reason=reason, num_cached_tokens=5, timing=timing))
+    with pytest.raises(ApiError):
+        await rest
+    assert record.timings == [timing, timing] and record.num_cached_tokens == 5

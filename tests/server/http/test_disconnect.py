@@ -11,6 +11,7 @@ from openai.types.chat import ChatCompletionMessageParam
 from starlette.types import Message
 
 from server.http.disconnect import ClientDisconnected, unless_disconnected
+from server.http.protocol import Connection
 from tests.support.servers.fake_engine import FakeEngine
 from tests.support.servers.serving import MODEL, listening, outcomes, saying, state_around
 
@@ -78,6 +79,50 @@ async def test_the_work_of_a_client_that_disconnects_is_aborted(streamed: bool, 
         async with asyncio.timeout(10):
             await engine.until(lambda: len(engine.aborted) == n)
     assert outcomes(state) == {"received": n, "abort": n}
+
+
+@pytest.mark.parametrize("next_bytes", [b"\r\n", b"GET /ping HTTP/1.1\r\nhost: x\r\n\r\n"])
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_client_that_leaves_behind_its_next_request_is_noticed(
+    next_bytes: bytes, streamed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is read while the next request waits, the end of the connection neither."""
+    monkeypatch.setattr(Connection, "leaving_check_s", 0.01)
+    engine = FakeEngine(saying(LONG), held=True)
+    state = state_around(engine)
+    async with listening(state) as url:
+        _, writer = await send_request(url, stream=streamed)
+        await engine.until(lambda: bool(engine.submitted))
+        writer.write(next_bytes)
+        writer.close()
+        async with asyncio.timeout(10):
+            await engine.until(lambda: bool(engine.aborted))
+    assert outcomes(state) == {"received": 1, "abort": 1}
+
+
+async def test_a_client_that_waits_for_two_answers_is_not_taken_for_one_that_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    checked = asyncio.Event()
+    check = Connection._on_leaving_check
+
+    def noted(connection: Connection) -> None:
+        check(connection)
+        checked.set()
+
+    monkeypatch.setattr(Connection, "leaving_check_s", 0.01)
+    monkeypatch.setattr(Connection, "_on_leaving_check", noted)
+    engine = FakeEngine(saying("one two"), held=True)
+    async with asyncio.timeout(20), listening(state_around(engine)) as url:
+        reader, writer = await send_request(url)
+        await engine.until(lambda: bool(engine.submitted))
+        writer.write(b"GET /ping HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        await checked.wait()
+        while engine.step():
+            pass
+        answers = await reader.read()
+        writer.close()
+    assert answers.count(b"HTTP/1.1 200 ") == 2
 
 
 async def test_a_finished_choice_stays_finished_when_the_client_disconnects() -> None:

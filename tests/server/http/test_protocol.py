@@ -200,6 +200,33 @@ async def test_the_head_timeout_does_not_limit_the_rest_of_a_request() -> None:
         assert (await answer).startswith(b"HTTP/1.1 200 ")
 
 
+@pytest.mark.parametrize("late", [b"\r\n", b"GET /ping HTTP/1.1\r\nhost: x\r\n\r\n"])
+@pytest.mark.parametrize("head", [POST.replace(b"1.1", b"1.0"), POST + b"connection: close\r\n"])
+async def test_what_follows_a_connections_last_request_does_not_end_its_answer(
+    head: bytes, late: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received: asyncio.Queue[bytes] = asyncio.Queue()
+    receive = Connection.data_received
+
+    def noted(connection: Connection, data: bytes) -> None:
+        receive(connection, data)
+        received.put_nowait(data)
+
+    monkeypatch.setattr(Connection, "data_received", noted)
+    engine = FakeEngine(saying("a"), held=True)
+    async with asyncio.timeout(20), listening(state_around(engine)) as url:
+        reader, writer = await opened(url, head + b"content-length: %d\r\n\r\n" % len(BODY) + BODY)
+        await engine.until(lambda: bool(engine.submitted))
+        writer.write(late)
+        while await received.get() != late:
+            pass
+        while engine.step():
+            pass
+        answer = await reader.read()
+        writer.close()
+    assert answer.startswith(b"HTTP/1.1 200 ") and json.loads(answer.partition(b"\r\n\r\n")[2])["choices"]
+
+
 STREAM = {"model": MODEL, "prompt": "a", "max_tokens": 250, "n": 8, "logprobs": 5, "stream": True}
 
 
