@@ -1,6 +1,8 @@
 """server/batch/journal.py: each answer is recorded once, whatever a kill leaves behind."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import orjson
@@ -40,6 +42,40 @@ def test_a_line_that_is_torn_at_any_byte_is_removed(tmp_path: Path) -> None:
             assert journal.done == {"a"}
             journal.append({"custom_id": "c"})
         assert ids_in(path) == ["a", "c"]
+
+
+def test_a_body_is_written_as_it_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "out.jsonl"
+    answer = {"custom_id": "a", "error": None, "response": {"status_code": 200}}
+    monkeypatch.setattr(
+        os, "writev", lambda file, pieces: os.write(file, b"".join(pieces)[:7])
+    )  # the disk takes little
+    with Journal(path) as journal:
+        journal.append(answer, bytearray(b"[1.50]"))
+        journal.append(answer | {"custom_id": "b"}, b"[]")
+    first, second = path.read_text().splitlines()
+    assert first == '{"custom_id":"a","error":null,"response":{"status_code":200,"body":[1.50]}}'
+    assert json.loads(second)["response"] == {"status_code": 200, "body": []}
+
+
+def test_a_line_that_cannot_be_written_leaves_nothing_before_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: int, pieces: list[memoryview]) -> int:
+        if len(pieces[0]) == len(whole):
+            return os.write(file, pieces[0][:5])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "out.jsonl"
+    whole = orjson.dumps({"custom_id": "b"})
+    with Journal(path) as journal:
+        journal.append({"custom_id": "a"})
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "writev", full)
+            with pytest.raises(OSError, match="No space"):
+                journal.append({"custom_id": "b"})
+        journal.append({"custom_id": "c"})
+    assert ids_in(path) == ["a", "c"]
 
 
 def test_a_second_run_on_the_same_file_is_refused(tmp_path: Path) -> None:
