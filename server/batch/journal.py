@@ -73,7 +73,7 @@ class Journal:
         self.num_failed += answer.get("error") is not None
 
     def _write(self, pieces: Iterable[bytes | bytearray]) -> None:
-        remaining = list(map(memoryview, pieces))
+        remaining = [memoryview(piece) for piece in pieces]
         while remaining:
             num_bytes = os.writev(self._file, remaining)
             while remaining and num_bytes >= len(remaining[0]):
