@@ -81,7 +81,7 @@ async def unload(http: HttpRequest) -> Response:
     state.serving()
     if request.lora_name not in state.adapter_names:
         raise adapter_not_found(state.adapter_names, is_model=request.lora_name in state.model_names)
-    state.engine.unload_adapter(request.lora_name)
+    state.unload_adapter(request.lora_name)
     state.date_adapters(int(time.time()))
     log.info("LoRA adapter %s unloaded", ascii(request.lora_name))
     return JSONResponse({"id": request.lora_name, "object": "model", "deleted": True}, headers=headers)

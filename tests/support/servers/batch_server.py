@@ -29,7 +29,7 @@ class BatchServer:
 
     def __init__(self, folder: Path, engine: FakeEngine) -> None:
         self.engine = engine
-        state = state_around(engine)
+        self.state = state = state_around(engine)
         app = create_app(state)
         inner = for_batches(
             app, max_body_bytes=1 << 20, request_memory=RequestMemory(1 << 30), on_http=state.metrics.http

@@ -13,6 +13,7 @@ from server.api.batch_access import DAY_S
 from server.api.routes import batches, files
 from server.batch import service
 from server.batch.app_sender import PRIORITY
+from server.generation.state import LoraOptions
 from tests.support.conditions import until
 from tests.support.servers.batch_server import MAX_LINE_BYTES, RETENTION_DAYS, BatchServer, line, running, upload
 from tests.support.servers.fake_engine import READY, FakeEngine
@@ -47,6 +48,25 @@ async def test_embeddings_run_in_batches(server: BatchServer) -> None:
         batch = await server.ended(await server.start(lines, endpoint="/v1/embeddings"), "completed")
     good = await server.results(batch["output_file_id"])
     assert len(good["a"]["response"]["body"]["data"][0]["embedding"]) == 8 and set(good) == {"a", "b"}
+
+
+async def test_a_line_whose_adapter_was_unloaded_before_it_runs_is_an_error_that_says_so(server: BatchServer) -> None:
+    server.state.lora = LoraOptions(at_run_time=True)
+    client = server.clients[0]
+    for name in ("sql", "poems"):
+        adapter = {"lora_name": name, "lora_path": f"/adapters/{name}"}
+        assert (await client.post("/v1/load_lora_adapter", json=adapter)).status_code == 200
+    lines = [line(name, model=name) for name in ("sql", "poems", "other")]
+    batch_id = await server.start(lines)
+    assert (await client.post("/v1/unload_lora_adapter", json={"lora_name": "sql"})).status_code == 200
+    async with running(server):
+        batch = await server.ended(batch_id, "completed")
+    assert batch["request_counts"] == {"total": 3, "completed": 1, "failed": 2}
+    assert set(await server.results(batch["output_file_id"])) == {"poems"}
+    errors = {name: found["error"] for name, found in (await server.results(batch["error_file_id"])).items()}
+    assert errors["sql"]["code"] == errors["other"]["code"] == "404"
+    assert errors["sql"]["message"].startswith("This LoRA adapter was unloaded; send one of:")
+    assert errors["other"]["message"].startswith("This model is not served here; send one of:")
 
 
 async def test_lines_run_as_their_tenant_behind_the_requests_of_clients(server: BatchServer) -> None:
