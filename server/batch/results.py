@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from server.batch.journal import head_of
-from server.batch.store import PART
+from server.batch.store import PART, create_part
 
 EXPIRED = {"code": "batch_expired", "message": "The batch expired before this request was answered."}
 
@@ -19,18 +19,21 @@ def write_results(journal: Path, expired_ids: Iterable[str], output: Path, error
     written. May be repeated after a kill. Raises OSError.
     """
     parts = [path.with_suffix(PART) for path in (output, errors)]
-    with parts[0].open("wb") as good, parts[1].open("wb") as bad:
+    for part in parts:
+        part.unlink(missing_ok=True)  # of a server that was killed
+    with create_part(parts[0]) as good, create_part(parts[1]) as bad:
         if journal.exists():
             with journal.open("rb") as file:
                 for line in file:
                     (bad if head_of(line)["error"] else good).write(line)
         for custom_id in expired_ids:
             bad.write(_expired_line(custom_id))
-    for part, path in zip(parts, (output, errors), strict=True):
-        if part.stat().st_size:
-            os.replace(part, path)
-        else:
-            part.unlink()
+        for file, part, path in zip((good, bad), parts, (output, errors), strict=True):
+            file.flush()
+            if file.tell():
+                os.replace(part, path)
+            else:
+                part.unlink()
 
 
 def _expired_line(custom_id: str) -> bytes:

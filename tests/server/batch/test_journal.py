@@ -104,6 +104,7 @@ def test_no_response_is_parsed_to_find_what_is_done(tmp_path: Path, custom_id: s
             journal.append({"custom_id": f"{number}{custom_id}", "error": fault, "response": {"body": body}})
     with Journal(path) as journal:
         assert journal.done == {f"0{custom_id}", f"1{custom_id}"} and journal.num_failed == 1
+    (tmp_path / "good.part").write_bytes(b"torn")  # by a kill
     write_results(path, (), tmp_path / "good", tmp_path / "bad")
     assert (tmp_path / "good").read_bytes() + (tmp_path / "bad").read_bytes() == path.read_bytes()
 
