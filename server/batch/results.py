@@ -28,9 +28,9 @@ def write_results(journal: Path, expired_ids: Iterable[str], output: Path, error
                     (bad if head_of(line)["error"] else good).write(line)
         for custom_id in expired_ids:
             bad.write(_expired_line(custom_id))
-        for file, part, path in zip((good, bad), parts, (output, errors), strict=True):
-            file.flush()
-            if file.tell():
+        for written, part, path in zip((good, bad), parts, (output, errors), strict=True):
+            written.flush()
+            if written.tell():
                 os.replace(part, path)
             else:
                 part.unlink()
