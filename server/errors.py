@@ -148,11 +148,13 @@ def origin_not_allowed() -> ApiError:
     return ApiError(message, status=403, param="Origin", code="origin_not_allowed")
 
 
-def model_not_found(served: Sequence[str] = ()) -> ApiError:
-    """`served`: the names of the model, of which the message has the first few."""
+def model_not_found(served: Sequence[str] = (), *, was_unloaded: bool = False) -> ApiError:
+    """`served`: the names of the model, of which the message has the first few. `was_unloaded`: the name was that of a
+    LoRA adapter."""
     names = ", ".join(served[:MAX_NAMED_MODELS])
     instead = f"; send one of: {names}" if names else ""
-    message = f"This model is not served here{instead}. GET /v1/models lists all names."
+    what = "This LoRA adapter was unloaded" if was_unloaded else "This model is not served here"
+    message = f"{what}{instead}. GET /v1/models lists all names."
     return ApiError(message, status=404, param="model", code="model_not_found")
 
 

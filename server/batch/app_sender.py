@@ -59,7 +59,7 @@ class _Response:
         wait_s = seconds(self._headers.get(b"retry-after", b"").decode("latin-1"))
         is_json = self._is_complete and self._headers.get(b"content-type") == b"application/json"
         is_json = is_json and b"\n" not in self._body  # the app's own JSON has none
-        return Answer(self._status, request_id, bytes(self._body), wait_s, is_json)
+        return Answer(self._status, request_id, self._body, wait_s, is_json)
 
 
 def _scope(path: str, num_bytes: int, tenant: int) -> dict[str, object]:

@@ -1,13 +1,13 @@
 """The output of a batch: one line per answered request, which is also the record of what is done.
 
-A line is appended in one write when its answer is complete. A kill can only tear the last line; the next run removes
-it and sends that request again. So each request is in the output exactly once when a run ends.
+A line is appended when its answer is complete, and never beside another one. A kill can only tear the last line; the
+next run removes it and sends that request again. So each request is in the output exactly once when a run ends.
 """
 
 import fcntl
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -59,12 +59,30 @@ class Journal:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         os.close(self._file)
 
-    def append(self, answer: Mapping[str, object]) -> None:
-        """Write one line. `answer` has a "custom_id", an "error" and, last, a "response". Raises OSError."""
-        remaining = orjson.dumps(answer, option=orjson.OPT_APPEND_NEWLINE)
-        while remaining:
-            remaining = remaining[os.write(self._file, remaining) :]
+    def append(self, answer: Mapping[str, object], body: bytes | bytearray | None = None) -> None:
+        """Write one line, or nothing. `answer` has a "custom_id", an "error" and, last, a "response". Raises OSError.
+
+        `body`: JSON on one line, which becomes the last member of the response. It may have many megabytes, so it is
+        neither parsed nor copied, and the interpreter's lock is free while it is written.
+        """
+        text = orjson.dumps(answer)
+        pieces = [text, b"\n"] if body is None else [text.removesuffix(b"}}") + b',"body":', body, b"}}\n"]
+        try:
+            self._write(pieces)
+        except BaseException:
+            os.ftruncate(self._file, self._num_whole)  # another line may follow
+            raise
+        self._num_whole += sum(map(len, pieces))
         self.num_failed += answer.get("error") is not None
+
+    def _write(self, pieces: Iterable[bytes | bytearray]) -> None:
+        remaining = [memoryview(piece) for piece in pieces]
+        while remaining:
+            num_bytes = os.writev(self._file, remaining)
+            while remaining and num_bytes >= len(remaining[0]):
+                num_bytes -= len(remaining.pop(0))
+            if num_bytes:
+                remaining[0] = remaining[0][num_bytes:]
 
     def _lock(self) -> None:
         """Lock the file; the system unlocks it when the process ends, however it ends."""
@@ -75,15 +93,15 @@ class Journal:
 
     def _read(self, before_each: Callable[[], None]) -> set[str]:
         done: set[str] = set()
-        num_whole = 0  # bytes of whole lines
+        self._num_whole = 0  # bytes of whole lines
         with os.fdopen(os.dup(self._file), "rb") as file:
             for number, line in enumerate(file, start=1):
                 before_each()
                 if not line.endswith(b"\n"):
                     break
                 done.add(self._custom_id(line, number))
-                num_whole += len(line)
-        os.ftruncate(self._file, num_whole)
+                self._num_whole += len(line)
+        os.ftruncate(self._file, self._num_whole)
         return done
 
     def _custom_id(self, line: bytes, number: int) -> str:

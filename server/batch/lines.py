@@ -12,6 +12,7 @@ from server.strict_json import JsonValue, parse_object
 
 PREFIX = "/v1/"
 MAX_ID_CHARS = 512  # all ids of a batch are in memory
+MAX_BLANK_LINES = 50_000  # of a client's file: one for each request that it may have
 
 
 class BatchError(Exception):
@@ -55,10 +56,11 @@ def read_lines(
 ) -> Iterator[BatchLine]:
     """Yield the requests of a file; blank lines are skipped. Raises LineError, OSError, and what `before_each` raises.
 
-    `max_bytes`: of a line. `is_checked`: the file was read before, so its custom ids are known to differ and none is
-    kept in memory.
+    `max_bytes`: of a line; with it the number of blank lines has a bound, too. `is_checked`: the file was read before,
+    so its custom ids are known to differ and none is kept in memory.
     """
     seen: set[str] = set()
+    num_blank = 0
     with path.open("rb") as file:
         for number, text in enumerate(_texts(file, max_bytes), start=1):
             before_each()
@@ -74,6 +76,10 @@ def read_lines(
                 if not is_checked:
                     seen.add(line.custom_id)
                 yield line
+            else:
+                num_blank += 1
+                if max_bytes is not None and num_blank > MAX_BLANK_LINES:
+                    raise LineError(path, number, f"one of more than {MAX_BLANK_LINES} blank lines")
 
 
 def _texts(file: BinaryIO, max_bytes: int | None) -> Iterator[bytes]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from server.batch.journal import head_of
 from server.batch.lines import go_on
-from server.batch.store import PART
+from server.batch.store import PART, create_part
 
 EXPIRED = {"code": "batch_expired", "message": "The batch expired before this request was answered."}
 
@@ -22,7 +22,9 @@ def write_results(
     written. May be repeated after a kill. Raises OSError, and what `before_each` raises before a line.
     """
     parts = [path.with_suffix(PART) for path in (output, errors)]
-    with parts[0].open("wb") as good, parts[1].open("wb") as bad:
+    for part in parts:
+        part.unlink(missing_ok=True)  # of a server that was killed
+    with create_part(parts[0]) as good, create_part(parts[1]) as bad:
         if journal.exists():
             with journal.open("rb") as file:
                 for line in file:
@@ -30,11 +32,12 @@ def write_results(
                     (bad if head_of(line)["error"] else good).write(line)
         for custom_id in expired_ids:
             bad.write(_expired_line(custom_id))
-    for part, path in zip(parts, (output, errors), strict=True):
-        if part.stat().st_size:
-            os.replace(part, path)
-        else:
-            part.unlink()
+        for written, part, path in zip((good, bad), parts, (output, errors), strict=True):
+            written.flush()
+            if written.tell():
+                os.replace(part, path)
+            else:
+                part.unlink()
 
 
 def _expired_line(custom_id: str) -> bytes:

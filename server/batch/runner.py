@@ -4,19 +4,22 @@ import asyncio
 import time
 import uuid
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import orjson
 
 from server.batch.journal import Journal
 from server.batch.lines import BatchError, BatchLine
+from server.fairness.event_loop import off_loop, uninterrupted
 
 RETRIED = frozenset({408, 429, 503})  # the server is busy, loading or restarting
 OWN_LIMIT = "queue_timeout"  # code of a 503: the line's own limit has passed, and would again
 MAX_WAIT_S = 30.0  # between two tries
 GIVE_UP_S = 600.0  # without any answer from the server
+INLINE_BYTES = 1 << 16  # an answer with a longer body is written in a thread
 LINES_AT_A_TIME = 16  # read ahead: a hop to a thread costs more than most lines
 
 
@@ -33,7 +36,7 @@ class Answer:
 
     status: int
     request_id: str
-    body: bytes
+    body: bytes | bytearray
     retry_after_s: float = 0.0
     is_json: bool = False
 
@@ -66,6 +69,7 @@ class Runner:
         """`on_progress` is called after each answer. `clock`: monotonic seconds. `first_wait_s`: before a retry."""
         self._send = send
         self._reading = asyncio.Lock()
+        self._writing = asyncio.Lock()
         self._read: deque[BatchLine] = deque()
         self._reading_ahead: asyncio.Task[list[BatchLine]] | None = None
         self._journal = journal
@@ -92,10 +96,19 @@ class Runner:
     async def _work(self, lines: Iterator[BatchLine]) -> None:
         while (line := await self._next(lines)) is not None:
             answer = await self._answer(line)
-            self._journal.append(_output_line(line, answer))
+            async with self._writing:
+                await uninterrupted(
+                    off_loop(partial(self._record, line, answer), heavy=len(answer.body) > INLINE_BYTES)
+                )
             self._progress.num_done += 1
             self._progress.num_failed += answer.status != 200
             self._on_progress(self._progress)
+
+    def _record(self, line: BatchLine, answer: Answer) -> None:
+        """Append an answer to the journal. Blocks while a large body is written."""
+        is_kept = answer.is_json and answer.status == 200
+        parsed = {} if is_kept else {"body": _json(answer.body)}
+        self._journal.append(_output_line(line, answer, parsed), answer.body if is_kept else None)
 
     async def _next(self, lines: Iterator[BatchLine]) -> BatchLine | None:
         """Return the next line. Lines are read ahead in a thread: no request waits while long lines are parsed."""
@@ -126,18 +139,17 @@ async def _read_some(lines: Iterator[BatchLine]) -> list[BatchLine]:
     return await asyncio.to_thread(lambda: list(islice(lines, LINES_AT_A_TIME)))
 
 
-def _output_line(line: BatchLine, answer: Answer) -> dict[str, object]:
+def _output_line(line: BatchLine, answer: Answer, parsed: Mapping[str, object]) -> dict[str, object]:
     """Return the line of an answer, with its response last: journal.py finds the rest without parsing the response.
 
-    Nor is a large body parsed here, on the event loop, if it is known to be JSON.
+    `parsed` has its body; without one the journal is to write the body as it came.
     """
-    is_error = answer.status != 200
-    body = orjson.Fragment(answer.body) if answer.is_json and not is_error else _json(answer.body)
+    message = _error_message(parsed.get("body"))
     return {
         "id": f"batch_req_{uuid.uuid4().hex}",
         "custom_id": line.custom_id,
-        "error": {"code": str(answer.status), "message": _error_message(body)} if is_error else None,
-        "response": {"status_code": answer.status, "request_id": answer.request_id, "body": body},
+        "error": None if answer.status == 200 else {"code": str(answer.status), "message": message},
+        "response": {"status_code": answer.status, "request_id": answer.request_id, **parsed},
     }
 
 
@@ -151,7 +163,7 @@ def _error_of(body: object) -> dict[str, object]:
     return error if isinstance(error, dict) else {}
 
 
-def _json(body: bytes) -> object:
+def _json(body: bytes | bytearray) -> object:
     try:
         return orjson.loads(body)
     except ValueError:

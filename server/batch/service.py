@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import sqlite3
@@ -14,10 +13,9 @@ from server.batch.journal import Journal
 from server.batch.lines import BatchLine, LineError, read_lines
 from server.batch.results import write_results
 from server.batch.runner import Progress, Runner, Send
-from server.batch.store import OPEN, Object, Store
+from server.batch.store import OPEN, Object, Store, try_lock
 
 MAX_LINES = 50_000  # OpenAI's limit
-MAX_UPLOAD_S = 3600.0  # far longer than the server lets an upload take
 MAX_ENDED = 1000  # batches of one owner that are kept after their end
 LOCK_RETRY_S = 0.5  # the previous process may still hold the folder, after SIGHUP
 ANSWERED = ("in_progress", "finalizing", "cancelling")  # status of open batches that may have answers
@@ -85,7 +83,7 @@ class BatchService:
         with contextlib.ExitStack() as stack:
             descriptor = os.open(self.store.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             stack.callback(os.close, descriptor)
-            while not _try_lock(descriptor):  # noqa: ASYNC110 (another process holds it)
+            while not try_lock(descriptor):  # noqa: ASYNC110 (another process holds it)
                 await asyncio.sleep(LOCK_RETRY_S)
             async with asyncio.TaskGroup() as tasks:
                 try:
@@ -107,7 +105,7 @@ class BatchService:
         try:
             before_s = self.store.clock() - self._retention_s
             number = await asyncio.to_thread(self.store.delete_ended, MAX_ENDED, before_s)
-            await asyncio.to_thread(self.store.delete_parts, self.store.clock() - MAX_UPLOAD_S)
+            await asyncio.to_thread(self.store.delete_parts)
         except (OSError, sqlite3.Error):
             log.exception("ended batches could not be deleted")
         else:
@@ -304,11 +302,3 @@ def _errors(fault: Object) -> Object:
 def _counts(progress: Progress) -> dict[str, int]:
     completed = progress.num_done - progress.num_failed
     return {"total": progress.num_lines, "completed": completed, "failed": progress.num_failed}
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

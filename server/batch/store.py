@@ -5,6 +5,7 @@ and may be called from any thread; several processes may use one folder.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import secrets
@@ -13,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 Object = dict[str, Any]  # a file or a batch, as the API shows it
 
@@ -35,6 +36,19 @@ CREATE INDEX IF NOT EXISTS batches_of_owner ON batches (owner);
 Table = Literal["files", "batches"]
 
 
+def create_part(path: Path) -> BinaryIO:
+    """Create a file with the suffix PART, locked until it is closed, and to be renamed before. Raises OSError.
+
+    Store.delete_parts() deletes those that are not locked, as a killed server leaves them.
+    """
+    while True:
+        file = path.open("xb")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # it was deleted before it was locked
+
+
 class Upload:
     """A file while it arrives, in pieces, under another name. Methods block."""
 
@@ -43,7 +57,7 @@ class Upload:
         self.path = path
         self.num_bytes = 0
         self._part = path.with_suffix(PART)
-        self._file = self._part.open("xb")
+        self._file = create_part(self._part)
 
     def write(self, piece: bytes) -> None:
         """Append a piece. Raises OSError."""
@@ -52,13 +66,23 @@ class Upload:
 
     def finish(self) -> None:
         """Give the file its name. Raises OSError."""
-        self._file.close()
+        self._file.flush()
         os.replace(self._part, self.path)
+        self._file.close()
 
     def discard(self) -> None:
         """Delete what has arrived; nothing if the file has its name."""
         self._file.close()
         self._part.unlink(missing_ok=True)
+
+
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file, unless it is locked; the system unlocks it when it is closed, or the process ends."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 class Store:
@@ -121,11 +145,12 @@ class Store:
             raise
         return file
 
-    def delete_parts(self, before_s: float) -> None:
-        """Delete what uploads have left that a kill ended before this Unix time. Raises OSError."""
+    def delete_parts(self) -> None:
+        """Delete what killed servers have left of uploads and results. Raises OSError."""
         for part in self._files.glob(f"file-*{PART}"):
-            if part.stat().st_mtime < before_s:
-                part.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError), part.open("rb") as file:  # it may be complete by now
+                if try_lock(file.fileno()):
+                    part.unlink()
 
     def discard(self, file_id: str) -> None:
         """Delete the content, whole or begun, of a file that has no row: nobody would find it again."""

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from engine.assertions import NO_ASSERTIONS, are_assertions_off
 from engine.capacity.checkpoint_files import files_newer_than_list
-from engine.capacity.machine.disk_speed import disk_rate
+from engine.capacity.machine.disk_speed import disk_sample
 from engine.capacity.machine.host_resources import available_bytes, format_bytes, memory_limit_bytes
 from engine.capacity.memory_plan import MemoryPlan, plan_memory
 from engine.capacity.memory_share import NO_KV, fit, kv_demand
@@ -230,12 +230,12 @@ def _expert_reads(pack: Path, plan: MemoryPlan) -> Check:
     """Measure the disk of a pack whose experts are read when they are needed."""
     assert plan.experts is not None
     try:
-        rate = disk_rate(pack)
+        sample = disk_sample(pack)
     except EngineConfigError as error:
         return Check("experts", "fail", str(error))
     fit = f"{plan.experts.num_slots} of {plan.experts.num_experts} fit memory"
-    speeds = ", ".join(f"{speed:.1f} for {count}" for count, speed in expert_speeds(plan, rate).items())
-    detail = f"{fit}; the disk reads {rate / 1e9:.2f} GB/s: tokens/s at most, by clients: {speeds}"
+    speeds = ", ".join(f"{speed:.1f} for {count}" for count, speed in expert_speeds(plan, sample.rate).items())
+    detail = f"{fit}; the disk reads {sample}: tokens/s at most, by clients: {speeds}"
     return Check("experts", "ok", detail)
 
 

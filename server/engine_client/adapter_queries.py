@@ -29,9 +29,14 @@ class AdapterQueries:
         self._unused: set[str] = set()  # digests without a name, to be freed
         self._held: Counter[str] = Counter()  # by digest
 
+    @property
+    def loading(self) -> frozenset[str]:
+        """Names of the adapters that the engine is asked to load, also of those whose callers are gone."""
+        return frozenset(query.name for query, _ in self._open.values())
+
     def load(self, name: str, directory: str) -> asyncio.Future[None]:
         """Ask the engine to load an adapter. The future raises AdapterError, and EngineDied."""
-        if any(query.name == name for query, _ in self._open.values()):
+        if name in self.loading:
             raise AdapterError(f"an adapter {name!r} is being loaded")
         self._last_query_id += 1
         query = LoadAdapter(self._last_query_id, name, directory)

@@ -129,6 +129,11 @@ class EngineClient:
             raise EngineDied(CRASHED)
         return await self._expert_queries.ask(window_s, reset=reset)
 
+    @property
+    def loading_adapters(self) -> frozenset[str]:
+        """Names of the adapters that are being loaded."""
+        return self._adapter_queries.loading
+
     async def load_adapter(self, name: str, directory: str) -> None:
         """Load a LoRA adapter. It is in `ready.adapters` afterwards, also of a restarted engine.
 

@@ -17,7 +17,9 @@ MIN_REQUEST_MEMORY, MAX_REQUEST_MEMORY = 32 << 20, 2 << 30
 SHARE_OF_LIMIT = 8  # request bodies get one part of the memory limit, replies another
 TOKENS_PER_CHOICE = 1024  # default bound on waiting token ids, per choice that may wait
 ID_BYTES = 96  # of one waiting token id: integers in both processes, and on the socket between them
-CHOICE_BYTES = 12 << 10  # of one open choice: its objects in both processes, and outputs that nobody has read yet
+# Of one open choice: its objects in both processes, and outputs that a usual client has not read yet. Each token that a
+# slow client leaves unread takes 8 bytes more, up to max_tokens: in no row.
+CHOICE_BYTES = 12 << 10
 CONSTRAINT_BYTES = 24  # of one id of biases, allowed tokens or bad words: in the request, and prepared for a row
 MAX_CONSTRAINT_IDS = 1 << 21  # of all open choices
 FRAME_BYTES = 8 << 20  # of frames between the two processes that are being written or read

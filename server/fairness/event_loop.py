@@ -21,6 +21,22 @@ async def off_loop(work: Callable[[], T], *, heavy: bool) -> T:
     return await asyncio.to_thread(work) if heavy else work()
 
 
+async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
+    """Return the result of `work`. A cancelled caller waits for its end, because a thread cannot be stopped and may use
+    what the caller is about to close."""
+    task = asyncio.get_running_loop().create_task(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        task.exception()  # marks it as retrieved
+        raise cancelled
+    return task.result()
+
+
 class BackgroundTasks:
     """Tasks without a caller that awaits them."""
 

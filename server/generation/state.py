@@ -2,6 +2,7 @@
 
 import random
 import secrets
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -28,6 +29,7 @@ from server.structured_output.grammar_checker import GrammarChecker
 from server.tokenizer.tokenizer import Tokenizer
 
 NUM_DIGITS = 12  # of an adapter's digest in a fingerprint
+MAX_UNLOADED = 1024  # names of unloaded adapters that are remembered, for error messages
 MAX_TOTAL_PROMPT_IDS = 2**22  # of a request's prompts times its choices: each choice carries its prompt to the engine
 
 
@@ -51,6 +53,8 @@ class Engine(EngineLoad, Protocol):
     def submit(self, requests: Sequence[Request]) -> OutputStream: ...
     def abort(self, request_ids: Iterable[int]) -> None: ...
     async def experts(self, window_s: float | None, *, reset: bool = False) -> ExpertReport: ...
+    @property
+    def loading_adapters(self) -> frozenset[str]: ...
     async def load_adapter(self, name: str, directory: str) -> None: ...
     def unload_adapter(self, name: str) -> None: ...
     def hold_adapter(self, digest: str) -> None: ...
@@ -123,6 +127,7 @@ class ServerState:
     max_num_queued_tokens: int | None = None  # of the prompts that wait; None: derived from max_num_queued
     num_tenants: int = 1
     memory: MemoryMonitor | None = None
+    _unloaded: deque[str] = field(default_factory=lambda: deque(maxlen=MAX_UNLOADED))  # names of adapters
 
     @cached_property
     def heavy_work(self) -> HeavyWork:
@@ -183,6 +188,11 @@ class ServerState:
         """Names of the model, and then of its adapters."""
         return self.model_names + self.adapter_names
 
+    def unload_adapter(self, name: str) -> None:
+        """Take an adapter's name away. Later requests for it, such as the lines of a batch, are told what happened."""
+        self.engine.unload_adapter(name)
+        self._unloaded.append(name)
+
     def date_adapters(self, now_s: int) -> None:
         """Date the adapters that are new, or have other files than before, and forget those that are gone."""
         if self.engine.ready is not None:
@@ -195,7 +205,7 @@ class ServerState:
         Raises ApiError 404 for a name that is not served. Names are case-sensitive.
         """
         if name is not None and name not in self.all_names:
-            raise model_not_found(self.all_names)
+            raise model_not_found(self.all_names, was_unloaded=name in self._unloaded)
         return self.model_names[0] if name is None else name
 
     def adapter_of(self, name: str | None) -> str:

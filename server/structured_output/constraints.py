@@ -189,8 +189,13 @@ def _check_inline_schemas(grammar: str, param: str) -> None:
 
 def _check_size(schema: dict[str, JsonValue], num_chars: int, param: str) -> None:
     sizes = [len(value) for _, value in _members(schema) if isinstance(value, dict)]
-    if num_chars > MAX_GRAMMAR_CHARS or max(sizes) > MAX_MEMBERS_OF_ONE or sum(sizes) > MAX_MEMBERS:
-        raise too_large(param)
+    for size, limit, what in (
+        (num_chars, MAX_GRAMMAR_CHARS, "characters"),
+        (max(sizes), MAX_MEMBERS_OF_ONE, "members in one object"),
+        (sum(sizes), MAX_MEMBERS, "members in all its objects"),
+    ):
+        if size > limit:
+            raise too_large(param, f"it has {size:,} {what}, and this server takes {limit:,}")
     for name, value in _members(schema):
         if name == "pattern" and isinstance(value, str):
             _check_regex(value, param)
@@ -218,8 +223,6 @@ def grammar_too_large(request: GenerationRequest, num_choices: int) -> ApiError:
     return invalid_value(f"'{param}' is too large for {num_choices} choices: request fewer at a time.", param)
 
 
-def too_large(param: str) -> ApiError:
+def too_large(param: str, why: str = "this server limits the work of a grammar") -> ApiError:
     """Build the error for a constraint beyond the limits of this module."""
-    return ApiError(
-        f"'{param}' is too large: this server limits the work of a grammar.", param=param, code="invalid_value"
-    )
+    return ApiError(f"'{param}' is too large: {why}.", param=param, code="invalid_value")

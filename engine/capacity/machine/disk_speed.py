@@ -6,8 +6,10 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+from engine.capacity.machine.host_resources import format_bytes
 from engine.errors import EngineConfigError
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.pack.direct_file import open_direct
@@ -20,13 +22,34 @@ SAMPLE_BYTES = 1 << 30
 LIMIT_S = 1.0  # no read begins later
 
 
-def disk_rate(
+@dataclass(frozen=True)
+class DiskSample:
+    """What was read from a disk, and how long it took."""
+
+    num_bytes: int
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Bytes per second."""
+        return self.num_bytes / self.seconds
+
+    def __str__(self) -> str:
+        return f"{self.rate / 1e9:.2f} GB/s ({format_bytes(self.num_bytes)} of the pack read in {self.seconds:.2f} s)"
+
+
+def disk_rate(pack: Path, sample_bytes: int = SAMPLE_BYTES, limit_s: float = LIMIT_S) -> float:
+    """Return the bytes per second of disk_sample()."""
+    return disk_sample(pack, sample_bytes, limit_s).rate
+
+
+def disk_sample(
     pack: Path,
     sample_bytes: int = SAMPLE_BYTES,
     limit_s: float = LIMIT_S,
     clock: Callable[[], float] = time.perf_counter,
-) -> float:
-    """Return the bytes per second of direct reads of whole experts in a random order, several pieces at once.
+) -> DiskSample:
+    """Measure direct reads of whole experts in a random order, several pieces at once.
 
     Reads up to `sample_bytes`. Raises EngineConfigError for a damaged pack or a disk that cannot be read.
     """
@@ -46,7 +69,7 @@ def disk_rate(
         raise EngineConfigError(f"{pack / WEIGHTS_NAME} cannot be read: {error.strerror}") from None
     finally:
         os.close(descriptor)
-    return sample.num_bytes / (clock() - start_s)
+    return DiskSample(sample.num_bytes, clock() - start_s)
 
 
 class _Sample:

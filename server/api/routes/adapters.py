@@ -47,7 +47,8 @@ async def load(http: HttpRequest) -> Response:
     if name in state.all_names and not is_replaced:
         reason = "is the model itself" if name in state.model_names else "is served already; unload it first"
         raise invalid_value(f"'lora_name' {reason}, or choose another.", "lora_name")
-    if len(state.adapter_names) >= MAX_ADAPTERS and not is_replaced:
+    names = state.engine.loading_adapters.union(state.adapter_names)  # many loads may run at once
+    if name not in names and len(names) >= MAX_ADAPTERS:
         raise invalid_value(
             f"'lora_name' would be one of more than {MAX_ADAPTERS} adapters; unload others.", "lora_name"
         )
@@ -80,7 +81,7 @@ async def unload(http: HttpRequest) -> Response:
     state.serving()
     if request.lora_name not in state.adapter_names:
         raise adapter_not_found(state.adapter_names, is_model=request.lora_name in state.model_names)
-    state.engine.unload_adapter(request.lora_name)
+    state.unload_adapter(request.lora_name)
     state.date_adapters(int(time.time()))
     log.info("LoRA adapter %s unloaded", ascii(request.lora_name))
     return JSONResponse({"id": request.lora_name, "object": "model", "deleted": True}, headers=headers)

@@ -201,8 +201,7 @@ async def generate(http: HttpRequest) -> Response:
 )
 async def embed(http: HttpRequest) -> Response:
     """Reply with a vector of length 1 for each text."""
-    arrival_s = time.monotonic()
-    request, headers = await _read(http, OllamaEmbedRequest)
+    request, headers, arrival_s = await _read(http, OllamaEmbedRequest)
     embedder, vectors = await _embed(http, request, arrival_s, {"truncate_prompt_tokens": "truncate"})
     fields = {
         "model": _name(http, request),
@@ -226,8 +225,7 @@ async def embed(http: HttpRequest) -> Response:
 )
 async def embeddings(http: HttpRequest) -> Response:
     """Reply with a vector of length 1, or an empty one for an empty text."""
-    arrival_s = time.monotonic()
-    request, headers = await _read(http, OllamaEmbeddingsRequest)
+    request, headers, arrival_s = await _read(http, OllamaEmbeddingsRequest)
     state_of(http).served_name(_served(state_of(http), request.model))
     vectors: Sequence[bytes] = [b"[]"]
     if request.prompt:
@@ -235,10 +233,11 @@ async def embeddings(http: HttpRequest) -> Response:
     return SlicedResponse([b'{"embedding":', *vectors, b"}"], headers, media_type="application/json")
 
 
-async def _read(http: HttpRequest, model: type[SomeRequest]) -> tuple[SomeRequest, dict[str, str]]:
-    """Read a request that takes part in the queue, and the headers of its reply."""
+async def _read(http: HttpRequest, model: type[SomeRequest]) -> tuple[SomeRequest, dict[str, str], float]:
+    """Read a request that takes part in the queue. Return it, the headers of its reply, and when it arrived."""
+    arrival_s = time.monotonic()
     await state_of(http).check_queue(tenant_of(http))
-    return await read_request(http, model, takes_form_type=True)
+    return *await read_request(http, model, takes_form_type=True), arrival_s
 
 
 async def _respond(
@@ -247,8 +246,7 @@ async def _respond(
     reply_class: Callable[[str, float], OllamaReply],
     renamed: Mapping[str, str],
 ) -> Response:
-    arrival_s = time.monotonic()
-    request, headers = await _read(http, model)
+    request, headers, arrival_s = await _read(http, model)
     reply = reply_class(_name(http, request), arrival_s)
     state = state_of(http)
     named = request.model_copy(update={"model": _served(state, request.model)})

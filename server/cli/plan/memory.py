@@ -1,5 +1,6 @@
 """`smoe plan`: memory use of a checkpoint, computed from its headers before anything is loaded."""
 
+import dataclasses
 import json
 import shlex
 import sys
@@ -13,6 +14,7 @@ from msgspec.structs import replace
 
 from engine.capacity import checkpoint_files
 from engine.capacity.expert_speed import NUM_CLIENTS, REFERENCE_DISK, Rates, tokens_per_s
+from engine.capacity.machine.disk_speed import DiskSample, disk_sample
 from engine.capacity.machine.host_resources import available_bytes, format_bytes
 from engine.capacity.memory_plan import WEIGHT_KINDS, MemoryPlan, plan_memory
 from engine.capacity.packs import kind_of
@@ -49,6 +51,7 @@ class PlanReport:
     candidates: tuple[MemoryPlan, ...]  # `plan`, then those with smaller weights
     fits_if_given_memory: bool  # False if settings contradict each other or the model
     short: MemoryPlan | None = None  # if nothing fits: the smallest plan, with a context of SHORT_CONTEXT
+    disk: DiskSample | None = None  # of this machine, if missing experts are read from its disk
 
     @property
     def smallest(self) -> MemoryPlan:
@@ -117,6 +120,8 @@ def run(flags: Mapping[str, Any], memory: str | None, *, as_json: bool, write_ma
     try:
         settings = planned_settings(flags)
         report = make_report(settings, None if memory is None else parse_size_flag("--memory", memory))
+        if memory is None:  # planned for this machine
+            report = _with_disk(report)
         if write_manifest:
             typer.echo(add_manifest(settings), err=True)
     except (SettingsError, PlanError) as error:
@@ -139,6 +144,17 @@ def make_report(settings: Settings, memory_bytes: int | None) -> PlanReport:
     fitting = next((candidate for candidate in candidates if candidate.limits), None)
     short = _with_short_context(candidates) if fitting is None else None
     return PlanReport(settings.model, plan, fitting, tuple(candidates), with_memory.limits is not None, short)
+
+
+def _with_disk(report: PlanReport) -> PlanReport:
+    """Measure the disk of a pack whose experts do not all fit. Raises PlanError if it cannot be read."""
+    plan = report.plan
+    if plan.experts is None or not plan.experts.num_missing:
+        return report
+    try:
+        return dataclasses.replace(report, disk=disk_sample(Path(plan.config.model)))
+    except EngineConfigError as error:
+        raise PlanError(str(error)) from None
 
 
 def _with_short_context(candidates: Sequence[MemoryPlan]) -> MemoryPlan | None:
@@ -230,7 +246,7 @@ def to_json(report: PlanReport) -> str:
         "kv_cache_bytes": plan.kv_cache_bytes,
         "max_model_len": limits.max_model_len if limits else None,
         "room": [asdict(room) for room in plan.capacities()],
-        "expert_memory": None if plan.experts is None else asdict(plan.experts) | {"tokens_per_s": expert_speeds(plan)},
+        "expert_memory": None if plan.experts is None else asdict(plan.experts) | _speed_fields(report),
         "adapter_bytes": plan.adapters,
         "max_adapters": plan.max_adapters if plan.adapters else None,
         "warnings": plan.warnings,
@@ -241,10 +257,20 @@ def to_json(report: PlanReport) -> str:
     return json.dumps(fields, indent=2)
 
 
+def _speed_fields(report: PlanReport) -> dict[str, Any]:
+    disk = report.disk
+    return {
+        "tokens_per_s": expert_speeds(report.plan, disk.rate if disk else REFERENCE_DISK),
+        "disk_bytes_per_s": disk.rate if disk else REFERENCE_DISK,
+        "disk_sample_bytes": disk.num_bytes if disk else 0,
+    }
+
+
 def to_table(report: PlanReport, colours: Colours = WITHOUT_COLOURS) -> str:
     """Return a table for the terminal, about twenty lines."""
-    lines = [*_heading(report), *_parameter_lines(report), *_memory_lines(report.fitting or report.plan)]
-    lines += [f"warning: {warning}" for warning in (report.fitting or report.plan).warnings]
+    plan = report.fitting or report.plan
+    lines = [*_heading(report), *_parameter_lines(report), *_memory_lines(plan, report.disk)]
+    lines += [f"warning: {warning}" for warning in plan.warnings]
     paint = (
         colours.bad if report.fitting is None else colours.good if report.fitting is report.plan else colours.warning
     )
@@ -315,7 +341,7 @@ def _parameter_line(plan: MemoryPlan, label: str, count: int, sizes: Iterable[in
     return f"{label:<18}{count:>18,}{count / plan.total_parameters:>9.1%}{columns}"
 
 
-def _memory_lines(plan: MemoryPlan) -> Iterator[str]:
+def _memory_lines(plan: MemoryPlan, disk: DiskSample | None) -> Iterator[str]:
     token, block = format_bytes(plan.kv_bytes_per_token), format_bytes(plan.block_bytes)
     yield f"KV cache in {plan.kv_dtype}: {token} per token, {block} per block of {plan.config.block_size}"
     if plan.limits is None:
@@ -336,7 +362,7 @@ def _memory_lines(plan: MemoryPlan) -> Iterator[str]:
             f"{ranks} ranks: each holds at most {format_bytes(plan.rank_weight_bytes)} of the weights and "
             f"{format_bytes(plan.kv_cache_bytes // ranks)} of the KV cache"
         )
-    yield from _expert_lines(plan)
+    yield from _expert_lines(plan, disk)
     yield from _adapter_lines(plan)
     for room in plan.capacities():
         each = format_bytes(room.bytes_per_request)
@@ -351,13 +377,17 @@ def _adapter_lines(plan: MemoryPlan) -> Iterator[str]:
         yield f"room for {plan.max_adapters:,} adapters of {size} beside one request of the full context"
 
 
-def _expert_lines(plan: MemoryPlan) -> Iterator[str]:
-    """Yield how many experts fit, and how fast steps can be that read the others."""
+def _expert_lines(plan: MemoryPlan, sample: DiskSample | None) -> Iterator[str]:
+    """Yield how many experts fit, and how fast steps can be that read the others.
+
+    `sample`: of this machine's disk; None: the plan is for another machine.
+    """
     experts = plan.experts
     if experts is None:
         return
     size = format_bytes(experts.num_bytes)
     yield f"{experts.num_slots} of {experts.num_experts} experts fit {size}; the others are read from the disk"
-    speeds = ", ".join(f"{rate:.1f} for {count}" for count, rate in expert_speeds(plan).items())
-    disk = f"{REFERENCE_DISK / 1e9:g} GB/s of disk"
-    yield f"tokens/s at most at 100 GB/s and {disk}, by clients: {speeds}; `smoe doctor` measures the disk"
+    rates = expert_speeds(plan, sample.rate if sample else REFERENCE_DISK)
+    speeds = ", ".join(f"{rate:.1f} for {count}" for count, rate in rates.items())
+    disk = f"of this disk, {sample}" if sample else f"{REFERENCE_DISK / 1e9:g} GB/s of disk, which was not measured"
+    yield f"tokens/s at most at 100 GB/s of memory and {disk}, by clients: {speeds}"

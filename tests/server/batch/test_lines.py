@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from server.batch.lines import BatchError, parse_line, read_lines
+from server.batch import lines
+from server.batch.lines import BatchError, LineError, parse_line, read_lines
 
 GOOD: dict[str, Any] = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x"}}
 
@@ -14,9 +15,20 @@ GOOD: dict[str, Any] = {"custom_id": "a", "method": "POST", "url": "/v1/completi
 def test_a_file_is_read_line_by_line_without_blank_ones(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     path.write_text(f"{json.dumps(GOOD)}\n\n{json.dumps({**GOOD, 'custom_id': 'é'})}")
-    lines = list(read_lines(path))
-    assert [(line.custom_id, line.url) for line in lines] == [("a", "/v1/completions"), ("é", "/v1/completions")]
-    assert json.loads(lines[0].body_bytes()) == {"prompt": "x"}
+    found = list(read_lines(path))
+    assert [(line.custom_id, line.url) for line in found] == [("a", "/v1/completions"), ("é", "/v1/completions")]
+    assert json.loads(found[0].body_bytes()) == {"prompt": "x"}
+
+
+def test_a_clients_file_has_a_bound_on_blank_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "MAX_BLANK_LINES", 2)
+    path = tmp_path / "in.jsonl"
+    path.write_text(f"\n{json.dumps(GOOD)}\n \t\n")
+    assert len(list(read_lines(path, 1000))) == 1
+    path.write_text(f"\n{json.dumps(GOOD)}\n \n\n\n")
+    with pytest.raises(LineError, match="line 4: one of more than 2 blank lines"):
+        list(read_lines(path, 1000))
+    assert len(list(read_lines(path))) == 1  # a file of one's own
 
 
 def test_a_body_is_sent_in_as_few_bytes_as_its_line_has() -> None:

@@ -1,11 +1,13 @@
 """server/batch/store.py: what has ended is deleted by age and number, with its results, and nothing else."""
 
+import fcntl
 import json
 import os
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import BinaryIO
 
 import pytest
 
@@ -95,15 +97,44 @@ def test_an_upload_has_its_name_when_it_is_complete_and_leaves_nothing_otherwise
     assert contents(tmp_path) == 1 and store.usage(OWNER) == (1, 3)
 
 
-def test_what_a_killed_upload_has_left_is_deleted_when_it_is_old(tmp_path: Path) -> None:
+def test_what_a_killed_upload_has_left_is_deleted_and_what_arrives_is_not(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.add_file(OWNER, "in.jsonl", store.new_upload())
-    uploads = [store.new_upload(), store.new_upload()]
-    for at_s, upload in zip((99, 100), uploads, strict=True):
-        os.utime(upload._part, (at_s, at_s))
-    store.delete_parts(before_s=100)
-    left_over = sorted(path.suffix for path in (tmp_path / "files").iterdir())
-    assert left_over == ["", ".part"]
+    arriving, killed = store.new_upload(), store.new_upload()
+    killed._file.close()
+    Store(tmp_path).delete_parts()  # of another server
+    assert sorted(path.suffix for path in (tmp_path / "files").iterdir()) == ["", ".part"]
+    arriving.write(b"abc")
+    assert store.content_path(store.add_file(OWNER, "in.jsonl", arriving)["id"]).read_bytes() == b"abc"
+
+
+def test_an_upload_is_swept_neither_before_its_lock_nor_when_it_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    flock, replace = fcntl.flock, os.replace
+    num_locks = 0
+
+    def late(file: BinaryIO, how: int) -> None:
+        nonlocal num_locks
+        num_locks += 1
+        with monkeypatch.context() as patched:
+            patched.setattr(fcntl, "flock", flock)
+            if num_locks == 1:
+                store.delete_parts()
+        flock(file, how)
+
+    def swept(old: Path, new: Path) -> None:
+        store.delete_parts()
+        replace(old, new)
+        store.delete_parts()
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    upload = store.new_upload()
+    monkeypatch.setattr(fcntl, "flock", flock)
+    upload.write(b"abc")
+    monkeypatch.setattr(os, "replace", swept)
+    assert num_locks == 2 and store.content_path(store.add_file(OWNER, "a", upload)["id"]).read_bytes() == b"abc"
 
 
 def test_a_deletion_that_fails_in_the_middle_is_finished_by_the_next(

@@ -24,10 +24,12 @@ async def test_the_engines_answer_ends_the_wait() -> None:
     sent = Sent()
     first, second = sent.queries.load("sql", "/sql"), sent.queries.load("poems", "/poems")
     assert sent.messages == [LoadAdapter(1, "sql", "/sql"), LoadAdapter(2, "poems", "/poems")]
+    assert sent.queries.loading == {"sql", "poems"}
     with pytest.raises(AdapterError, match="'sql' is being loaded"):
         sent.queries.load("sql", "/other")
     assert sent.queries.resolve(AdapterLoaded(2, error="NaN")) is None
     assert sent.queries.resolve(AdapterLoaded(1, "0a")) == sent.messages[0]
+    assert not sent.queries.loading
     await first
     with pytest.raises(AdapterError, match="NaN"):
         await second

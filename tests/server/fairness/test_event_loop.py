@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from server.fairness.event_loop import BackgroundTasks, LagProbe, off_loop
+from server.fairness.event_loop import BackgroundTasks, LagProbe, off_loop, uninterrupted
 
 
 @pytest.mark.parametrize("heavy", [False, True])
@@ -18,6 +18,28 @@ def test_only_heavy_work_runs_in_another_thread(heavy: bool) -> None:
 def test_an_error_in_the_work_reaches_the_caller(heavy: bool) -> None:
     with pytest.raises(ZeroDivisionError):
         asyncio.run(off_loop(lambda: 1 / 0, heavy=heavy))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_caller_that_is_cancelled_waits_for_the_end_of_uninterrupted_work(fails: bool) -> None:
+    async def scenario() -> None:
+        may_end = asyncio.Event()
+
+        async def work() -> None:
+            await may_end.wait()
+            assert not fails
+
+        caller = asyncio.create_task(uninterrupted(work()))
+        for _ in range(3):
+            await asyncio.sleep(0)
+            caller.cancel()
+        await asyncio.sleep(0)
+        assert not caller.done()
+        may_end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+
+    asyncio.run(scenario())
 
 
 def test_the_error_of_a_background_task_is_reported_and_the_others_are_cancelled() -> None:

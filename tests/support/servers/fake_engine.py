@@ -150,6 +150,9 @@ class FakeEngine:
         self.submitted: list[Request] = []
         self.aborted: set[int] = set()
         self.held_adapters: Counter[str] = Counter()  # by digest
+        self.loading_adapters: frozenset[str] = frozenset()
+        self.may_load = asyncio.Event()  # adapters are loaded when it is set
+        self.may_load.set()
         self.collectors: dict[int, OutputCollector] = {}
         self.changed = asyncio.Event()  # something was submitted or aborted
         self._script = script
@@ -194,6 +197,9 @@ class FakeEngine:
             raise EngineDied("gone")
         if directory.endswith("bad"):
             raise AdapterError(f"{directory}: no such directory")
+        self.loading_adapters |= {name}
+        await self.may_load.wait()
+        self.loading_adapters -= {name}
         self.ready = msgspec.structs.replace(self.ready, adapters=self.ready.adapters | {name: directory})
 
     def unload_adapter(self, name: str) -> None:

@@ -1,5 +1,6 @@
 """POST /v1/load_lora_adapter and /v1/unload_lora_adapter."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from engine.types import Request
 from server.api.routes import adapters
 from server.generation.embedding import MAX_PART
 from server.generation.state import LoraOptions
+from tests.support.conditions import until
 from tests.support.servers.fake_engine import EOS, FakeEngine
 from tests.support.servers.serving import MODEL, check_error, client_of, saying, state_around
 
@@ -146,6 +148,19 @@ async def test_no_more_adapters_than_the_bound_are_loaded(monkeypatch: pytest.Mo
         check_error(await client.post(LOAD, json=SQL), 400, "invalid_value", "lora_name")
         await client.post(UNLOAD, json={"lora_name": "one"})
         assert (await client.post(LOAD, json=SQL)).status_code == 200
+
+
+async def test_loads_that_run_at_once_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapters, "MAX_ADAPTERS", 2)
+    engine = FakeEngine(saying("a"))
+    engine.may_load.clear()
+    async with a_client(engine) as client:
+        loads = [asyncio.create_task(client.post(LOAD, json={**SQL, "lora_name": name})) for name in "abc"]
+        await until(lambda: len(engine.loading_adapters) + sum(load.done() for load in loads) == 3)
+        engine.may_load.set()
+        replies = await asyncio.gather(*loads)
+    assert sorted(reply.status_code for reply in replies) == [200, 200, 400]
+    assert engine.ready is not None and len(engine.ready.adapters) == 2
 
 
 async def test_without_an_engine_nothing_is_loaded() -> None:
