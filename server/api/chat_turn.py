@@ -13,10 +13,11 @@ from server.chat.mistral_format import CALLS_MARKER
 from server.chat.rendering import render_text_of
 from server.chat.repair import repair_conversation, roles_out_of_order
 from server.chat.template import PreparedConversation
+from server.errors import invalid_value
 from server.fairness.event_loop import INLINE_CHARS, off_loop
 from server.generation.generation import Generation
 from server.generation.jobs import JobBuilder
-from server.generation.prediction import encode_prediction
+from server.generation.prediction import PredictedTokens
 from server.generation.prompt import Prompt, completion_limit, truncated
 from server.generation.state import ServerState, TextFrontend
 from server.schemas import ChatCompletionRequest, Conversation
@@ -66,7 +67,7 @@ async def prepare_chat(http: HttpRequest, request: ChatCompletionRequest, arriva
     prompt = Prompt(truncated(token_ids, request, builder.ready), is_continued=is_continued)
     completion_limit(request, len(prompt.token_ids), builder.ready)  # reject a long prompt before compiling a grammar
     if request.prediction is not None:
-        prompt = replace(prompt, prediction_ids=await encode_prediction(builder, request.prediction.text))
+        prompt = replace(prompt, prediction=await _encode_prediction(request.prediction.text, builder))
     generation = await Generation.prepare(builder, [prompt], http.state.record, constraints)
     return ChatTurn(
         generation,
@@ -83,6 +84,20 @@ async def _encode(text: str, builder: JobBuilder) -> list[int]:
     return await builder.state.heavy_work.run(
         lambda: tokenizer.encode(text, add_special_tokens=True), size=len(text), tenant=builder.tenant
     )
+
+
+async def _encode_prediction(text: str, builder: JobBuilder) -> PredictedTokens:
+    """Return the tokens of a predicted text. Raises ApiError 400 if it is certainly longer than any reply."""
+    tokenizer, limit = builder.texts.tokenizer, builder.ready.max_model_len
+
+    def encode() -> PredictedTokens:
+        if tokenizer.min_num_tokens(text) > limit:
+            raise invalid_value(
+                f"'prediction' is longer than a reply of this model can be: {limit} tokens.", "prediction"
+            )
+        return PredictedTokens(tokenizer.encode(text, add_special_tokens=False)[:limit])
+
+    return await builder.state.heavy_work.run(encode, size=len(text), tenant=builder.tenant)
 
 
 def _call_formatter(use: ToolUse | None, http_id: str) -> ToolCallFormatter | None:
