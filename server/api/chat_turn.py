@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from starlette.requests import Request as HttpRequest
 
@@ -14,7 +15,7 @@ from server.chat.rendering import render_text_of
 from server.chat.repair import repair_conversation, roles_out_of_order
 from server.chat.template import PreparedConversation
 from server.errors import invalid_value
-from server.fairness.event_loop import INLINE_CHARS, off_loop
+from server.fairness.event_loop import INLINE_CHARS
 from server.generation.generation import Generation
 from server.generation.jobs import JobBuilder
 from server.generation.prediction import PredictedTokens
@@ -25,6 +26,7 @@ from server.structured_output.constraints import Constraint
 from server.tools.constraints import (
     ToolUse,
     check_can_be_emulated,
+    described_arguments,
     resolve_tool_use,
     tool_constraints,
     unsupported_schema_keywords,
@@ -113,13 +115,17 @@ async def _tool_constraints(use: ToolUse | None, builder: JobBuilder) -> tuple[l
     if not texts.chat_template.takes_tools:
         check_can_be_emulated(use, is_allowed=state.tool_emulation)
     marker_id = texts.tokenizer.special_token_id(CALLS_MARKER) if texts.chat_template.takes_tools else None
-    num_chars = sum(map(len, request.contents))
+    # Always in a thread: small schemas may take long to rewrite.
+    in_thread = partial(
+        state.heavy_work.run,
+        size=max(sum(map(len, request.contents)), INLINE_CHARS + 1),
+        tenant=builder.tenant,
+    )
     unsupported: Mapping[int, list[str]] = {}
     if not state.strict_params:
-        unsupported = await unsupported_schema_keywords(use, texts.grammars, num_chars, builder.tenant)
-    constraints = await off_loop(
-        lambda: tool_constraints(use, request, marker_id, unsupported), heavy=num_chars > INLINE_CHARS
-    )
+        described = await in_thread(lambda: described_arguments(use))
+        unsupported = await unsupported_schema_keywords(described, texts.grammars, builder.tenant)
+    constraints = await in_thread(lambda: tool_constraints(use, request, marker_id, unsupported))
     return constraints, [name for names in unsupported.values() for name in names]
 
 
