@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from starlette.requests import Request as HttpRequest
 
@@ -13,10 +14,11 @@ from server.chat.mistral_format import CALLS_MARKER
 from server.chat.rendering import render_text_of
 from server.chat.repair import repair_conversation, roles_out_of_order
 from server.chat.template import PreparedConversation
-from server.fairness.event_loop import INLINE_CHARS, off_loop
+from server.errors import invalid_value
+from server.fairness.event_loop import INLINE_CHARS
 from server.generation.generation import Generation
 from server.generation.jobs import JobBuilder
-from server.generation.prediction import encode_prediction
+from server.generation.prediction import PredictedTokens
 from server.generation.prompt import Prompt, completion_limit, truncated
 from server.generation.state import ServerState, TextFrontend
 from server.schemas import ChatCompletionRequest, Conversation
@@ -24,6 +26,7 @@ from server.structured_output.constraints import Constraint
 from server.tools.constraints import (
     ToolUse,
     check_can_be_emulated,
+    described_arguments,
     resolve_tool_use,
     tool_constraints,
     unsupported_schema_keywords,
@@ -66,7 +69,7 @@ async def prepare_chat(http: HttpRequest, request: ChatCompletionRequest, arriva
     prompt = Prompt(truncated(token_ids, request, builder.ready), is_continued=is_continued)
     completion_limit(request, len(prompt.token_ids), builder.ready)  # reject a long prompt before compiling a grammar
     if request.prediction is not None:
-        prompt = replace(prompt, prediction_ids=await encode_prediction(builder, request.prediction.text))
+        prompt = replace(prompt, prediction=await _encode_prediction(request.prediction.text, builder))
     generation = await Generation.prepare(builder, [prompt], http.state.record, constraints)
     return ChatTurn(
         generation,
@@ -85,6 +88,20 @@ async def _encode(text: str, builder: JobBuilder) -> list[int]:
     )
 
 
+async def _encode_prediction(text: str, builder: JobBuilder) -> PredictedTokens:
+    """Return the tokens of a predicted text. Raises ApiError 400 if it is certainly longer than any reply."""
+    tokenizer, limit = builder.texts.tokenizer, builder.ready.max_model_len
+
+    def encode() -> PredictedTokens:
+        if tokenizer.min_num_tokens(text) > limit:
+            raise invalid_value(
+                f"'prediction' is longer than a reply of this model can be: {limit} tokens.", "prediction"
+            )
+        return PredictedTokens(tokenizer.encode(text, add_special_tokens=False)[:limit])
+
+    return await builder.state.heavy_work.run(encode, size=len(text), tenant=builder.tenant)
+
+
 def _call_formatter(use: ToolUse | None, http_id: str) -> ToolCallFormatter | None:
     return None if use is None else ToolCallFormatter(http_id, must_call=use.must_call)
 
@@ -98,13 +115,17 @@ async def _tool_constraints(use: ToolUse | None, builder: JobBuilder) -> tuple[l
     if not texts.chat_template.takes_tools:
         check_can_be_emulated(use, is_allowed=state.tool_emulation)
     marker_id = texts.tokenizer.special_token_id(CALLS_MARKER) if texts.chat_template.takes_tools else None
-    num_chars = sum(map(len, request.contents))
+    # Always in a thread: small schemas may take long to rewrite.
+    in_thread = partial(
+        state.heavy_work.run,
+        size=max(sum(map(len, request.contents)), INLINE_CHARS + 1),
+        tenant=builder.tenant,
+    )
     unsupported: Mapping[int, list[str]] = {}
     if not state.strict_params:
-        unsupported = await unsupported_schema_keywords(use, texts.grammars, num_chars, builder.tenant)
-    constraints = await off_loop(
-        lambda: tool_constraints(use, request, marker_id, unsupported), heavy=num_chars > INLINE_CHARS
-    )
+        described = await in_thread(lambda: described_arguments(use))
+        unsupported = await unsupported_schema_keywords(described, texts.grammars, builder.tenant)
+    constraints = await in_thread(lambda: tool_constraints(use, request, marker_id, unsupported))
     return constraints, [name for names in unsupported.values() for name in names]
 
 

@@ -4,6 +4,7 @@ Knows request ids and token ids, not text and not HTTP. Everything runs on the e
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable, Sequence
 
 from engine.config import EngineConfig
@@ -29,7 +30,11 @@ from server.engine_client.output_collector import CRASHED, EngineDied, OutputCol
 from server.engine_client.status import EngineStatus
 from server.engine_client.supervisor import EngineEvents, EngineSupervisor, SupervisorConfig
 
+logger = logging.getLogger("smoe.engine")
+
 MAX_ADDED, MAX_ADDED_IDS = 64, 1 << 15  # requests of a frame, and token ids at which it ends: about 1 ms to encode
+NOT_ENCODABLE = (OverflowError, TypeError, ValueError)  # an integer beyond 64 bits, a text that is not valid in UTF-8
+NOT_SENT = "this request cannot be sent to the engine"
 
 
 class EngineClient:
@@ -179,10 +184,22 @@ class EngineClient:
     def _send_frame(self) -> None:
         self._is_sending = False
         if self._supervisor.is_serving and (requests := self._requests.pop_sendable(MAX_ADDED, MAX_ADDED_IDS)):
-            self._supervisor.send(Add(requests))
+            self._add(requests)
             if self._requests.has_pending:
                 self._is_sending = True
                 asyncio.get_running_loop().call_soon(self._send_frame)
+
+    def _add(self, requests: list[Request]) -> None:
+        """Send requests that are marked as sent. One that cannot be encoded fails, alone."""
+        try:
+            self._supervisor.send(Add(requests))
+        except NOT_ENCODABLE:
+            if len(requests) > 1:
+                for request in requests:
+                    self._add([request])
+                return
+            logger.exception("a request cannot be sent to the engine")
+            self._give([RequestOutput(requests[0].request_id, finish_reason="error", error=NOT_SENT)])
 
     def _abort_in_engine(self, request_ids: list[int]) -> None:
         if request_ids:

@@ -5,9 +5,12 @@ still make room for those that wait, so clients that send slowly cannot hold the
 """
 
 import asyncio
+import heapq
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from engine.config import max_slots_per_tenant
 from server.errors import request_memory_full
@@ -53,6 +56,16 @@ class Lease:
             callback()
 
 
+@dataclass(frozen=True)
+class _Waiting:
+    """A lease that waits for room, in its tenant's queue."""
+
+    lease: Lease
+    num_bytes: int
+    deadline_s: float
+    granted: asyncio.Future[bool]  # False: it has waited too long
+
+
 class RequestMemory:
     """Pool of bytes. All methods must be called on the event loop."""
 
@@ -64,7 +77,8 @@ class RequestMemory:
         self._clock = clock
         self._used_by: dict[int, int] = {}  # by tenant
         self._reading: dict[Lease, None] = {}  # bodies that have not arrived completely
-        self._waiting: dict[int, deque[tuple[Lease, int, asyncio.Future[None]]]] = {}  # by tenant; the first is next
+        self._waiting: dict[int, deque[_Waiting]] = {}  # by tenant; the first is next
+        self._is_looking = False  # _look is scheduled
 
     def resize(self, limit_bytes: int) -> None:
         """Set the size. What is held beyond it stays until its requests end."""
@@ -87,20 +101,19 @@ class RequestMemory:
             self._add(lease, num_bytes)
             return
         lease.has_waited = True
-        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(lease.tenant, deque()).append((lease, num_bytes, granted))
+        granted: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        place = _Waiting(lease, num_bytes, self._clock() + PAUSE_S, granted)
+        self._waiting.setdefault(lease.tenant, deque()).append(place)
         self._grant()
-        deadline_s = self._clock() + PAUSE_S
+        if not self._is_looking:
+            self._look()
         try:
-            while not granted.done():
-                self._evict_idle(lease)
-                await asyncio.wait([granted], timeout=CHECK_S)
-                if not granted.done() and self._clock() >= deadline_s:
-                    raise request_memory_full(RETRY_S)
-        finally:
-            if not granted.done():
-                granted.cancel()
-                self._grant()  # others may have waited behind this one
+            has_room = await granted
+        except asyncio.CancelledError:
+            self._grant()  # others may have waited behind this one
+            raise
+        if not has_room:
+            raise request_memory_full(RETRY_S)
 
     def complete(self, lease: Lease) -> None:
         """See Lease.complete."""
@@ -144,26 +157,45 @@ class RequestMemory:
     def _grant_next(self, tenant: int) -> bool:
         """Serve the tenant's next one if it fits; return True if there may be another to serve."""
         queue = self._waiting[tenant]
-        lease, num_bytes, granted = queue[0]
-        if not granted.done():
-            if not self._fits(lease, num_bytes):
+        first = queue[0]
+        if not first.granted.done():
+            if not self._fits(first.lease, first.num_bytes):
                 return False
-            self._add(lease, num_bytes)
-            granted.set_result(None)
+            self._add(first.lease, first.num_bytes)
+            first.granted.set_result(True)
         queue.popleft()
         if not queue:
             del self._waiting[tenant]
         return True
 
-    def _evict_idle(self, waiting: Lease) -> None:
-        """End the body that has stood still for longest, of the tenant that holds most, if it did for IDLE_S."""
+    def _look(self) -> None:
+        """Refuse those that have waited too long, and make room for the others; again in CHECK_S while any waits.
+
+        One look serves all that wait: its time grows with them and with the bodies that are read, not with both.
+        """
+        self._refuse_late()
+        self._is_looking = bool(self._waiting)
+        if self._is_looking:
+            asyncio.get_running_loop().call_later(CHECK_S, self._look)
+        self._evict_idle()
+
+    def _refuse_late(self) -> None:
+        now_s = self._clock()
+        for place in [*itertools.chain.from_iterable(self._waiting.values())]:
+            if place.deadline_s <= now_s and not place.granted.done():
+                place.granted.set_result(False)
+                self._grant()  # others may have waited behind this one
+
+    def _evict_idle(self) -> None:
+        """End bodies that have stood still for IDLE_S, at most one for each that waits: first those of the tenant that
+        holds most, of these the ones that have stood still for longest."""
         idle_s = self._clock() - IDLE_S
-        waits = {lease for queue in self._waiting.values() for lease, _, _ in queue}
+        waits = {place.lease for queue in self._waiting.values() for place in queue if not place.granted.done()}
         idle = [
             lease for lease in self._reading if lease.changed_s <= idle_s and lease not in waits and lease.num_bytes
         ]
-        if idle:
-            self._evict(min(idle, key=lambda lease: (-self._used_by[lease.tenant], lease.changed_s)))
+        for lease in heapq.nsmallest(len(waits), idle, key=lambda one: (-self._used_by[one.tenant], one.changed_s)):
+            self._evict(lease)
 
     def _evict(self, lease: Lease) -> None:
         self._reading.pop(lease, None)

@@ -55,9 +55,7 @@ class Generation:
         self._accounts: dict[int, RequestAccount] = {}
         self._tally = self._new_tally()
         self._predictions = {
-            job.request.request_id: PredictionTally(job.request.prediction_token_ids)
-            for job in jobs
-            if job.request.prediction_token_ids
+            job.request.request_id: PredictionTally(job.prediction) for job in jobs if job.prediction.token_ids
         }
 
     @classmethod

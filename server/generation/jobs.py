@@ -13,6 +13,7 @@ from engine.token_constraints import TokenConstraints
 from engine.types import Request, SamplingParams
 from server.errors import ApiError, invalid_value, no_generation, unsupported_parameter
 from server.generation.choice import Choice, StopConditions
+from server.generation.prediction import NO_PREDICTION, PredictedTokens
 from server.generation.prompt import Prompt, check_prompt_chars, completion_limit
 from server.generation.reply_size import limit_reply
 from server.generation.sampling_params import (
@@ -36,10 +37,11 @@ MAX_TOTAL_GRAMMAR_CHARS = 2**21  # of a request's grammar times its choices: it 
 
 @dataclass(frozen=True)
 class Job:
-    """One choice: the request for the engine, and the state that turns its tokens into text."""
+    """One choice: the request for the engine, the state that turns its tokens into text, and the text predicted."""
 
     request: Request
     choice: Choice
+    prediction: PredictedTokens = NO_PREDICTION  # the same for all choices of a prompt
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,9 @@ class JobBuilder:
         """
         limits = self.limits([len(prompt.token_ids) for prompt in prompts])
         seed = resolve_seed(self.state, self.request)
-        self._check_num_choices([len(prompt.token_ids) + len(prompt.prediction_ids) for prompt in prompts], grammar)
+        self._check_num_choices(
+            [len(prompt.token_ids) + len(prompt.prediction.token_ids) for prompt in prompts], grammar
+        )
         check_experts(self.request, self.ready)
         ids = [self.state.engine.new_request_id() for _ in range(len(prompts) * self.request.n)]
         places = itertools.product(range(len(prompts)), range(self.request.n))
@@ -172,7 +176,8 @@ class JobBuilder:
             defaults=self.texts.defaults,
             constraints=constraints,
         )
-        return Job(self._engine_request(slot, params, grammar), self._choice(index, slot.prompt, grammar))
+        choice = self._choice(index, slot.prompt, grammar)
+        return Job(self._engine_request(slot, params, grammar), choice, slot.prompt.prediction)
 
     def _engine_request(self, slot: _Slot, params: SamplingParams, grammar: CompiledGrammar | None) -> Request:
         request = self.request
@@ -188,7 +193,7 @@ class JobBuilder:
             deadline_s=self._after_arrival(request.timeout_s),
             queue_deadline_s=self._after_arrival(request.queue_timeout_s),
             grammar=None if grammar is None else grammar.grammar,
-            prediction_token_ids=list(slot.prompt.prediction_ids),
+            prediction_token_ids=slot.prompt.prediction.token_ids,
             group=slot.group,
             experts_per_token=request.experts_per_token,
             expert_mask=request.expert_mask,

@@ -1,26 +1,38 @@
-"""The predicted text of a request: its tokens for the engine, and how many of them the reply has."""
+"""The predicted text of a request: its tokens, and how many of them a reply has."""
 
+from array import array
 from bisect import bisect_left
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import pairwise
 
-from server.errors import invalid_value
-from server.generation.jobs import JobBuilder
+
+class PredictedTokens:
+    """Token ids of a predicted text, and where each pair of them is. All choices of a request share it.
+
+    Eight bytes a token. The index takes time: build it in a thread.
+    """
+
+    def __init__(self, token_ids: list[int]) -> None:
+        self.token_ids = token_ids
+        self._num_values = max(self.token_ids, default=0) + 1  # of one token
+        keys = (self._key(pair, place) for place, pair in enumerate(pairwise(self.token_ids)))
+        self._keys = array("q", sorted(keys))  # by pair, then by place
+
+    def next_place(self, pair: tuple[int, int], start: int) -> int | None:
+        """Return the first place from `start` on whose token and the next one are this pair; None if there is none."""
+        if max(pair) >= self._num_values:
+            return None
+        first = self._key(pair, 0)
+        index = bisect_left(self._keys, first + start)
+        place = self._keys[index] - first if index < len(self._keys) else len(self.token_ids)
+        return place if place < len(self.token_ids) else None
+
+    def _key(self, pair: tuple[int, int], place: int) -> int:
+        """Return one number for all three, which fits into 64 bits for any vocabulary and context."""
+        return (pair[0] * self._num_values + pair[1]) * len(self.token_ids) + place
 
 
-async def encode_prediction(builder: JobBuilder, text: str) -> list[int]:
-    """Return the token ids of a predicted text. Raises ApiError 400 if it is certainly longer than any reply."""
-    tokenizer, limit = builder.texts.tokenizer, builder.ready.max_model_len
-
-    def encode() -> list[int]:
-        if tokenizer.min_num_tokens(text) > limit:
-            raise invalid_value(
-                f"'prediction' is longer than a reply of this model can be: {limit} tokens.", "prediction"
-            )
-        return tokenizer.encode(text, add_special_tokens=False)[:limit]
-
-    return await builder.state.heavy_work.run(encode, size=len(text), tenant=builder.tenant)
+NO_PREDICTION = PredictedTokens([])
 
 
 class PredictionTally:
@@ -31,14 +43,9 @@ class PredictionTally:
     Prediction 1 2 3 4 5 6 and completion 1 2 9 5 6: four tokens count.
     """
 
-    def __init__(self, prediction: Sequence[int]) -> None:
+    def __init__(self, prediction: PredictedTokens) -> None:
         self.num_accepted = 0
         self._prediction = prediction
-        self._places: defaultdict[tuple[int, int], list[int]] = defaultdict(
-            list
-        )  # of each pair's first token, ascending
-        for place, pair in enumerate(pairwise(prediction)):
-            self._places[pair].append(place)
         self._next = 0  # place in the prediction that the next token is compared with
         self._last: int | None = None
         self._is_last_counted = False
@@ -46,7 +53,7 @@ class PredictionTally:
     @property
     def num_rejected(self) -> int:
         """Tokens of the prediction that the completion does not have."""
-        return len(self._prediction) - self.num_accepted
+        return len(self._prediction.token_ids) - self.num_accepted
 
     def push(self, token_ids: Iterable[int]) -> None:
         """Add generated tokens."""
@@ -54,15 +61,15 @@ class PredictionTally:
             self._push(token_id)
 
     def _push(self, token_id: int) -> None:
-        is_right = self._next < len(self._prediction) and self._prediction[self._next] == token_id
+        predicted = self._prediction.token_ids
+        is_right = self._next < len(predicted) and predicted[self._next] == token_id
         if is_right:
             self.num_accepted += 1
             self._next += 1
         elif self._last is not None:
-            places = self._places.get((self._last, token_id), [])
-            index = bisect_left(places, self._next)
-            if index < len(places):
+            place = self._prediction.next_place((self._last, token_id), self._next)
+            if place is not None:
                 self.num_accepted += 1 if self._is_last_counted else 2
-                self._next = places[index] + 2
+                self._next = place + 2
                 is_right = True
         self._last, self._is_last_counted = token_id, is_right

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from engine.messages import Ready
 from server.errors import context_length_exceeded, prompt_too_long
 from server.generation.choice import Echo
+from server.generation.prediction import NO_PREDICTION, PredictedTokens
 from server.generation.state import TextFrontend
 from server.schemas import GenerationRequest
 from server.schemas.generation import UNBOUNDED
@@ -18,7 +19,7 @@ class Prompt:
     token_ids: list[int]
     is_continued: bool  # the reply continues the prompt's text, instead of being a text of its own
     echo: Echo | None = None
-    prediction_ids: Sequence[int] = ()  # of the text that the reply probably resembles
+    prediction: PredictedTokens = NO_PREDICTION  # of the text that the reply probably resembles
 
 
 def truncated(token_ids: list[int], request: GenerationRequest, ready: Ready) -> list[int]:

@@ -10,7 +10,7 @@ from server.errors import ApiError, invalid_value
 from server.schemas.constraint_spellings import Kind, fields_of_chat, refused_spellings
 from server.schemas.structured import ALIASES, ResponseFormat, StructuredFields
 from server.schemas.validation import RequestModel, text_or_list
-from server.strict_json import JsonValue
+from server.strict_json import INT64_MAX, INT64_MIN, JsonValue
 
 MAX_CHOICES = 128
 MAX_STOP_STRINGS = 32
@@ -87,6 +87,7 @@ Seconds = Annotated[float, Field(gt=0.0, le=MAX_SECONDS)]
 Bias = Annotated[float, Field(ge=-100.0, le=100.0)]
 DecimalId = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")]
 Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
+Seed = Annotated[int, Field(ge=INT64_MIN, le=INT64_MAX)]
 
 
 class StreamOptions(RequestModel):
@@ -127,7 +128,7 @@ class GenerationRequest(StructuredFields):
     stop_token_ids: list[int] = Field(default_factory=list, max_length=MAX_STOP_TOKEN_IDS)
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
-    seed: int | None = None
+    seed: Seed | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
     logit_bias: dict[DecimalId, Bias] = Field(default_factory=dict)
     allowed_token_ids: Annotated[list[int], Field(min_length=1), AfterValidator(_distinct)] | None = None

@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field, JsonValue
 
 from server.schemas.chat import ChatCompletionRequest
-from server.schemas.generation import Name, Seconds
+from server.schemas.generation import Name, Seconds, Seed
 from server.schemas.validation import RequestModel
 
 JsonObject = dict[str, JsonValue]
@@ -20,7 +20,7 @@ class TranslatedRequest(RequestModel):
     temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
-    seed: int | None = None
+    seed: Seed | None = None
     priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] | None = None
     cache_salt: Name | None = None
     timeout_s: Seconds | None = None

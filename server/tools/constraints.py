@@ -1,11 +1,10 @@
 """Tools of a request: which of them the model may call, and the grammar that its answer must follow."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from server.chat.mistral_format import CALLS_MARKER
 from server.errors import invalid_value, unsupported_parameter
-from server.fairness.event_loop import INLINE_CHARS, off_loop
 from server.schemas.chat import ChatCompletionRequest
 from server.schemas.tools import Tool, ToolChoice
 from server.strict_json import JsonValue
@@ -64,24 +63,28 @@ def check_can_be_emulated(use: ToolUse, *, is_allowed: bool) -> None:
         raise unsupported_parameter("tool_choice", message)
 
 
-async def unsupported_schema_keywords(
-    use: ToolUse, checker: GrammarChecker, num_chars: int, tenant: int = 0
-) -> dict[int, list[str]]:
-    """Find schema keywords that no grammar can express, in the callable tools that are not `strict`.
+def described_arguments(use: ToolUse) -> dict[int, Constraint]:
+    """Return the constraints on the arguments of the callable tools that are not `strict`, by the tool's index.
 
     In OpenAI's API the arguments of a `strict` tool follow its schema, so an unsupported schema is refused. Any other
     tool's schema is a description: it is followed as far as a grammar can, and the rest is reported to the client.
 
-    `num_chars`: of all tools together. `tenant`: who pays for the checks. Returns the keywords as paths into the
-    request, by the tool's index. Raises ApiError 400 for a schema that is too large, 429 if too many grammars wait for
-    their check, 503 if a check's process was ended from outside.
+    Call it in a thread. Raises ApiError 400 for a schema that is too large.
     """
-    tools = [(i, tool) for i, tool in use.callable_tools if not tool.function.strict]
     budget = WorkBudget()
-    constraints = await off_loop(
-        lambda: [(i, _arguments_constraint(i, tool, budget)) for i, tool in tools], heavy=num_chars > INLINE_CHARS
-    )
-    found = {i: (c.param, await checker.unsupported_keywords(c, tenant)) for i, c in constraints}
+    tools = [(i, tool) for i, tool in use.callable_tools if not tool.function.strict]
+    return {i: _arguments_constraint(i, tool, budget) for i, tool in tools}
+
+
+async def unsupported_schema_keywords(
+    described: Mapping[int, Constraint], checker: GrammarChecker, tenant: int = 0
+) -> dict[int, list[str]]:
+    """Find schema keywords that no grammar can express, in the constraints that described_arguments() returned.
+
+    `tenant`: who pays for the checks. Returns the keywords as paths into the request, by the tool's index. Raises
+    ApiError 429 if too many grammars wait for their check, 503 if a check's process was ended from outside.
+    """
+    found = {i: (c.param, await checker.unsupported_keywords(c, tenant)) for i, c in described.items()}
     return {i: [f"{param}.{keyword}" for keyword in keywords] for i, (param, keywords) in found.items() if keywords}
 
 
@@ -91,7 +94,7 @@ def tool_constraints(
     """Return a constraint per tool on its arguments, to locate a bad schema, then the constraint on the whole answer.
 
     `marker_id`: the control token that starts an answer with calls; None if plain text starts it. `lenient`: indices
-    of the tools whose schemas are followed only as far as a grammar can. Raises ApiError 400.
+    of the tools whose schemas are followed only as far as a grammar can. Call it in a thread. Raises ApiError 400.
     """
     answer = constraint_of(request)
     if use.must_call and answer is not None:

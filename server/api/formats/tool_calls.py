@@ -8,6 +8,8 @@ from server.chat.turns import short_id
 from server.generation.choice import Delta
 from server.tools.call_parser import CallPart, ToolCallParser
 
+PIECE_CHARS = 4096  # of a complete answer; the parser copies the rest of a piece for each call in it
+
 
 class ToolCallFormatter:
     """Formats the tool calls of all choices of one reply."""
@@ -42,11 +44,10 @@ class ToolCallFormatter:
     def full(self, delta: Delta) -> tuple[Delta, Mapping[str, object]]:
         """Return a complete choice's delta, with the finish reason that its calls imply, and its message."""
         parser = ToolCallParser()
-        words, parts = parser.push(delta.text)
-        words += parser.finish()
-        if not parser.num_calls:
+        words, by_call = _parse(delta.text, parser)
+        if not by_call:
             return delta, {"role": "assistant", "content": words, "refusal": None}
-        calls = [self._call(delta.index, parts, index) for index in range(parser.num_calls)]
+        calls = [self._call(delta.index, index, parts) for index, parts in enumerate(by_call)]
         message = {"role": "assistant", "content": words or None, "refusal": None, "tool_calls": calls}
         return _with_finish_reason(delta, delta, parser), message
 
@@ -70,13 +71,24 @@ class ToolCallFormatter:
         function = {"name": part.name, "arguments": ""}
         return {"index": part.index, "id": self._id(choice_index, part.index), "type": "function", "function": function}
 
-    def _call(self, choice_index: int, parts: list[CallPart], index: int) -> Mapping[str, object]:
-        mine = [part for part in parts if part.index == index]
-        function = {"name": mine[0].name, "arguments": "".join(part.arguments for part in mine)}
+    def _call(self, choice_index: int, index: int, parts: list[CallPart]) -> Mapping[str, object]:
+        function = {"name": parts[0].name, "arguments": "".join(part.arguments for part in parts)}
         return {"id": self._id(choice_index, index), "type": "function", "function": function}
 
     def _id(self, choice_index: int, index: int) -> str:
         return short_id(f"{self._http_id} {choice_index} {index}")
+
+
+def _parse(text: str, parser: ToolCallParser) -> tuple[str, list[list[CallPart]]]:
+    """Return the plain text of a complete answer, and the parts of each call."""
+    words, by_call = "", list[list[CallPart]]()
+    for start in range(0, len(text), PIECE_CHARS):
+        more_words, parts = parser.push(text[start : start + PIECE_CHARS])
+        words += more_words
+        by_call += [[] for _ in range(parser.num_calls - len(by_call))]
+        for part in parts:
+            by_call[part.index].append(part)
+    return words + parser.finish(), by_call
 
 
 def _with_finish_reason(delta: Delta, part: Delta, parser: ToolCallParser) -> Delta:

@@ -10,7 +10,7 @@ from server.errors import invalid_value
 from server.schemas.chat import ChatCompletionRequest
 from server.schemas.constraint_spellings import Kind, refused_spellings
 from server.schemas.embeddings import WHOLE_CONTEXT, Texts
-from server.schemas.generation import Name, Penalty, StopString, StopStrings
+from server.schemas.generation import Name, Penalty, Seed, StopString, StopStrings
 from server.schemas.ollama_api.messages import Turns, chat_messages
 from server.schemas.tools import MAX_TOOLS
 from server.schemas.translated import JsonObject, TranslatedRequest
@@ -21,6 +21,7 @@ CHAT_NAMES = {"num_predict": "max_tokens", "repeat_penalty": "repetition_penalty
 NO_EFFECT = {"num_ctx"}  # the context is the server's
 FORMATS = refused_spellings("format").keys() - {"function_call"}  # other names of a format
 RANDOM_SEED = -1  # as without a seed
+MAX_EXACT = 1 << 53  # a decimal beyond it may stand for several integers
 NO_LIMIT = 0  # num_predict is -1 or -2 for as many tokens as the context has room for
 
 
@@ -30,7 +31,9 @@ def _stop_texts(value: object) -> object:
 
 
 def _whole(value: object) -> object:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_EXACT:
+        return int(value)
+    return value
 
 
 WHOLE = BeforeValidator(_whole)  # Ollama's clients may have read 40 as 40.0
@@ -51,7 +54,7 @@ class OllamaOptions(ConstrainingObject):
     repeat_penalty: Annotated[float, Field(gt=0.0, le=2.0)] | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
-    seed: Annotated[int, WHOLE] | None = None
+    seed: Annotated[Seed, WHOLE] | None = None
     stop: Annotated[StopStrings, BeforeValidator(_stop_texts, json_schema_input_type=StopString | StopStrings)] = Field(
         default_factory=list
     )

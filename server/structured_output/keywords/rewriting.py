@@ -46,7 +46,8 @@ class Rewritten:
 
 
 def rewritten(schema: JsonObject, *, is_lenient: bool = False) -> Rewritten:
-    """Rewrite the schema. One whose rewriting would take too much work stays as it is.
+    """Rewrite the schema. It stays as it is if that would take too much work, or if a keyword that has to be rewritten
+    refers to a part of the wrong kind, as among the examples, where no schema is looked for.
 
     `is_lenient`: what llguidance cannot express will be ignored, so nothing may become what it refuses even then:
     members by expressions that overlap.
@@ -59,7 +60,7 @@ def rewritten(schema: JsonObject, *, is_lenient: bool = False) -> Rewritten:
     rewriter = _Rewriter(schema, is_lenient=is_lenient)
     try:
         result = rewriter.rewrite(schema, "")
-    except (TooMuchWork, RecursionError):
+    except (NotExpressible, TooMuchWork, RecursionError):
         return Rewritten(schema)
     assert isinstance(result, dict)
     return Rewritten(result, tuple(rewriter.kept))

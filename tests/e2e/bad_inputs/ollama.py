@@ -54,7 +54,7 @@ OLLAMA_ROWS: dict[str, Row] = {
             *options("repeat_penalty", [0, -1], NUMBER_BELOW),
             *options("presence_penalty", [2.5], NUMBER_ABOVE),
             *options("top_k", [-2], BELOW),
-            *options("seed", [True, "Zebra", 1.5], TYPE),
+            *options("seed", [True, "Zebra", 1.5, 1e20, -1e19], TYPE),
             *options("stop", [5, {}], TYPE),
             ({"options": {"stop": [5]}}, TYPE, "options.stop[0]"),
             *options("max_tokens", [3], UNSUPPORTED),

@@ -6,9 +6,9 @@ import signal
 
 import pytest
 
-from engine.messages import Add, OutputPart, StepDone, StepPart, ToEngine
+from engine.messages import Abort, Add, OutputPart, StepDone, StepPart, ToEngine, encode_frame
 from engine.types import Request, RequestOutput, SamplingParams, StepOutput, StepStats, TokenLogprobs
-from server.engine_client.client import MAX_ADDED, EngineClient
+from server.engine_client.client import MAX_ADDED, NOT_SENT, EngineClient
 from server.engine_client.output_collector import EngineDied
 from tests.support.servers.watched_engine import collect, run, started
 
@@ -171,6 +171,32 @@ def test_many_choices_are_sent_in_frames_between_which_the_event_loop_takes_turn
         assert list(map(len, frames)) == [MAX_ADDED, MAX_ADDED, MAX_ADDED - 2]
         assert [request for frame in frames for request in frame] == requests[:-1]
         assert sent.index("a turn") < len(sent) - 1
+
+    asyncio.run(scenario())
+
+
+def test_a_request_that_cannot_be_encoded_fails_alone_and_the_others_of_its_frame_are_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario() -> None:
+        client = EngineClient()
+        sent: list[ToEngine] = []
+
+        def send(message: ToEngine) -> None:
+            encode_frame(message)
+            sent.append(message)
+
+        monkeypatch.setattr(client._supervisor, "send", send)
+        others = [Request(n, [5], SamplingParams()) for n in (1, 3)]
+        client.submit(others[:1])
+        collector = client.submit([Request(2, [5], SamplingParams(seed=1 << 64))])
+        client.submit(others[1:])
+        monkeypatch.setattr(client._supervisor, "is_serving", True)
+        client.abort([])  # sends what is pending
+        assert [message for message in sent if isinstance(message, Add)] == [Add([one]) for one in others]
+        assert await collector.get() == [RequestOutput(2, finish_reason="error", error=NOT_SENT)]
+        client.abort([2])
+        assert client.num_open == 2 and not any(isinstance(message, Abort) for message in sent)
 
     asyncio.run(scenario())
 

@@ -1,6 +1,7 @@
 """server/fairness/request_memory.py on a clock of its own: who waits, who is refused, who makes room."""
 
 import asyncio
+from collections.abc import Iterator
 
 import pytest
 
@@ -79,6 +80,36 @@ async def test_the_body_that_stands_still_makes_room_for_one_that_waits() -> Non
     clock.now_s += IDLE_S
     await task
     assert evicted == [1] and leases[1].is_evicted, "of those that have not arrived the one that is idle for longest"
+
+
+async def test_one_look_serves_all_that_wait_and_ends_one_body_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, evicted = Clock(), []
+    looks: list[int] = []
+    memory = RequestMemory(LIMIT, clock=clock)
+    monkeypatch.setattr(request_memory, "CHECK_S", 3600.0)  # no second look
+    for number in range(6):
+        await memory.open(0, evict=lambda number=number: evicted.append(number)).grow(110_000)  # type: ignore[misc]
+        clock.now_s += 0.1
+    tasks = [await waiting(memory.open(0), 100_000) for _ in range(3)]
+    assert evicted == []
+    clock.now_s += IDLE_S
+    monkeypatch.setattr(memory, "_reading", _Counted(memory._reading, looks))
+    memory._look()
+    assert evicted == [0, 1, 2] and len(looks) == 1
+    for task in tasks:
+        task.cancel()
+
+
+class _Counted(dict[Lease, None]):
+    """Bodies that are read; records each time that all are looked at."""
+
+    def __init__(self, leases: dict[Lease, None], looks: list[int]) -> None:
+        super().__init__(leases)
+        self._looks = looks
+
+    def __iter__(self) -> Iterator[Lease]:
+        self._looks.append(len(self))
+        return super().__iter__()
 
 
 async def test_with_several_tenants_none_takes_all_and_they_take_turns() -> None:

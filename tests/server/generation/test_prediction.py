@@ -1,16 +1,18 @@
 """Tokens of a prediction that a completion has."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.generation.prediction import PredictionTally
+from server.generation.prediction import PredictedTokens, PredictionTally
 
 IDS = st.lists(st.integers(0, 3), max_size=30)
 
 
 def counts(prediction: list[int], completion: list[int]) -> tuple[int, int]:
-    tally = PredictionTally(prediction)
+    tally = PredictionTally(PredictedTokens(prediction))
     tally.push(completion)
     return tally.num_accepted, tally.num_rejected
 
@@ -44,6 +46,15 @@ def test_no_more_tokens_count_than_the_longest_common_subsequence_has(
     assert counts(prediction, prediction) == (len(prediction), 0)
 
 
+@given(prediction=IDS, pair=st.tuples(st.integers(0, 5), st.integers(0, 5)), start=st.integers(0, 30))
+def test_a_pair_is_found_at_its_first_place_from_the_start_on(
+    prediction: list[int], pair: tuple[int, int], start: int
+) -> None:
+    places = [place for place, one in enumerate(pairwise(prediction)) if one == pair and place >= start]
+    start = min(start, len(prediction))
+    assert PredictedTokens(prediction).next_place(pair, start) == (places[0] if places else None)
+
+
 def _common(a: list[int], b: list[int]) -> int:
     """Length of the longest common subsequence."""
     lengths = [0] * (len(b) + 1)
@@ -58,7 +69,7 @@ def _common(a: list[int], b: list[int]) -> int:
 def test_the_counts_do_not_depend_on_how_the_tokens_arrive(
     prediction: list[int], completion: list[int], cut: int
 ) -> None:
-    tally = PredictionTally(prediction)
+    tally = PredictionTally(PredictedTokens(prediction))
     tally.push(completion[:cut])
     tally.push(completion[cut:])
     assert (tally.num_accepted, tally.num_rejected) == counts(prediction, completion)

@@ -38,6 +38,8 @@ SHARED: list[tuple[str, JsonValue, str]] = [
     ("min_tokens", -1, BELOW),
     ("seed", 1.5, "invalid_type"),
     ("seed", "a", "invalid_type"),
+    ("seed", 2**63, ABOVE),
+    ("seed", -(2**63) - 1, BELOW),
     ("stop", "", "empty_string"),
     ("stop", ["a", ""], "empty_string"),
     ("stop", ["a"] * 33, "array_above_max_length"),

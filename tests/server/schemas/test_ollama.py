@@ -55,8 +55,9 @@ def test_whole_numbers_may_be_decimals_and_empty_stop_texts_are_none() -> None:
     body = validate(OllamaGenerateRequest, {"prompt": "a", "options": options}).chat_body()
     numbers = [body[name] for name in ("max_tokens", "top_k", "seed")]
     assert numbers == [3, 40, 42] and {type(number) for number in numbers} == {int}
-    with pytest.raises(ApiError, match="expected an integer"):
-        validate(OllamaGenerateRequest, {"prompt": "a", "options": {"top_k": 40.5}})
+    for not_whole in ({"top_k": 40.5}, {"seed": 1e20}, {"num_predict": 2.0**53 + 2}):
+        with pytest.raises(ApiError, match="expected an integer"):
+            validate(OllamaGenerateRequest, {"prompt": "a", "options": not_whole})
     for stop, texts in (("", []), ([""], []), (["", "x"], ["x"])):
         assert validate(OllamaGenerateRequest, {"prompt": "a", "options": {"stop": stop}}).chat_body()["stop"] == texts
 

@@ -38,6 +38,7 @@ JSON_FORMAT: dict[str, Any] = {"type": "json_schema", "schema": {"type": "object
             "invalid_value",
         ),
         (ResponsesRequest, {"max_output_tokens": 0}, "max_output_tokens", "integer_below_min_value"),
+        (ResponsesRequest, {"seed": 2**63}, "seed", "integer_above_max_value"),
         (ResponsesRequest, {"tool_choice": "must"}, "tool_choice", "invalid_value"),
         (MessagesRequest, {"max_tokens": None}, "max_tokens", "missing_required_parameter"),
         (MessagesRequest, {"messages": [{"role": "root", "content": "a"}]}, "messages[0].role", "invalid_value"),

@@ -45,6 +45,11 @@ IN_SCHEMAS: list[tuple[dict[str, Any], str]] = [  # a schema, what is said of it
         properties({"uniqueItems": True, "maxItems": 1}, {"items": {"uniqueItems": True, "description": "SECRET"}}),
         "unsupported keywords (uniqueItems), at properties[1].items.uniqueItems",
     ),
+    (  # where no schema is looked for
+        properties({"not": {"$ref": "#/examples/0"}})
+        | {"examples": [{"not": properties({"allOf": 5, "not": SECRET})}]},
+        "unsupported keywords (not), at properties[0].not",
+    ),
     (properties({"not": {"pattern": "SECRET"}}), "unsupported keywords (not), at properties[0].not"),
     (
         properties(SECRET, {"$dynamicRef": "#SECRET"}),

@@ -1,11 +1,14 @@
 """server/tools/constraints.py: an answer may call exactly the allowed tools, and unsupported schemas are reported."""
 
+import threading
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from server.schemas.validation import MAX_UNKNOWN_FIELDS
+from server.tools import constraints
 from tests.support.servers.fake_engine import FakeEngine
 from tests.support.servers.serving import MODEL, client_of, saying, state_around, tokenizer
 from tests.support.tool_calling import (
@@ -287,6 +290,26 @@ async def test_a_strict_tool_or_a_strict_server_refuses_unsupported_keywords(
     for refused in (strict, by_server):
         error = refused.json()["error"]
         assert (refused.status_code, error["param"]) == (400, "tools[0].function.parameters")
+
+
+async def test_the_smallest_schemas_are_translated_in_a_thread_since_their_text_does_not_tell_the_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads: dict[str, set[int]] = {"schema_constraint": set(), "constraint_of": set()}
+
+    def recorded(name: str) -> Callable[..., Any]:
+        translate: Callable[..., Any] = getattr(constraints, name)
+
+        def record(*args: Any, **options: Any) -> Any:
+            threads[name].add(threading.get_ident())
+            return translate(*args, **options)
+
+        return record
+
+    for name in threads:
+        monkeypatch.setattr(constraints, name, recorded(name))
+    await answered(ONE, structured_outputs={"choice": ["yes"]})
+    assert all(used and threading.get_ident() not in used for used in threads.values())
 
 
 async def test_many_such_tools_do_not_make_a_header_too_long_for_proxies() -> None:

@@ -1,10 +1,14 @@
 """server/api/formats/tool_calls.py: tool calls in replies and streams, as OpenAI's clients put them together."""
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from server.api.formats.tool_calls import PIECE_CHARS, ToolCallFormatter
+from server.generation.choice import Delta
+from server.tools import call_parser
+from server.tools.call_parser import CallPart
 from tests.support.tool_calling import CLOCK_CALL, NAMED, ONE, PARIS, TWO, answered
 
 pytestmark = pytest.mark.anyio
@@ -43,6 +47,23 @@ async def test_a_reply_and_a_stream_have_the_same_calls(text: str, names: list[s
     assert [call["function"] for call in streamed] == [call["function"] for call in calls]
     assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     assert chunks[-1]["choices"][0]["delta"] == {}
+
+
+def test_each_part_of_a_reply_is_looked_at_once_however_many_calls_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    class Watched(CallPart):
+        def __getattribute__(self, name: str) -> Any:
+            read.append(name)
+            return super().__getattribute__(name)
+
+    monkeypatch.setattr(call_parser, "CallPart", Watched)
+    arguments = [json.dumps({"city": "x" * number}) for number in range(200)]
+    calls = ", ".join(f'{{"name": "f{number}", "arguments": {text}}}' for number, text in enumerate(arguments))
+    _, message = ToolCallFormatter("id").full(Delta(0, text=f"[TOOL_CALLS] [{calls}]", finish_reason="stop"))
+    functions = [call["function"] for call in cast(list[dict[str, Any]], message["tool_calls"])]
+    assert functions == [{"name": f"f{number}", "arguments": text} for number, text in enumerate(arguments)]
+    assert len(calls) > 4 * PIECE_CHARS and read.count("index") < 2.1 * len(arguments)
 
 
 @pytest.mark.parametrize("choice", ["required", NAMED])

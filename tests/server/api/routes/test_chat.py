@@ -1,9 +1,12 @@
 """POST /v1/chat/completions: the shape of full replies, and the order of chunks in streams."""
 
+import threading
 from typing import Any
 
 import pytest
 
+from server.api import chat_turn
+from server.generation.prediction import PredictedTokens
 from tests.support.servers.fake_engine import EOS, FakeEngine
 from tests.support.servers.serving import MODEL, client_of, events, outcomes, saying, state_around, tokenizer
 
@@ -177,12 +180,29 @@ async def test_a_prediction_reaches_the_engine_and_the_usage_counts_its_tokens(c
     engine = FakeEngine(saying("a b c"))
     usage = (await full(engine, prediction={"type": "content", "content": content}, n=2))["usage"]
     ids = tokenizer().encode("a b d", add_special_tokens=False)
-    assert [request.prediction_token_ids for request in engine.submitted] == [ids, ids]
+    first, second = (request.prediction_token_ids for request in engine.submitted)
+    assert first == ids and second is first, "one list for all choices"
     right = len(tokenizer().encode("a b", add_special_tokens=False))
     assert usage["completion_tokens_details"] == {
         "accepted_prediction_tokens": 2 * right,
         "rejected_prediction_tokens": 2 * (len(ids) - right),
     }
+
+
+async def test_the_places_in_a_prediction_are_found_once_for_all_choices_and_not_on_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made_in: list[int] = []
+
+    class Recorded(PredictedTokens):
+        def __init__(self, token_ids: list[int]) -> None:
+            made_in.append(threading.get_ident())
+            super().__init__(token_ids)
+
+    monkeypatch.setattr(chat_turn, "PredictedTokens", Recorded)
+    engine = FakeEngine(saying("a b c"))
+    await full(engine, prediction={"type": "content", "content": "a b d " * 700}, n=4)
+    assert len(made_in) == 1 and made_in[0] != threading.get_ident()
 
 
 async def test_tokens_behind_a_stop_string_count_for_no_prediction() -> None:
