@@ -19,7 +19,7 @@ class Clock:
 def samples(metrics: Metrics, prefix: str = "") -> dict[str, float]:
     """Return the samples of a new scrape by `name{label=value,...}`, without the label model_name.
 
-    `prefix`: of their names; the lines of others, which take a core 10 ms, are not parsed.
+    `prefix`: of their names. Lines of others are not parsed.
     """
     found = {}
     text = metrics.exposition.render().decode()
