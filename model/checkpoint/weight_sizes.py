@@ -86,6 +86,8 @@ def kept_in_blocks(stored: Mapping[str, StoredWeight], block_formats: Collection
 
     Of the experts of a layer each of w1, w2 and w3 must have one format. Others are decoded.
     """
+    if all(tensor.dtype not in block_formats for tensor in stored.values()):  # of thousands, and a plan asks often
+        return set()
     formats: dict[str, set[str]] = {}
     for name, tensor in stored.items():
         formats.setdefault(_group(name), set()).add(tensor.dtype)

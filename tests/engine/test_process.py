@@ -41,6 +41,7 @@ from engine.types import Request, RequestOutput, SamplingParams
 from model.group import GroupEndedError
 from smoe import LocalEngine
 from tests.support.checkpoints.mixtral import Shape, save_random_checkpoint
+from tests.support.conditions import LIMIT_S
 from tests.support.forked.commands import popen
 from tests.support.paths import DEMO
 
@@ -301,7 +302,7 @@ def test_a_stopped_engine_does_not_outlive_its_parent() -> None:
                 assert parent.poll() is None
             os.kill(pid, signal.SIGSTOP)
             parent.kill()
-            assert select.select([engine], [], [], 5)[0], "the engine still runs"
+            assert select.select([engine], [], [], LIMIT_S)[0], "the engine still runs"
         finally:
             os.close(engine)
 

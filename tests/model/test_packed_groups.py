@@ -1,5 +1,7 @@
 """Groups of AWQ, GPTQ, compressed-tensors and MLX are read into blocks with exactly the weights of their formats."""
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -26,18 +28,32 @@ DECODED = ("FP8", "FP8, inverse scale", "FP8 in blocks", "nf4", "nf4, nested")
 DECODED += ("compressed-tensors FP8", "compressed-tensors FP8 in blocks")
 KEPT = [name for name in FORMATS if name not in DECODED]
 
+Quantized = Callable[
+    [str], tuple[Path, dict[str, torch.Tensor]]
+]  # a format -> its checkpoint, and what its weights are
+
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_in_layout(random_model(SHAPE), tmp_path_factory.mktemp("plain"))
 
 
+@pytest.fixture(scope="module")
+def quantized(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Quantized:
+    @cache
+    def saved(name: str) -> tuple[Path, dict[str, torch.Tensor]]:
+        path = tmp_path_factory.mktemp("quantized") / "q"
+        return path, save_quantized(plain, path, name)
+
+    return saved
+
+
 @pytest.mark.parametrize("name", FORMATS)
-def test_groups_have_the_weights_of_their_format(name: str, plain: Path, tmp_path: Path) -> None:
+def test_groups_have_the_weights_of_their_format(name: str, quantized: Quantized) -> None:
     """Others (FP8, nf4) are decoded."""
-    weights = save_quantized(plain, tmp_path / "q", name)
-    config, _ = read_config(tmp_path / "q")
-    stored = read_stored_weights(tmp_path / "q", config)
+    path, weights = quantized(name)
+    config, _ = read_config(path)
+    stored = read_stored_weights(path, config)
     kept = kept_in_blocks(stored, PACKED_BLOCKS)
     assert bool(kept) == (name in KEPT)
     for each in kept:
@@ -49,11 +65,11 @@ def test_groups_have_the_weights_of_their_format(name: str, plain: Path, tmp_pat
 
 
 @pytest.mark.parametrize("name", KEPT)
-def test_loaded_groups_take_the_bytes_that_headers_promise(name: str, plain: Path, tmp_path: Path) -> None:
-    save_quantized(plain, tmp_path / "q", name)
-    ops, (config, _) = native(ISAS[-1]), read_config(tmp_path / "q")
-    stored = read_stored_weights(tmp_path / "q", config)
-    loaded = load_model(tmp_path / "q", config, ops, LoadOptions(torch.float32, CPU))
+def test_loaded_groups_take_the_bytes_that_headers_promise(name: str, quantized: Quantized) -> None:
+    path, _ = quantized(name)
+    ops, (config, _) = native(ISAS[-1]), read_config(path)
+    stored = read_stored_weights(path, config)
+    loaded = load_model(path, config, ops, LoadOptions(torch.float32, CPU))
     assert packed_bytes(loaded.weights) == sum(weight_bytes(stored, 4, "none", ops.block_formats).values())
 
 

@@ -1,5 +1,6 @@
 """Metrics with a simulated clock, and their scrapes as a mapping."""
 
+import re
 from dataclasses import dataclass
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -15,10 +16,15 @@ class Clock:
         return self.now
 
 
-def samples(metrics: Metrics) -> dict[str, float]:
-    """Return the samples of a new scrape by `name{label=value,...}`, without the label model_name."""
+def samples(metrics: Metrics, prefix: str = "") -> dict[str, float]:
+    """Return the samples of a new scrape by `name{label=value,...}`, without the label model_name.
+
+    `prefix`: of their names. Lines of others are not parsed.
+    """
     found = {}
-    for family in text_string_to_metric_families(metrics.exposition.render().decode()):
+    text = metrics.exposition.render().decode()
+    lines = re.findall(rf"^(?:# \w+ )?{prefix}.*\n", text, re.MULTILINE) if prefix else [text]
+    for family in text_string_to_metric_families("".join(lines)):
         for sample in family.samples:
             assert sample.labels.pop("model_name") == "m"
             labels = ",".join(f"{name}={value}" for name, value in sorted(sample.labels.items()))

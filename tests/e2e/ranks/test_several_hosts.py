@@ -15,7 +15,7 @@ import pytest
 
 from tests.e2e.faults.test_recovery import Answer, Progress, ask, body_of, client_of, health
 from tests.support.conditions import until
-from tests.support.hosts.two_hosts import two_hosts
+from tests.support.hosts.two_hosts import forked_two_hosts
 from tests.support.ports import free_port
 from tests.support.servers.running import STOP_TIMEOUT_S, RunningServer, forked_server, wait_until_ready
 
@@ -62,7 +62,7 @@ def test_two_hosts_give_the_tokens_of_one_and_go_on_after_a_kill_on_either(
     bodies: list[dict[str, object]], alone: list[list[int]], scale: int
 ) -> None:
     chance = random.Random(0)
-    with two_hosts(*FLAGS) as (server, host):
+    with forked_two_hosts(*FLAGS) as (server, host):
         assert _tokens(server, bodies) == alone
         assert httpx.get(f"{host.url}/health/live").json()["phase"] == "ready"
         assert httpx.get(f"{host.url}/v1/models").status_code == 404

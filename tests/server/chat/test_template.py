@@ -20,11 +20,18 @@ def conversation(*turns: tuple[str, str]) -> list[ChatMessage]:
     return [ChatMessage.model_validate({"role": role, "content": text}) for role, text in turns]
 
 
+@pytest.fixture(scope="module")
+def default_template(v3: Tokenizer) -> ChatTemplate:
+    return ChatTemplate(None, v3)
+
+
 @given(texts=st.lists(TEXTS, min_size=3, max_size=3))
 @settings(max_examples=60, deadline=None)
-def test_control_tokens_come_from_the_template_alone(v3: Tokenizer, texts: list[str]) -> None:
+def test_control_tokens_come_from_the_template_alone(
+    v3: Tokenizer, default_template: ChatTemplate, texts: list[str]
+) -> None:
     turns = [("user", texts[0]), ("assistant", texts[1]), ("user", texts[2])]
-    ids = ChatTemplate(None, v3).render(conversation(*turns))
+    ids = default_template.render(conversation(*turns))
     assert [i for i in ids if v3.is_special(i)] == [1, 3, 4, 2, 3, 4]
 
 

@@ -13,7 +13,10 @@ pytestmark = pytest.mark.anyio
 
 @pytest.mark.parametrize("record_bytes", [1, 3, 4, 5, 100, 1 << 14])
 def test_a_hello_is_complete_with_its_last_byte(record_bytes: int) -> None:
-    hello = split_into_records(client_hello(), record_bytes)
+    # All records are read again for each byte, which takes seconds where a long hello comes in small records.
+    message = client_hello(curve="prime256v1" if record_bytes <= 5 else None)
+    assert len(message) > 1 << 8, "its length fits one byte"
+    hello = split_into_records(message, record_bytes)
     for length in range(len(hello)):
         assert length < client_hello_bytes(hello[:length]) <= len(hello)
     assert client_hello_bytes(hello) == client_hello_bytes(hello + b"more") == len(hello)

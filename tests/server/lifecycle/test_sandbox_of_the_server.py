@@ -4,7 +4,6 @@ import json
 import os
 import re
 import select
-import signal
 import socket
 import time
 from pathlib import Path
@@ -12,7 +11,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from tests.support.servers.child_processes import sandbox_pids_of
+from tests.support.servers.child_processes import open_sandbox_of, stop_sandbox_of
 from tests.support.servers.server_process import Server, forked, running
 
 NUM_HELD = 40
@@ -24,10 +23,7 @@ def test_checks_that_never_end_do_not_delay_the_exit(checkpoint: Path) -> None:
     with forked("hold", checkpoint, shutdown_timeout="1") as server:
         server.wait_ready()
         num_tasks = tasks_of(server)
-        pids = sandbox_pids_of(server.process.pid)
-        handles = [os.pidfd_open(pid) for pid in pids]
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
+        handles = stop_sandbox_of(server.process.pid)
         held = [ask_for_grammar(server, f"a{{1,{i + 1}}}") for i in range(NUM_HELD)]
         deadline_s = time.monotonic() + LIMIT_S
         while tasks_of(server) < num_tasks + NUM_HELD:
@@ -42,7 +38,7 @@ def test_checks_that_never_end_do_not_delay_the_exit(checkpoint: Path) -> None:
 def test_a_killed_server_leaves_no_process_of_its_sandbox(checkpoint: Path) -> None:
     with running("hold", checkpoint) as server:
         server.wait_ready()
-        handles = [os.pidfd_open(pid) for pid in sandbox_pids_of(server.process.pid)]
+        handles = open_sandbox_of(server.process.pid)
         server.process.kill()
         server.process.wait(LIMIT_S)
         assert len(handles) > 1 and all(is_gone(handle) for handle in handles)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.support.conditions import wait_until
+from tests.support.conditions import LIMIT_S, wait_until
 from tests.support.servers.server_process import LONG, events, forked, running
 
 
@@ -171,6 +171,6 @@ def test_the_engine_ends_when_its_server_is_killed(checkpoint: Path) -> None:
         pidfd = os.pidfd_open(server.engine_pid)
         server.process.kill()
         server.process.wait(30)
-        gone, _, _ = select.select([pidfd], [], [], 5)
+        gone, _, _ = select.select([pidfd], [], [], LIMIT_S)
         os.close(pidfd)
         assert gone

@@ -35,7 +35,7 @@ def test_received_choices_are_running_waiting_or_ended_at_every_scrape() -> None
             metrics.finished(draw.choice(OUTCOMES))
             open_choices -= 1
         metrics.record_step(StepStats(num_running=draw.randint(0, 10)))  # a step's number may be late or early
-        scrape = samples(metrics)
+        scrape = samples(metrics, "smoe_requests_")
         ended = sum(value for name, value in scrape.items() if name.startswith("smoe_requests_total"))
         waiting, running = scrape["smoe_requests_waiting"], scrape["smoe_requests_running"]
         assert waiting >= 0

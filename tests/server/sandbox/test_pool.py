@@ -24,6 +24,7 @@ from server.sandbox.job import Job, JobUse, Limits
 from server.sandbox.pool import SandboxPool
 from tests.support.conditions import until
 from tests.support.servers import sandbox_jobs as jobs
+from tests.support.servers.child_processes import state_of
 
 pytestmark = pytest.mark.anyio
 
@@ -182,11 +183,3 @@ async def test_waiting_jobs_are_bounded() -> None:
     finally:
         pool.close()
         await asyncio.gather(*endless, return_exceptions=True)
-
-
-def state_of(pid: int) -> str:
-    """The process' state in /proc: "T" is stopped, "Z" has ended; "" if there is none."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return ""

@@ -20,9 +20,13 @@ def client_context() -> ssl.SSLContext:
 class TlsClient:
     """A client without a socket: the caller moves the bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, curve: str | None = None) -> None:
+        """`curve`: of the only key that the hello offers. Without one it has a key of more than a thousand bytes."""
         self._received, self._to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = client_context().wrap_bio(self._received, self._to_send, server_hostname="localhost")
+        context = client_context()
+        if curve is not None:
+            context.set_ecdh_curve(curve)
+        self._tls = context.wrap_bio(self._received, self._to_send, server_hostname="localhost")
 
     def shake_hands(self, received: bytes = b"") -> tuple[bytes, bool]:
         """Take what the server sent; return the client's next bytes, and True if the handshake is complete."""
@@ -34,9 +38,9 @@ class TlsClient:
         return self._to_send.read(), True
 
 
-def client_hello() -> bytes:
+def client_hello(curve: str | None = None) -> bytes:
     """Return a ClientHello in one record."""
-    return TlsClient().shake_hands()[0]
+    return TlsClient(curve).shake_hands()[0]
 
 
 def split_into_records(hello: bytes, num_bytes: int) -> bytes:
