@@ -13,6 +13,7 @@ import typer.main
 import yaml
 
 from server.api import routes
+from server.cli.foreign_words import FOREIGN_FLAGS as FLAGS_OF_SERVERS
 from server.cli.main import app
 from server.settings.settings import PREFIX, Settings
 from tests.agents.programs import CONTINUE
@@ -71,7 +72,13 @@ def _commands(command: Any, names: tuple[str, ...]) -> Iterator[tuple[str, set[s
 def all_flags() -> set[str]:
     settings = {f"--{name.replace('_', '-')}" for name in Settings.model_fields}
     completion = {"--install-completion", "--show-completion"}  # added by typer where it finds a shell
-    return settings | completion | FOREIGN_FLAGS | {flag for flags in commands().values() for flag in flags}
+    return (
+        settings
+        | completion
+        | FOREIGN_FLAGS
+        | set(FLAGS_OF_SERVERS)
+        | {flag for flags in commands().values() for flag in flags}
+    )
 
 
 def code_of(text: str) -> str:

@@ -45,10 +45,12 @@ def with_rank_threads(config: EngineConfig) -> EngineConfig:
     return msgspec.structs.replace(config, threads=max(1, num_cores() // config.ranks_per_host))
 
 
-def rank_warnings(config: EngineConfig) -> list[str]:
-    """Return a line if the ranks have more threads than there are cores: they wait for each other several times a
-    layer, and a rank without a core keeps all others waiting."""
+def rank_warnings(config: EngineConfig, device: str = "cpu") -> list[str]:
+    """Return a line if a CPU has more threads than cores. Threads wait for each other in each matrix and ranks several
+    times a layer, so that one without a core keeps all others waiting."""
     size, threads, cores = config.ranks_per_host, with_rank_threads(config).threads, num_cores()
-    if size == 1 or threads is None or size * threads <= cores:
+    if threads is None or size * threads <= cores or device != "cpu":
         return []
+    if size == 1:
+        return [f"--threads {threads} on {cores} cores: steps are much slower than with --threads {cores}"]
     return [f"{size} ranks of {threads} threads share {cores} cores: steps are much slower than with a core for each"]

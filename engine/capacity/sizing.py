@@ -109,7 +109,7 @@ def size_engine(
     if pool_bytes > free_bytes:
         raise EngineConfigError(
             f"the configured KV cache takes {format_bytes(pool_bytes)}, and {format_bytes(free_bytes)} are free "
-            "after the weights"
+            f"after the weights; lower {_size_flag(config)}"
         )
     max_model_len, warnings = context_limit(config, model, num_blocks, budget)
     return EngineLimits(num_blocks, max_model_len, budget, warnings)
@@ -157,11 +157,10 @@ def pool_blocks(
     """Return the number of usable blocks: as configured, or as many as fit the pool's share of the memory, but never
     more than all sequences at full length could use. Raises EngineConfigError if no block fits."""
     if config.num_kv_blocks is not None:
-        return _require_one_block(config.num_kv_blocks, block_bytes, "--num-kv-blocks")
-    if config.kv_cache_memory_bytes is not None:
-        return _require_one_block(
-            config.kv_cache_memory_bytes // block_bytes - 1, block_bytes, "--kv-cache-memory-bytes"
-        )
+        return _require_one_block(config.num_kv_blocks, block_bytes, _size_flag(config))
+    if (size_bytes := config.kv_cache_memory_bytes) is not None:  # whoever writes 4 means 4GiB: the error shows bytes
+        given = f"{_size_flag(config)} of {format_bytes(size_bytes)}"
+        return _require_one_block(size_bytes // block_bytes - 1, block_bytes, given)
     longest = config.max_model_len or model.context_len
     per_sequence = peak_blocks(config, model, budget, longest)
     fits = int(free_bytes * pool_share) // block_bytes - 1
@@ -172,6 +171,11 @@ def pool_blocks(
             "(one block and the null block, and as much again for everything else)"
         )
     return min(fits, config.max_num_seqs * per_sequence)
+
+
+def _size_flag(config: EngineConfig) -> str:
+    """Return the flag that has set the size of the KV cache."""
+    return "--kv-cache-memory-bytes" if config.num_kv_blocks is None else "--num-kv-blocks"
 
 
 def _require_one_block(num_blocks: int, block_bytes: int, source: str) -> int:

@@ -118,7 +118,7 @@ def _plan(
         verify(path, partial(on_progress, "checksums"))
     device, dtype = choose_device(config), DTYPES[served_dtype(config, model)]
     check_ranks(config, model)
-    warnings += rank_warnings(config)
+    warnings += rank_warnings(config, device.type)
     config = with_rank_threads(config)
     stored = read_stored_weights(path, model)
     identity = identify(stored.values(), is_verified=config.verify)

@@ -6,6 +6,15 @@ from difflib import get_close_matches
 MAX_PATH_CHARS = 128  # of a path that is compared with all others
 MIN_LIKENESS = 0.8
 _CHAT = "/v1/chat/completions"
+_OPENAI_BASE = "The base URL of OpenAI's clients ends in /v1: they add the rest, such as /chat/completions."
+# URLs that programs call when their base URL is wrong, and those that are base URLs themselves.
+_BASES = {
+    "/v1": _OPENAI_BASE,
+    "/v1/v1/messages": "The base URL of Anthropic's clients has no /v1: they add /v1/messages.",
+    "/api": "The base URL of Ollama's clients has no /api: they add the rest, such as /api/chat.",
+}
+_NOT_STORED = "Replies are not stored, so none can be read, cancelled or deleted later."
+_STORED = {"/v1/responses/": _NOT_STORED, f"{_CHAT}/": _NOT_STORED}
 # What Ollama's API does with models, and how it is done here.
 _MODELS = {
     "/api/pull": "The server downloads nothing: start it with a model that is there, as `smoe serve MODEL`.",
@@ -24,6 +33,8 @@ _OTHER_APIS = {
     "/slots": "llama-server's own API is not served",
     "/v1/images": "Images are not served",
     "/v1/audio": "Audio is not served",
+    "/v1/moderations": "Moderation is not served",
+    "/v1/conversations": "The Conversations API is not served",
     "/v1/assistants": "The Assistants API is not served",
     "/v1/threads": "The Assistants API is not served",
     "/v1/fine_tuning": "Training is not served",
@@ -32,10 +43,16 @@ _OTHER_APIS = {
 
 def url_hint(path: str, known: Collection[str]) -> str | None:
     """Return a sentence about a path that is not among the `known` ones; None if nothing is like it."""
+    if (sentence := _BASES.get(path.rstrip("/"))) is not None:
+        return sentence
+    if _has_whole_base(path, known):
+        return _OPENAI_BASE
     instead = _spelled_otherwise(path, known)
     if instead is None:
         if (sentence := _MODELS.get(path.rstrip("/"))) is not None:
             return f"This part of Ollama's API is not served. {sentence}"
+        if (sentence := next((_STORED[start] for start in _STORED if path.startswith(start)), None)) is not None:
+            return sentence
         for start, reason in _OTHER_APIS.items():
             if path.startswith(start):
                 return f"{reason}. OpenAI's text endpoints are, such as {_CHAT}."
@@ -43,10 +60,18 @@ def url_hint(path: str, known: Collection[str]) -> str | None:
     return None if instead is None else f"Did you mean {instead}?"
 
 
+def _has_whole_base(path: str, known: Collection[str]) -> bool:
+    """Return whether a client has added its path to a base URL that was a whole URL, as in
+    /v1/chat/completions/chat/completions."""
+    ends = (end for end in known if end.startswith("/v1/") and path.endswith(end.removeprefix("/v1")))
+    return any(path.removesuffix(end.removeprefix("/v1")) in known for end in ends if path not in known)
+
+
 def _spelled_otherwise(path: str, known: Collection[str]) -> str | None:
-    """Return the path with /v1 once in front, without a slash at its end, if that is known."""
+    """Return the path with /v1 once in front, without /api and without a slash at its end, if that is known."""
     plain = path.rstrip("/")
-    candidates = (plain, f"/v1{plain}", plain.replace("/v1/v1/", "/v1/", 1))
+    inner = plain.removeprefix("/api")
+    candidates = (plain, f"/v1{plain}", plain.replace("/v1/v1/", "/v1/", 1), f"/v1{inner}", inner)
     return next((candidate for candidate in candidates if candidate in known), None)
 
 

@@ -51,9 +51,14 @@ SeedFlag = Annotated[int | None, typer.Option("--seed", help="Seed; the same see
 def add_to(app: typer.Typer) -> None:
     """Register the commands with `app`."""
     app.command("chat", cls=WordsCommand)(chat_command)
-    app.command("run-batch", cls=WordsCommand)(run_batch_command)
-    app.command("doctor", cls=settings_command())(doctor_command)
-    app.command("health", cls=settings_command("host", "port", "ssl_certfile", "ssl_keyfile"))(health_command)
+    app.command("run-batch", cls=WordsCommand, short_help="Send a file of requests to a running server.")(
+        run_batch_command
+    )
+    app.command("doctor", cls=settings_command(), short_help="Check what would prevent a start of the server.")(
+        doctor_command
+    )
+    settings = settings_command("host", "port", "ssl_certfile", "ssl_keyfile")
+    app.command("health", cls=settings, short_help="Ask the server here whether it is alive.")(health_command)
 
 
 def chat_command(

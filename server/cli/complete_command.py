@@ -33,7 +33,7 @@ USAGE_IN_EVERY_CHUNK = {"include_usage": True, "continuous_usage_stats": True}
 
 def add_to(app: typer.Typer) -> None:
     """Register the command with `app`."""
-    app.command("complete", cls=WordsCommand)(complete_command)
+    app.command("complete", cls=WordsCommand, short_help="Continue a text with a running server.")(complete_command)
 
 
 def complete_command(

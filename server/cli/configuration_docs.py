@@ -3,9 +3,12 @@
 `python -m server.cli.configuration_docs > docs/configuration.md`, after a flag was added or changed.
 """
 
+import re
 import sys
+from collections.abc import Iterator
 from itertools import groupby
 
+from server.cli.foreign_words import FOREIGN_FLAGS
 from server.settings.flags import SettingFlag, setting_flags
 
 INTRODUCTION = """\
@@ -29,6 +32,15 @@ A flag without a value in the tables is a switch: `--verify`, `SMOE_VERIFY=1`, `
 bytes, or a number with a unit: `1GiB` is 1024³ bytes, `1GB` is 1000³. The model is an argument on the command line
 (`smoe serve MODEL`), `SMOE_MODEL` in the environment and `model` in the file.
 """
+OTHER_SERVERS = """
+## Flags of other servers
+
+What vLLM's and llama-server's flags are here; `smoe serve` says so too when it is given one of them.
+
+| flag there | here |
+|---|---|
+"""
+FLAG = re.compile(r"--[a-z-]+( [A-Z=]+)?")  # with its value
 HEAD = "| flag | default | meaning |\n|---|---|---|\n"
 
 
@@ -36,7 +48,13 @@ def configuration_page() -> str:
     """Return the text of docs/configuration.md."""
     groups = groupby(setting_flags(), key=lambda flag: flag.group)
     tables = (f"\n## {title}\n\n{HEAD}{''.join(map(_row, flags))}" for title, flags in groups)
-    return INTRODUCTION + "".join(tables)
+    return INTRODUCTION + "".join(tables) + OTHER_SERVERS + "".join(_rows_of_other_servers())
+
+
+def _rows_of_other_servers() -> Iterator[str]:
+    for hint, flags in groupby(FOREIGN_FLAGS, key=FOREIGN_FLAGS.__getitem__):
+        here = FLAG.sub(r"`\g<0>`", hint)
+        yield f"| {', '.join(f'`{flag}`' for flag in flags)} | {here} |\n"
 
 
 def _row(flag: SettingFlag) -> str:

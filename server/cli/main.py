@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from server.cli import client_commands, complete_command, completion
 from server.cli.bench import commands as bench_commands
@@ -18,8 +19,24 @@ from server.cli.settings.options import given_settings, settings_command
 from server.cli.top import command as top
 from server.cli.usage_errors import usage_line
 
+# The order of the help: what a first day needs comes first.
+HELP_ORDER = (
+    *("run", "serve", "models", "plan", "doctor", "pack"),
+    *("chat", "complete", "run-batch", "top", "health"),
+    *("explain", "experts", "bench"),
+)
+
+
+class Commands(TyperGroup):
+    """The commands of smoe in the order of HELP_ORDER."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=HELP_ORDER.index)
+
+
 app = typer.Typer(
     name="smoe",
+    cls=Commands,
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},  # of all subcommands too
@@ -63,7 +80,7 @@ def smoe(
     """
 
 
-@app.command("serve", cls=settings_command())
+@app.command("serve", cls=settings_command(), short_help="Serve a model over an OpenAI-style API.")
 def serve_command(
     context: typer.Context,
     config: Annotated[Path | None, typer.Option(help="YAML file with any of these settings.", metavar="FILE")] = None,
@@ -99,6 +116,7 @@ def serve_command(
         "tensor_parallel_size",
         "nnodes",
     ),
+    short_help="Estimate memory use and suggest flags.",
 )
 def plan_command(
     context: typer.Context,
@@ -135,7 +153,7 @@ def plan_command(
     raise typer.Exit(memory_plan.run(given_settings(context), memory, as_json=as_json, write_manifest=write_manifest))
 
 
-@app.command("models", cls=WordsCommand)
+@app.command("models", cls=WordsCommand, short_help="List the models on this machine, and which fit.")
 def models_command(
     memory: Annotated[
         str | None,
@@ -159,7 +177,11 @@ def models_command(
     raise typer.Exit(models.run(memory, as_json=as_json))
 
 
-@app.command("pack", cls=settings_command("model", "rope_theta", "dtype", "quantization", "threads", "verify"))
+@app.command(
+    "pack",
+    cls=settings_command("model", "rope_theta", "dtype", "quantization", "threads", "verify"),
+    short_help="Write weights as the CPU kernels read them.",
+)
 def pack_command(
     context: typer.Context,
     output: Annotated[
@@ -182,7 +204,11 @@ def pack_command(
     raise typer.Exit(pack.run(given_settings(context), output, check=check))
 
 
-@app.command("experts", cls=settings_command("model", "rope_theta"))
+@app.command(
+    "experts",
+    cls=settings_command("model", "rope_theta"),
+    short_help="Measure which experts take which texts.",
+)
 def experts_command(
     context: typer.Context,
     text: Annotated[list[Path], typer.Option(help="Text file of one kind. May be repeated.", metavar="FILE")] = [],  # noqa: B006 (typer's way)

@@ -1,23 +1,12 @@
-"""Invalid command lines in words, with a hint for flags that other servers have."""
+"""Invalid command lines in words, with a hint for words that other servers' commands have."""
 
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+import re
+from collections.abc import Sequence
 from typing import Any
 
-COMMANDS_WITH_HINTS = ("smoe serve", "smoe doctor")  # they have every flag that a hint names
-# Flags of vLLM and llama.cpp, with what does the same here.
-FOREIGN_FLAGS: Mapping[str, str] = MappingProxyType(
-    {
-        "--gpu-memory-utilization": "--kv-cache-memory-bytes SIZE sets the size of the KV cache",
-        "--ctx-size": "--max-model-len N sets the context",
-        "-c": "--max-model-len N sets the context",
-        "--mlock": "--weights-memory lock keeps the weights of a pack in memory",
-        "--jinja": "chat templates are always used, without a flag",
-        "--n-gpu-layers": "--device puts the whole model on the GPU or on the CPU",
-        "-ngl": "--device puts the whole model on the GPU or on the CPU",
-        "--enable-prefix-caching": "the prefix cache is on unless --no-enable-prefix-caching is given",
-    }
-)
+from server.cli.foreign_words import FOREIGN_COMMANDS, FOREIGN_FLAGS
+
+FLAG = re.compile(r"--[a-z-]+")
 
 
 def usage_line(error: Any, arguments: Sequence[str], root: Any) -> str:
@@ -26,8 +15,7 @@ def usage_line(error: Any, arguments: Sequence[str], root: Any) -> str:
     `arguments`: the command line after "smoe". `root`: click's command of that name.
     """
     command = _command(error, arguments, root)
-    hint = _hint(error, arguments) if command in COMMANDS_WITH_HINTS else ""
-    message = f"No such option: {hint}" if hint else _in_words(error)
+    message = _unknown_word(error, arguments) or _in_words(error)
     return message if "\n" in message else f"smoe: {message} (see {command} --help)"
 
 
@@ -46,16 +34,40 @@ def _command(error: Any, arguments: Sequence[str], root: Any) -> str:
     return " ".join(words)
 
 
-def _hint(error: Any, arguments: Sequence[str]) -> str:
-    """Return another server's flag with its counterpart here, or the whole word of an unknown short flag; "" if the
-    error names the option well."""
+def _unknown_word(error: Any, arguments: Sequence[str]) -> str:
+    """Return a sentence about another program's flag or command, a whole unknown short flag, or a second value of a
+    flag; "" if the error names the word well."""
     unknown = getattr(error, "option_name", None)
-    if unknown is None:
-        return ""
-    flag = next((word for word in arguments if not word.startswith("--") and word[:2] == unknown), unknown)
-    if flag in FOREIGN_FLAGS:
-        return f"{flag}; {FOREIGN_FLAGS[flag]}"
-    return flag if flag != unknown else ""  # -ngl is reported as -n
+    if unknown is not None:
+        return _unknown_flag(error, unknown, arguments)
+    message: str = error.format_message()
+    if message.startswith("No such command") and arguments and arguments[0] in FOREIGN_COMMANDS:
+        return f"No such command '{arguments[0]}'; {FOREIGN_COMMANDS[arguments[0]]}"
+    if message.startswith("Got unexpected extra argument") and any(word.startswith("-") for word in arguments):
+        return f"{message}; a flag with several values is repeated before each"
+    return ""
+
+
+def _unknown_flag(error: Any, unknown: str, arguments: Sequence[str]) -> str:
+    """Return a sentence with the counterpart of another server's flag, if the command has it."""
+    flag = unknown
+    if not unknown.startswith("--"):  # -ngl is reported as -n, and -hf as -f because -h exists
+        short = (word for word in arguments if word.startswith("-") and not word.startswith("--"))
+        flag = next((word for word in short if unknown[1:] in word), unknown)
+    hint = FOREIGN_FLAGS.get(flag, "")
+    if hint and _takes_model(error.ctx) and set(FLAG.findall(hint)) <= _flags(error.ctx):
+        return f"No such option: {flag}; {hint}"
+    return f"No such option: {flag}" if flag != unknown else ""
+
+
+def _takes_model(context: Any) -> bool:
+    """Return whether the command has the argument MODEL: hints are about loading one."""
+    parameters = context.command.get_params(context)
+    return any(one.name == "model" and one.param_type_name == "argument" for one in parameters)
+
+
+def _flags(context: Any) -> set[str]:
+    return {flag for one in context.command.get_params(context) for flag in one.opts}
 
 
 def _in_words(error: Any) -> str:

@@ -21,7 +21,13 @@ UNSUPPORTED_IN_CHAT: Mapping[str, tuple[JsonValue, ...]] = {
     "web_search_options": (),
 }
 INSTEAD_IN_CHAT = {"functions": "tools"}
-HINTS_OF_CHAT = {"chat_template": "Start the server with --chat-template FILE to use another one."}
+HINTS_OF_CHAT = {
+    "audio": "The model writes text only.",
+    "best_of": "Send 'n' to get several choices.",
+    "chat_template": "Start the server with --chat-template FILE to use another one.",
+    "modalities": "The model writes text only.",
+    "web_search_options": "The server searches nothing; describe a search of your own in 'tools'.",
+}
 
 
 class ChatCompletionRequest(GenerationRequest, Conversation):

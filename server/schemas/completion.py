@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field, model_validator
 
 from server.errors import ApiError, invalid_value, unsupported_parameter
-from server.schemas.generation import MAX_LOGPROBS, UNSUPPORTED, GenerationRequest, limit_or_unbounded
+from server.schemas.generation import HINTS, MAX_LOGPROBS, UNSUPPORTED, GenerationRequest, limit_or_unbounded
 from server.schemas.prompts import prompts_up_to
 from server.strict_json import JsonValue
 
@@ -21,6 +21,7 @@ class CompletionRequest(GenerationRequest):
         "suffix": ("",),
         "tool_choice": ("none", "auto"),
     }
+    hints: ClassVar[Mapping[str, str]] = {**HINTS, "suffix": "No served model was trained to fill in text."}
     prompt_field: ClassVar[str] = "prompt"
 
     prompt: Annotated[list[str] | list[list[int]], prompts_up_to(MAX_PROMPTS)]

@@ -225,7 +225,7 @@ def _check_parts(index: int, message: ChatMessage) -> None:
     for position, part in enumerate(message.content or []):
         param = f"messages[{index}].content[{position}]"
         if part.type != "text":
-            code = "unsupported_value"
-            raise ApiError("Only parts of type 'text' are supported.", param=f"{param}.type", code=code)
+            text = f"'{param}.type' must be 'text': the model reads no images, audio or files."
+            raise ApiError(text, param=f"{param}.type", code="unsupported_value")
         if part.text is None:
             raise _missing(f"{param}.text")

@@ -47,6 +47,7 @@ HARMLESS: Mapping[str, tuple[JsonValue, ...]] = {
 HINTS: Mapping[str, str] = {
     "logit_bias": 'It is an object whose keys are token ids as text, such as {"262": -100}; POST /tokenize gives ids.',
     "stop": "Token ids belong into 'stop_token_ids'.",
+    "use_beam_search": "Tokens are sampled; 'temperature': 0 takes the likeliest one.",
 }
 
 CONSTRAINT_FIELDS: Mapping[Kind, str] = {

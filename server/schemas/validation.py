@@ -255,7 +255,7 @@ def _api_error(error: ErrorDetails) -> ApiError:
     if kind == "missing":
         return ApiError(f"'{param}' is required.", param=param, code=MISSING)
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        return _unknown_type(param, kind)
+        return _unknown_type(param, context.get("expected_tags"))
     if kind == "extra_forbidden":
         return unknown_member(param, is_named=f".{param}".endswith(f".{error['loc'][-1]}"))
     if kind in _LENGTH_CODES:
@@ -273,11 +273,12 @@ def _api_error(error: ErrorDetails) -> ApiError:
     return ApiError(f"'{param}' has the wrong type: expected {expected}.", param=param, code="invalid_type")
 
 
-def _unknown_type(param: str | None, kind: str) -> ApiError:
-    if kind == "union_tag_not_found":
+def _unknown_type(param: str | None, expected: str | None) -> ApiError:
+    """`expected`: the types that there are; None if the object has no type."""
+    if expected is None:
         message, code = f"'{param}' must have a 'type'.", "missing_required_parameter"
     else:
-        message, code = f"'{param}' has an unsupported type.", "unsupported_value"
+        message, code = f"'{param}.type' must be one of {expected}.", "unsupported_value"
     return ApiError(message, param=f"{param}.type", code=code)
 
 

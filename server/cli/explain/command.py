@@ -21,7 +21,8 @@ EXAMPLE = "It was not in her power to"
 
 def add_to(app: typer.Typer) -> None:
     """Register the command with `app`."""
-    app.command("explain", cls=settings_command(*SETTINGS))(explain_command)
+    short = "Show which experts compute each token of a text."
+    app.command("explain", cls=settings_command(*SETTINGS), short_help=short)(explain_command)
 
 
 def explain_command(

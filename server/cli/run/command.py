@@ -30,7 +30,7 @@ ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 def add_to(app: typer.Typer) -> None:
     """Register the command with `app`."""
-    app.command("run", cls=settings_command(*SETTINGS))(run_command)
+    app.command("run", cls=settings_command(*SETTINGS), short_help="Chat with a model in one command.")(run_command)
 
 
 def run_command(

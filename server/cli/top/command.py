@@ -23,7 +23,7 @@ OTHER_SCREEN, FIRST_SCREEN = "\x1b[?1049h", "\x1b[?1049l"
 
 def add_to(app: typer.Typer) -> None:
     """Register the command with `app`."""
-    app.command("top", cls=WordsCommand)(top_command)
+    app.command("top", cls=WordsCommand, short_help="Watch a running server.")(top_command)
 
 
 def top_command(

@@ -42,6 +42,9 @@ class TextFormat(RequestModel):
         return {"type": "json_schema", "json_schema": schema}
 
 
+NOTHING_STORED = "Nothing is stored between requests: send all turns in 'input'."
+
+
 class TextConfig(ConstrainingObject):
     """Options of the text output."""
 
@@ -63,6 +66,12 @@ class ResponsesRequest(TranslatedRequest):
         **refused_spellings(),
     }
     instead: ClassVar[Mapping[str, str]] = all_done_by("text.format", refused_spellings())
+    hints: ClassVar[Mapping[str, str]] = {
+        "background": "The reply comes with the response, whole or streamed.",
+        "conversation": NOTHING_STORED,
+        "previous_response_id": NOTHING_STORED,
+        "prompt": "No prompts are stored: send 'instructions' and 'input'.",
+    }
     constraint_fields: ClassVar[Mapping[Kind, str] | None] = {
         "format": "text.format",
         "limit": "max_output_tokens",

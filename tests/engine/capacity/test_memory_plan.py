@@ -108,7 +108,8 @@ def test_with_the_memory_needed_one_request_of_the_whole_context_fits_and_with_l
         (80 * GIB, {}, "the weights alone take 87.0 GiB in bfloat16, and 80.0 GiB are free"),
         (160 * GIB, {"dtype": "float32"}, "the weights alone take 174.0 GiB in float32, and 160.0 GiB are free"),
         (93_405_585_408 + 1, {}, "free memory is too small for a KV cache"),
-        (100 * GIB, {"kv_cache_memory_bytes": 50 * GIB}, "the configured KV cache takes 50.0 GiB"),
+        (100 * GIB, {"kv_cache_memory_bytes": 50 * GIB}, "after the weights; lower --kv-cache-memory-bytes"),
+        (100 * GIB, {"num_kv_blocks": 50_000}, "after the weights; lower --num-kv-blocks"),
         (160 * GIB, {"max_model_len": 40_000}, "--max-model-len 32768 fits"),
     ],
 )

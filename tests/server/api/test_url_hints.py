@@ -18,6 +18,8 @@ from server.api.url_hints import MAX_PATH_CHARS, url_hint
         ("/v1/embedding", "/v1/embeddings"),
         ("/v1/tokenize", "/tokenize"),
         ("/healthz", "/health"),
+        ("/api/v1/chat/completions", "/v1/chat/completions"),
+        ("/api/models", "/v1/models"),
     ],
 )
 def test_a_url_that_is_nearly_right_names_the_right_one(path: str, instead: str) -> None:
@@ -43,6 +45,28 @@ def test_the_urls_of_other_servers_say_whose_they_are_and_what_to_call(path: str
 def test_what_ollama_does_with_models_has_a_sentence_about_how_it_is_done_here(path: str) -> None:
     hint = url_hint(path, PATHS)
     assert hint is not None and hint.startswith("This part of Ollama's API is not served. ") and "OpenAI" not in hint
+
+
+@pytest.mark.parametrize(
+    ("path", "part"),
+    [
+        ("/v1", "OpenAI's clients ends in /v1"),
+        ("/v1/", "OpenAI's clients ends in /v1"),
+        ("/v1/chat/completions/chat/completions", "OpenAI's clients ends in /v1"),
+        ("/v1/chat/completions/models", "OpenAI's clients ends in /v1"),
+        ("/api/chat/completions", "OpenAI's clients ends in /v1"),
+        ("/v1/v1/messages", "Anthropic's clients has no /v1"),
+        ("/api", "Ollama's clients has no /api"),
+    ],
+)
+def test_a_wrong_base_url_is_told_where_it_ends(path: str, part: str) -> None:
+    hint = url_hint(path, PATHS)
+    assert hint is not None and part in hint
+
+
+@pytest.mark.parametrize("path", ["/v1/responses/resp_1", "/v1/responses/resp_1/cancel", "/v1/chat/completions/a"])
+def test_replies_that_are_read_later_are_not_stored(path: str) -> None:
+    assert url_hint(path, PATHS) == "Replies are not stored, so none can be read, cancelled or deleted later."
 
 
 def test_the_hint_for_pictures_is_made_of_sentences() -> None:

@@ -11,6 +11,7 @@ pytestmark = pytest.mark.anyio
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 HELLO = [{"role": "user", "content": "zebra"}]  # no message may repeat this word
+IMAGE = {"type": "image_url", "image_url": {"url": "zebra"}}
 Body = dict[str, Any]
 
 # Path, body, the field that is named, and what the message must have.
@@ -40,6 +41,16 @@ WRONG: tuple[tuple[str, Body, str | None, str], ...] = (
     (CHAT, {"messages": HELLO, "max_new_tokens": 5}, "max_new_tokens", "Send 'max_tokens' instead"),
     (CHAT, {"messages": HELLO, "response_format": {"type": "json_schema"}}, "response_format.json_schema", "required"),
     (CHAT, {"messages": HELLO, "tool_choice": "required"}, "tool_choice", "has no 'tools'"),
+    (CHAT, {"messages": [{"role": "user", "content": [IMAGE]}]}, "messages[0].content[0].type", "reads no images"),
+    (CHAT, {"messages": HELLO, "audio": {}}, "audio", "writes text only"),
+    (CHAT, {"messages": HELLO, "best_of": 2}, "best_of", "Send 'n'"),
+    (CHAT, {"messages": HELLO, "web_search_options": {}}, "web_search_options", "in 'tools'"),
+    (CHAT, {"messages": HELLO, "use_beam_search": True}, "use_beam_search", "'temperature': 0"),
+    (COMPLETIONS, {"prompt": "zebra", "suffix": "zebra"}, "suffix", "trained to fill in"),
+    ("/v1/responses", {"input": "zebra", "previous_response_id": "zebra"}, "previous_response_id", "all turns in"),
+    ("/v1/responses", {"input": "zebra", "conversation": "zebra"}, "conversation", "all turns in 'input'"),
+    ("/v1/responses", {"input": "zebra", "background": True}, "background", "with the response"),
+    ("/v1/responses", {"input": [{"type": "zebra"}]}, "input[0].type", "must be one of 'message'"),
     (COMPLETIONS, {"prompt": "zebra", "best_of": 3}, "best_of", "must equal 'n'"),
     (COMPLETIONS, {"prompt": "zebra", "max_tokens": 0}, "max_tokens", "only with 'echo'"),
 )  # fmt: skip

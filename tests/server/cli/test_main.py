@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from server.cli.main import HELP_ORDER
 from server.settings.flags import setting_flags
 from server.settings.settings import GROUPS, Settings
 from tests.support.forked.commands import run
@@ -42,6 +43,12 @@ def test_help_loads_nothing_heavy(arguments: tuple[str, ...]) -> None:
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout
+
+
+def test_help_lists_every_command_in_order_with_a_whole_sentence() -> None:
+    lines = smoe("--help").stdout.partition("Commands:\n")[2].splitlines()
+    assert tuple(line.split()[0] for line in lines) == HELP_ORDER
+    assert all(line.endswith(".") and not line.endswith("...") for line in lines)
 
 
 def test_help_has_the_flag_and_the_text_of_every_setting() -> None:

@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer.main
 
-from server.cli.main import main
-from server.cli.usage_errors import FOREIGN_FLAGS
+from server.cli.foreign_words import FOREIGN_COMMANDS, FOREIGN_FLAGS
+from server.cli.main import app, main
 from server.settings.flags import setting_flags
 from tests.support.ports import free_port
 
@@ -58,7 +59,22 @@ WRONG = (
     ("doctor -c 4096", "-c; --max-model-len"),
     ("serve -ngl 33", "-ngl; --device"),
     ("serve -cb", "No such option: -cb (see"),
-    ("serve -tp 2", "No such option: -tp (see"),
+    ("serve -tp 2", "-tp; --tensor-parallel-size"),
+    ("serve -m model.gguf", "-m; MODEL is given without a flag"),
+    ("serve --model org/name", "--model; MODEL is given without a flag"),
+    ("serve -hf org/name:Q4_K_M", "-hf; nothing is downloaded"),
+    ("serve -np 4", "-np; --max-num-seqs N"),
+    ("serve --enable-auto-tool-choice", "--tool-emulation"),
+    ("serve org/name --served-model-name a b", "(b); a flag with several values is repeated before each"),
+    ("serve org/name b", "(b) (see smoe serve --help)"),
+    ("run -c 4096", "-c; --max-model-len"),
+    ("run --temp 0.7", "--temperature) (see"),
+    ("run --mlock", "No such option: --mlock (see"),
+    ("plan --ctx-size 4096", "--ctx-size; --max-model-len"),
+    ("chat -m name", "No such option: -m (see smoe chat --help)"),
+    ("list", "'list'; `smoe models`"),
+    ("pull mixtral", "'pull'; nothing is downloaded"),
+    ("bench list", "No such command 'list'. (see smoe bench --help)"),
     ("serve --gpu-memory-utilization 0.9", "--kv-cache-memory-bytes"),
     ("serve --mlock", "--weights-memory lock"),
     ("serve --jinja", "without a flag"),
@@ -144,7 +160,14 @@ def test_the_table_has_forty_rows() -> None:
 
 
 def test_hints_for_the_flags_of_other_servers_name_flags_that_exist() -> None:
-    known = {flag.flag for flag in setting_flags()}
+    known = {flag.flag for flag in setting_flags() if flag.name != "model"}  # an argument
     for foreign, hint in FOREIGN_FLAGS.items():
         assert foreign not in known
         assert set(re.findall(r"--[a-z-]+", hint)) <= known, hint
+
+
+def test_hints_for_the_commands_of_other_programs_name_commands_that_exist() -> None:
+    known = typer.main.get_command(app).commands.keys()  # type: ignore[attr-defined]
+    for foreign, hint in FOREIGN_COMMANDS.items():
+        assert foreign not in known
+        assert set(re.findall(r"`smoe ([a-z][a-z-]*)", hint)) <= known, hint
