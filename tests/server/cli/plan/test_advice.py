@@ -77,7 +77,9 @@ def assert_named_sizes_suffice(report: PlanReport) -> None:
 
 
 def assert_named_flags_fit(report: PlanReport) -> None:
-    named = re.findall(r"--[a-z-]+", report.verdict)
+    too_large = re.findall(r"; lower --([a-z-]+)", report.verdict)  # of the sizes that are set
+    assert all(getattr(report.plan.config, flag.replace("-", "_")) is not None for flag in too_large), report.verdict
+    named = re.findall(r"(?<!lower )--[a-z-]+", report.verdict)
     if not report.verdict.endswith(" fits"):
         assert not named or (named == ["--max-model-len"] and not report.fitting), report.verdict
         return
