@@ -66,7 +66,7 @@ class Engine:
         can_draft = has_equal_bits and not is_asynchronous and loaded.config.vocab_size <= MAX_TOKEN_ID
         drafter = _speculator(loaded) if can_draft and config.speculation == "auto" else None
         self.scheduler = make_scheduler(config, loaded.config, loaded.limits, drafter)
-        self._adapter_loading = AdapterLoading(config, loaded.config, loaded.backend)
+        self._adapter_loading = AdapterLoading(config, loaded.config, loaded.device.type)
         self._adapter_names: dict[int, str] = {}  # of those that are being loaded, by query
         self._masks = MaskBudget()
         self._grammars = GrammarQueue(

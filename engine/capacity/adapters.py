@@ -38,9 +38,15 @@ def check_adapters_fit(num_bytes: int, free_bytes: int) -> None:
         raise EngineConfigError(f"the LoRA adapters take {needed}, and {free} are free after the weights")
 
 
-def why_no_adapters(config: EngineConfig, backend: str) -> str:
-    """Return why an engine with this backend computes no adapters; empty if it does."""
-    if backend == "triton":
+def check_adapters_are_computed(config: EngineConfig, device: str) -> None:
+    """Raise EngineConfigError if adapters are configured, and an engine on this type of device computes none."""
+    if config.lora and (reason := why_no_adapters(config, device)):
+        raise EngineConfigError(f"--lora: {reason}")
+
+
+def why_no_adapters(config: EngineConfig, device: str) -> str:
+    """Return why an engine on this type of device ("cpu", "cuda") computes no adapters; empty if it does."""
+    if device != "cpu":
         return "adapters are not computed on a GPU; with --device cpu they are"
     if config.tensor_parallel_size > 1:
         return "adapters are not divided among ranks; drop --tensor-parallel-size"

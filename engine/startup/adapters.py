@@ -6,7 +6,6 @@ from pathlib import Path
 
 from engine.capacity.adapters import why_no_adapters
 from engine.config import EngineConfig
-from engine.errors import EngineConfigError
 from engine.execution.adapters import AdapterStore
 from engine.out_of_memory import is_out_of_memory
 from engine.startup.device_memory import HostMemory
@@ -22,11 +21,8 @@ FAILED = "the engine failed while it loaded the adapter"
 log = logging.getLogger("smoe.engine")
 
 
-def load_adapters(config: EngineConfig, model: ModelConfig, backend: str) -> AdapterStore:
-    """Load all adapters of the configuration. Raises CheckpointError for a bad one, unless bad ones are dropped, and
-    EngineConfigError if this engine computes none."""
-    if config.lora and (reason := why_no_adapters(config, backend)):
-        raise EngineConfigError(f"--lora: {reason}")
+def load_adapters(config: EngineConfig, model: ModelConfig) -> AdapterStore:
+    """Load all adapters of the configuration. Raises CheckpointError for a bad one, unless bad ones are dropped."""
     adapters: dict[str, Adapter] = {}
     dropped: dict[str, str] = {}
     for name, directory in config.lora.items():
@@ -42,9 +38,10 @@ def load_adapters(config: EngineConfig, model: ModelConfig, backend: str) -> Ada
 class AdapterLoading:
     """Adapters that are being loaded, in a thread of its own, so that steps go on. The thread calls no kernels."""
 
-    def __init__(self, config: EngineConfig, model: ModelConfig, backend: str) -> None:
+    def __init__(self, config: EngineConfig, model: ModelConfig, device: str) -> None:
+        """`device`: the type of the engine's device."""
         self._model = model
-        self._refusal = why_no_adapters(config, backend)
+        self._refusal = why_no_adapters(config, device)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="adapters")
         self._open: dict[int, Future[Adapter | str]] = {}  # by query
 

@@ -146,7 +146,7 @@ class Assembly:
         self._on_cpu = loaded.device.type == "cpu"
         self._memory = memory_of(loaded.device)
         with explain_out_of_memory(config, "the adapters are loaded", self._memory):  # before free memory is measured
-            self._adapters = load_adapters(config, loaded.network.config, loaded.backend.name)
+            self._adapters = load_adapters(config, loaded.network.config)
         self._default_budget = MAX_CPU_BUDGET if self._on_cpu else DEFAULT_GPU_BUDGET
         self._num_rows = min(config.max_num_batched_tokens or self._default_budget, loaded.network.config.context_len)
 

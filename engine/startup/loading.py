@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from engine.capacity.adapters import adapter_bytes
+from engine.capacity.adapters import adapter_bytes, check_adapters_are_computed
 from engine.capacity.expert_memory import ExpertMemory, plan_cached_experts, plan_expert_memory
 from engine.capacity.machine.disk_speed import disk_rate
 from engine.capacity.machine.host_resources import num_cores
@@ -117,6 +117,7 @@ def _plan(
         verify = verify_pack if is_pack(path) else verify_manifest
         verify(path, partial(on_progress, "checksums"))
     device, dtype = choose_device(config), DTYPES[served_dtype(config, model)]
+    check_adapters_are_computed(config, device.type)
     check_ranks(config, model)
     warnings += rank_warnings(config)
     config = with_rank_threads(config)

@@ -5,6 +5,7 @@ import random
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import pytest
@@ -14,6 +15,7 @@ from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import EngineConfigError, RequestRejectedError
 from engine.messages import AdapterLoaded, LoadAdapter
+from engine.startup import loading
 from engine.startup.adapters import load_adapters
 from engine.startup.description import ready_message
 from engine.types import Request
@@ -135,14 +137,20 @@ def test_an_adapter_is_loaded_while_requests_run_and_its_memory_is_freed_when_it
 
 
 def test_an_engine_that_computes_no_adapters_refuses_to_start(folders: dict[str, str], checkpoint: Path) -> None:
-    config = EngineConfig(model="m", lora=folders)
-    model = load_config(checkpoint)[0]
-    with pytest.raises(EngineConfigError, match="--lora: adapters are not computed on a GPU"):
-        load_adapters(config, model, "triton")
+    config = EngineConfig(model=str(checkpoint), lora=folders, tensor_parallel_size=2, threads=1)
     with pytest.raises(EngineConfigError, match="--lora: adapters are not divided among ranks"):
-        load_adapters(msgspec.structs.replace(config, tensor_parallel_size=2), model, "native")
+        Engine.load(config)
     with pytest.raises(CheckpointError, match=r"nowhere: no such directory"):
         Engine.load(EngineConfig(model=str(checkpoint), lora={"a": str(checkpoint / "nowhere")}))
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_adapters_on_a_gpu_are_refused_before_weights_are_read(
+    checkpoint: Path, folders: dict[str, str], monkeypatch: pytest.MonkeyPatch, backend: Literal["auto", "reference"]
+) -> None:
+    monkeypatch.setattr(loading, "choose_device", lambda config: torch.device("cuda"))
+    with pytest.raises(EngineConfigError, match="--lora: adapters are not computed on a GPU"):
+        Engine.load(EngineConfig(model=str(checkpoint), lora=folders, backend=backend))
 
 
 @pytest.mark.parametrize("is_pack", [False, True])
@@ -176,5 +184,5 @@ def test_adapters_that_need_more_memory_than_there_is_are_left_out(
 
     monkeypatch.setattr("engine.startup.adapters.load_adapter", fail)
     config = EngineConfig(model="m", lora=folders, drop_bad_adapters=True)
-    store = load_adapters(config, load_config(checkpoint)[0], "native")
+    store = load_adapters(config, load_config(checkpoint)[0])
     assert store.dropped == dict.fromkeys(folders, "out of memory while the adapter was loaded")
