@@ -1,6 +1,7 @@
 """Load LoRA adapters: those of the configuration, and others while the engine runs."""
 
 import logging
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,17 +22,21 @@ FAILED = "the engine failed while it loaded the adapter"
 log = logging.getLogger("smoe.engine")
 
 
-def load_adapters(config: EngineConfig, model: ModelConfig) -> AdapterStore:
-    """Load all adapters of the configuration. Raises CheckpointError for a bad one, unless bad ones are dropped."""
+def load_adapters(
+    config: EngineConfig, model: ModelConfig, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> AdapterStore:
+    """Load all adapters of the configuration, and call `on_progress` after each one with the number of those that
+    are done and of all. Raises CheckpointError for a bad one, unless bad ones are dropped."""
     adapters: dict[str, Adapter] = {}
     dropped: dict[str, str] = {}
-    for name, directory in config.lora.items():
+    for number, (name, directory) in enumerate(config.lora.items(), 1):
         try:
             adapters[name] = load_adapter(Path(directory), model, HostMemory().free_bytes(), empty)
         except (CheckpointError, MemoryError, RuntimeError) as error:
             if not config.drop_bad_adapters or not (isinstance(error, CheckpointError) or is_out_of_memory(error)):
                 raise
             dropped[name] = str(error) if isinstance(error, CheckpointError) else NOT_LOADED
+        on_progress(number, len(config.lora))
     return AdapterStore(adapters, dropped)
 
 

@@ -45,7 +45,7 @@ from model.profile_step import run_profile_steps
 
 SAMPLED_BYTES = 1 << 30  # a start does not wait until so many bytes of mapped weights are read
 
-ProgressCallback = Callable[[str, int, int], None]  # phase, loaded bytes, total bytes
+ProgressCallback = Callable[[str, int, int], None]  # phase, loaded bytes, total bytes; see messages.Progress
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Assembly:
         self._on_cpu = loaded.device.type == "cpu"
         self._memory = memory_of(loaded.device)
         with explain_out_of_memory(config, "the adapters are loaded", self._memory):  # before free memory is measured
-            self._adapters = load_adapters(config, loaded.network.config)
+            self._adapters = load_adapters(config, loaded.network.config, partial(on_progress, "adapters"))
         self._default_budget = MAX_CPU_BUDGET if self._on_cpu else DEFAULT_GPU_BUDGET
         self._num_rows = min(config.max_num_batched_tokens or self._default_budget, loaded.network.config.context_len)
 

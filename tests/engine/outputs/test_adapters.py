@@ -153,6 +153,14 @@ def test_adapters_on_a_gpu_are_refused_before_weights_are_read(
         Engine.load(EngineConfig(model=str(checkpoint), lora=folders, backend=backend))
 
 
+def test_a_start_reports_each_adapter_also_one_that_it_drops(checkpoint: Path, folders: dict[str, str]) -> None:
+    """Each report advances the heartbeat: loading many takes longer than a stuck engine is waited for."""
+    reports: list[tuple[str, int, int]] = []
+    config = EngineConfig(model=str(checkpoint), threads=1, lora={"gone": "nowhere"} | folders, drop_bad_adapters=True)
+    Engine.load(config, lambda *report: reports.append(report))
+    assert [report for report in reports if report[0] == "adapters"] == [("adapters", n, 4) for n in (1, 2, 3, 4)]
+
+
 @pytest.mark.parametrize("is_pack", [False, True])
 def test_an_engine_that_replaces_another_starts_without_the_adapters_that_it_cannot_load(
     checkpoint: Path, folders: dict[str, str], tmp_path: Path, is_pack: bool
