@@ -11,6 +11,7 @@ import msgspec
 import pytest
 import torch
 
+from engine.capacity.sizing import kv_block_bytes
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import EngineConfigError, RequestRejectedError
@@ -18,10 +19,12 @@ from engine.messages import AdapterLoaded, LoadAdapter
 from engine.startup import loading
 from engine.startup.adapters import load_adapters
 from engine.startup.description import ready_message
+from engine.startup.device_memory import HostMemory
 from engine.types import Request
 from engine.types import SamplingParams as TokenSamplingParams
 from model.checkpoint.config_file import load_config
 from model.checkpoint.errors import CheckpointError
+from model.lora.load import load_adapter
 from smoe import Completion, LocalEngine, SamplingParams
 from tests.support.checkpoints.adapters import merge, random_tensors, save_adapter
 from tests.support.checkpoints.mixtral import Shape, random_model, save_in_layout
@@ -134,6 +137,50 @@ def test_an_adapter_is_loaded_while_requests_run_and_its_memory_is_freed_when_it
     inner.unload_adapter(first)
     gc.collect()
     assert loaded() is None
+
+
+def _loaded(engine: Engine, name: str, directory: str) -> str:
+    """Load an adapter while the engine runs; return the reason why it was not, "" if it was."""
+    answers: list[AdapterLoaded] = []
+    engine.load_adapter(LoadAdapter(1, name, directory))
+
+    def is_answered() -> bool:
+        answers.extend(engine.pop_loaded_adapters())
+        return bool(answers)
+
+    wait_until(is_answered)
+    return answers[0].error or ""
+
+
+def test_adapters_take_no_memory_that_the_kv_cache_was_promised(
+    checkpoint: Path, folders: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Pages of the KV cache that were never written count as free. An engine that takes the place of one that crashed
+    finds the memory for its KV cache beside all adapters that were loaded."""
+    model, used = load_config(checkpoint)[0], [0]
+    adapters = [load_adapter(Path(folders[name]), model) for name in ("sql", "poems")]
+    size = adapters[0].num_bytes
+    block_bytes = kv_block_bytes(EngineConfig(model="", dtype="float32"), model)
+    monkeypatch.setattr(HostMemory, "free_bytes", lambda self: size * 5 // 2 + 81 * block_bytes - used[0])
+    config = EngineConfig(model=str(checkpoint), dtype="float32", threads=1, num_kv_blocks=80)
+    engine = Engine.load(config)
+    assert _loaded(engine, "a", folders["sql"]) == "" == _loaded(engine, "b", folders["poems"])
+    used[0] = 2 * size
+    third = str(save_adapter(tmp_path / "third", random_tensors(model, seed=3)))
+    assert _loaded(engine, "c", third).endswith(f"bytes, of which {size // 2:,} are left beside the KV cache")
+    assert _loaded(engine, "d", folders["same as sql"]).endswith("are left beside the KV cache")
+
+    def restarted(*names: str) -> Engine:
+        used[0] = sum(adapter.num_bytes for adapter in adapters[: len(names)])  # when they are loaded again
+        return Engine.load(msgspec.structs.replace(config, lora={name: folders[name] for name in names}))
+
+    assert restarted("sql", "poems").loaded.bytes_for_adapters == size // 2
+    used[0] = 2 * size
+    engine.unload_adapter(adapters[0].digest)
+    assert _loaded(engine, "c", third) == ""
+    used[0] += 81 * block_bytes + 1
+    reason = _loaded(engine, "e", folders["sql"])
+    assert reason.endswith(f"bytes, of which {size // 2 - 1:,} are free"), reason
 
 
 def test_an_engine_that_computes_no_adapters_refuses_to_start(folders: dict[str, str], checkpoint: Path) -> None:
