@@ -240,7 +240,7 @@ class Engine:
             num_blocks_cached=pool.num_cached,
             num_blocks_total=pool.num_blocks,
             step_s=step_s,
-            num_tokens=plan.work.num_positions - plan.num_drafted + drafts.num_accepted,
+            num_tokens=plan.num_tokens - plan.num_drafted + drafts.num_accepted,
             num_prefill_tokens=plan.num_prefill_tokens,
             num_prefix_queries=plan.num_prefix_queries,
             num_prefix_hits=plan.num_prefix_hits,
