@@ -6,7 +6,7 @@ import pytest
 
 from engine.scheduling.step_commit import RESULT_FAILED
 from engine.scheduling.step_plan import RowFailed
-from engine.types import Request, SamplingParams
+from engine.types import Request, SamplingParams, TokenLogprobs
 from tests.simulator.exact import oracle, root_of
 from tests.support.scheduler_bench import VOCAB, Bench
 
@@ -46,6 +46,20 @@ def test_a_result_that_cannot_be_applied_ends_its_own_request(caplog: pytest.Log
     assert [(output.request_id, output.error) for output in outputs] == [(good, None), (bad, RESULT_FAILED)]
     assert list(bench.scheduler.requests.unfinished) == [good]
     bench.scheduler.check_integrity()
+
+
+def test_prompt_logprobs_are_dropped_once_sent_and_not_collected_again() -> None:
+    """A preempted request's prompt is scored again."""
+    bench, scores = Bench(), [TokenLogprobs(2, -0.5, [], []), TokenLogprobs(3, -0.25, [], [])]
+    bench.scheduler.add(Request(7, [1, 2, 3], SamplingParams(max_tokens=10, prompt_logprobs=True)))
+    sent = []
+    for _ in range(3):
+        plan = bench.scheduler.plan(9.0)
+        result = bench.runner.run(plan)
+        result.prompt_logprobs[7] = scores
+        sent += [output.prompt_logprobs for output in bench.scheduler.apply(plan, result, 9.0)]
+        assert bench.scheduler.requests.unfinished[7].prompt_logprobs == []
+    assert sent == [scores, None, None]
 
 
 def test_wrong_bookkeeping_is_no_fault_of_a_request() -> None:
