@@ -66,7 +66,7 @@ class Engine:
         can_draft = has_equal_bits and not is_asynchronous and loaded.config.vocab_size <= MAX_TOKEN_ID
         drafter = _speculator(loaded) if can_draft and config.speculation == "auto" else None
         self.scheduler = make_scheduler(config, loaded.config, loaded.limits, drafter)
-        self._adapter_loading = AdapterLoading(config, loaded.config, loaded.backend)
+        self._adapter_loading = AdapterLoading(config, loaded.config, loaded.device.type, loaded.bytes_for_adapters)
         self._adapter_names: dict[int, str] = {}  # of those that are being loaded, by query
         self._masks = MaskBudget()
         self._grammars = GrammarQueue(
@@ -149,13 +149,13 @@ class Engine:
             if isinstance(loaded, str):
                 answers.append(AdapterLoaded(query_id, error=loaded))
             else:
-                self.loaded.runner.adapters.add(name, loaded)
+                self._adapter_loading.free(self.loaded.runner.adapters.add(name, loaded))
                 answers.append(AdapterLoaded(query_id, loaded.digest))
         return answers
 
     def unload_adapter(self, digest: str) -> None:
         """Free the memory of an adapter that no request has any more."""
-        self.loaded.runner.unload_adapter(digest)
+        self._adapter_loading.free(self.loaded.runner.unload_adapter(digest))
 
     def abort(self, request_id: int) -> None:
         """End a request without an output. Unknown and finished ids are ignored."""
@@ -240,7 +240,7 @@ class Engine:
             num_blocks_cached=pool.num_cached,
             num_blocks_total=pool.num_blocks,
             step_s=step_s,
-            num_tokens=plan.work.num_positions - plan.num_drafted + drafts.num_accepted,
+            num_tokens=plan.num_tokens - plan.num_drafted + drafts.num_accepted,
             num_prefill_tokens=plan.num_prefill_tokens,
             num_prefix_queries=plan.num_prefix_queries,
             num_prefix_hits=plan.num_prefix_hits,

@@ -36,8 +36,8 @@ class Abort(msgspec.Struct, frozen=True, tag=True):
 class Progress(msgspec.Struct, frozen=True, tag=True):
     """Engine to API: progress of loading."""
 
-    phase: str  # "checksums", "weights", "kv cache", "GPU kernels", "CUDA graphs", "warm-up"
-    loaded_bytes: int  # numbers of kernels and graphs in the phases "GPU kernels" and "CUDA graphs"
+    phase: str  # "checksums", "weights", "adapters", "kv cache", "GPU kernels", "CUDA graphs", "warm-up"
+    loaded_bytes: int  # numbers of adapters, kernels and graphs in the phases of that name
     total_bytes: int
 
 

@@ -169,18 +169,10 @@ class EngineProcess:
         while True:
             self.heartbeat.beat()
             busy = engine.has_work()
-            is_awaited = engine.experts.has_unreported or self._aborted or engine.is_loading_adapters
-            idle_s = COUNT_INTERVAL_S if is_awaited else IDLE_S
-            if busy:
-                self._begin_logged_step()
-            messages = self.channel.receive(0.0 if busy else idle_s)
-            if not busy:
-                self._begin_logged_step()
+            messages = self._receive(engine, busy=busy)
             if messages:
                 self._handle(engine, messages)
-            if engine.is_loading_adapters:
-                for answer in engine.pop_loaded_adapters():
-                    self.channel.send(answer)
+            self._answer_loaded_adapters(engine)
             if engine.has_work():
                 self._send_step(engine, engine.step())
                 audited = False
@@ -189,6 +181,21 @@ class EngineProcess:
             elif not busy and not audited:
                 engine.check_integrity()
                 audited = True
+
+    def _receive(self, engine: Engine, *, busy: bool) -> list[ToEngine]:
+        """Return what has arrived, and begin the logged step: it contains the time of receiving, but no idle wait."""
+        if busy:
+            self._begin_logged_step()
+            return self.channel.receive(0.0)
+        polls_soon = engine.experts.has_unreported or self._aborted or engine.is_loading_adapters
+        messages = self.channel.receive(COUNT_INTERVAL_S if polls_soon else IDLE_S)
+        self._begin_logged_step()
+        return messages
+
+    def _answer_loaded_adapters(self, engine: Engine) -> None:
+        if engine.is_loading_adapters:
+            for answer in engine.pop_loaded_adapters():
+                self.channel.send(answer)
 
     def _send_step(self, engine: Engine, step: StepOutput) -> None:
         """Send a step. It is the first that ends after the engine has read the aborts, and no launched step of their

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from engine.capacity.machine.host_resources import format_bytes
+from engine.capacity.sizing import EngineLimits, kv_block_bytes
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from model.checkpoint.adapter.config import read_adapter_config
@@ -38,9 +39,26 @@ def check_adapters_fit(num_bytes: int, free_bytes: int) -> None:
         raise EngineConfigError(f"the LoRA adapters take {needed}, and {free} are free after the weights")
 
 
-def why_no_adapters(config: EngineConfig, backend: str) -> str:
-    """Return why an engine with this backend computes no adapters; empty if it does."""
-    if backend == "triton":
+def bytes_for_adapters(config: EngineConfig, model: ModelConfig, limits: EngineLimits, free_bytes: int) -> int:
+    """Return the bytes of adapters that may be loaded while the engine runs. `free_bytes`: what weights, and adapters
+    that are loaded at the start, leave free.
+
+    Pages of the KV cache that were never written count as free, but are promised: with more adapters than this an
+    engine that is started again after a crash would not find the memory for its KV cache.
+    """
+    pool_bytes = (limits.num_blocks + 1) * kv_block_bytes(config, model)
+    return max(0, free_bytes - pool_bytes - config.min_server_bytes)
+
+
+def check_adapters_are_computed(config: EngineConfig, device: str) -> None:
+    """Raise EngineConfigError if adapters are configured, and an engine on this type of device computes none."""
+    if config.lora and (reason := why_no_adapters(config, device)):
+        raise EngineConfigError(f"--lora: {reason}")
+
+
+def why_no_adapters(config: EngineConfig, device: str) -> str:
+    """Return why an engine on this type of device ("cpu", "cuda") computes no adapters; empty if it does."""
+    if device != "cpu":
         return "adapters are not computed on a GPU; with --device cpu they are"
     if config.tensor_parallel_size > 1:
         return "adapters are not divided among ranks; drop --tensor-parallel-size"

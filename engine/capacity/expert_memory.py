@@ -10,7 +10,7 @@ from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from engine.speculation.speculator import max_rows
 from model.checkpoint.pack.experts import dense_tensors, expert_tensors
-from model.checkpoint.pack.header import PackHeader, read_header
+from model.checkpoint.pack.header import PackHeader, checked_header
 from model.config import ModelConfig
 
 FLAG = "--expert-memory"
@@ -66,7 +66,7 @@ def plan_expert_memory(
         return None
     check_adapters_fit(adapter_bytes, free_bytes)
     free_bytes -= adapter_bytes
-    num_experts, slot_bytes, dense_bytes = _sizes(config)
+    num_experts, slot_bytes, dense_bytes = _sizes(config, model)
     least = max(MIN_SLOTS, model.experts_per_token)
     wanted = config.expert_memory
     if wanted == "auto":
@@ -96,7 +96,7 @@ def plan_cached_experts(config: EngineConfig, model: ModelConfig, free_bytes: in
     is_mapped = config.weights_memory == "map" and config.expert_memory is None and config.tensor_parallel_size == 1
     if not is_mapped or not model.num_experts:
         return None
-    num_experts, slot_bytes, dense_bytes = _sizes(config)
+    num_experts, slot_bytes, dense_bytes = _sizes(config, model)
     kv_bytes = _kv_bytes(config, model)
     if kv_bytes is None:  # half of what bytes_beside_weights() leaves
         kv_bytes = free_bytes // PARTS_OF_FREE // 2
@@ -107,9 +107,9 @@ def plan_cached_experts(config: EngineConfig, model: ModelConfig, free_bytes: in
     return ExpertMemory(num_slots, slot_bytes, num_experts, dense_bytes, in_page_cache=True)
 
 
-def _sizes(config: EngineConfig) -> tuple[int, int, int]:
+def _sizes(config: EngineConfig, model: ModelConfig) -> tuple[int, int, int]:
     """Return the number of experts in a pack, and the bytes of the largest one and of all other weights."""
-    header = read_header(Path(config.model))
+    header = checked_header(Path(config.model), model)
     experts = expert_tensors(header)
     return experts.count, experts.largest_bytes, sum(t.num_bytes for t in dense_tensors(header, experts))
 

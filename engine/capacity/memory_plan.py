@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine.capacity.adapters import adapter_bytes, check_adapters_fit, why_no_adapters
+from engine.capacity.adapters import adapter_bytes, check_adapters_are_computed, check_adapters_fit
 from engine.capacity.expert_memory import ExpertMemory, bytes_beside_weights, mapped_bytes_of, plan_expert_memory
 from engine.capacity.packs import are_weights_evictable, settings_of_pack
 from engine.capacity.rank_limits import check_ranks, num_memories
@@ -266,9 +266,7 @@ def _fit(files: _Files, weights: _Weights, memory_bytes: int) -> _Fit:
 
 def _adapters(config: EngineConfig, model: ModelConfig) -> dict[str, int]:
     """Return the bytes of each adapter. Raises CheckpointError, and EngineConfigError if the engine computes none."""
-    backend = "triton" if config.device == "cuda" else config.backend
-    if config.lora and (reason := why_no_adapters(config, backend)):
-        raise EngineConfigError(f"--lora: {reason}")
+    check_adapters_are_computed(config, "cuda" if config.device == "cuda" else "cpu")
     return adapter_bytes(config, model)
 
 

@@ -1,5 +1,6 @@
 """Processes of the other ranks on the same host, where ranks share no memory: on several hosts, or with GPUs."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -10,9 +11,11 @@ import msgspec
 
 import engine
 from engine.config import EngineConfig
+from engine.errors import EngineConfigError
 from engine.heartbeat import Heartbeat
 from engine.messages import Start, encode_frame
 
+NOT_STARTED = "the system cannot start the process of a rank"
 HOST_RANK_COMMAND = (sys.executable, "-m", "engine.host_rank")
 
 
@@ -20,12 +23,18 @@ class HostProcesses:
     """Ranks of this host but its first. The kernel ends them with this process; they end themselves with the group."""
 
     def __init__(self, config: EngineConfig) -> None:
-        """Start them, unless this process is one of them. Raises OSError."""
+        """Start them, unless this process is one of them. Raises EngineConfigError if the system cannot."""
         self._processes: list[subprocess.Popen[bytes]] = []
         self._sockets: list[socket.socket] = []
-        if config.local_rank == 0:
+        if config.local_rank != 0:
+            return
+        try:
             for local_rank in range(1, config.ranks_per_host):
                 self._start(msgspec.structs.replace(config, local_rank=local_rank))
+        except OSError as error:
+            self.close()
+            size = config.tensor_parallel_size
+            raise EngineConfigError(f"--tensor-parallel-size {size}: {NOT_STARTED}: {error.strerror}") from None
 
     @property
     def pids(self) -> list[int]:
@@ -50,9 +59,10 @@ class HostProcesses:
 
     def _start(self, config: EngineConfig) -> None:
         ours, theirs = socket.socketpair()
+        self._sockets.append(ours)
         heartbeat = Heartbeat()  # nobody reads it: rank 0 watches the connection
         (package_folder,) = engine.__path__
-        with theirs:
+        with theirs, contextlib.closing(heartbeat):
             fds = theirs.fileno(), heartbeat.fd
             process = subprocess.Popen(
                 [*HOST_RANK_COMMAND, *map(str, (*fds, os.getpid()))],
@@ -60,7 +70,5 @@ class HostProcesses:
                 stdin=subprocess.DEVNULL,
                 cwd=Path(package_folder).parent,
             )
-        heartbeat.close()
         self._processes.append(process)
-        self._sockets.append(ours)
         ours.sendall(encode_frame(Start(config)))

@@ -20,7 +20,9 @@ import msgspec
 import engine
 from engine.config import EngineConfig
 from engine.distributed.connections import RankConnections
+from engine.distributed.host_processes import NOT_STARTED
 from engine.distributed.packets import PacketKind, send_packet
+from engine.errors import EngineConfigError
 from model.config import ModelConfig
 from model.cut import Cut, gather_buffer_bytes
 from model.ops.native.group import SharedGroup, shared_bytes
@@ -40,7 +42,7 @@ class Ranks(RankConnections):
     group: SharedGroup
 
     def __init__(self, config: EngineConfig, model: ModelConfig) -> None:
-        """Start the processes, which begin to load. Raises OSError."""
+        """Start the processes, which begin to load. Raises EngineConfigError if the system cannot start them."""
         super().__init__()
         self._processes: list[subprocess.Popen[bytes]] = []
         library, size, buffer_bytes = NativeLibrary(), config.tensor_parallel_size, gather_buffer_bytes(model)
@@ -50,6 +52,9 @@ class Ranks(RankConnections):
             self.group = SharedGroup(library, Cut(0, size), fd, buffer_bytes)
             for rank in range(1, size):
                 self._start(rank, fd)
+        except OSError as error:
+            self.close()
+            raise EngineConfigError(f"--tensor-parallel-size {size}: {NOT_STARTED}: {error.strerror}") from None
         finally:
             os.close(fd)
         for connection in self._connections:
@@ -62,6 +67,7 @@ class Ranks(RankConnections):
 
     def _start(self, rank: int, memory_fd: int) -> None:
         ours, theirs = socket.socketpair()
+        self._connections.append(ours)
         with theirs:
             (package_folder,) = engine.__path__
             arguments = theirs.fileno(), memory_fd, rank, os.getpid()
@@ -72,7 +78,6 @@ class Ranks(RankConnections):
                 cwd=Path(package_folder).parent,
             )
         self._processes.append(process)
-        self._connections.append(ours)
 
     def wait_until_loaded(self, on_progress: Callable[[], None]) -> None:
         """Wait for all ranks, and watch them from then on. Raises EngineConfigError and FatalEngineError."""

@@ -31,15 +31,19 @@ class AdapterStore:
     def num_bytes(self) -> int:
         return sum(adapter.num_bytes for adapter in self._adapters.values())
 
-    def add(self, name: str, adapter: Adapter) -> None:
-        """Add an adapter under a new name."""
+    def add(self, name: str, adapter: Adapter) -> int:
+        """Add an adapter under a name; one that had it before stays until remove(). Return the bytes that are freed:
+        those of an adapter of equal files."""
+        freed = self._adapters.get(adapter.digest)
         self.digests[name] = adapter.digest
         self._adapters[adapter.digest] = adapter
+        return 0 if freed is None else freed.num_bytes
 
-    def remove(self, digest: str) -> None:
-        """Remove an adapter with all of its names; an unknown digest is ignored."""
-        self._adapters.pop(digest, None)
+    def remove(self, digest: str) -> int:
+        """Remove an adapter with all of its names; an unknown digest is ignored. Return the bytes that are freed."""
+        freed = self._adapters.pop(digest, None)
         self.digests = {name: of_name for name, of_name in self.digests.items() if of_name != digest}
+        return 0 if freed is None else freed.num_bytes
 
     def rows_of(self, chunks: SequenceOf[Chunk], device: torch.device) -> AdapterRows | None:
         """Return the adapters of the chunks' rows; None if no row has one."""

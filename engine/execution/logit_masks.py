@@ -65,7 +65,8 @@ class LogitMasks:
         """Add the next row's biases and mask; write their indices into its `int_params`.
 
         `guessed`: drafted tokens between the generated ones and the row's, which `num_generated` counts too."""
-        ids, values = constraints.biases([*sequence.generated_ids, *guessed], num_generated, self._eos_ids)
+        before = [*sequence.last_generated_ids(constraints.num_before), *guessed]
+        ids, values = constraints.biases(before, num_generated, self._eos_ids)
         first = self._num_biases
         self._ids.append(ids)
         self._values.append(values)

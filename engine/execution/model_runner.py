@@ -62,10 +62,11 @@ class ModelRunner:
         """Compute every chunk of a non-empty plan and wait for the results."""
         return self.finish(self.launch(plan))
 
-    def unload_adapter(self, digest: str) -> None:
-        """Free an adapter's memory. No request of a later step may have it."""
-        self.adapters.remove(digest)
+    def unload_adapter(self, digest: str) -> int:
+        """Free an adapter's memory, and return its bytes. No request of a later step may have it."""
+        num_bytes = self.adapters.remove(digest)
         self._batches.forget()
+        return num_bytes
 
     def zero_blocks(self, block_ids: tuple[int, ...]) -> None:
         """Fill the blocks with zeros, after the launched steps and before the next one."""

@@ -58,13 +58,19 @@ class RowConstraints:
         self.is_empty = packed == NO_CONSTRAINTS and not params.min_tokens  # a grammar may be the only constraint
 
     @property
+    def num_before(self) -> int:
+        """Number of generated tokens, the last ones, that the biases depend on."""
+        return self._words.num_before
+
+    @property
     def has_long_words(self) -> bool:
         """True if the biases depend on the generated tokens. Else they depend only on whether there are `min_tokens`
         of them."""
-        return bool(self._words.num_before)
+        return bool(self.num_before)
 
     def biases(self, generated: Sequence[int], num_generated: int, eos_ids: Int32s) -> tuple[Int32s, Float32s]:
-        """Return token ids and the bias of each, for the token after `generated`.
+        """Return token ids and the bias of each, for the token after `generated`, of which the last
+        `num_before` count.
 
         `num_generated` counts tokens that are in flight too, which `generated` does not have yet.
         """

@@ -68,9 +68,9 @@ class GrammarQueue:
         entry = self._pending.pop(request_id, None)
         if entry is None:
             return False
-        build = entry[1]
+        request, build = entry
         is_shared = any(build is other for _, other in self._pending.values())
-        if not build.done() and (is_shared or not build.cancel()):
+        if not build.done() and (is_shared or not self._places.cancel(request.tenant, build)):
             self._canceled[request_id] = build
         return True
 

@@ -1,9 +1,9 @@
 """Bound the memory of grammar parsers: work that makes one waits until another one is gone."""
 
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from engine.config import max_slots_per_tenant
 from engine.grammars.fair_thread import FairThread
@@ -40,26 +40,39 @@ class ParserPlaces:
         self._num_first_places = min(num_places, num_tenants, max(MIN_FIRST_PLACES, num_places // 2))
         self._held: Counter[int] = Counter()
         self._freed: deque[int] = deque()
-        self._waiting: dict[int, deque[tuple[Future[object], Callable[[Place], object]]]] = {}
+        self._waiting: dict[int, OrderedDict[Future[Any], Callable[[Place], object]]] = {}
 
     def submit(self, tenant: int, work: Callable[[Place], T]) -> "Future[T]":
-        """Queue work, which gets its place. The future can be cancelled until the work starts."""
+        """Queue work, which gets its place. cancel() takes it back until it starts."""
         future: Future[T] = Future()
-        self._waiting.setdefault(tenant, deque()).append((future, work))  # type: ignore[arg-type]
+        self._waiting.setdefault(tenant, OrderedDict())[future] = work
         self.give_out()
         return future
+
+    def cancel(self, tenant: int, future: "Future[Any]") -> bool:
+        """Cancel work that submit() has queued. What waits for a place is dropped at once, since it holds a grammar's
+        text. Return False if it has started."""
+        is_cancelled = future.cancel()
+        if is_cancelled and future in self._waiting.get(tenant, ()):
+            self._remove(tenant, future)
+        return is_cancelled
 
     def give_out(self) -> None:
         """Start waiting work for which there is a place now."""
         while self._freed:
             self._held[self._freed.popleft()] -= 1
         while (tenant := self._next_tenant()) is not None:
-            future, work = self._waiting[tenant].popleft()
-            if not self._waiting[tenant]:
-                del self._waiting[tenant]
-            if not future.cancelled():
-                self._held[tenant] += 1
-                self._start(tenant, future, work)
+            future = next(iter(self._waiting[tenant]))
+            work = self._remove(tenant, future)
+            self._held[tenant] += 1
+            self._start(tenant, future, work)
+
+    def _remove(self, tenant: int, future: "Future[Any]") -> Callable[[Place], object]:
+        """Return the work of a future that waits for a place, and forget both."""
+        work = self._waiting[tenant].pop(future)
+        if not self._waiting[tenant]:
+            del self._waiting[tenant]
+        return work
 
     def _next_tenant(self) -> int | None:
         """Return whose work is next, None if there is no place for any."""

@@ -98,10 +98,9 @@ class Sequence:
     def num_generated(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
 
-    @property
-    def generated_ids(self) -> list[int]:
-        """The generated tokens, without those in flight. A copy."""
-        return self.token_ids[self.num_prompt_tokens :]
+    def last_generated_ids(self, count: int) -> list[int]:
+        """Return the last `count` generated tokens, without those in flight, or all if there are fewer."""
+        return self.token_ids[max(self.num_prompt_tokens, len(self.token_ids) - count) :]
 
     @property
     def num_to_schedule(self) -> int:

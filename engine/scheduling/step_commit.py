@@ -92,7 +92,7 @@ class StepCommitter:
         sequence.num_computed += num_positions
         sequence.num_scheduled -= chunk.length - num_positions
         self._block_manager.commit(sequence)
-        if result.prompt_logprobs:
+        if result.prompt_logprobs and sequence.first_token_s is None:  # else they were sent, before a preemption
             sequence.prompt_logprobs += result.prompt_logprobs.get(sequence.request_id, [])
 
     def _until_end(self, sequence: Sequence, tokens: list[Sampled]) -> list[Sampled]:
@@ -113,7 +113,10 @@ class StepCommitter:
         if reason is not None:
             self._requests.end(sequence)
             return final_output(sequence, reason, now, sampled=tokens, stop_token_id=stop_token_id)
-        return progress_output(sequence, tokens)
+        output = progress_output(sequence, tokens)
+        if sequence.prompt_logprobs:
+            sequence.prompt_logprobs = []  # the first output has them, and no other one will
+        return output
 
     def _fail(self, sequence: Sequence, message: str, now: float) -> RequestOutput:
         """End a sequence whose own data is at fault, unless it has ended. Its blocks leave the prefix cache."""

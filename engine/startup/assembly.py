@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 
+from engine.capacity.adapters import bytes_for_adapters
 from engine.capacity.expert_memory import ExpertMemory, bytes_beside_weights, mapped_bytes_of
 from engine.capacity.expert_speed import budget_beside_reads
 from engine.capacity.machine.host_resources import memory_limit_bytes
@@ -45,7 +46,7 @@ from model.profile_step import run_profile_steps
 
 SAMPLED_BYTES = 1 << 30  # a start does not wait until so many bytes of mapped weights are read
 
-ProgressCallback = Callable[[str, int, int], None]  # phase, loaded bytes, total bytes
+ProgressCallback = Callable[[str, int, int], None]  # phase, loaded bytes, total bytes; see messages.Progress
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class LoadedModel:
     experts: ExpertMemory | None = None  # of a pack whose experts are read when they are needed
     expert_store: ExpertStore | None = None  # the same, as the network uses it
     read_ahead: Callable[[], None] = lambda: None  # starts threads that read mapped weights, for when nothing is timed
+    bytes_for_adapters: int = 0  # what weights, KV cache and the least memory for requests leave for adapters to come
 
 
 def assemble(config: EngineConfig, loaded: LoadedNetwork, on_progress: ProgressCallback) -> LoadedModel:
@@ -101,7 +103,8 @@ def assemble(config: EngineConfig, loaded: LoadedNetwork, on_progress: ProgressC
     phase_seconds = {"weights": loaded.seconds}
     if assembly.has_graphs:
         phase_seconds["GPU kernels"] = assembly.compile_kernels()
-    limits, warnings = assembly.size()
+    free_bytes, warnings = assembly.bytes_beside_weights()
+    limits = assembly.size(free_bytes)
     kv_pool = assembly.create_pool(limits)
     on_progress("warm-up", 0, 0)
     warm_s = time.monotonic()
@@ -127,6 +130,7 @@ def assemble(config: EngineConfig, loaded: LoadedNetwork, on_progress: ProgressC
         phase_seconds={**phase_seconds, "warm-up": time.monotonic() - warm_s},
         warnings=(*loaded.warnings, *warnings, *loaded.backend.warnings, *limits.warnings),
         ranks=loaded.ranks,
+        bytes_for_adapters=bytes_for_adapters(config, assembly.model.config, limits, free_bytes),
     )
 
 
@@ -146,7 +150,7 @@ class Assembly:
         self._on_cpu = loaded.device.type == "cpu"
         self._memory = memory_of(loaded.device)
         with explain_out_of_memory(config, "the adapters are loaded", self._memory):  # before free memory is measured
-            self._adapters = load_adapters(config, loaded.network.config, loaded.backend.name)
+            self._adapters = load_adapters(config, loaded.network.config, partial(on_progress, "adapters"))
         self._default_budget = MAX_CPU_BUDGET if self._on_cpu else DEFAULT_GPU_BUDGET
         self._num_rows = min(config.max_num_batched_tokens or self._default_budget, loaded.network.config.context_len)
 
@@ -158,8 +162,8 @@ class Assembly:
         )
         return time.monotonic() - start
 
-    def size(self) -> tuple[EngineLimits, tuple[str, ...]]:
-        """Return the limits that fit into the memory beside weights, largest steps and graphs, and warnings."""
+    def bytes_beside_weights(self) -> tuple[int, tuple[str, ...]]:
+        """Return the memory beside weights, largest steps and graphs, and warnings."""
         warnings: tuple[str, ...] = ()
         free_bytes = self._bytes_left()
         if self.has_graphs:
@@ -168,17 +172,19 @@ class Assembly:
         weight_bytes = self._loaded.weight_bytes
         if self.mapped_bytes == weight_bytes:
             warnings = eviction_warnings(free_bytes, weight_bytes)
-        free_bytes = bytes_beside_weights(free_bytes, self.mapped_bytes, self._loaded.experts)
-        limits = size_within_limit(
+        return bytes_beside_weights(free_bytes, self.mapped_bytes, self._loaded.experts), warnings
+
+    def size(self, free_bytes: int) -> EngineLimits:
+        """Return the limits that fit into `free_bytes` beside the weights."""
+        return size_within_limit(
             self._config,
             self.model.config,
             free_bytes,
             self._default_budget,
             self._memory.pool_share,
-            weight_bytes - self.mapped_bytes + self._adapters.num_bytes if self._on_cpu else None,
+            self._loaded.weight_bytes - self.mapped_bytes + self._adapters.num_bytes if self._on_cpu else None,
             memory_limit_bytes(),
         )
-        return limits, warnings
 
     def create_pool(self, limits: EngineLimits) -> KvPool:
         """Create the pool; where memory is short it takes all of its memory now."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from engine.capacity.adapters import adapter_bytes
+from engine.capacity.adapters import adapter_bytes, check_adapters_are_computed
 from engine.capacity.expert_memory import ExpertMemory, plan_cached_experts, plan_expert_memory
 from engine.capacity.machine.disk_speed import disk_rate
 from engine.capacity.machine.host_resources import num_cores
@@ -46,6 +46,7 @@ from model.loader import LoadOptions, load_model
 from model.mixtral import Mixtral
 from model.mixtral_native import in_one_call
 from model.ops.interface import Ops, packed_bytes
+from model.ops.native.library import NativeUnavailableError
 from model.ops.native.ops import NativeOps
 from model.pack.load import load_pack, load_pack_in_part
 from model.pack.weight_memory import BackgroundReader
@@ -117,6 +118,7 @@ def _plan(
         verify = verify_pack if is_pack(path) else verify_manifest
         verify(path, partial(on_progress, "checksums"))
     device, dtype = choose_device(config), DTYPES[served_dtype(config, model)]
+    check_adapters_are_computed(config, device.type)
     check_ranks(config, model)
     warnings += rank_warnings(config, device.type)
     config = with_rank_threads(config)
@@ -268,7 +270,7 @@ def _load_weights(
 ) -> tuple[Mixtral, BackgroundReader | None]:
     """Return the network, and what reads it ahead if it is mapped."""
     path = Path(config.model)
-    with explain_out_of_memory(config, "the weights are loaded", memory_of(options.device)):
+    with explain_out_of_memory(config, "the weights are loaded", memory_of(options.device)), _explain_no_threads():
         if config.weights_memory != "auto" and isinstance(ops, NativeOps) and is_pack(path):
             memory, on_progress = config.weights_memory, options.on_progress
             if experts is None:
@@ -285,6 +287,15 @@ def _load_weights(
                 )
             return packed.network, packed.reader
         return load_model(path, model_config, ops, options), None
+
+
+@contextmanager
+def _explain_no_threads() -> Iterator[None]:
+    """Turn threads that read experts, and that the system cannot start, into an EngineConfigError."""
+    try:
+        yield
+    except NativeUnavailableError as error:
+        raise EngineConfigError(f"{error}: raise the limit of processes (ulimit -u, pids.max)") from None
 
 
 def _load_options(

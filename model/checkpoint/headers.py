@@ -43,7 +43,7 @@ def read_headers(directory: Path, single_name: str = SINGLE_NAME) -> dict[str, S
 
 def _read_index(path: Path) -> dict[str, str]:
     """Return the index's map from tensor to file name; empty if there is no index."""
-    if not path.exists():
+    if not _exists(path):
         return {}
     weight_map = read_json_object(path, MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -58,11 +58,20 @@ def _files(directory: Path, index: dict[str, str], single_name: str) -> list[Pat
     """Return the weight files; raise CheckpointError if one is missing."""
     files = [directory / name for name in dict.fromkeys(index.values())] or [directory / single_name]
     for file in files:
-        if not file.exists():
+        if not _exists(file):
             raise CheckpointError(f"{file} is missing{_hint(directory, index, single_name)}")
         if not file.is_file():
             raise CheckpointError(f"{file} is not a file")
     return files
+
+
+def _exists(path: Path) -> bool:
+    """Return whether the file exists. Raises CheckpointError if the system does not tell, as of a link into a folder of
+    another user."""
+    try:
+        return path.exists()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _hint(directory: Path, index: dict[str, str], single_name: str) -> str:
@@ -70,7 +79,10 @@ def _hint(directory: Path, index: dict[str, str], single_name: str) -> str:
     index_name = f"{single_name}.index.json"
     if index:
         return f", though {index_name} names it"
-    names = sorted(entry.name for entry in directory.iterdir())
+    try:
+        names = sorted(entry.name for entry in directory.iterdir())
+    except OSError as error:
+        return f" in a directory that cannot be listed: {error.strerror}"
     pickles = [name for name in names if name.endswith(PICKLE_SUFFIXES)]
     if pickles:
         return f"; {printable(pickles[0])} holds pickled weights, which are never loaded: convert it to safetensors"

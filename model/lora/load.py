@@ -43,20 +43,24 @@ class TermMemory:
 
 
 def load_adapter(
-    directory: Path, config: ModelConfig, max_bytes: int | None = None, allocate: Allocate = _allocate
+    directory: Path,
+    config: ModelConfig,
+    max_bytes: int | None = None,
+    allocate: Allocate = _allocate,
+    limit: str = "are free",
 ) -> Adapter:
     """Load the adapter in `directory` for a model of this config: all matrices are read, checked and packed.
 
     Matrices in bfloat16 stay so; others become float32. All of them lie in one vector of `allocate`, by layers. Raises
     CheckpointError, with one line, for everything that cannot be served, and if the matrices need more than
-    `max_bytes`; and MemoryError.
+    `max_bytes`, which `limit` describes; and MemoryError.
     """
     described = read_adapter_config(directory)
     stored = read_adapter_tensors(directory, described, config)
     tensors = [tensor for term in stored for tensor in (term.a, term.b)]
     needed = sum(term.memory_bytes for term in stored)
     if max_bytes is not None and needed > max_bytes:
-        raise CheckpointError(f"{directory}: the adapter needs {needed:,} bytes, of which {max_bytes:,} are free")
+        raise CheckpointError(f"{directory}: the adapter needs {needed:,} bytes, of which {max_bytes:,} {limit}")
     before = files_digest(tensors)
     digest = _digest([directory / CONFIG_NAME, *sorted({tensor.file for tensor in tensors})])
     num_terms = NUM_ATTENTION_TERMS + NUM_EXPERT_TERMS * max(1, config.num_experts)

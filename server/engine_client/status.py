@@ -11,7 +11,7 @@ class EngineStatus:
     """Phase of the engine, and its loading progress. The phase "dead" is final."""
 
     phase: Phase
-    stage: str = ""  # while it loads: "weights", "kv cache", "warm-up"
+    stage: str = ""  # while it loads: "weights", "adapters", "kv cache", "warm-up"
     loaded_bytes: int = 0
     total_bytes: int = 0
     message: str | None = None  # why it is dead: one line for the operator, may contain paths

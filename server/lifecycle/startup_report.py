@@ -15,7 +15,7 @@ from server.settings.settings import Settings
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-COUNTED_STAGES = ("GPU kernels", "CUDA graphs")  # report numbers instead of bytes
+COUNTED_STAGES = ("adapters", "GPU kernels", "CUDA graphs")  # report numbers instead of bytes
 NO_TOOLS = "the model has none of its own; coding agents and others that send tools need --tool-emulation"
 PROGRESS_INTERVAL_S = 1.0  # a model that loads faster needs no progress lines
 

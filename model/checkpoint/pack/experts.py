@@ -29,12 +29,14 @@ class ExpertTensors:
 def expert_tensors(header: PackHeader) -> ExpertTensors:
     """Return the tensors of the experts. Raises CheckpointError if one is missing or the file ends within its page."""
     layers, experts = range(header.network["num_layers"]), range(header.network["num_experts"])
-    names = [[f"layers.{layer}.experts.{expert}" for expert in experts] for layer in layers]
-    for name in (name for layer in names for name in layer):
-        tensor = header.tensors.get(name)
-        if tensor is None or tensor.start + -(-tensor.num_bytes // PAGE_BYTES) * PAGE_BYTES > header.file_bytes:
-            raise CheckpointError(f"the pack is damaged: tensor {name} is missing or no whole page")
-    return ExpertTensors([[header.tensors[name] for name in layer] for layer in names])
+    return ExpertTensors([[_whole_tensor(header, f"layers.{layer}.experts.{e}") for e in experts] for layer in layers])
+
+
+def _whole_tensor(header: PackHeader, name: str) -> PackedTensor:
+    tensor = header.tensors.get(name)
+    if tensor is None or tensor.start + -(-tensor.num_bytes // PAGE_BYTES) * PAGE_BYTES > header.file_bytes:
+        raise CheckpointError(f"the pack is damaged: tensor {name} is missing or no whole page")
+    return tensor
 
 
 def dense_tensors(header: PackHeader, experts: ExpertTensors) -> list[PackedTensor]:

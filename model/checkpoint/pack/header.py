@@ -26,6 +26,9 @@ PREFIX = struct.Struct("<8sII32s")  # magic, version, bytes of the header, its S
 PAGE_BYTES = 4096
 MAX_HEADER_BYTES = 1 << 28
 MAX_TENSOR_TEXT = 512  # bytes of the header per tensor, with what is written about its checkpoint's weights
+# What of a config the packed weights depend on: names of ModelConfig.
+SIZES = ("vocab_size", "dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_dim", "num_experts")
+KINDS = ("architecture", "tied_head")
 ELEMENT_BYTES = {"uint8": 1, "int32": 4, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -66,11 +69,7 @@ def is_pack(path: Path) -> bool:
 
 def network_sizes(config: ModelConfig) -> dict[str, Any]:
     """Return what of a config the packed weights depend on."""
-    names = (
-        *("architecture", "vocab_size", "dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_dim"),
-        *("num_experts", "tied_head"),
-    )
-    return {name: getattr(config, name) for name in names}
+    return {name: getattr(config, name) for name in (*KINDS, *SIZES)}
 
 
 def header_space(config: ModelConfig) -> int:
@@ -197,11 +196,13 @@ def _check_kinds(fields: dict[str, Any], stored: tuple[StoredTensor, ...]) -> No
         raise ValueError("network, matrices")
     if not all(isinstance(fields[name], str) for name in ("source", "contents")):
         raise ValueError("source, contents")
+    if not all(_is_count(fields["network"][name], least=0 if name == "num_experts" else 1) for name in SIZES):
+        raise ValueError("network")
     for weight in stored:
         sizes = (*weight.shape, weight.num_bytes)
         if not isinstance(weight.name, str) or len(sizes) < 2 or not all(map(_is_count, sizes)):
             raise ValueError(weight.name)
 
 
-def _is_count(size: object) -> bool:
-    return type(size) is int and 0 < size < 1 << 62
+def _is_count(size: object, least: int = 1) -> bool:
+    return type(size) is int and least <= size < 1 << 62

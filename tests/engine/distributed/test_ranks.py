@@ -1,12 +1,15 @@
 """Ranks as real processes: the tokens of one process, the memory that was planned, and their end with each other."""
 
+import errno
 import logging
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import msgspec
 import psutil
@@ -16,10 +19,12 @@ from engine.capacity.checkpoint_files import write_manifest
 from engine.capacity.memory_plan import plan_memory
 from engine.config import EngineConfig
 from engine.distributed import ranks as ranks_module
+from engine.distributed.host_processes import HostProcesses
 from engine.distributed.ranks import Ranks, late_ranks
 from engine.engine import Engine
 from engine.errors import EngineConfigError, FatalEngineError
 from engine.types import Request, RequestOutput, SamplingParams
+from model.checkpoint.checkpoint import read_config
 from model.checkpoint.errors import CheckpointError
 from tests.support.checkpoints.mixtral import Shape, save_random_checkpoint
 from tests.support.conditions import LIMIT_S
@@ -150,6 +155,29 @@ def test_settings_that_ranks_cannot_work_with_are_one_line(settings: dict[str, o
         Engine.load(config)
     with pytest.raises(EngineConfigError, match=message):
         plan_memory(config, 8 << 30)
+
+
+@pytest.mark.parametrize("nnodes", [1, 2])
+def test_a_rank_that_the_system_cannot_start_is_one_line_and_leaves_no_process(
+    nnodes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second process of three, at a limit of processes."""
+    started: list[subprocess.Popen[bytes]] = []
+    start = subprocess.Popen
+
+    def second_fails(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        if started:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        started.append(start(["sleep", "600"], **options))
+        return started[0]
+
+    monkeypatch.setattr(subprocess, "Popen", second_fails)
+    monkeypatch.setattr(ranks_module, "END_GRACE_S", 0.01)
+    message = r"^--tensor-parallel-size \d: the system cannot start the process of a rank: Resource temporarily"
+    config = msgspec.structs.replace(CONFIG, tensor_parallel_size=4 * nnodes, nnodes=nnodes)
+    with pytest.raises(EngineConfigError, match=message):
+        Ranks(config, read_config(DEMO)[0]) if nnodes == 1 else HostProcesses(config)
+    assert started[0].poll() is not None
 
 
 @pytest.mark.parametrize(

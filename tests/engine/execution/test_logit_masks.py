@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence as SequenceOf
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,6 +67,31 @@ def test_the_last_id_of_a_bad_word_is_forbidden_behind_the_others() -> None:
         text = "".join(map(str, generated))
         forbidden = [word[-1] for word in words if text.endswith("".join(map(str, word[:-1])))]
         assert masks.biases(CPU)[0].tolist() == forbidden
+
+
+def test_the_tokens_of_the_prompt_are_not_before_a_bad_word() -> None:
+    masks = LogitMasks(VOCAB, (EOS,))
+    added(masks, [], bad_words=((9, 5), (9, 9, 6)))
+    assert masks.biases(CPU)[0].tolist() == []
+
+
+@pytest.mark.parametrize(("words", "num_read"), [((), 0), (((5,),), 0), (((1, 2, 5), (2, 6)), 2)])
+def test_a_row_reads_no_more_of_a_long_answer_than_its_bad_words_need(
+    words: tuple[tuple[int, ...], ...], num_read: int
+) -> None:
+    class Counted(list[int]):
+        num_read = 0
+
+        def __getitem__(self, place: Any) -> Any:
+            found = super().__getitem__(place)
+            Counted.num_read += len(found) if isinstance(found, list) else 1
+            return found
+
+    masks, sequence = LogitMasks(VOCAB, (EOS,)), sequence_of([1, 2] * 1000, bad_words=words, logit_bias={3: 1.0})
+    sequence.token_ids = Counted(sequence.token_ids)
+    add(masks, sequence, np.full(len(IntParam), -1))
+    assert masks.biases(CPU)[0].tolist() == [3, *(word[-1] for word in words)]
+    assert Counted.num_read == num_read
 
 
 @pytest.mark.parametrize("allowed", [None, (3, 4, 40)])

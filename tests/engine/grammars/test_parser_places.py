@@ -1,5 +1,6 @@
 """engine/grammars/parser_places.py: work with places, on a thread that runs it at once."""
 
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -65,11 +66,26 @@ def test_cancelled_work_never_starts_and_takes_no_place() -> None:
     thread = Inline(is_busy=True)
     bounded = places(2, thread)
     started, queued, waiting = (bounded.submit(0, keep) for _ in range(3))
-    assert queued.cancel() and waiting.cancel()
+    assert bounded.cancel(0, queued) and bounded.cancel(0, waiting)
     thread.run()
     other = bounded.submit(0, keep)
     thread.run()
     assert started.done() and other.done()
+
+
+def test_cancelled_work_that_waits_for_a_place_is_dropped_at_once() -> None:
+    class Grammar:
+        """Something that only the work holds."""
+
+    bounded, text = places(1), Grammar()
+    held, kept_text = bounded.submit(0, keep), weakref.ref(text)
+    waiting, behind = bounded.submit(0, lambda place, text=text: place), bounded.submit(0, keep)  # type: ignore[misc]
+    del text
+    assert bounded.cancel(0, waiting) and kept_text() is None
+    assert not bounded.cancel(0, held), "it has started"
+    del held
+    bounded.give_out()
+    assert behind.done() and waiting.cancelled()
 
 
 def num_held(bounded: ParserPlaces, tenant: int, held: list[object]) -> int:

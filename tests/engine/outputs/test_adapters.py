@@ -5,21 +5,26 @@ import random
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import pytest
 import torch
 
+from engine.capacity.sizing import kv_block_bytes
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import EngineConfigError, RequestRejectedError
 from engine.messages import AdapterLoaded, LoadAdapter
+from engine.startup import loading
 from engine.startup.adapters import load_adapters
 from engine.startup.description import ready_message
+from engine.startup.device_memory import HostMemory
 from engine.types import Request
 from engine.types import SamplingParams as TokenSamplingParams
 from model.checkpoint.config_file import load_config
 from model.checkpoint.errors import CheckpointError
+from model.lora.load import load_adapter
 from smoe import Completion, LocalEngine, SamplingParams
 from tests.support.checkpoints.adapters import merge, random_tensors, save_adapter
 from tests.support.checkpoints.mixtral import Shape, random_model, save_in_layout
@@ -134,15 +139,73 @@ def test_an_adapter_is_loaded_while_requests_run_and_its_memory_is_freed_when_it
     assert loaded() is None
 
 
+def _loaded(engine: Engine, name: str, directory: str) -> str:
+    """Load an adapter while the engine runs; return the reason why it was not, "" if it was."""
+    answers: list[AdapterLoaded] = []
+    engine.load_adapter(LoadAdapter(1, name, directory))
+
+    def is_answered() -> bool:
+        answers.extend(engine.pop_loaded_adapters())
+        return bool(answers)
+
+    wait_until(is_answered)
+    return answers[0].error or ""
+
+
+def test_adapters_take_no_memory_that_the_kv_cache_was_promised(
+    checkpoint: Path, folders: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Pages of the KV cache that were never written count as free. An engine that takes the place of one that crashed
+    finds the memory for its KV cache beside all adapters that were loaded."""
+    model, used = load_config(checkpoint)[0], [0]
+    adapters = [load_adapter(Path(folders[name]), model) for name in ("sql", "poems")]
+    size = adapters[0].num_bytes
+    block_bytes = kv_block_bytes(EngineConfig(model="", dtype="float32"), model)
+    monkeypatch.setattr(HostMemory, "free_bytes", lambda self: size * 5 // 2 + 81 * block_bytes - used[0])
+    config = EngineConfig(model=str(checkpoint), dtype="float32", threads=1, num_kv_blocks=80)
+    engine = Engine.load(config)
+    assert _loaded(engine, "a", folders["sql"]) == "" == _loaded(engine, "b", folders["poems"])
+    used[0] = 2 * size
+    third = str(save_adapter(tmp_path / "third", random_tensors(model, seed=3)))
+    assert _loaded(engine, "c", third).endswith(f"bytes, of which {size // 2:,} are left beside the KV cache")
+    assert _loaded(engine, "d", folders["same as sql"]).endswith("are left beside the KV cache")
+
+    def restarted(*names: str) -> Engine:
+        used[0] = sum(adapter.num_bytes for adapter in adapters[: len(names)])  # when they are loaded again
+        return Engine.load(msgspec.structs.replace(config, lora={name: folders[name] for name in names}))
+
+    assert restarted("sql", "poems").loaded.bytes_for_adapters == size // 2
+    used[0] = 2 * size
+    engine.unload_adapter(adapters[0].digest)
+    assert _loaded(engine, "c", third) == ""
+    used[0] += 81 * block_bytes + 1
+    reason = _loaded(engine, "e", folders["sql"])
+    assert reason.endswith(f"bytes, of which {size // 2 - 1:,} are free"), reason
+
+
 def test_an_engine_that_computes_no_adapters_refuses_to_start(folders: dict[str, str], checkpoint: Path) -> None:
-    config = EngineConfig(model="m", lora=folders)
-    model = load_config(checkpoint)[0]
-    with pytest.raises(EngineConfigError, match="--lora: adapters are not computed on a GPU"):
-        load_adapters(config, model, "triton")
+    config = EngineConfig(model=str(checkpoint), lora=folders, tensor_parallel_size=2, threads=1)
     with pytest.raises(EngineConfigError, match="--lora: adapters are not divided among ranks"):
-        load_adapters(msgspec.structs.replace(config, tensor_parallel_size=2), model, "native")
+        Engine.load(config)
     with pytest.raises(CheckpointError, match=r"nowhere: no such directory"):
         Engine.load(EngineConfig(model=str(checkpoint), lora={"a": str(checkpoint / "nowhere")}))
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_adapters_on_a_gpu_are_refused_before_weights_are_read(
+    checkpoint: Path, folders: dict[str, str], monkeypatch: pytest.MonkeyPatch, backend: Literal["auto", "reference"]
+) -> None:
+    monkeypatch.setattr(loading, "choose_device", lambda config: torch.device("cuda"))
+    with pytest.raises(EngineConfigError, match="--lora: adapters are not computed on a GPU"):
+        Engine.load(EngineConfig(model=str(checkpoint), lora=folders, backend=backend))
+
+
+def test_a_start_reports_each_adapter_also_one_that_it_drops(checkpoint: Path, folders: dict[str, str]) -> None:
+    """Each report advances the heartbeat: loading many takes longer than a stuck engine is waited for."""
+    reports: list[tuple[str, int, int]] = []
+    config = EngineConfig(model=str(checkpoint), threads=1, lora={"gone": "nowhere"} | folders, drop_bad_adapters=True)
+    Engine.load(config, lambda *report: reports.append(report))
+    assert [report for report in reports if report[0] == "adapters"] == [("adapters", n, 4) for n in (1, 2, 3, 4)]
 
 
 @pytest.mark.parametrize("is_pack", [False, True])
@@ -176,5 +239,5 @@ def test_adapters_that_need_more_memory_than_there_is_are_left_out(
 
     monkeypatch.setattr("engine.startup.adapters.load_adapter", fail)
     config = EngineConfig(model="m", lora=folders, drop_bad_adapters=True)
-    store = load_adapters(config, load_config(checkpoint)[0], "native")
+    store = load_adapters(config, load_config(checkpoint)[0])
     assert store.dropped == dict.fromkeys(folders, "out of memory while the adapter was loaded")

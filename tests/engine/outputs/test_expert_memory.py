@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from engine.errors import EngineConfigError, FatalEngineError
 from engine.startup import loading
 from engine.startup.description import ready_message
 from model.checkpoint.config_file import load_config
+from model.checkpoint.errors import CheckpointError
 from model.checkpoint.pack.experts import expert_tensors
 from model.checkpoint.pack.header import WEIGHTS_NAME, read_header
+from model.ops.native.library import NativeUnavailableError
+from model.ops.native.ops import NativeOps
 from smoe import LocalEngine, SamplingParams
 from tests.support.checkpoints.adapters import random_tensors, save_adapter
 from tests.support.checkpoints.gguf import GgufShape, iq2_m, write_gguf
@@ -156,6 +160,25 @@ def test_settings_that_cannot_work_are_refused_in_one_line(
 def test_a_checkpoint_is_refused_with_the_command_that_packs_it() -> None:
     with pytest.raises(EngineConfigError, match=r"^--expert-memory needs a pack; make one with: smoe pack .*demo"):
         LocalEngine(DEMO, expert_memory="auto", **SMALL)
+
+
+def test_a_pack_of_another_network_than_its_config_is_refused_before_its_experts_are_counted(packed: Path) -> None:
+    other = replace(load_config(packed)[0], num_layers=4)
+    for settings in ({"expert_memory": "auto"}, {"weights_memory": "map"}):
+        config = EngineConfig(model=str(packed), **settings)  # type: ignore[arg-type]
+        with pytest.raises(CheckpointError, match=r"config\.json was changed: num_layers is 4"):
+            plan_expert_memory(config, other, 1 << 40) or plan_cached_experts(config, other, 1 << 40)
+
+
+def test_threads_of_reads_that_the_system_cannot_start_are_one_line(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise NativeUnavailableError("cannot start 8 threads that read experts")
+
+    monkeypatch.setattr(NativeOps, "store_experts", fail)
+    with pytest.raises(EngineConfigError, match=r"^cannot start 8 threads that read experts: raise the limit of"):
+        LocalEngine(packed, expert_memory="auto", **SMALL)
 
 
 def test_what_does_not_fit_is_refused_with_the_sizes(packed: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from engine.scheduling.step_commit import RESULT_FAILED
 from engine.scheduling.step_plan import RowFailed
-from engine.types import Request, SamplingParams
+from engine.types import Request, SamplingParams, TokenLogprobs
 from tests.simulator.exact import oracle, root_of
 from tests.support.scheduler_bench import VOCAB, Bench
 
@@ -46,6 +46,26 @@ def test_a_result_that_cannot_be_applied_ends_its_own_request(caplog: pytest.Log
     assert [(output.request_id, output.error) for output in outputs] == [(good, None), (bad, RESULT_FAILED)]
     assert list(bench.scheduler.requests.unfinished) == [good]
     bench.scheduler.check_integrity()
+
+
+def test_prompt_logprobs_are_dropped_once_sent_and_not_collected_again_after_a_preemption() -> None:
+    """With a budget of two positions the prompt, and what a preemption lets compute again, take several steps."""
+    bench, scores = Bench(budget=2), [TokenLogprobs(2, -0.5, [], [])]
+    bench.scheduler.add(Request(7, [1, 2, 3], SamplingParams(max_tokens=10, prompt_logprobs=True)))
+    sequence = bench.scheduler.requests.unfinished[7]
+    sent, kept = [], []
+    for number in range(6):
+        if number == 3:
+            bench.scheduler.requests.preempt(sequence)
+        plan = bench.scheduler.plan(9.0)
+        result = bench.runner.run(plan)
+        if plan.chunks[0].start < 3:
+            result.prompt_logprobs[7] = scores
+        sent += [output.prompt_logprobs for output in bench.scheduler.apply(plan, result, 9.0)]
+        kept.append(len(sequence.prompt_logprobs))
+    assert sequence.num_preemptions == 1
+    assert sent == [scores * 2, None, None]
+    assert kept == [1, 0, 0, 0, 0, 0]
 
 
 def test_wrong_bookkeeping_is_no_fault_of_a_request() -> None:

@@ -24,7 +24,7 @@ def test_a_fault_of_loading_is_the_answer(fault: Exception, answer: str, monkeyp
         raise fault
 
     monkeypatch.setattr(adapters, "load_adapter", fail)
-    loading = AdapterLoading(EngineConfig(model=str(DEMO)), load_config(DEMO)[0], "native")
+    loading = AdapterLoading(EngineConfig(model=str(DEMO)), load_config(DEMO)[0], "cpu", 1 << 30)
     loading.submit(7, Path("anywhere"))
     answers: list[tuple[int, object]] = []
 

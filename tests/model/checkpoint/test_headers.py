@@ -1,5 +1,7 @@
 """Files that are not the expected safetensors files raise a CheckpointError of one line that names the file."""
 
+import errno
+import os
 import pickle
 import re
 from pathlib import Path
@@ -124,6 +126,21 @@ def test_mlx_files_of_2023_are_refused_by_name(checkpoint: Path) -> None:
 def test_no_weights_at_all_are_refused(checkpoint: Path) -> None:
     (checkpoint / FILE).unlink()
     _assert_refused(checkpoint, f"{FILE} is missing")
+
+
+def _denied(path: Path) -> bool:
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def test_a_directory_that_cannot_be_listed_is_named(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (checkpoint / FILE).unlink()
+    monkeypatch.setattr(Path, "iterdir", _denied)
+    _assert_refused(checkpoint, f"{FILE} is missing in a directory that cannot be listed: Permission denied$")
+
+
+def test_a_link_into_a_directory_of_another_user_is_named(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "exists", _denied)
+    _assert_refused(checkpoint, "cannot be read: Permission denied$")
 
 
 def test_shards_without_an_index_are_refused(checkpoint: Path) -> None:

@@ -139,8 +139,8 @@ def test_only_a_complete_stage_ends_with_100_percent(is_complete: bool, last: st
     assert stream.getvalue().splitlines()[-1] == last
 
 
-@pytest.mark.parametrize("stage", ["GPU kernels", "CUDA graphs"])
-def test_kernels_and_graphs_are_counted_and_have_no_bytes(stage: str) -> None:
+@pytest.mark.parametrize("stage", ["adapters", "GPU kernels", "CUDA graphs"])
+def test_adapters_kernels_and_graphs_are_counted_and_have_no_bytes(stage: str) -> None:
     stream, now = io.StringIO(), iter(range(100))
     report = StartupReport(stream, clock=lambda: float(next(now)))
     for loaded in (0, 5):

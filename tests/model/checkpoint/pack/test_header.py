@@ -13,6 +13,7 @@ from model.checkpoint.config_file import load_config
 from model.checkpoint.errors import CheckpointError
 from model.checkpoint.pack import header as headers
 from model.checkpoint.pack.check import bus_error_reason, verify_pack
+from model.checkpoint.pack.experts import expert_tensors
 from model.checkpoint.pack.header import (
     MAGIC,
     PREFIX,
@@ -156,6 +157,7 @@ def test_a_bus_error_is_explained_by_what_is_left_of_the_file(pack: Path) -> Non
     assert "its header ends behind them" in bus_error_reason(pack)
 
 
+NETWORK = network_sizes(load_config(DEMO)[0])
 HOSTILE: list[dict[str, Any]] = [
     {"tensors": 3},
     {"tensors": [["a", 4096, 8, "float32"]]},
@@ -175,6 +177,13 @@ HOSTILE: list[dict[str, Any]] = [
     {"quantization": "fp8"},
     {"dtype": ["bfloat16"]},
     {"network": None},
+    {"network": {}},
+    {"network": NETWORK | {"num_layers": "5"}},
+    {"network": NETWORK | {"num_layers": 0}},
+    {"network": NETWORK | {"num_layers": 1 << 62}},
+    {"network": NETWORK | {"num_experts": -1}},
+    {"network": NETWORK | {"num_experts": True}},
+    {"network": NETWORK | {"dim": None}},
     {"matrices": []},
     {"source": 5},
 ]
@@ -188,6 +197,15 @@ def test_a_header_of_a_stranger_is_refused_in_one_line(changes: dict[str, Any], 
     rewrite(file, json.dumps(fields | changes).encode())
     with pytest.raises(CheckpointError, match=r"is damaged: its header is not that of a pack$"):
         read_header(pack)
+
+
+@pytest.mark.parametrize("name", ["num_layers", "num_experts"])
+def test_a_network_of_endless_size_is_refused_at_the_first_expert_that_is_missing(name: str, pack: Path) -> None:
+    file = pack / WEIGHTS_NAME
+    fields = json.loads(file.read_bytes()[PREFIX.size :].partition(bytes(1))[0])
+    rewrite(file, json.dumps(fields | {"network": fields["network"] | {name: 1 << 61}}).encode())
+    with pytest.raises(CheckpointError, match=r"tensor layers\.0\.experts\.0 is missing"):
+        expert_tensors(read_header(pack))
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b"[" * 100_000], ids=["cut", "list", "no text", "deep"])
