@@ -28,7 +28,7 @@ from tests.support.paths import DEMO
 
 
 def test_a_kv_cache_larger_than_the_free_memory_is_rejected_at_the_start() -> None:
-    with pytest.raises(EngineConfigError, match=r"takes 4\.0 TiB, and .* after the weights; lower --kv-cache-memory-bytes$"):
+    with pytest.raises(EngineConfigError, match=r"takes 4\.0 TiB, and .*; lower --kv-cache-memory-bytes$"):
         Engine.load(EngineConfig(model=str(DEMO), threads=1, kv_cache_memory_bytes=1 << 42))
 
 
