@@ -149,7 +149,7 @@ class Engine:
             if isinstance(loaded, str):
                 answers.append(AdapterLoaded(query_id, error=loaded))
             else:
-                self._adapter_loading.free(self.loaded.runner.adapters.add(name, loaded))
+                self._adapter_loading.free(self.loaded.runner.add_adapter(name, loaded))
                 answers.append(AdapterLoaded(query_id, loaded.digest))
         return answers
 

@@ -112,14 +112,14 @@ class HostRank:
 
     def _load_part(self, membership: Membership) -> Mixtral:
         config = with_rank_threads(membership.config)
-        for line in rank_warnings(config):
+        device = choose_device(config)
+        for line in rank_warnings(config, device.type):
             log.warning("%s", line)
         path, beat = Path(config.model), self._heartbeat.beat
         model, _ = read_config(path, config.sliding_window, config.experts_per_token, config.rope_theta)
         if config.verify and config.local_rank == 0:
             verify_manifest(path, lambda done, total: beat())
         stored = read_stored_weights(path, model)
-        device = choose_device(config)
         backend = host_backend(config, model, stored, device, self._heartbeat)
         port = membership.describe(RankDescription(backend.numerics, contents_digest(stored.values())), beat)
         store = join_store(membership.leader_address, port, config.group_timeout)

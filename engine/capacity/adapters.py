@@ -1,5 +1,6 @@
 """Memory of the LoRA adapters of a configuration, from their headers alone. No torch."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from engine.capacity.machine.host_resources import format_bytes
@@ -12,19 +13,23 @@ from model.checkpoint.errors import CheckpointError
 from model.config import ModelConfig
 
 
-def adapter_bytes(config: EngineConfig, model: ModelConfig) -> dict[str, int]:
-    """Return the bytes that each adapter takes in memory, by name.
+def adapter_bytes(
+    config: EngineConfig, model: ModelConfig, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> dict[str, int]:
+    """Return the bytes that each adapter takes in memory, by name. Calls `on_progress` after each one with the number
+    of those that are done and of all.
 
     Raises CheckpointError for one that cannot be served, as far as its config and header show; where bad ones are
     dropped, it has no entry.
     """
     sizes = {}
-    for name, directory in config.lora.items():
+    for number, (name, directory) in enumerate(config.lora.items(), 1):
         try:
             sizes[name] = _bytes_of(Path(directory), model)
         except CheckpointError:
             if not config.drop_bad_adapters:
                 raise
+        on_progress(number, len(config.lora))
     return sizes
 
 

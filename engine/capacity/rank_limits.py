@@ -45,7 +45,7 @@ def with_rank_threads(config: EngineConfig) -> EngineConfig:
     return msgspec.structs.replace(config, threads=max(1, num_cores() // config.ranks_per_host))
 
 
-def rank_warnings(config: EngineConfig, device: str = "cpu") -> list[str]:
+def rank_warnings(config: EngineConfig, device: str) -> list[str]:
     """Return a line if a CPU has more threads than cores. Threads wait for each other in each matrix and ranks several
     times a layer, so that one without a core keeps all others waiting."""
     size, threads, cores = config.ranks_per_host, with_rank_threads(config).threads, num_cores()

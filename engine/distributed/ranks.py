@@ -50,20 +50,25 @@ class Ranks(RankConnections):
         try:
             os.truncate(fd, shared_bytes(library, size, buffer_bytes))
             self.group = SharedGroup(library, Cut(0, size), fd, buffer_bytes)
-            for rank in range(1, size):
-                self._start(rank, fd)
-        except OSError as error:
-            self.close()
-            raise EngineConfigError(f"--tensor-parallel-size {size}: {NOT_STARTED}: {error.strerror}") from None
+            self._start_all(config, fd)
         finally:
             os.close(fd)
-        for connection in self._connections:
-            send_packet(connection, PacketKind.CONFIG, msgspec.msgpack.encode(config))
 
     @property
     def pids(self) -> list[int]:
         """Process ids of ranks 1, 2, ..."""
         return [process.pid for process in self._processes]
+
+    def _start_all(self, config: EngineConfig, memory_fd: int) -> None:
+        size = config.tensor_parallel_size
+        try:
+            for rank in range(1, size):
+                self._start(rank, memory_fd)
+            for connection in self._connections:
+                send_packet(connection, PacketKind.CONFIG, msgspec.msgpack.encode(config))
+        except OSError as error:
+            self.close()
+            raise EngineConfigError(f"--tensor-parallel-size {size}: {NOT_STARTED}: {error.strerror}") from None
 
     def _start(self, rank: int, memory_fd: int) -> None:
         ours, theirs = socket.socketpair()

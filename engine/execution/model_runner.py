@@ -22,6 +22,7 @@ from engine.execution.sampler import NOT_FINITE, BehindDrafts, Outcomes, Pending
 from engine.scheduling.step_plan import Chunk, StepPlan, StepResult
 from model.forward_batch import ForwardBatch
 from model.kv_pool import KvPool
+from model.lora.adapter import Adapter
 from model.mixtral import Mixtral
 
 
@@ -61,6 +62,12 @@ class ModelRunner:
     def run(self, plan: StepPlan) -> StepResult:
         """Compute every chunk of a non-empty plan and wait for the results."""
         return self.finish(self.launch(plan))
+
+    def add_adapter(self, name: str, adapter: Adapter) -> int:
+        """Add an adapter under a name, and return the bytes of one of equal files that it replaces."""
+        num_bytes = self.adapters.add(name, adapter)
+        self._batches.forget()
+        return num_bytes
 
     def unload_adapter(self, digest: str) -> int:
         """Free an adapter's memory, and return its bytes. No request of a later step may have it."""

@@ -114,19 +114,20 @@ def _plan(
     config = settings_of_pack(config)
     model, warnings = read_config(path, config.sliding_window, config.experts_per_token, config.rope_theta)
     model = model.with_end_ids(end_ids)
-    if config.verify:
-        verify = verify_pack if is_pack(path) else verify_manifest
-        verify(path, partial(on_progress, "checksums"))
     device, dtype = choose_device(config), DTYPES[served_dtype(config, model)]
     check_adapters_are_computed(config, device.type)
     check_ranks(config, model)
+    if config.verify:
+        verify = verify_pack if is_pack(path) else verify_manifest
+        verify(path, partial(on_progress, "checksums"))
     warnings += rank_warnings(config, device.type)
     config = with_rank_threads(config)
     stored = read_stored_weights(path, model)
     identity = identify(stored.values(), is_verified=config.verify)
     chosen = choose_backend(config, device, dtype, heartbeat)
     weight_bytes, backend = plan_weights(config, model, stored, chosen, device, dtype)
-    weight_bytes, experts = _plan_experts(config, model, device, weight_bytes)
+    of_adapters = sum(adapter_bytes(config, model, partial(on_progress, "adapters")).values())
+    weight_bytes, experts = _plan_experts(config, model, device, weight_bytes, of_adapters)
     if not is_pack(path):  # in which weights are decoded, and which names those that it was made of
         warnings += [*identity.warnings, *decoding_warnings(stored, config.quantization, backend.ops.block_formats)]
     return LoadPlan(
@@ -174,11 +175,11 @@ def _load_network(
 
 
 def _plan_experts(
-    config: EngineConfig, model: ModelConfig, device: torch.device, weight_bytes: int
+    config: EngineConfig, model: ModelConfig, device: torch.device, weight_bytes: int, of_adapters: int
 ) -> tuple[int, ExpertMemory | None]:
     """Return how many of the weights' bytes, `weight_bytes` in all, are in memory or mapped, and the memory of experts
-    that are read when a step needs them."""
-    free_bytes, of_adapters = memory_of(device).free_bytes(), sum(adapter_bytes(config, model).values())
+    that are read when a step needs them. `of_adapters`: bytes of all adapters."""
+    free_bytes = memory_of(device).free_bytes()
     experts = plan_expert_memory(config, model, free_bytes, of_adapters)
     if experts is None:
         return weight_bytes, plan_cached_experts(config, model, free_bytes - of_adapters)

@@ -81,8 +81,8 @@ def found(item: Object | None, table: Table, param: str) -> Object:
 
 
 @dataclass(frozen=True)
-class Lists:
-    """How a table is listed: in pages of `limit` objects, of `max_limit` if a client asks for more."""
+class PageLimits:
+    """Objects in a page of a table: `limit` if the client names no number, and `max_limit` at most."""
 
     table: Table
     limit: int
@@ -97,17 +97,17 @@ class Lists:
         )
 
 
-async def list_objects(http: HttpRequest, lists: Lists) -> Response:
+async def list_objects(http: HttpRequest, limits: PageLimits) -> Response:
     """Reply with a page of an owner's objects, which is read and rendered in a thread. Raises ApiError 400 or 404."""
-    content = await asyncio.to_thread(lambda: orjson.dumps(_page(http, lists)))
+    content = await asyncio.to_thread(lambda: orjson.dumps(_page(http, limits)))
     return SlicedResponse([content], {}, media_type="application/json")
 
 
-def _page(http: HttpRequest, lists: Lists) -> dict[str, object]:
+def _page(http: HttpRequest, limits: PageLimits) -> dict[str, object]:
     access, owner = access_of(http)
-    table = lists.table
+    table = limits.table
     after, order = http.query_params.get("after"), http.query_params.get("order", "desc")
-    limit = _limit(http.query_params.get("limit", str(lists.limit)), lists.max_limit)
+    limit = _limit(http.query_params.get("limit", str(limits.limit)), limits.max_limit)
     if order not in ("asc", "desc"):
         raise invalid_value("'order' must be asc or desc.", "order")
     if after is not None:

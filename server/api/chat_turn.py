@@ -118,7 +118,7 @@ async def _tool_constraints(use: ToolUse | None, builder: JobBuilder) -> tuple[l
     # Always in a thread: small schemas may take long to rewrite.
     in_thread = partial(
         state.heavy_work.run,
-        size=max(sum(map(len, request.contents)), INLINE_CHARS + 1),
+        size=max(sum(map(len, request.tool_texts)), INLINE_CHARS + 1),
         tenant=builder.tenant,
     )
     unsupported: Mapping[int, list[str]] = {}

@@ -10,11 +10,14 @@ _OPENAI_BASE = "The base URL of OpenAI's clients ends in /v1: they add the rest,
 # URLs that programs call when their base URL is wrong, and those that are base URLs themselves.
 _BASES = {
     "/v1": _OPENAI_BASE,
+    "/api/chat/completions": _OPENAI_BASE,
     "/v1/v1/messages": "The base URL of Anthropic's clients has no /v1: they add /v1/messages.",
     "/api": "The base URL of Ollama's clients has no /api: they add the rest, such as /api/chat.",
 }
 _NOT_STORED = "Replies are not stored, so none can be read, cancelled or deleted later."
 _STORED = {"/v1/responses/": _NOT_STORED, f"{_CHAT}/": _NOT_STORED}
+# URLs of OpenAI's API that are taken for its base URL.
+_WHOLE_URLS = (_CHAT, "/v1/completions", "/v1/responses", "/v1/embeddings")
 # What Ollama's API does with models, and how it is done here.
 _MODELS = {
     "/api/pull": "The server downloads nothing: start it with a model that is there, as `smoe serve MODEL`.",
@@ -25,6 +28,9 @@ _MODELS = {
 }
 # First parts of the paths of other servers' own APIs.
 _OTHER_APIS = {
+    "/v1/messages/batches": "Anthropic's Message Batches API is not served",
+    "/v1/responses/compact": "This part of the Responses API is not served",
+    "/v1/responses/input_tokens": "This part of the Responses API is not served",
     "/api/v0/": "LM Studio's own API is not served",
     "/api/": "This part of Ollama's API is not served",
     "/generate": "TGI's API is not served",
@@ -51,11 +57,11 @@ def url_hint(path: str, known: Collection[str]) -> str | None:
     if instead is None:
         if (sentence := _MODELS.get(path.rstrip("/"))) is not None:
             return f"This part of Ollama's API is not served. {sentence}"
-        if (sentence := next((_STORED[start] for start in _STORED if path.startswith(start)), None)) is not None:
-            return sentence
         for start, reason in _OTHER_APIS.items():
             if path.startswith(start):
                 return f"{reason}. OpenAI's text endpoints are, such as {_CHAT}."
+        if (sentence := next((_STORED[start] for start in _STORED if path.startswith(start)), None)) is not None:
+            return sentence
         instead = _similar_path(path, known)
     return None if instead is None else f"Did you mean {instead}?"
 
@@ -63,8 +69,8 @@ def url_hint(path: str, known: Collection[str]) -> str | None:
 def _has_whole_base(path: str, known: Collection[str]) -> bool:
     """Return whether a client has added its path to a base URL that was a whole URL, as in
     /v1/chat/completions/chat/completions."""
-    ends = (end for end in known if end.startswith("/v1/") and path.endswith(end.removeprefix("/v1")))
-    return any(path.removesuffix(end.removeprefix("/v1")) in known for end in ends if path not in known)
+    added = next((path.removeprefix(whole) for whole in _WHOLE_URLS if path.startswith(f"{whole}/")), "")
+    return len(added) > 1 and (added in known or f"/v1{added}" in known)
 
 
 def _spelled_otherwise(path: str, known: Collection[str]) -> str | None:

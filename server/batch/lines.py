@@ -44,7 +44,7 @@ class BatchLine:
 
 
 def go_on() -> None:
-    """Read a file to its end: what is called before each line, and may raise, does nothing."""
+    """Do nothing: the default of `before_each`."""
 
 
 def read_lines(

@@ -14,6 +14,7 @@ from server.batch.lines import BatchLine, LineError, read_lines
 from server.batch.results import write_results
 from server.batch.runner import Progress, Runner, Send
 from server.batch.store import OPEN, Object, Store, try_lock
+from server.fairness.event_loop import uninterrupted
 
 MAX_LINES = 50_000  # OpenAI's limit
 MAX_ENDED = 1000  # batches of one owner that are kept after their end
@@ -280,12 +281,7 @@ class BatchService:
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """Run `work`, which calls `_check_ending`, in a thread. A cancellation waits for its end."""
-        running = asyncio.ensure_future(asyncio.to_thread(work))
-        try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            await asyncio.gather(running, return_exceptions=True)
-            raise
+        return await uninterrupted(asyncio.to_thread(work))
 
     def _check_ending(self) -> None:
         if self._is_ending.is_set():

@@ -72,7 +72,8 @@ class Upload:
 
     def discard(self) -> None:
         """Delete what has arrived; nothing if the file has its name."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # the disk is still full
+            self._file.close()
         self._part.unlink(missing_ok=True)
 
 
@@ -148,7 +149,7 @@ class Store:
     def delete_parts(self) -> None:
         """Delete what killed servers have left of uploads and results. Raises OSError."""
         for part in self._files.glob(f"file-*{PART}"):
-            with contextlib.suppress(FileNotFoundError), part.open("rb") as file:  # it may be complete by now
+            with contextlib.suppress(FileNotFoundError), part.open("r+b") as file:  # it may be complete by now
                 if try_lock(file.fileno()):
                     part.unlink()
 

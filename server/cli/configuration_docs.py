@@ -3,7 +3,6 @@
 `python -m server.cli.configuration_docs > docs/configuration.md`, after a flag was added or changed.
 """
 
-import re
 import sys
 from collections.abc import Iterator
 from itertools import groupby
@@ -35,12 +34,11 @@ bytes, or a number with a unit: `1GiB` is 1024³ bytes, `1GB` is 1000³. The mod
 OTHER_SERVERS = """
 ## Flags of other servers
 
-What vLLM's and llama-server's flags are here; `smoe serve` says so too when it is given one of them.
+Flags of vLLM and llama-server, and what does the same here. `smoe serve` answers these flags so, too.
 
 | flag there | here |
 |---|---|
 """
-FLAG = re.compile(r"--[a-z-]+( [A-Z=]+)?")  # with its value
 HEAD = "| flag | default | meaning |\n|---|---|---|\n"
 
 
@@ -53,8 +51,7 @@ def configuration_page() -> str:
 
 def _rows_of_other_servers() -> Iterator[str]:
     for hint, flags in groupby(FOREIGN_FLAGS, key=FOREIGN_FLAGS.__getitem__):
-        here = FLAG.sub(r"`\g<0>`", hint)
-        yield f"| {', '.join(f'`{flag}`' for flag in flags)} | {here} |\n"
+        yield f"| {', '.join(f'`{flag}`' for flag in flags)} | {hint} |\n"
 
 
 def _row(flag: SettingFlag) -> str:

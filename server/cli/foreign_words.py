@@ -3,20 +3,20 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-_CONTEXT = "--max-model-len N sets the context"
-_DEVICE = "--device puts the whole model on the GPU or on the CPU"
+_CONTEXT = "`--max-model-len N` sets the context"
+_DEVICE = "`--device` puts the whole model on the GPU or on the CPU"
 _DOWNLOAD = "nothing is downloaded; after `hf download ORG/NAME` the model is ORG/NAME"
-_DRAFTS = "--speculation guesses from the request's own text, without a draft model"
-_IN_REQUESTS = "requests set it; --generation-config says what they get otherwise"
-_KV_TYPE = "--kv-cache-dtype sets the type of keys and values"
-_LORA = "--lora NAME=DIR adds an adapter"
+_DRAFTS = "`--speculation` guesses from the request's own text, without a draft model"
+_IN_REQUESTS = "requests set it; `--generation-config` says what they get otherwise"
+_KV_TYPE = "`--kv-cache-dtype` sets the type of keys and values"
+_LORA = "`--lora NAME=DIR` adds an adapter"
 _MODEL = "MODEL is given without a flag"
-_NAME = "--served-model-name sets the model's name"
-_NO_TEXTS = "the log never has texts; --log-level warning leaves out the lines of requests"
-_SEQS = "--max-num-seqs N limits the requests in one step; all of them share the KV cache"
-_STEP = "--max-num-batched-tokens N limits the tokens in one step; longer prompts are divided"
+_NAME = "`--served-model-name` sets the model's name"
+_NO_TEXTS = "the log never has texts; `--log-level warning` leaves out the lines of requests"
+_SEQS = "`--max-num-seqs N` limits the requests in one step; all of them share the KV cache"
+_STEP = "`--max-num-batched-tokens N` limits the tokens in one step; longer prompts are divided"
 _TEXT_ONLY = "Mixtral reads text only"
-_TOOLS = "models with tool tokens need no flag, others --tool-emulation"
+_TOOLS = "models with tool tokens need no flag, others `--tool-emulation`"
 
 # Hints about one thing stand together: docs/configuration.md lists flags with the same hint in one line.
 FOREIGN_FLAGS: Mapping[str, str] = MappingProxyType(
@@ -36,25 +36,25 @@ FOREIGN_FLAGS: Mapping[str, str] = MappingProxyType(
         "--batch-size": _STEP,
         "--ubatch-size": _STEP,
         "--enable-chunked-prefill": _STEP,
-        "-t": "--threads N sets the CPU threads",
+        "-t": "`--threads N` sets the CPU threads",
         "-ngl": _DEVICE,
         "--n-gpu-layers": _DEVICE,
-        "-tp": "--tensor-parallel-size N divides the model among processes",
-        "--pipeline-parallel-size": "--tensor-parallel-size N divides the model among processes",
-        "--gpu-memory-utilization": "--kv-cache-memory-bytes SIZE sets the size of the KV cache",
+        "-tp": "`--tensor-parallel-size N` divides the model among processes",
+        "--pipeline-parallel-size": "`--tensor-parallel-size N` divides the model among processes",
+        "--gpu-memory-utilization": "`--kv-cache-memory-bytes SIZE` sets the size of the KV cache",
         "-ctk": _KV_TYPE,
         "-ctv": _KV_TYPE,
         "--cache-type-k": _KV_TYPE,
         "--cache-type-v": _KV_TYPE,
-        "--enable-prefix-caching": "the prefix cache is on unless --no-enable-prefix-caching is given",
-        "--mlock": "--weights-memory lock keeps the weights of a pack in memory",
-        "--no-mmap": "--weights-memory copy reads a pack into memory; other checkpoints always are",
+        "--enable-prefix-caching": "the prefix cache is on unless `--no-enable-prefix-caching` is given",
+        "--mlock": "`--weights-memory lock` keeps the weights of a pack in memory",
+        "--no-mmap": "`--weights-memory copy` reads a pack into memory; other checkpoints are always read into it",
         "--load-format": "the format is recognized by the files",
         "--tokenizer": "the tokenizer is the checkpoint's own",
         "--trust-remote-code": "code of a checkpoint is never run",
         "-fa": "attention needs no flag",
         "--flash-attn": "attention needs no flag",
-        "--rope-freq-base": "--rope-theta NUMBER sets the base of the rotary angles",
+        "--rope-freq-base": "`--rope-theta NUMBER` sets the base of the rotary angles",
         "--jinja": "chat templates are always used, without a flag",
         "--enable-auto-tool-choice": _TOOLS,
         "--tool-call-parser": _TOOLS,
@@ -68,9 +68,9 @@ FOREIGN_FLAGS: Mapping[str, str] = MappingProxyType(
         "--temp": _IN_REQUESTS,
         "--n-predict": _IN_REQUESTS,
         "--override-generation-config": _IN_REQUESTS,
-        "--metrics": "GET /metrics needs no flag",
-        "-v": "--log-level debug logs more",
-        "--verbose": "--log-level debug logs more",
+        "--metrics": "`GET /metrics` needs no flag",
+        "-v": "`--log-level debug` logs more",
+        "--verbose": "`--log-level debug` logs more",
         "--disable-log-requests": _NO_TEXTS,
         "--no-enable-log-requests": _NO_TEXTS,
     }

@@ -43,8 +43,8 @@ def _unknown_word(error: Any, arguments: Sequence[str]) -> str:
     message: str = error.format_message()
     if message.startswith("No such command") and arguments and arguments[0] in FOREIGN_COMMANDS:
         return f"No such command '{arguments[0]}'; {FOREIGN_COMMANDS[arguments[0]]}"
-    if message.startswith("Got unexpected extra argument") and any(word.startswith("-") for word in arguments):
-        return f"{message}; a flag with several values is repeated before each"
+    if message.startswith("Got unexpected extra argument") and _has_repeatable(error, arguments):
+        return f"{message}; repeat the flag before each value"
     return ""
 
 
@@ -58,6 +58,14 @@ def _unknown_flag(error: Any, unknown: str, arguments: Sequence[str]) -> str:
     if hint and _takes_model(error.ctx) and set(FLAG.findall(hint)) <= _flags(error.ctx):
         return f"No such option: {flag}; {hint}"
     return f"No such option: {flag}" if flag != unknown else ""
+
+
+def _has_repeatable(error: Any, arguments: Sequence[str]) -> bool:
+    """Return whether the command line has a flag that may be repeated."""
+    if error.ctx is None:
+        return False
+    parameters = error.ctx.command.get_params(error.ctx)
+    return any(getattr(one, "multiple", False) and not {*one.opts}.isdisjoint(arguments) for one in parameters)
 
 
 def _takes_model(context: Any) -> bool:

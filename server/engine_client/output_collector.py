@@ -4,7 +4,8 @@ import asyncio
 import math
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -15,11 +16,37 @@ CRASHED = "the engine stopped; the request can be sent again"
 SHUTTING_DOWN = "the server is shutting down"
 
 
-_Packed = tuple[RequestOutput, "array[int]"]  # an output without its token ids, and these with 4 bytes each
-
-
 class EngineDied(Exception):
     """The engine is gone, and with it every running request. The message may be sent to clients."""
+
+
+class _Block(NamedTuple):
+    """What was merged from MAX_OUTPUTS outputs, packed."""
+
+    request_ids: "array[int]"  # of the outputs that have token ids and nothing else
+    counts: "array[int]"  # of their token ids
+    token_ids: "array[int]"
+    others: list[RequestOutput]
+
+    @classmethod
+    def of(cls, outputs: Sequence[RequestOutput]) -> "_Block":
+        block = cls(array("q"), array("i"), array("i"), [])
+        for output in outputs:
+            if output == RequestOutput(output.request_id, output.token_ids):
+                block.request_ids.append(output.request_id)
+                block.counts.append(len(output.token_ids))
+                block.token_ids.extend(output.token_ids)
+            else:
+                block.others.append(output)
+        return block
+
+    def outputs(self) -> Iterator[RequestOutput]:
+        """Yield the outputs, one of each request."""
+        start = 0
+        for request_id, count in zip(self.request_ids, self.counts, strict=True):
+            yield RequestOutput(request_id, self.token_ids[start : start + count].tolist())
+            start += count
+        yield from self.others
 
 
 class OutputCollector:
@@ -30,7 +57,7 @@ class OutputCollector:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._blocks: deque[list[_Packed]] = deque()  # each merged from MAX_OUTPUTS outputs, the oldest first
+        self._blocks: deque[_Block] = deque()  # the oldest first
         self._outputs: list[RequestOutput] = []  # those after the blocks
         self._failure: str | None = None
         self._reader: asyncio.Future[None] | None = None  # a pending `get`
@@ -40,11 +67,11 @@ class OutputCollector:
     def put(self, output: RequestOutput) -> None:
         """Add one output of a step. Never blocks; `max_tokens` of the requests bounds what can accumulate.
 
-        Outputs that nobody reads are merged as `get` merges them, and their ids packed: each alone takes the memory of
-        many tokens, and 8 bytes of memory for each token are left.
+        Outputs that nobody reads are merged as `get` merges them, and packed: each alone takes the memory of many
+        tokens. A token then takes about 8 bytes, and 20 if each output is of another request.
         """
         if len(self._outputs) == MAX_OUTPUTS:
-            self._blocks.append(list(map(_packed, merged_by_request(self._outputs))))
+            self._blocks.append(_Block.of(merged_by_request(self._outputs)))
             self._outputs = []
         self._outputs.append(output)
         self._wake()
@@ -69,7 +96,7 @@ class OutputCollector:
         if not self._outputs and self._failure is None:
             await self._wait(until_s)
         if self._blocks:
-            return [msgspec.structs.replace(output, token_ids=ids.tolist()) for output, ids in self._blocks.popleft()]
+            return list(self._blocks.popleft().outputs())
         outputs, self._outputs = self._outputs, []
         if not outputs and self._failure is not None:
             raise EngineDied(self._failure)
@@ -102,10 +129,6 @@ class OutputCollector:
             self._wake()
         elif self._until_s < math.inf:
             self._timer = self._loop.call_at(self._until_s, self._on_timer)
-
-
-def _packed(output: RequestOutput) -> _Packed:
-    return msgspec.structs.replace(output, token_ids=[]), array("i", output.token_ids)
 
 
 def merged_by_request(outputs: Sequence[RequestOutput]) -> list[RequestOutput]:

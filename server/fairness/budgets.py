@@ -18,7 +18,7 @@ SHARE_OF_LIMIT = 8  # request bodies get one part of the memory limit, replies a
 TOKENS_PER_CHOICE = 1024  # default bound on waiting token ids, per choice that may wait
 ID_BYTES = 96  # of one waiting token id: integers in both processes, and on the socket between them
 # Of one open choice: its objects in both processes, and outputs that a usual client has not read yet. Each token that a
-# slow client leaves unread takes 8 bytes more, up to max_tokens: in no row.
+# slow client leaves unread takes 8 to 20 bytes more, up to max_tokens: in no row.
 CHOICE_BYTES = 12 << 10
 CONSTRAINT_BYTES = 24  # of one id of biases, allowed tokens or bad words: in the request, and prepared for a row
 MAX_CONSTRAINT_IDS = 1 << 21  # of all open choices

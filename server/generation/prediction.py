@@ -9,7 +9,7 @@ from itertools import pairwise
 class PredictedTokens:
     """Token ids of a predicted text, and where each pair of them is. All choices of a request share it.
 
-    Eight bytes a token. The index takes time: build it in a thread.
+    Eight bytes a token. The index takes 0.3 us a token, in which the interpreter does nothing else.
     """
 
     def __init__(self, token_ids: list[int]) -> None:

@@ -80,7 +80,7 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         self._is_read_deferred = False
         if self.conn.their_state is h11.MUST_CLOSE:
-            return  # what follows the last request of a connection is none; h11 would end the response for it
+            return  # bytes after a connection's last request are no request; h11 would answer them with an error
         super().data_received(data)
         self._update_leaving_timer()
         if self.is_reading_body and self.cycle is not None and len(self.cycle.body) > BODY_BUFFER_BYTES:

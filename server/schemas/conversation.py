@@ -188,7 +188,12 @@ class Conversation(RequestModel):
         """All texts of the prompt: messages, arguments of tool calls, and tools."""
         texts = [message.text for message in self.messages]
         texts += [call.function.arguments for message in self.messages for call in message.tool_calls]
-        return texts + [tool.model_dump_json() for tool in self.tools]
+        return texts + self.tool_texts
+
+    @cached_property
+    def tool_texts(self) -> list[str]:
+        """The tools as JSON."""
+        return [tool.model_dump_json() for tool in self.tools]
 
     def turns(self) -> tuple[list[Turn], list[str]]:
         """Return the messages with whole tool calls, and the names of the repairs that this took."""

@@ -190,7 +190,7 @@ def _check_inline_schemas(grammar: str, param: str) -> None:
 def _check_size(schema: dict[str, JsonValue], num_chars: int, param: str) -> None:
     sizes = [len(value) for _, value in _members(schema) if isinstance(value, dict)]
     for size, limit, what in (
-        (num_chars, MAX_GRAMMAR_CHARS, "characters"),
+        (num_chars, MAX_GRAMMAR_CHARS, "characters as JSON in ASCII"),
         (max(sizes), MAX_MEMBERS_OF_ONE, "members in one object"),
         (sum(sizes), MAX_MEMBERS, "members in all its objects"),
     ):

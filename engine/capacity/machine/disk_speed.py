@@ -60,6 +60,8 @@ def disk_sample(
         raise EngineConfigError(str(error)) from None
     tensors = [tensor for layer in experts.layers for tensor in layer]
     random.Random(0).shuffle(tensors)
+    if not tensors:
+        raise EngineConfigError(f"{pack} has no experts, of which a sample could be read")
     places = [start for one in tensors for start in range(one.start, one.start + one.num_bytes, PIECE_BYTES)]
     sample = _Sample(descriptor, places[: max(1, sample_bytes // PIECE_BYTES)], clock)
     start_s = clock()

@@ -24,12 +24,13 @@ MAX_PATTERN_CHARS = 256
 MAX_REPETITIONS = 2
 MAX_GROUPS = 4
 # Steps of matching a name, by the number of repetitions. Each tries as many ends as a name has characters, from each of
-# the name's dots on.
-STEPS = (100, 512, 512 * 64)
+# the name's dots on, and what follows may match some characters more.
+STEPS = (100, 1600, 512 * 64)
 # Of all patterns of ranks and scales: 3,200 plain names, since some programs write one for each module. Matching all
-# names of Mixtral-8x7B then takes about 2 s at most, in which nothing else runs.
+# names of Mixtral-8x7B then takes about 2 s, in which nothing else runs.
 MAX_STEPS = 320_000
 _REPETITION = re.compile(r"[*+{]|(?<!\()\?")
+_ASSERTION = re.compile(r"\\[bB]|\(\?<?[=!]")  # of which any number may follow a repetition
 _REPEATED_GROUP = re.compile(r"\)[*+{]")
 
 # Keys that must be absent, null, false or empty, with what they would mean.
@@ -106,7 +107,7 @@ def read_adapter_config(directory: Path) -> AdapterConfig:
     if sum(_steps(key) for _, _, key in (*ranks, *alphas)) > MAX_STEPS:
         raise fields.error(
             "rank_pattern and alpha_pattern take too long to match; supported are, of both together, 3,200 plain "
-            "names, 625 patterns with a repetition or 9 with two, and fewer with alternatives"
+            "names, 200 patterns with a repetition or 9 with two, and fewer with alternatives"
         )
     return AdapterConfig(
         ByModule(
@@ -140,10 +141,11 @@ def _steps(pattern: str) -> int:
 def _pattern(fields: JsonFields, name: str, key: str) -> re.Pattern[str]:
     """Compile a pattern as PEFT does, unless matching it could take long."""
     is_simple = len(_REPETITION.findall(key)) <= MAX_REPETITIONS and key.count("(") <= MAX_GROUPS
-    if len(key) > MAX_PATTERN_CHARS or not key.isprintable() or not is_simple or _REPEATED_GROUP.search(key):
+    is_simple = is_simple and not _REPEATED_GROUP.search(key) and not _ASSERTION.search(key)
+    if len(key) > MAX_PATTERN_CHARS or not key.isprintable() or not is_simple:
         raise fields.error(
             f"{name} has the pattern {printable(key)}; supported are {MAX_PATTERN_CHARS} characters with "
-            f"{MAX_REPETITIONS} repetitions and {MAX_GROUPS} groups, none of which is repeated"
+            f"{MAX_REPETITIONS} repetitions and {MAX_GROUPS} groups, none of which is repeated, without assertions"
         )
     try:
         with warnings.catch_warnings():

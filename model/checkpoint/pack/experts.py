@@ -27,7 +27,10 @@ class ExpertTensors:
 
 
 def expert_tensors(header: PackHeader) -> ExpertTensors:
-    """Return the tensors of the experts. Raises CheckpointError if one is missing or the file ends within its page."""
+    """Return the tensors of the experts, none of a dense model's. Raises CheckpointError if one is missing or the file
+    ends within its page."""
+    if not header.network["num_experts"]:
+        return ExpertTensors([])
     layers, experts = range(header.network["num_layers"]), range(header.network["num_experts"])
     return ExpertTensors([[_whole_tensor(header, f"layers.{layer}.experts.{e}") for e in experts] for layer in layers])
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from server.api.batch_access import Lists, access_of, found, list_objects
+from server.api.batch_access import PageLimits, access_of, found, list_objects
 from server.api.openapi import response_schemas
 from server.api.openapi.operations import WITH_BODY, Schema, describe
 from server.api.request_body import read_request
@@ -17,7 +17,7 @@ from server.schemas import CreateBatchRequest
 
 MAX_OPEN = 100  # batches of one API key that have not ended
 WINDOW_S = 24 * 3600
-LISTS = Lists("batches", limit=20, max_limit=100)  # OpenAI's limits; a batch may have 36 KiB of metadata
+PAGE_LIMITS = PageLimits("batches", limit=20, max_limit=100)  # OpenAI's limits; a batch may have 36 KiB of metadata
 BATCH_ID: Schema = {"name": "batch_id", "in": "path", "required": True, "schema": {"type": "string"}}
 
 router = APIRouter()
@@ -71,12 +71,12 @@ def _new_batch(request: CreateBatchRequest, now: int) -> Object:
         "List the batches of this API key.",
         response_schemas.a_page(response_schemas.BATCH),
         statuses=(404,),
-        parameters=LISTS.parameters,
+        parameters=PAGE_LIMITS.parameters,
     ),
 )
 async def batches(http: HttpRequest) -> Response:
     """Reply with a page of batches, the newest first."""
-    return await list_objects(http, LISTS)
+    return await list_objects(http, PAGE_LIMITS)
 
 
 @router.api_route(

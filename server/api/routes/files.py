@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import FileResponse, JSONResponse, Response
 
-from server.api.batch_access import BatchAccess, Lists, access_of, found, list_objects
+from server.api.batch_access import BatchAccess, PageLimits, access_of, found, list_objects
 from server.api.multipart import Part, read_form
 from server.api.openapi import response_schemas
 from server.api.openapi.operations import Schema, describe
@@ -30,7 +30,7 @@ MAX_UPLOADS = 4  # of one API key at a time
 MAX_FILES = 1000  # of one API key
 MAX_STORED_BYTES = 1 << 30  # of one API key; results may exceed it, then nothing more can be uploaded
 MAX_NAME_CHARS = 255
-LISTS = Lists("files", limit=10_000, max_limit=10_000)  # OpenAI's limits; bounded by what a key may store
+PAGE_LIMITS = PageLimits("files", limit=10_000, max_limit=10_000)  # OpenAI's limits; bounded by what a key may store
 FILE_ID: Schema = {"name": "file_id", "in": "path", "required": True, "schema": {"type": "string"}}
 FORM: Schema = {
     "type": "object",
@@ -130,12 +130,12 @@ def _filename(form: dict[str, Part], upload: Upload) -> str:
         "List the files of this API key.",
         response_schemas.a_page(response_schemas.FILE),
         statuses=(404,),
-        parameters=LISTS.parameters,
+        parameters=PAGE_LIMITS.parameters,
     ),
 )
 async def files(http: HttpRequest) -> Response:
     """Reply with a page of files, the newest first unless `order` is asc."""
-    return await list_objects(http, LISTS)
+    return await list_objects(http, PAGE_LIMITS)
 
 
 @router.api_route(

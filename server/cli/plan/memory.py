@@ -259,9 +259,11 @@ def to_json(report: PlanReport) -> str:
 
 def _speed_fields(report: PlanReport) -> dict[str, Any]:
     disk = report.disk
+    rate = disk.rate if disk else REFERENCE_DISK
+    is_read = report.plan.experts is not None and report.plan.experts.num_missing > 0
     return {
-        "tokens_per_s": expert_speeds(report.plan, disk.rate if disk else REFERENCE_DISK),
-        "disk_bytes_per_s": disk.rate if disk else REFERENCE_DISK,
+        "tokens_per_s": expert_speeds(report.plan, rate),
+        "disk_bytes_per_s": rate if is_read else None,
         "disk_sample_bytes": disk.num_bytes if disk else 0,
     }
 
@@ -380,12 +382,15 @@ def _adapter_lines(plan: MemoryPlan) -> Iterator[str]:
 def _expert_lines(plan: MemoryPlan, sample: DiskSample | None) -> Iterator[str]:
     """Yield how many experts fit, and how fast steps can be that read the others.
 
-    `sample`: of this machine's disk; None: the plan is for another machine.
+    `sample`: of this machine's disk; None: the plan is for another machine, or all experts fit.
     """
     experts = plan.experts
     if experts is None:
         return
     size = format_bytes(experts.num_bytes)
+    if not experts.num_missing:
+        yield f"all {experts.num_experts} experts fit {size}"
+        return
     yield f"{experts.num_slots} of {experts.num_experts} experts fit {size}; the others are read from the disk"
     rates = expert_speeds(plan, sample.rate if sample else REFERENCE_DISK)
     speeds = ", ".join(f"{rate:.1f} for {count}" for count, rate in rates.items())

@@ -61,7 +61,7 @@ async def test_a_long_answer_is_written_beside_the_event_loop_and_whole_if_the_r
     monkeypatch.setattr(os, "writev", slow)
     body = json.dumps("x" * INLINE_BYTES).encode()
     run = asyncio.create_task(output(tmp_path, app_with([body]), "abc"))
-    await asyncio.to_thread(has_begun.wait)  # the event loop is free
+    await asyncio.to_thread(has_begun.wait, 60)  # the event loop is free
     run.cancel()
     await asyncio.sleep(0)
     may_go_on.set()

@@ -172,7 +172,7 @@ class Held:
 
     def __call__(self, *args: Any) -> Any:
         self.num_calls += 1
-        self.may_go_on.wait()
+        assert self.may_go_on.wait(60)
         return self._works(*args)
 
 

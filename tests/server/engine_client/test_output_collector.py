@@ -97,7 +97,10 @@ def test_a_backlog_is_read_in_parts_of_bounded_size_and_in_order() -> None:
     run(scenario)
 
 
-def test_outputs_that_nobody_reads_take_the_memory_of_their_tokens_not_of_their_steps() -> None:
+@pytest.mark.parametrize(("num_choices", "bytes_per_token"), [(1, 12), (MAX_OUTPUTS, 24)])
+def test_outputs_that_nobody_reads_take_the_memory_of_their_tokens_not_of_their_steps(
+    num_choices: int, bytes_per_token: int
+) -> None:
     """An id takes 40 bytes with its place in a list, an output more than 200, and a packed id 4."""
 
     async def scenario() -> None:
@@ -105,11 +108,11 @@ def test_outputs_that_nobody_reads_take_the_memory_of_their_tokens_not_of_their_
         tracemalloc.start()
         try:
             for token_id in range(num_tokens):
-                collector.put(RequestOutput(1, [token_id]))
+                collector.put(RequestOutput(token_id % num_choices, [token_id]))
             held_bytes, _ = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-        assert held_bytes < 12 * num_tokens
+        assert held_bytes < bytes_per_token * num_tokens
         read = [output for _ in range(100) for output in await collector.get()]
         assert [token_id for output in read for token_id in output.token_ids] == list(range(num_tokens))
 

@@ -79,7 +79,8 @@ def test_a_plan_for_this_machine_measures_the_disk(packed: Path, monkeypatch: py
 def test_a_plan_without_missing_experts_reads_nothing(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "disk_sample", lambda pack: pytest.fail("read the disk"))
     found = as_json(packed, "--expert-memory", "auto")["expert_memory"]
-    assert found["num_slots"] == found["num_experts"]
+    assert found["num_slots"] == found["num_experts"] and found["disk_bytes_per_s"] is None
+    assert f"all {found['num_experts']} experts fit" in plan(packed, "--expert-memory", "auto").stdout
 
 
 def test_a_disk_that_cannot_be_read_is_one_line(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
