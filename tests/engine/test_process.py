@@ -348,7 +348,7 @@ def test_expert_counts_are_sent_with_steps_and_as_replies_to_queries(checkpoint:
     ("settings", "message"),
     [
         ({"num_kv_blocks": 2, "max_model_len": 100}, "--max-model-len 32 fits"),
-        ({"kv_cache_memory_bytes": 100}, "--kv-cache-memory-bytes is too small"),
+        ({"kv_cache_memory_bytes": 100}, "--kv-cache-memory-bytes of 100 B is too small"),
         ({"max_model_len": 5000}, "--max-model-len 1024 fits"),
         ({"model": "/nonexistent"}, "/nonexistent"),
     ],

@@ -81,7 +81,7 @@ def test_tied_weights_start_with_and_without_a_head(checkpoint: Path) -> None:
             {"max_model_len": 1000},
             "--max-model-len 1",
         ),  # more tokens than 8 blocks hold: the message names the number that fits
-        ({"num_kv_blocks": None, "kv_cache_memory_bytes": 1000}, "--kv-cache-memory-bytes is too small"),
+        ({"num_kv_blocks": None, "kv_cache_memory_bytes": 1000}, "--kv-cache-memory-bytes of 1000 B is too small"),
         ({"num_kv_blocks": None, "kv_cache_memory_bytes": "900GiB"}, "GiB are free"),
         ({"experts_per_token": 5}, "the model has 4 experts"),
         ({"quantization": "fp8"}, "fp8"),
