@@ -142,7 +142,7 @@ INVALID: list[tuple[dict[str, Any], str, str, str]] = [  # fields, param, code, 
         schema(enum=[f"value {i}" for i in range(10_000)]),
         OF_SCHEMA,
         "invalid_value",
-        "characters, and this server takes 65,536",
+        "characters as JSON in ASCII, and this server takes 65,536",
     ),
     (
         schema(anyOf=[{"type": "object", "properties": {"a": {"const": i}}} for i in range(1000)]),
