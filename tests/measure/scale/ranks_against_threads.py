@@ -4,7 +4,7 @@ Compare the engine of N ranks of one thread with that of one process of N thread
 steps of 1 and 16 requests and a prefill of 512 tokens, in tokens per second. Other work on the machine slows ranks more
 than threads, because ranks have equal parts of each product and wait for the one that lost its core. So the ratio of
 the best rounds is printed beside the median of the rounds' ratios. For a machine without other load and with N cores;
-twenty seconds a round.
+about a minute a round.
 """
 
 import argparse
