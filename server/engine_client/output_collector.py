@@ -21,7 +21,7 @@ class EngineDied(Exception):
 
 
 class _Block(NamedTuple):
-    """What was merged from MAX_OUTPUTS outputs, packed."""
+    """Packed outputs, one of each request, merged from MAX_OUTPUTS."""
 
     request_ids: "array[int]"  # of the outputs that have token ids and nothing else
     counts: "array[int]"  # of their token ids

@@ -24,7 +24,7 @@ LIMIT_S = 1.0  # no read begins later
 
 @dataclass(frozen=True)
 class DiskSample:
-    """What was read from a disk, and how long it took."""
+    """A measurement of a disk: the bytes read and the time they took."""
 
     num_bytes: int
     seconds: float
@@ -55,13 +55,13 @@ def disk_sample(
     """
     try:
         experts = expert_tensors(read_header(pack))
+        if not experts.count:
+            raise EngineConfigError(f"{pack} has no experts, of which a sample could be read")
         descriptor = open_direct(pack / WEIGHTS_NAME)
     except CheckpointError as error:
         raise EngineConfigError(str(error)) from None
     tensors = [tensor for layer in experts.layers for tensor in layer]
     random.Random(0).shuffle(tensors)
-    if not tensors:
-        raise EngineConfigError(f"{pack} has no experts, of which a sample could be read")
     places = [start for one in tensors for start in range(one.start, one.start + one.num_bytes, PIECE_BYTES)]
     sample = _Sample(descriptor, places[: max(1, sample_bytes // PIECE_BYTES)], clock)
     start_s = clock()
