@@ -24,7 +24,7 @@ class Probe:
     torch_version: str
     gpus: list[str]  # names
     num_cores: int  # usable by this process
-    isas: list[str]  # usable instruction sets of the native library, fastest last
+    isas: list[str]  # usable instruction sets of the native library
     native_error: str | None  # reason if there is no native library
     launcher_error: str | None  # what Triton lacks to build its launchers, on a machine with a GPU
 

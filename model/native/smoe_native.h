@@ -23,7 +23,7 @@
 #define SMOE_API
 #endif
 
-#define SMOE_ABI_VERSION 22
+#define SMOE_ABI_VERSION 23
 
 #ifdef __cplusplus
 extern "C" {
@@ -35,6 +35,8 @@ typedef struct smoe_pool smoe_pool;
 SMOE_API int smoe_abi_version(void);
 /* 1 if this library contains the isa's kernels and this CPU runs them, else 0. */
 SMOE_API int smoe_isa_available(int isa);
+/* The available isa whose kernels are the fastest on this CPU. */
+SMOE_API int smoe_fastest_isa(void);
 
 /* Start a thread pool; NULL if the threads cannot be started. */
 SMOE_API smoe_pool* smoe_pool_create(int threads);

@@ -19,6 +19,8 @@ int smoe_abi_version(void) { return SMOE_ABI_VERSION; }
 
 int smoe_isa_available(int isa) { return isa_available(isa); }
 
+int smoe_fastest_isa(void) { return fastest_isa(); }
+
 smoe_pool* smoe_pool_create(int threads) {
     try {
         return reinterpret_cast<smoe_pool*>(new Pool(threads));

@@ -77,7 +77,7 @@
 
 namespace smoe {
 
-// In order of preference: the last that is available is the fastest. NEON: of ARM, with dot products of bytes;
+// fastest_isa() chooses among those that are available. NEON: of ARM, with dot products of bytes;
 // NEONBF16: the same with products of matrices of bytes (I8MM) and of bfloat16 numbers (BF16).
 enum Isa {
     PORTABLE = 0,
@@ -94,5 +94,8 @@ enum Dtype { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3 };  // INT8: KV cache
 
 // True if the library contains the kernels and both the CPU and the operating system support them.
 bool isa_available(int isa);
+
+// The available instruction set whose kernels are the fastest on this CPU.
+int fastest_isa();
 
 }  // namespace smoe

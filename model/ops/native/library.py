@@ -19,9 +19,9 @@ from model.ops.native.structs import (
     StoreLayout,
 )
 
-ABI_VERSION = 22
+ABI_VERSION = 23
 LIBRARY = Path(__file__).parents[2] / "native" / "libsmoe_native.so"
-# The index is the library's code of an instruction set. The last that is available is the fastest.
+# The index is the library's code of an instruction set.
 ISAS = ("portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx", "neon", "neonbf16")
 
 # pool, isa, dtype
@@ -31,6 +31,7 @@ _TERMS = (c_void_p, c_int64)
 _SIGNATURES = {
     "smoe_abi_version": (c_int, ()),
     "smoe_isa_available": (c_int, (c_int,)),
+    "smoe_fastest_isa": (c_int, ()),
     "smoe_pool_create": (c_void_p, (c_int,)),
     "smoe_pool_destroy": (None, (c_void_p,)),
     "smoe_pool_heartbeat": (None, (c_void_p, POINTER(c_uint64))),
@@ -114,8 +115,12 @@ class NativeLibrary:
             raise NativeOutdatedError(f"the CPU library has interface {version}, not {ABI_VERSION}: install smoe again")
 
     def isas(self) -> list[str]:
-        """Return the instruction sets that both library and CPU support, the fastest last."""
+        """Return the instruction sets that both library and CPU support, in the order of ISAS."""
         return [isa for number, isa in enumerate(ISAS) if self.call.smoe_isa_available(number)]
+
+    def fastest_isa(self) -> str:
+        """Return the one of them that `--isa auto` selects."""
+        return ISAS[self.call.smoe_fastest_isa()]
 
 
 class ThreadPool:

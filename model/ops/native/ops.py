@@ -71,7 +71,7 @@ class NativeOps:
         Raises NativeUnavailableError for an instruction set that library or CPU lack, or if threads cannot start.
         """
         available = library.isas()
-        self.isa = isa or available[-1]
+        self.isa = isa or library.fastest_isa()
         if self.isa not in available:
             raise NativeUnavailableError(f"{self.isa} kernels are not available here; there are {', '.join(available)}")
         self.threads = threads

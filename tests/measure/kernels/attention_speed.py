@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("other", nargs="?", type=Path)
     parser.add_argument("--tiles", action="store_true", help="the other version has caches in tiles too")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--isa", default=NativeLibrary().isas()[-1])
+    parser.add_argument("--isa", default=NativeLibrary().fastest_isa())
     parser.add_argument("--seconds", type=float, default=8.0, help="for each shape")
     parser.add_argument("--hot", action="store_true", help="one copy of the caches")
     parser.add_argument("--shapes", default="", help="numbers of the shapes to measure")

@@ -73,7 +73,7 @@ def main() -> None:
     """Measure 1, 16 and 512 rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("other", nargs="?", type=Path)
-    parser.add_argument("--isa", default=NativeLibrary().isas()[-1])
+    parser.add_argument("--isa", default=NativeLibrary().fastest_isa())
     parser.add_argument("--seconds", type=float, default=6.0, help="for each number of rows")
     arguments = parser.parse_args()
     paths = ([arguments.other] if arguments.other else []) + [LIBRARY]

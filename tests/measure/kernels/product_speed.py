@@ -72,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("other", nargs="?", type=Path)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--isa", default=NativeLibrary().isas()[-1])
+    parser.add_argument("--isa", default=NativeLibrary().fastest_isa())
     parser.add_argument("--seconds", type=float, default=2.0, help="for each line")
     parser.add_argument("--kinds", default="none,int8,int4", help="quantizations")
     parser.add_argument("--rows", default=",".join(map(str, ROWS)))

@@ -47,4 +47,10 @@ def test_instruction_sets_are_in_order_and_the_portable_one_is_always_there() ->
 def test_an_instruction_set_that_is_not_there_is_refused_with_those_that_are() -> None:
     with pytest.raises(NativeUnavailableError, match="sse kernels are not available here; there are portable"):
         NativeOps(LIBRARY, 1, "sse")
-    assert NativeOps(LIBRARY, 1).isa == LIBRARY.isas()[-1]
+
+
+def test_the_fastest_instruction_set_is_the_last_but_intel_multiplies_bfloat16_faster_without_avx512bf16() -> None:
+    isas = LIBRARY.isas()
+    is_intel = "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+    fastest = isas[-2] if is_intel and isas[-1] == "avx512bf16" else isas[-1]
+    assert LIBRARY.fastest_isa() == fastest == NativeOps(LIBRARY, 1).isa
