@@ -78,7 +78,7 @@ class Costs:
 
 
 class StepBench:
-    """Measures steps of one engine, whose prefix cache must be off."""
+    """Measures steps of one engine, whose prefix cache and speculation must be off."""
 
     def __init__(self, engine: Engine, limits: RooflineProbe, arithmetic: str) -> None:
         self._engine = engine

@@ -52,7 +52,7 @@ def make_task(
     device = "cuda" if given["device"] == "cuda" else "cpu"
     task = {
         "kind": kind,
-        "engine": {"model": "", "enable_prefix_caching": False, **given},
+        "engine": {"model": "", "enable_prefix_caching": False, "speculation": "off", **given},
         "preset": preset or PRESET[device],
         "rows": rows or ROWS[kind, device],
         "contexts": contexts or CONTEXTS[kind],

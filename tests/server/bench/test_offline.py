@@ -17,6 +17,7 @@ def test_counts_are_parsed_or_rejected_by_the_name_of_their_flag() -> None:
 def test_a_task_has_the_settings_of_the_engine_and_defaults_by_device() -> None:
     task = make_task("engine", {"device": "cpu", "threads": "2", "dtype": "float32"}, None, [3], None, None)
     assert (task.engine.threads, task.engine.dtype, task.engine.enable_prefix_caching) == (2, "float32", False)
+    assert task.engine.speculation == "off"  # a decode step has one token of each request
     assert (task.preset, task.rows, task.prefills) == ("bench-400m", [3], [128, 512, 2048])
     assert make_task("kernels", {"device": "cuda"}, None, None, None, None).preset == "mixtral-8x7b"
 
