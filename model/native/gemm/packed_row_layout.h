@@ -18,11 +18,16 @@ namespace SMOE_ISA {
 constexpr int LINE = 16;
 constexpr int MAX_UNIT_ROWS = 12;  // rows of a tile in the unit layout, where blocks are not unpacked for many rows
 
-// True if many rows share the unpacking of a block's numbers (gemm/blocks/unpacked_blocks.h).
+// True if many rows share the unpacking of a block's numbers (gemm/blocks/unpacked_blocks.h), where that was measured:
+// on AVX2 and, on an Intel, on AVX-512 with VNNI and no BF16.
+#if defined(__AVX512VNNI__) && !defined(__AVX512BF16__)
+constexpr bool UNPACKS_BLOCKS = true;
+#else
 constexpr bool UNPACKS_BLOCKS = SUMS_OF_16_BITS && LANES == 8;
+#endif
 
 // True if a row of x has the number at which each sum of products starts (gemm/block_formats.h).
-constexpr bool has_starts(int format) { return UNPACKS_BLOCKS && format == Q6_K; }
+constexpr bool has_starts(int format) { return SUMS_OF_16_BITS && LANES == 8 && format == Q6_K; }
 
 #if defined(__AMX_TILE__)
 // In int8 the unit layout is faster for few rows and gives the same bits, because its sums are exact.

@@ -112,13 +112,12 @@ void quantize_tile(int dtype, int format, const void* x, const int32_t* row_ids,
     for (int m = 0; m < rows; ++m)
         quantize_row(dtype, format, x, row_ids[m], K, order, (rows == 1 ? tile : memory) + m * words);
     if (rows == 1) return;
-    if constexpr (LANES > MAX_UNIT_ROWS) {
-        interleave_of(rows, std::make_integer_sequence<int, MAX_UNIT_ROWS>())(memory, words, tile);
-    } else {
-        int32_t in_order[MAX_TILE_ROWS];
-        std::iota(in_order, in_order + rows, 0);
-        pack_tile(FLOAT32, memory, in_order, rows, words, tile);
-    }
+    if constexpr (LANES > MAX_UNIT_ROWS)
+        if (rows <= MAX_UNIT_ROWS)
+            return interleave_of(rows, std::make_integer_sequence<int, MAX_UNIT_ROWS>())(memory, words, tile);
+    int32_t in_order[MAX_TILE_ROWS];
+    std::iota(in_order, in_order + rows, 0);
+    pack_tile(FLOAT32, memory, in_order, rows, words, tile);
 }
 
 // Round float32 rows to bfloat16.
