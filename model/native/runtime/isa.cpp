@@ -39,13 +39,13 @@ bool has_tiles() {
 
 // Intel's cores multiply bfloat16 numbers in pairs at half the rate of float32 numbers, AMD's at twice that rate
 // (decision 113).
-bool multiplies_pairs_slowly() { return __builtin_cpu_is("intel"); }
+[[maybe_unused]] bool multiplies_pairs_slowly() { return __builtin_cpu_is("intel"); }
 
 }  // namespace
 #else
 namespace {
 
-bool multiplies_pairs_slowly() { return false; }
+[[maybe_unused]] bool multiplies_pairs_slowly() { return false; }
 
 }  // namespace
 #endif
@@ -113,10 +113,14 @@ bool isa_available(int isa) {
 }
 
 int fastest_isa() {
+#if defined(SMOE_ONLY_ISA)
+    return SMOE_ONLY_ISA_CODE;
+#else
     int fastest = PORTABLE;
     for (int isa = PORTABLE + 1; isa <= NEONBF16; ++isa)
         if (isa_available(isa) && !(isa == AVX512BF16 && multiplies_pairs_slowly())) fastest = isa;
     return fastest;
+#endif
 }
 
 }  // namespace smoe

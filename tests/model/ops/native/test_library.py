@@ -51,6 +51,7 @@ def test_an_instruction_set_that_is_not_there_is_refused_with_those_that_are() -
 
 def test_the_fastest_instruction_set_is_the_last_but_intel_multiplies_bfloat16_faster_without_avx512bf16() -> None:
     isas = LIBRARY.isas()
-    is_intel = "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+    cpus = Path("/proc/cpuinfo")
+    is_intel = cpus.exists() and "GenuineIntel" in cpus.read_text()
     fastest = isas[-2] if is_intel and isas[-1] == "avx512bf16" else isas[-1]
     assert LIBRARY.fastest_isa() == fastest == NativeOps(LIBRARY, 1).isa
