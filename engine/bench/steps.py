@@ -81,6 +81,7 @@ class StepBench:
     """Measures steps of one engine, whose prefix cache and speculation must be off."""
 
     def __init__(self, engine: Engine, limits: RooflineProbe, arithmetic: str) -> None:
+        assert engine.config.speculation == "off", "drafts change how many rows and tokens a step has"
         self._engine = engine
         self._limits = limits
         self._arithmetic = arithmetic

@@ -25,19 +25,21 @@ class Probe:
     gpus: list[str]  # names
     num_cores: int  # usable by this process
     isas: list[str]  # usable instruction sets of the native library
+    fastest_isa: str | None  # of these, what `--isa auto` selects
     native_error: str | None  # reason if there is no native library
     launcher_error: str | None  # what Triton lacks to build its launchers, on a machine with a GPU
 
 
 def probe() -> Probe:
     """Detect the resources of this machine."""
-    isas, native_error = [], None
+    isas, fastest_isa, native_error = [], None, None
     try:
-        isas = NativeLibrary().isas()
+        library = NativeLibrary()
+        isas, fastest_isa = library.isas(), library.fastest_isa()
     except NativeUnavailableError as error:
         native_error = str(error)
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return Probe(torch.__version__, gpus, num_cores(), isas, native_error, launcher_error() if gpus else None)
+    return Probe(torch.__version__, gpus, num_cores(), isas, fastest_isa, native_error, launcher_error() if gpus else None)
 
 
 def launcher_error() -> str | None:

@@ -150,7 +150,8 @@ def _native(settings: Settings, report: dict[str, Any]) -> Check:
         again = "install smoe again, which builds the native library"
         remedy = again if shutil.which("c++") else f"install a C++ compiler (Debian: apt-get install g++), then {again}"
         return Check("cpu", "warn", f"{cores}; the native library does not run: {report['native_error']}", remedy)
-    return Check("cpu", "ok", f"{cores}; the native library runs {report['isas'][-1]} (of {', '.join(report['isas'])})")
+    isa = report["fastest_isa"] if settings.isa == "auto" else settings.isa
+    return Check("cpu", "ok", f"{cores}; the native library runs {isa} (of {', '.join(report['isas'])})")
 
 
 def _memory() -> Check:

@@ -18,13 +18,15 @@ namespace SMOE_ISA {
 constexpr int LINE = 16;
 constexpr int MAX_UNIT_ROWS = 12;  // rows of a tile in the unit layout, where blocks are not unpacked for many rows
 
-// True if many rows share the unpacking of a block's numbers (gemm/blocks/unpacked_blocks.h), where that was measured:
-// on AVX2 and, on an Intel, on AVX-512 with VNNI and no BF16.
+// True if many rows of the format may share the unpacking of a block's numbers (gemm/blocks/unpacked_blocks.h). On
+// AVX-512 only Q5_K and Q6_K gain, by measurement on an Intel; with BF16 nothing was measured.
+constexpr bool unpacks_blocks(int format) {
 #if defined(__AVX512VNNI__) && !defined(__AVX512BF16__)
-constexpr bool UNPACKS_BLOCKS = true;
+    return format == Q5_K || format == Q6_K;
 #else
-constexpr bool UNPACKS_BLOCKS = SUMS_OF_16_BITS && LANES == 8;
+    return SUMS_OF_16_BITS && LANES == 8 && is_block_format(format);
 #endif
+}
 
 // True if a row of x has the number at which each sum of products starts (gemm/block_formats.h).
 constexpr bool has_starts(int format) { return SUMS_OF_16_BITS && LANES == 8 && format == Q6_K; }
@@ -35,7 +37,7 @@ constexpr bool uses_amx_layout(int format, int rows) { return format == BFLOAT16
 constexpr int MAX_TILE_ROWS = 32;
 #else
 constexpr bool uses_amx_layout(int, int) { return false; }
-constexpr int MAX_TILE_ROWS = UNPACKS_BLOCKS ? 32 : MAX_UNIT_ROWS;
+constexpr int MAX_TILE_ROWS = unpacks_blocks(Q6_K) ? 32 : MAX_UNIT_ROWS;
 #endif
 
 #if defined(__AVX512BF16__) || SMOE_MATRIX_PRODUCTS
@@ -45,7 +47,7 @@ constexpr bool is_widened(int format) { return format == BFLOAT16; }
 #endif
 
 constexpr int max_tile_rows(int format) {
-    if (UNPACKS_BLOCKS && is_block_format(format)) return MAX_TILE_ROWS;
+    if (unpacks_blocks(format)) return MAX_TILE_ROWS;
     return uses_amx_layout(format, MAX_TILE_ROWS) ? MAX_TILE_ROWS : MAX_UNIT_ROWS;
 }
 

@@ -32,7 +32,9 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tiny_engine() -> Engine:
-    config = EngineConfig(model="", device="cpu", threads=1, num_kv_blocks=200, enable_prefix_caching=False)
+    config = EngineConfig(
+        model="", device="cpu", threads=1, num_kv_blocks=200, enable_prefix_caching=False, speculation="off"
+    )
     return Engine(config, load_random(config, TINY))
 
 

@@ -9,13 +9,14 @@ import pytest
 
 from engine.startup import probe as module
 from engine.startup.probe import probe
-from model.ops.native.library import ISAS, NativeUnavailableError
+from model.ops.native.library import ISAS, NativeLibrary, NativeUnavailableError
 
 
 def test_cores_and_instruction_sets_are_those_of_this_process() -> None:
     found = probe()
     assert 1 <= found.num_cores <= len(os.sched_getaffinity(0))
     assert found.isas[0] == "portable" and set(found.isas) <= set(ISAS)
+    assert found.fastest_isa == NativeLibrary().fastest_isa() and found.fastest_isa in found.isas
     assert found.native_error is None
 
 
@@ -25,7 +26,7 @@ def test_without_the_library_the_reason_is_reported(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(module, "NativeLibrary", unavailable)
     found = probe()
-    assert (found.isas, found.native_error) == ([], "not built")
+    assert (found.isas, found.fastest_isa, found.native_error) == ([], None, "not built")
 
 
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from model.ops.native.library import NativeLibrary
 from tests.engine.outputs.test_same_bits import DIMS, ISAS, NUMERICS
 from tests.support.checkpoints.mixtral import Shape, save_random_checkpoint
 from tests.support.speculation.drafted_runs import compare, random_loads, random_work, serve_alone
@@ -92,7 +93,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1000, help="requests of each numerics (default: %(default)s)")
     parser.add_argument("--part", default="1/1", metavar="I/N", help="of the requests (default: %(default)s)")
     parser.add_argument("--results", type=Path, metavar="FILE", help="counts of the parts that have ended")
-    parser.add_argument("--isa", default=ISAS[-1], choices=ISAS)
+    parser.add_argument("--isa", default=NativeLibrary().fastest_isa(), choices=ISAS)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -30,6 +30,7 @@ REPORT = {
     "gpus": [],
     "num_cores": 2,
     "isas": ["portable", "avx2"],
+    "fastest_isa": "avx2",
     "native_error": None,
     "launcher_error": None,
 }
@@ -242,7 +243,13 @@ def test_instructions_that_the_cpu_lacks_fail(monkeypatch: pytest.MonkeyPatch) -
     set_probe(monkeypatch)
     check = run_check("cpu", isa="avx512")
     assert (check.verdict, check.detail) == ("fail", "2 cores; --isa avx512 is not available here, but portable, avx2")
-    assert run_check("cpu", isa="portable").verdict == "ok"
+    assert run_check("cpu", isa="portable").detail == "2 cores; the native library runs portable (of portable, avx2)"
+
+
+def test_the_instruction_set_that_auto_selects_is_named_wherever_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_probe(monkeypatch, isas=["portable", "avx512vnni", "avx512bf16"], fastest_isa="avx512vnni")
+    detail = "2 cores; the native library runs avx512vnni (of portable, avx512vnni, avx512bf16)"
+    assert run_check("cpu").detail == detail
 
 
 def test_fewer_gpus_than_ranks_fail_unless_the_cpu_is_used(monkeypatch: pytest.MonkeyPatch) -> None:

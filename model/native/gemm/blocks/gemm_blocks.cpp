@@ -38,8 +38,8 @@ void multiply_packed(int format, int rows, const uint32_t* tile, const uint32_t*
 // The same. Many rows share the unpacking of the blocks, where that pays.
 template <template <class> class Kernel, template <class> class Unpacked, class Format>
 void multiply(int format, int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out) {
-    if constexpr (UNPACKS_BLOCKS && Format::MIN_UNPACKED_ROWS != NEVER)
-        if (rows >= Format::MIN_UNPACKED_ROWS)
+    if constexpr (unpacks_blocks(Q6_K) && Format::MIN_UNPACKED_ROWS != NEVER)
+        if (unpacks_blocks(format) && rows >= Format::MIN_UNPACKED_ROWS)
             return multiply_unpacked<Kernel, Unpacked, Format>(rows, tile, panel, K / block_layout(format).numbers,
                                                                out);
     multiply_packed<Kernel<Format>>(format, rows, tile, panel, K, out);
