@@ -39,7 +39,8 @@ def probe() -> Probe:
     except NativeUnavailableError as error:
         native_error = str(error)
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return Probe(torch.__version__, gpus, num_cores(), isas, fastest_isa, native_error, launcher_error() if gpus else None)
+    missing = launcher_error() if gpus else None
+    return Probe(torch.__version__, gpus, num_cores(), isas, fastest_isa, native_error, missing)
 
 
 def launcher_error() -> str | None:
