@@ -1,7 +1,7 @@
 // Products of many rows with blocks whose numbers were unpacked to bytes. Included by gemm/blocks/gemm_blocks.cpp only.
 //
 // On AVX2 a pass has at most 4 rows by 16 columns, so putting a number together from its bits can take as many
-// instructions as its products; on AVX-512 it takes up to half as many. With many rows a part of a panel is unpacked
+// instructions as its products; on AVX-512 it takes about half as many. With many rows a part of a panel is unpacked
 // once, in the first-level cache, and all passes multiply the copy: a block of another format, whose units are bytes as
 // they are multiplied (decision 106).
 #pragma once
