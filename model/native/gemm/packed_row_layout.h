@@ -19,17 +19,21 @@ constexpr int LINE = 16;
 constexpr int MAX_UNIT_ROWS = 12;  // rows of a tile in the unit layout, where blocks are not unpacked for many rows
 
 // True if many rows of the format may share the unpacking of a block's numbers (gemm/blocks/unpacked_blocks.h). On
-// AVX-512 only Q5_K and Q6_K gain, by measurement on an Intel; with BF16 nothing was measured.
+// AVX-512 those gain whose numbers are put together or looked up, by measurement on an Intel; AMD's, which have BF16 and
+// no AMX, were not measured.
 constexpr bool unpacks_blocks(int format) {
-#if defined(__AVX512VNNI__) && !defined(__AVX512BF16__)
-    return format == Q5_K || format == Q6_K;
+#if defined(__AMX_TILE__) || (defined(__AVX512VNNI__) && !defined(__AVX512BF16__))
+    return (format >= Q5_0 && format <= Q6_K && format != Q8_0) || (format >= Q2_K && format <= IQ4_XS) ||
+           (format >= IQ3_S && format < END_OF_BLOCK_FORMATS);
 #else
     return SUMS_OF_16_BITS && LANES == 8 && is_block_format(format);
 #endif
 }
 
-// True if a row of x has the number at which each sum of products starts (gemm/block_formats.h).
-constexpr bool has_starts(int format) { return SUMS_OF_16_BITS && LANES == 8 && format == Q6_K; }
+// Words of a group of 16 numbers in a row of Q6_K: the numbers at which its sums of products start; 0 if the row has
+// the sums of its numbers instead (gemm/block_formats.h).
+constexpr int STARTS_PER_GROUP = SUMS_OF_16_BITS && LANES == 8 ? 1 : SHORT_BYTE_SUMS ? 2 : 0;
+constexpr bool has_starts(int format) { return STARTS_PER_GROUP > 0 && format == Q6_K; }
 
 #if defined(__AMX_TILE__)
 // In int8 the unit layout is faster for few rows and gives the same bits, because its sums are exact.
@@ -56,7 +60,7 @@ inline int64_t row_words(int format, int64_t K) {
     if (format == INT4) return ceil_div(K, GROUP) * INT4_ROW_WORDS + 1;
     if (is_block_format(format)) {
         const BlockLayout& layout = block_layout(format);
-        return K / layout.numbers * (layout.row_words + (has_starts(format) ? 8 : 0));
+        return K / layout.numbers * (layout.row_words + (has_starts(format) ? 16 * STARTS_PER_GROUP - 8 : 0));
     }
     const int64_t depth = depth_of(format, K);
     if (is_widened(format)) return 2 * depth;

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "gemm/gemm.h"
+#include "simd/prefetch.h"
 #include "simd/vec.h"
 
 namespace smoe {
@@ -38,13 +39,16 @@ inline const uint32_t* share_of_next(const uint32_t* part, int words, int column
     return part + words + words * column / PANEL;
 }
 
-// Add the products of a tile's rows with some blocks to out[rows][PANEL], pass by pass.
+// Add the products of a tile's rows with some blocks to out[rows][PANEL], pass by pass. Before each, prefetch its share
+// of the `words` words from `ahead` on.
 template <class Kernel>
-[[gnu::always_inline]] inline void add_part(int rows, const uint32_t* tile, const uint32_t* part, int blocks,
-                                            float* out) {
+[[gnu::always_inline]] inline void add_part(int rows, const uint32_t* tile, const uint32_t* part, int blocks, float* out,
+                                            const uint32_t* ahead = nullptr, int64_t words = 0) {
     for (int first = 0, count; first < rows; first += count) {
         const int left = rows - first;
         count = static_cast<int>(ceil_div(left, ceil_div(left, Kernel::MAX_ROWS)));  // 5 rows: 3 + 2, not 4 + 1
+        for (int64_t at = words * first / rows; at < words * (first + count) / rows; at += LINE_WORDS)
+            prefetch_in_place(ahead + at);
         const auto [add, columns] = add_of<Kernel>(count, std::make_integer_sequence<int, Kernel::MAX_ROWS>());
         for (int column = 0; column < PANEL; column += columns)
             add(tile + first, rows, part, column, blocks, out + first * PANEL);

@@ -33,6 +33,10 @@ constexpr bool SUMS_OF_16_BITS = true;  // maddubs adds up pairs of products in 
 constexpr bool SUMS_OF_16_BITS = false;
 #endif
 
+// True if sums of products of bytes that fit into 16 bits are multiplied by dot_pairs, in one instruction instead of
+// three. With 8 lanes it was not measured.
+constexpr bool SHORT_BYTE_SUMS = SMOE_VNNI && LANES == 16;
+
 #if SMOE_DOT_BYTES
 
 // Return sums + the products of four bytes of w and four signed bytes of x per lane. Bytes of w: unsigned with

@@ -27,13 +27,63 @@ constexpr int MANY_UNITS = 64;  // as many as any block has
 // numbers that are put together from two words or looked up, and those that are shifted and masked.
 constexpr int FEW_TO_UNPACK = 16, MANY_TO_UNPACK = 28, NEVER = 1 << 30;
 
-// Sum of the products of unsigned bytes w, at most MAX_W, and signed bytes x, -127 .. 127.
-template <int MAX_W>
+// Return total + a.low * b.low + a.high * b.high, of signed 16-bit halves.
+inline Words add_pairs(Words total, Words a, Words b) {
+#if SMOE_VNNI
+    return dot_pairs(total, a, b);
+#elif defined(__AVX512BW__)
+    return total + (Words)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+    return add_word_pairs(total, a, b);
+#else
+    const Words low = (Words)((Ints)(a << 16) >> 16) * (Words)((Ints)(b << 16) >> 16);
+    return total + low + (Words)((Ints)a >> 16) * (Words)((Ints)b >> 16);
+#endif
+}
+
+// Return the low (HALF = 0) or high 16 bits of each lane, twice.
+template <int HALF>
+inline Words repeat_half(Words pairs) {
+#if defined(__AVX2__) && !defined(__AVX512BW__)
+    constexpr int BYTES = 0x01000100 + 0x02020202 * HALF;  // of the first lane; one instruction instead of three
+    const __m128i order = _mm_setr_epi32(BYTES, BYTES + 0x04040404, BYTES + 0x08080808, BYTES + 0x0c0c0c0c);
+    return (Words)_mm256_shuffle_epi8((__m256i)pairs, _mm256_broadcastsi128_si256(order));
+#else
+    return HALF ? (pairs & 0xffff0000u) | pairs >> 16 : (pairs & 0xffffu) | pairs << 16;
+#endif
+}
+
+// Return the low (HALF = 0) or high 16 bits of each lane as a signed integer.
+template <int HALF>
+inline Words integer_half(Words pairs) {
+    return (Words)((Ints)(HALF ? pairs : pairs << 16) >> 16);
+}
+
+// Sum of the products of unsigned bytes w, at most MAX_W, and signed bytes x, -127 .. 127. SHORT: it has to fit into 16
+// bits where SHORT_BYTE_SUMS.
+template <int MAX_W, bool SHORT = false>
 struct ByteSum {
-    // Units that fit into 16 bits; elsewhere any number fits.
-    static constexpr int CAPACITY = SUMS_OF_16_BITS ? 32767 / (2 * 127 * MAX_W) : MANY_UNITS;
+    static constexpr bool IS_SHORT = SHORT && SHORT_BYTE_SUMS;
+    // Units that fit into 16 bits, as two sums or one; elsewhere any number fits.
+    static constexpr int CAPACITY = SUMS_OF_16_BITS ? 32767 / (2 * 127 * MAX_W)
+                                    : IS_SHORT      ? 32767 / (4 * 127 * MAX_W)
+                                                    : MANY_UNITS;
 
     Words sum = {};
+
+    // Factor from the low or high 16 bits of each lane: an integer, the same 16 bits twice, or 16 bits and zeros.
+    template <int HALF>
+    static inline Words factor(Words pairs) {
+        if constexpr (SUMS_OF_16_BITS) return repeat_half<HALF>(pairs);
+        if constexpr (IS_SHORT) return HALF ? pairs >> 16 : pairs & 0xffffu;
+        return integer_half<HALF>(pairs);
+    }
+
+    // Return total + sum * factor.
+    static inline Words add_scaled(Words total, Words sum, Words factor) {
+        if constexpr (SUMS_OF_16_BITS || IS_SHORT) return add_pairs(total, sum, factor);
+        return total + sum * factor;
+    }
 
     // The same as adding to a sum of zero.
     inline void start(Words x, Words w) {
@@ -66,6 +116,13 @@ struct BiasedByteSum {
 
     Words sum = {};
 
+    template <int HALF>
+    static inline Words factor(Words pairs) {
+        return integer_half<HALF>(pairs);
+    }
+
+    static inline Words add_scaled(Words total, Words sum, Words factor) { return total + sum * factor; }
+
     inline void start(Words x, Words w) { sum = Int8Unit::add(Words{}, x, w); }
     inline void add(Words x, Words w) { sum = Int8Unit::add(sum, x, w); }
 };
@@ -85,49 +142,6 @@ template <bool STARTS, class Sum, int ROWS, int VECTORS>
                 sums[m][part].add(row, w[part]);
         }
     }
-}
-
-// Return total + a.low * b.low + a.high * b.high, of signed 16-bit halves.
-inline Words add_pairs(Words total, Words a, Words b) {
-#if SMOE_VNNI
-    return dot_pairs(total, a, b);
-#elif defined(__AVX512BW__)
-    return total + (Words)_mm512_madd_epi16((__m512i)a, (__m512i)b);
-#elif defined(__AVX2__)
-    return add_word_pairs(total, a, b);
-#else
-    const Words low = (Words)((Ints)(a << 16) >> 16) * (Words)((Ints)(b << 16) >> 16);
-    return total + low + (Words)((Ints)a >> 16) * (Words)((Ints)b >> 16);
-#endif
-}
-
-// Return the low (HALF = 0) or high 16 bits of each lane, twice.
-template <int HALF>
-inline Words repeat_half(Words pairs) {
-#if defined(__AVX2__) && !defined(__AVX512BW__)
-    constexpr int BYTES = 0x01000100 + 0x02020202 * HALF;  // of the first lane; one instruction instead of three
-    const __m128i order = _mm_setr_epi32(BYTES, BYTES + 0x04040404, BYTES + 0x08080808, BYTES + 0x0c0c0c0c);
-    return (Words)_mm256_shuffle_epi8((__m256i)pairs, _mm256_broadcastsi128_si256(order));
-#else
-    return HALF ? (pairs & 0xffff0000u) | pairs >> 16 : (pairs & 0xffffu) | pairs << 16;
-#endif
-}
-
-// Factor of `add_scaled` from the low or high 16 bits of each lane: an integer, or the same 16 bits twice.
-inline Words low_factor(Words pairs) {
-    if constexpr (SUMS_OF_16_BITS) return repeat_half<0>(pairs);
-    return (Words)((Ints)(pairs << 16) >> 16);
-}
-
-inline Words high_factor(Words pairs) {
-    if constexpr (SUMS_OF_16_BITS) return repeat_half<1>(pairs);
-    return (Words)((Ints)pairs >> 16);
-}
-
-// Return total + sum * factor.
-inline Words add_scaled(Words total, Words sum, Words factor) {
-    if constexpr (SUMS_OF_16_BITS) return add_pairs(total, sum, factor);
-    return total + sum * factor;
 }
 
 // Return total + sum.

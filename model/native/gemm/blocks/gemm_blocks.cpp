@@ -29,7 +29,7 @@ void multiply_packed(int format, int rows, const uint32_t* tile, const uint32_t*
         for (int64_t block = 0; block < num_blocks; block += Kernel::BLOCKS) {
             const auto blocks = static_cast<int>(std::min<int64_t>(Kernel::BLOCKS, num_blocks - block));
             for (int column = 0; column < PANEL; column += columns)
-                add(tile + block * layout.row_words * rows + first, rows, panel + block * layout.panel_words, column,
+                add(tile + block * Kernel::ROW_WORDS * rows + first, rows, panel + block * layout.panel_words, column,
                     blocks, out + first * PANEL);
         }
     }

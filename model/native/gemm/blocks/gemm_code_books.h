@@ -17,8 +17,8 @@ namespace SMOE_ISA {
 enum class HighBits { NONE, PLANE, BYTES };
 
 // Layout of a block in a panel, and of the block that is multiplied: [d; 2 n + 1 in pairs; factors; units].
-template <int FORMAT, int GROUP_LEN, int CODE_LEN, HighBits HIGH>
-struct CodeBookFormat : SuperblockFormat {
+template <int FORMAT, int GROUP_LEN, int CODE_LEN, HighBits HIGH, class ProductSum>
+struct CodeBookFormat : SuperblockFormat<ProductSum> {
     static constexpr int UNITS = GROUP_LEN / 4, PAIRS = 128 / GROUP_LEN;
     static constexpr int PANEL_WORDS = block_layout(FORMAT).panel_words;
 
@@ -46,32 +46,26 @@ inline Words signed_from(Words magnitudes, Words minus) {
     return (Words)(numbers + (SignedBytes)broadcast_word(0x01010101u * ZERO));
 }
 
-struct Iq3SBlock : CodeBookFormat<IQ3_S, 32, 4, HighBits::BYTES> {
+struct Iq3SBlock : CodeBookFormat<IQ3_S, 32, 4, HighBits::BYTES, ByteSum<15, true>> {
     static constexpr int OFFSET = 15, FACTOR = 2;
     static constexpr const auto& BOOK = IQ3_S_BOOK;
-
-    using Sum = ByteSum<15>;
 
     // Minus g is 15 - q.
     static inline Words with_signs(Words units, Words minus) { return units ^ (minus & 0x0f0f0f0fu); }
 };
 
-struct Iq3XxsBlock : CodeBookFormat<IQ3_XXS, 32, 4, HighBits::NONE> {
+struct Iq3XxsBlock : CodeBookFormat<IQ3_XXS, 32, 4, HighBits::NONE, ByteSum<63>> {
     static constexpr int OFFSET = 32;
     static constexpr float SCALE = 0.5f;
     static constexpr const auto& BOOK = IQ3_XXS_BOOK;
-
-    using Sum = ByteSum<63>;
 
     static inline Words with_signs(Words units, Words minus) { return signed_from<OFFSET>(units, minus); }
 };
 
 template <int FORMAT, int GROUP_LEN, HighBits HIGH>
-struct Iq2Block : CodeBookFormat<FORMAT, GROUP_LEN, 8, HIGH> {
+struct Iq2Block : CodeBookFormat<FORMAT, GROUP_LEN, 8, HIGH, ByteSum<64 + 43>> {
     static constexpr int OFFSET = 64;
     static constexpr float SCALE = 0.125f;
-
-    using Sum = ByteSum<64 + 43>;
 
     static inline Words with_signs(Words units, Words minus) { return signed_from<OFFSET>(units, minus); }
 };

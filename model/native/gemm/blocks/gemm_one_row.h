@@ -78,7 +78,7 @@ struct SuperblockRow {
         const auto* scales = reinterpret_cast<const uint16_t*>(panel + Format::SCALES_AT) + GROUP / 2 * PANEL + column;
         for (int part = 0; part < 2; ++part)
             factors[part] =
-                Format::template factor<GROUP % 2>(Format::scale_pairs(load_byte_pairs(scales + part * LANES)));
+                Sum::template factor<GROUP % 2>(Format::scale_pairs(load_byte_pairs(scales + part * LANES)));
     }
 
     // Units FIRST .. FIRST + CHUNK - 1 of each group.
@@ -87,9 +87,15 @@ struct SuperblockRow {
                                                         const uint32_t* x, const uint32_t* block, const uint32_t* ahead,
                                                         Numbers<MEMBER...> members, Numbers<UNIT...>) {
         Sum sums[SHARING][2];
+        if constexpr (Format::HAS_STARTS) (start_sums<FIRST>(sums[MEMBER], x, group(SET, MEMBER)), ...);
         (add_unit<SET, FIRST + UNIT>(sums, x, block, ahead, members), ...);
         for (int part = 0; part < 2; ++part)
-            ((totals[part] = Format::add(totals[part], sums[MEMBER][part].sum, factors[MEMBER][part])), ...);
+            ((totals[part] = Sum::add_scaled(totals[part], sums[MEMBER][part].sum, factors[MEMBER][part])), ...);
+    }
+
+    template <int FIRST>
+    [[gnu::always_inline]] static inline void start_sums(Sum (&sums)[2], const uint32_t* x, int group) {
+        sums[0].sum = sums[1].sum = broadcast_word(x[64 + group * STARTS_PER_GROUP + FIRST / CHUNK]);
     }
 
     template <int SET, int UNIT, int... MEMBER>

@@ -19,7 +19,9 @@ namespace smoe {
 namespace SMOE_ISA {
 
 // What most formats have in common: scales and minima are pairs of bytes as they lie.
+template <class ProductSum>
 struct SuperblockFormat {
+    using Sum = ProductSum;
     static constexpr bool HAS_MIN = false;
     static constexpr int OFFSET = 0, FACTOR = 1;  // a number is SCALE (FACTOR q - OFFSET), if the format has no minima
     static constexpr float SCALE = 1.0f;          // a power of two, by which d is multiplied
@@ -31,25 +33,16 @@ struct SuperblockFormat {
     static inline Words scale_pairs(Words pairs) { return pairs; }
     static inline Words min_pairs(Words pairs) { return pairs; }
 
-    // Factor of the sums of a pair's group HALF.
-    template <int HALF>
-    static inline Words factor(Words pairs) {
-        return HALF ? high_factor(pairs) : low_factor(pairs);
-    }
-
-    static inline Words add(Words total, Words sum, Words factor) { return add_scaled(total, sum, factor); }
 };
 
 // Word i of a pair holds unit i of its first group in the low half bytes, and of its second group in the high ones.
-struct Q4KBlock : SuperblockFormat {
+struct Q4KBlock : SuperblockFormat<ByteSum<15, true>> {
     static constexpr bool HAS_MIN = true;
     static constexpr int MIN_UNPACKED_ROWS = MANY_TO_UNPACK;
     static constexpr int PAIRS = 4, UNITS = 8, SHARING = 2;
     static constexpr int PANEL_WORDS = block_layout(Q4_K).panel_words;
     static constexpr int SCALES_AT = PANEL, MINS_AT = 3 * PANEL, UNITS_AT = 5 * PANEL;
     static constexpr int HEADER_WORDS = 5 * PANEL;
-
-    using Sum = ByteSum<15>;
 
     template <int PAIR, int HALF>
     static inline Words unit(const uint32_t* block, int i) {
@@ -58,14 +51,12 @@ struct Q4KBlock : SuperblockFormat {
 };
 
 // Bit g of each byte of word i of the plane is the fifth bit of unit i of group g.
-struct Q5KBlock : SuperblockFormat {
+struct Q5KBlock : SuperblockFormat<ByteSum<31>> {
     static constexpr bool HAS_MIN = true;
     static constexpr int PAIRS = 4, UNITS = 8, SHARING = 2;
     static constexpr int PANEL_WORDS = block_layout(Q5_K).panel_words;
     static constexpr int SCALES_AT = PANEL, MINS_AT = 3 * PANEL, PLANE_AT = 5 * PANEL, UNITS_AT = 13 * PANEL;
     static constexpr int HEADER_WORDS = 5 * PANEL;
-
-    using Sum = ByteSum<31>;
 
     template <int PAIR, int HALF>
     static inline Words unit(const uint32_t* block, int i) {
@@ -77,7 +68,7 @@ struct Q5KBlock : SuperblockFormat {
 
 // Pairs r and r + 2 of a half block share words of 4 bits; all four share the words of the plane, which holds two bits
 // of each.
-struct Q6KBlock : SuperblockFormat {
+struct Q6KBlock : SuperblockFormat<ByteSum<has_starts(Q6_K) ? 32 : 63, true>> {
     static constexpr int OFFSET = 32, MAX_ROWS_OF_8_LANES = 3;  // with 4, a quarter slower
     static constexpr int PAIRS = 8, UNITS = 4, SHARING = 4;
     static constexpr int PANEL_WORDS = block_layout(Q6_K).panel_words;
@@ -88,8 +79,6 @@ struct Q6KBlock : SuperblockFormat {
     // Sums that start at -32 P are those of q - 32 in the end: all units of a group fit into 16 bits, whatever
     // overflows meanwhile.
     static constexpr bool HAS_STARTS = has_starts(Q6_K);
-
-    using Sum = ByteSum<HAS_STARTS ? 32 : 63>;
 
     template <int PAIR, int HALF>
     static inline Words unit(const uint32_t* block, int i) {
@@ -102,15 +91,13 @@ struct Q6KBlock : SuperblockFormat {
 };
 
 // The four pairs of a half block share words of 2 bits. Scales are the low half bytes, minima the high ones.
-struct Q2KBlock : SuperblockFormat {
+struct Q2KBlock : SuperblockFormat<ByteSum<3, true>> {
     static constexpr bool HAS_MIN = true;
     static constexpr int MIN_UNPACKED_ROWS = MANY_TO_UNPACK;
     static constexpr int PAIRS = 8, UNITS = 4;
     static constexpr int PANEL_WORDS = block_layout(Q2_K).panel_words;
     static constexpr int SCALES_AT = PANEL, MINS_AT = SCALES_AT, UNITS_AT = 5 * PANEL;
     static constexpr int HEADER_WORDS = 5 * PANEL;
-
-    using Sum = ByteSum<3>;
 
     static inline Words scale_pairs(Words pairs) { return pairs & 0x000f000fu; }
     static inline Words min_pairs(Words pairs) { return pairs >> 4 & 0x000f000fu; }
@@ -124,15 +111,13 @@ struct Q2KBlock : SuperblockFormat {
 
 // The four pairs of a half block share words of 2 bits. All pairs share the words of the plane: bit p of each byte is
 // the third bit of a number of pair p.
-struct Q3KBlock : SuperblockFormat {
+struct Q3KBlock : SuperblockFormat<ByteSum<7, true>> {
     static constexpr int OFFSET = 4, MAX_ROWS_OF_8_LANES = 3;  // as Q6_K
     static constexpr int PAIRS = 8, UNITS = 4;
     static constexpr int PANEL_WORDS = block_layout(Q3_K).panel_words;
     static constexpr int SCALES_AT = PANEL / 2, MINS_AT = SCALES_AT;
     static constexpr int PLANE_AT = SCALES_AT + 4 * PANEL, UNITS_AT = PLANE_AT + 8 * PANEL;
     static constexpr int HEADER_WORDS = SCALES_AT + 4 * PANEL;
-
-    using Sum = ByteSum<7>;
 
     template <int PAIR, int HALF>
     static inline Words unit(const uint32_t* block, int i) {
@@ -145,22 +130,12 @@ struct Q3KBlock : SuperblockFormat {
 
 // Indices of values, which are bytes q + 128: unit i < 4 of a group is in the low half bytes of its word i, the others
 // in the high half bytes of word i - 4.
-struct Iq4XsBlock : SuperblockFormat {
+struct Iq4XsBlock : SuperblockFormat<BiasedByteSum> {
     static constexpr int OFFSET = Int8Unit::IS_BIASED ? 128 : 0;
     static constexpr int PAIRS = 4, UNITS = 8;
     static constexpr int PANEL_WORDS = block_layout(IQ4_XS).panel_words;
     static constexpr int SCALES_AT = PANEL / 2, MINS_AT = SCALES_AT, UNITS_AT = SCALES_AT + 2 * PANEL;
     static constexpr int HEADER_WORDS = SCALES_AT + 2 * PANEL;
-
-    using Sum = BiasedByteSum;
-
-    // Sums take 32 bits on every instruction set.
-    template <int HALF>
-    static inline Words factor(Words pairs) {
-        return (Words)((Ints)(HALF ? pairs : pairs << 16) >> 16);
-    }
-
-    static inline Words add(Words total, Words sum, Words factor) { return total + sum * factor; }
 
     template <int PAIR, int HALF>
     static inline Words unit(const uint32_t* block, int i) {
@@ -179,7 +154,7 @@ template <class Format>
 // Factors of a pair's group HALF, for LANES columns; `scales` points at theirs.
 template <class Format, int HALF>
 [[gnu::always_inline]] inline Words load_factor(const uint16_t* scales) {
-    return Format::template factor<HALF>(Format::scale_pairs(load_byte_pairs(scales)));
+    return Format::Sum::template factor<HALF>(Format::scale_pairs(load_byte_pairs(scales)));
 }
 
 // The scales of a pair, of the columns from `column` on.
@@ -191,10 +166,10 @@ template <class Format, int PAIR>
 template <class Format>
 struct Superblocks {
     static constexpr int FEW_ROWS = LANES == 8 ? Format::MAX_ROWS_OF_8_LANES : SMOE_MATRIX_PRODUCTS ? 4 : 2;
-    static constexpr int MAX_ROWS = LANES == 16 ? 8 : FEW_ROWS;
+    static constexpr int MAX_ROWS = LANES == 16 ? (Format::IS_UNPACKED ? 6 : 8) : FEW_ROWS;
     static constexpr int BLOCKS = 1;  // per call of add()
     // Words of a row's block after the units: a start for each group, or the sums of a pair of groups.
-    static constexpr int STARTS = Format::HAS_STARTS ? 2 * Format::PAIRS : 0, SUMS = STARTS ? 0 : Format::PAIRS;
+    static constexpr int STARTS = Format::HAS_STARTS ? 2 * Format::PAIRS * STARTS_PER_GROUP : 0, SUMS = STARTS ? 0 : Format::PAIRS;
     static constexpr int ROW_WORDS = 64 + STARTS + SUMS + 1, PANEL_WORDS = Format::PANEL_WORDS;
     // Memory is asked for at an even rate, a line with each unit, and in the order of its addresses: in bursts a row
     // loses a fifth of the bandwidth (decision 53), with two lines of a group before the others a third (decision 102).
@@ -253,6 +228,7 @@ struct Superblocks {
   private:
     // Units between two reductions of sums. Q5_K's are a loop on AVX2: unrolled, the code of a block is slower.
     static constexpr int CHUNK = std::min(Format::UNITS, Format::Sum::CAPACITY);
+    static_assert(!Format::HAS_STARTS || CHUNK * STARTS_PER_GROUP == Format::UNITS);
     static constexpr int UNROLLED_CHUNKS = LANES == 8 ? 1 : 4;
     static constexpr bool LOOPS_OVER_CHUNKS = STARTS_SUMS && Format::UNITS == 8 && CHUNK == 4;
 
@@ -274,7 +250,7 @@ struct Superblocks {
     [[gnu::always_inline]] static inline void add_pairs_of_groups(Words (&totals)[ROWS][VECTORS], const uint32_t* x,
                                                                   int64_t stride, const uint32_t* panel, int column,
                                                                   std::integer_sequence<int, PAIRS...>) {
-        (add_pair<PAIRS>(totals, x + 2 * PAIRS * Format::UNITS * stride, x + (64 + 2 * PAIRS) * stride, stride, panel,
+        (add_pair<PAIRS>(totals, x + 2 * PAIRS * Format::UNITS * stride, x + (64 + 2 * PAIRS * STARTS_PER_GROUP) * stride, stride, panel,
                          column),
          ...);
     }
@@ -285,7 +261,7 @@ struct Superblocks {
                                                        const uint32_t* starts, int64_t stride, const uint32_t* panel,
                                                        int column) {
         add_group<PAIR, 0>(totals, x, starts, stride, panel, column);
-        add_group<PAIR, 1>(totals, x + Format::UNITS * stride, starts + stride, stride, panel, column);
+        add_group<PAIR, 1>(totals, x + Format::UNITS * stride, starts + STARTS_PER_GROUP * stride, stride, panel, column);
     }
 
     // Factors of a pair's group HALF.
@@ -317,6 +293,7 @@ struct Superblocks {
             typename Format::Sum sums[ROWS][VECTORS];
             if constexpr (Format::HAS_STARTS) {
                 start_sums(sums, starts);
+                starts += stride;
             } else if constexpr (STARTS_SUMS) {
                 prefetch<Format>(ahead);
                 add_unit<PAIR, HALF, true>(sums, x, block, first);
@@ -338,7 +315,7 @@ struct Superblocks {
             for (int m = 0; m < ROWS; ++m)
 #pragma GCC unroll 4
                 for (int part = 0; part < VECTORS; ++part)
-                    totals[m][part] = Format::add(totals[m][part], sums[m][part].sum, factors[part]);
+                    totals[m][part] = Format::Sum::add_scaled(totals[m][part], sums[m][part].sum, factors[part]);
         }
     }
 
@@ -386,8 +363,8 @@ struct Superblocks {
         load_factors<PAIR, HALF>(factors, panel, column);
 #pragma GCC unroll 4
         for (int m = 0; m < ROWS; ++m) {
-            totals[m][0] = Format::add(totals[m][0], paired.row(m, 0), factors[0]);
-            totals[m][1] = Format::add(totals[m][1], paired.row(m, 1), factors[1]);
+            totals[m][0] = Format::Sum::add_scaled(totals[m][0], paired.row(m, 0), factors[0]);
+            totals[m][1] = Format::Sum::add_scaled(totals[m][1], paired.row(m, 1), factors[1]);
         }
     }
 

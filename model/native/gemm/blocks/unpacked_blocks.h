@@ -18,9 +18,12 @@ namespace SMOE_ISA {
 
 inline void store_words(uint32_t* p, Words words) { std::memcpy(p, &words, sizeof words); }
 
+// Who asks for the next part: with 8 lanes the unpacking does, with 16 the passes, which take longer.
+constexpr bool PASSES_PREFETCH = LANES == 16;
+
 // Prefetch two lines of the part after this one: its share of unit `unit`, or a little more.
 inline void prefetch_share(const uint32_t* next, int unit) {
-    prefetch_lines<2 * LINE_WORDS>(next + unit * 2 * LINE_WORDS);
+    if constexpr (!PASSES_PREFETCH) prefetch_lines<2 * LINE_WORDS>(next + unit * 2 * LINE_WORDS);
 }
 
 // A block of Format as [header; factors of each group [PANEL]; units [PANEL]].
@@ -110,7 +113,7 @@ void multiply_unpacked(int rows, const uint32_t* tile, const uint32_t* panel, in
         const auto blocks = static_cast<int>(std::min<int64_t>(Passes::BLOCKS, num_blocks));
         for (int block = 0; block < blocks; ++block, panel += Format::PANEL_WORDS)
             Unpacked<Format>::unpack(panel, part + block * Passes::PANEL_WORDS);
-        add_part<Passes>(rows, tile, part, blocks, out);
+        add_part<Passes>(rows, tile, part, blocks, out, panel, PASSES_PREFETCH ? blocks * Format::PANEL_WORDS : 0);
         tile += Passes::BLOCKS * Passes::ROW_WORDS * rows;
     }
 }

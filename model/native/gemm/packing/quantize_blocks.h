@@ -49,26 +49,37 @@ void quantize_by_small_blocks(int format, const T* x, int64_t K, const int32_t* 
     }
 }
 
-// Word at which the sums of Q6_K's products start: -32 times those of the first two bytes of the units, and of the
-// others, so that a sum of products with q becomes one with q - 32. The lanes are those of quantize_group().
-inline uint32_t start_of(Words total) {
+// Words at which the sums of Q6_K's products start: -32 times sums of the group's numbers, so that a sum of products
+// with q becomes one with q - 32. The lanes are those of quantize_group().
+inline void store_starts(Words group, uint32_t* starts) {
     uint32_t low = 0, high = 0;
-    for (int i = 0; i < LANES; i += 4) {
-        low += total[i] + total[i + 1];
-        high += total[i + 2] + total[i + 3];
+    if constexpr (STARTS_PER_GROUP == 1) {  // of bytes 0 and 1 of each unit, and of bytes 2 and 3
+        for (int i = 0; i < LANES; i += 4) {
+            low += group[i] + group[i + 1];
+            high += group[i + 2] + group[i + 3];
+        }
+        starts[0] = (-32 * low & 0xffffu) | -32 * high << 16;
+    } else {  // of the first two units, and of the others
+        for (int i = 0; i < LANES / 2; ++i) {
+            low += group[i];
+            high += group[i + LANES / 2];
+        }
+        starts[0] = -32 * low;
+        starts[1] = -32 * high;
     }
-    return (-32 * low & 0xffffu) | -32 * high << 16;
 }
 
-// Groups of 16 numbers with a start for each instead of their sum.
+// Groups of 16 numbers with the starts of their sums.
 template <class T>
 void quantize_with_starts(const T* x, int64_t K, uint32_t* row) {
-    for (int64_t block = 0; block < K; block += 256, row += 64 + 16 + 1) {
+    constexpr int STARTS = 16 * STARTS_PER_GROUP;
+    for (int64_t block = 0; block < K; block += 256, row += 64 + STARTS + 1) {
         const Scale scale = scale_of(largest_magnitude(x + block, 256));
         auto* q = reinterpret_cast<uint8_t*>(row);
         for (int k = 0; k < 256; k += 16)
-            row[64 + k / 16] = start_of(quantize_group<16>(x + block + k, 16, scale.inverse, q + k));
-        row[64 + 16] = word_of(scale.scale);
+            store_starts(quantize_group<16>(x + block + k, 16, scale.inverse, q + k),
+                         row + 64 + k / 16 * STARTS_PER_GROUP);
+        row[64 + STARTS] = word_of(scale.scale);
     }
 }
 
@@ -94,7 +105,8 @@ void quantize_by_superblocks(const T* x, int64_t K, uint32_t* row) {
 // `order`: of a matrix in groups, or null.
 template <class T>
 void quantize_by_blocks(int format, const T* x, int64_t K, const int32_t* order, uint32_t* row) {
-    if (has_starts(format)) return quantize_with_starts(x, K, row);
+    if constexpr (has_starts(Q6_K))
+        if (format == Q6_K) return quantize_with_starts(x, K, row);
     if (block_layout(format).row_words == 73) return quantize_by_superblocks<16>(x, K, row);
     if (block_layout(format).row_words == 69) return quantize_by_superblocks<32>(x, K, row);
     quantize_by_small_blocks(format, x, K, order, row);
