@@ -58,6 +58,18 @@ struct Int4Block {
     using GroupSum = ByteSum<15>;
     static_assert(GroupSum::CAPACITY >= GROUP / 4);
 
+    // True if a group's sums begin at the row's number instead of zero.
+    template <int ROWS>
+    static constexpr bool STARTS_IN_SUMS = !SUMS_OF_16_BITS && !IN_PAIRS<ROWS>;
+
+    template <int ROWS, int VECTORS>
+    [[gnu::always_inline]] static inline void start_sums(GroupSum (&sums)[ROWS][VECTORS], const uint32_t* x) {
+#pragma GCC unroll 12
+        for (int m = 0; m < ROWS; ++m)
+#pragma GCC unroll 8
+            for (int part = 0; part < VECTORS; ++part) sums[m][part].sum = broadcast_word(x[m]);
+    }
+
     template <bool IN_PARTS, int WORDS, int VECTORS>
     [[gnu::always_inline]] static inline void prefetch(const uint32_t* w, int column, const uint32_t*& ahead) {
         if constexpr (!IN_PARTS) return prefetch_words<WORDS, VECTORS>(w, column);
@@ -73,6 +85,7 @@ struct Int4Block {
     static inline void add_group(Vec (&totals)[ROWS][VECTORS], const uint32_t* x, int stride, const uint32_t* panel,
                                  int column, const uint32_t* ahead) {
         GroupSum sums[ROWS][VECTORS];
+        if constexpr (STARTS_IN_SUMS<ROWS>) start_sums(sums, x);
         const uint32_t *w = panel + PANEL / 2, *units = x + stride;
         prefetch<IN_PARTS, PANEL / 2, VECTORS>(panel, column, ahead);
         if constexpr (IN_PAIRS<ROWS>) {
@@ -97,8 +110,11 @@ struct Int4Block {
         for (int part = 0; part < VECTORS; ++part) {
             const Vec scale = load(scales + part * LANES);
 #pragma GCC unroll 12
-            for (int m = 0; m < ROWS; ++m)
-                totals[m][part] += to_float(add_unscaled(broadcast_word(x[m]), sums[m][part].sum)) * scale;
+            for (int m = 0; m < ROWS; ++m) {
+                Words sum = sums[m][part].sum;
+                if constexpr (!STARTS_IN_SUMS<ROWS>) sum = add_unscaled(broadcast_word(x[m]), sum);
+                totals[m][part] += to_float(sum) * scale;
+            }
         }
     }
 
