@@ -13,7 +13,7 @@ struct GroupsOf4 {
     static constexpr int UNITS = block_layout(FORMAT).numbers / 4, PANEL_WORDS = block_layout(FORMAT).panel_words;
     static constexpr int UNITS_AT = PANEL_WORDS - UNITS / 2 * PANEL, HEADER_WORDS = UNITS_AT;
     static constexpr int MIN_UNPACKED_ROWS = UNITS > 8 ? MANY_TO_UNPACK : NEVER;
-    static constexpr bool SHARES_WORDS = true, IS_UNPACKED = false;
+    static constexpr bool SHARES_WORDS = true, IS_UNPACKED = false, ADDS_FIRST = false;
 
     using Sum = ByteSum<15>;
 
@@ -31,7 +31,7 @@ struct GroupsOf8 {
     static constexpr int UNITS = block_layout(FORMAT).numbers / 4, PANEL_WORDS = block_layout(FORMAT).panel_words;
     static constexpr int UNITS_AT = PANEL_WORDS - UNITS * PANEL, HEADER_WORDS = UNITS_AT;
     static constexpr int MIN_UNPACKED_ROWS = NEVER;
-    static constexpr bool SHARES_WORDS = false, IS_UNPACKED = false;
+    static constexpr bool SHARES_WORDS = false, IS_UNPACKED = false, ADDS_FIRST = false;
 
     using Sum = BiasedByteSum;
 

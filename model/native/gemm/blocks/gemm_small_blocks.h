@@ -16,7 +16,7 @@ namespace SMOE_ISA {
 
 // A format says how to read unit i of a block's first or second HALF, and what a block's sum I adds to y / s: value(I,
 // first word of the row, columns), with Columns the scales of LANES outputs. With SHARES_WORDS unit i of both halves is
-// in the same words. A block's first HEADER_WORDS are its scales, zeros and minima; from MIN_UNPACKED_ROWS on the rest
+// in the same words. With ADDS_FIRST the row's first word is added to I. A block's first HEADER_WORDS are its scales, zeros and minima; from MIN_UNPACKED_ROWS on the rest
 // is unpacked before it is multiplied (gemm/blocks/unpacked_blocks.h).
 
 // Blocks per call of SmallBlocks::add(): few enough to stay in the first-level cache for all columns.
@@ -32,7 +32,7 @@ struct Gguf32 {
     static constexpr int PLANE_AT = MIN ? PANEL : PANEL / 2;  // after d, m
     static constexpr int HEADER_WORDS = PLANE_AT, UNITS_AT = PLANE_AT + (PLANE ? PANEL : 0);
     static constexpr int MIN_UNPACKED_ROWS = PLANE ? FEW_TO_UNPACK : NEVER;
-    static constexpr bool SHARES_WORDS = true, IS_UNPACKED = false;
+    static constexpr bool SHARES_WORDS = true, IS_UNPACKED = false, ADDS_FIRST = !MIN;
 
     using Sum = ByteSum<PLANE ? 31 : 15>;
     struct Columns {
@@ -45,7 +45,7 @@ struct Gguf32 {
     }
 
     static inline Vec value(Words sum, uint32_t first, const Columns& columns) {
-        if constexpr (!MIN) return to_float(sum + broadcast_word(first)) * columns.d;
+        if constexpr (!MIN) return to_float(sum) * columns.d;
         return to_float(sum) * columns.d + static_cast<float>(static_cast<int32_t>(first)) * columns.m;
     }
 
@@ -63,7 +63,7 @@ struct Gguf32 {
 struct GgufQ8 {
     static constexpr int UNITS = 8, PANEL_WORDS = block_layout(Q8_0).panel_words, UNITS_AT = PANEL / 2;
     static constexpr int HEADER_WORDS = UNITS_AT, MIN_UNPACKED_ROWS = NEVER;
-    static constexpr bool SHARES_WORDS = false, IS_UNPACKED = false;
+    static constexpr bool SHARES_WORDS = false, IS_UNPACKED = false, ADDS_FIRST = Int8Unit::IS_BIASED;
 
     using Sum = BiasedByteSum;
     struct Columns {
@@ -74,9 +74,7 @@ struct GgufQ8 {
         return {load_float16(halves_of(block) + column)};
     }
 
-    static inline Vec value(Words sum, uint32_t first, const Columns& columns) {
-        return to_float(sum + broadcast_word(Int8Unit::IS_BIASED ? first : 0)) * columns.d;
-    }
+    static inline Vec value(Words sum, uint32_t, const Columns& columns) { return to_float(sum) * columns.d; }
 
     static inline Words total(Words total, Words part) { return total + part; }
 
@@ -132,6 +130,10 @@ struct SmallBlocks {
     static constexpr int CHUNK = std::min(Format::UNITS, Format::Sum::CAPACITY);
     static constexpr int RUN = std::min(Format::UNITS / 2, CHUNK);
 
+    // True if sums begin at the row's first word instead of zero.
+    template <int ROWS>
+    static constexpr bool STARTS_AT_FIRST = Format::ADDS_FIRST && !SUMS_OF_16_BITS && !IN_PAIRS<ROWS>;
+
     template <int ROWS>
     static constexpr int WORDS_AHEAD = LANES == 8 && ROWS == 1 ? WORDS_AHEAD_IN_ORDER : Format::PANEL_WORDS * BLOCKS;
 
@@ -144,6 +146,12 @@ struct SmallBlocks {
             multiply_in_pairs(sums, x + stride, stride, block + column);
         } else {
             typename Format::Sum parts[ROWS][VECTORS] = {};
+            if constexpr (STARTS_AT_FIRST<ROWS>) {
+#pragma GCC unroll 6
+                for (int m = 0; m < ROWS; ++m)
+#pragma GCC unroll 4
+                    for (int part = 0; part < VECTORS; ++part) parts[m][part].sum = broadcast_word(x[m]);
+            }
             add_units(sums, parts, x + stride, stride, block + column,
                       std::make_integer_sequence<int, Format::UNITS / RUN>());
         }
@@ -152,8 +160,10 @@ struct SmallBlocks {
         for (int part = 0; part < VECTORS; ++part) {
             const auto columns = Format::columns(block, column + part * LANES);
 #pragma GCC unroll 6
-            for (int m = 0; m < ROWS; ++m)
+            for (int m = 0; m < ROWS; ++m) {
+                if constexpr (Format::ADDS_FIRST && !STARTS_AT_FIRST<ROWS>) sums[m][part] += broadcast_word(x[m]);
                 totals[m][part] += Format::value(sums[m][part], x[m], columns) * broadcast(float_of(scales[m]));
+            }
         }
     }
 
