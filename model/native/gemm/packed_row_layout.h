@@ -19,8 +19,8 @@ constexpr int LINE = 16;
 constexpr int MAX_UNIT_ROWS = 12;  // rows of a tile in the unit layout, where blocks are not unpacked for many rows
 
 // True if many rows of the format may share the unpacking of a block's numbers (gemm/blocks/unpacked_blocks.h). On
-// AVX-512 those gain whose numbers are put together or looked up, by measurement on an Intel; AMD's, which have BF16 and
-// no AMX, were not measured.
+// AVX-512 those gain whose numbers are put together or looked up, by measurement on an Intel; AMD's, which have BF16
+// and no AMX, were not measured.
 constexpr bool unpacks_blocks(int format) {
 #if defined(__AMX_TILE__) || (defined(__AVX512VNNI__) && !defined(__AVX512BF16__))
     return (format >= Q5_0 && format <= Q6_K && format != Q8_0) || (format >= Q2_K && format <= IQ4_XS) ||

@@ -42,8 +42,8 @@ inline const uint32_t* share_of_next(const uint32_t* part, int words, int column
 // Add the products of a tile's rows with some blocks to out[rows][PANEL], pass by pass. Before each, prefetch its share
 // of the `words` words from `ahead` on.
 template <class Kernel>
-[[gnu::always_inline]] inline void add_part(int rows, const uint32_t* tile, const uint32_t* part, int blocks, float* out,
-                                            const uint32_t* ahead = nullptr, int64_t words = 0) {
+[[gnu::always_inline]] inline void add_part(int rows, const uint32_t* tile, const uint32_t* part, int blocks,
+                                            float* out, const uint32_t* ahead = nullptr, int64_t words = 0) {
     for (int first = 0, count; first < rows; first += count) {
         const int left = rows - first;
         count = static_cast<int>(ceil_div(left, ceil_div(left, Kernel::MAX_ROWS)));  // 5 rows: 3 + 2, not 4 + 1

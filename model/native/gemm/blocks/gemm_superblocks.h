@@ -32,7 +32,6 @@ struct SuperblockFormat {
 
     static inline Words scale_pairs(Words pairs) { return pairs; }
     static inline Words min_pairs(Words pairs) { return pairs; }
-
 };
 
 // Word i of a pair holds unit i of its first group in the low half bytes, and of its second group in the high ones.
@@ -169,7 +168,8 @@ struct Superblocks {
     static constexpr int MAX_ROWS = LANES == 16 ? (Format::IS_UNPACKED ? 6 : 8) : FEW_ROWS;
     static constexpr int BLOCKS = 1;  // per call of add()
     // Words of a row's block after the units: a start for each group, or the sums of a pair of groups.
-    static constexpr int STARTS = Format::HAS_STARTS ? 2 * Format::PAIRS * STARTS_PER_GROUP : 0, SUMS = STARTS ? 0 : Format::PAIRS;
+    static constexpr int STARTS = Format::HAS_STARTS ? 2 * Format::PAIRS * STARTS_PER_GROUP : 0,
+                         SUMS = STARTS ? 0 : Format::PAIRS;
     static constexpr int ROW_WORDS = 64 + STARTS + SUMS + 1, PANEL_WORDS = Format::PANEL_WORDS;
     // Memory is asked for at an even rate, a line with each unit, and in the order of its addresses: in bursts a row
     // loses a fifth of the bandwidth (decision 53), with two lines of a group before the others a third (decision 102).
@@ -250,8 +250,8 @@ struct Superblocks {
     [[gnu::always_inline]] static inline void add_pairs_of_groups(Words (&totals)[ROWS][VECTORS], const uint32_t* x,
                                                                   int64_t stride, const uint32_t* panel, int column,
                                                                   std::integer_sequence<int, PAIRS...>) {
-        (add_pair<PAIRS>(totals, x + 2 * PAIRS * Format::UNITS * stride, x + (64 + 2 * PAIRS * STARTS_PER_GROUP) * stride, stride, panel,
-                         column),
+        (add_pair<PAIRS>(totals, x + 2 * PAIRS * Format::UNITS * stride,
+                         x + (64 + 2 * PAIRS * STARTS_PER_GROUP) * stride, stride, panel, column),
          ...);
     }
 
@@ -261,7 +261,8 @@ struct Superblocks {
                                                        const uint32_t* starts, int64_t stride, const uint32_t* panel,
                                                        int column) {
         add_group<PAIR, 0>(totals, x, starts, stride, panel, column);
-        add_group<PAIR, 1>(totals, x + Format::UNITS * stride, starts + STARTS_PER_GROUP * stride, stride, panel, column);
+        add_group<PAIR, 1>(totals, x + Format::UNITS * stride, starts + STARTS_PER_GROUP * stride, stride, panel,
+                           column);
     }
 
     // Factors of a pair's group HALF.
