@@ -17,16 +17,17 @@ namespace SMOE_ISA {
 
 constexpr int LINE = 16;
 constexpr int MAX_UNIT_ROWS = 12;  // rows of a tile in the unit layout, where blocks are not unpacked for many rows
+constexpr int MAX_TILE_ROWS = 32;
 
 // True if many rows of the format may share the unpacking of a block's numbers (gemm/blocks/unpacked_blocks.h). On
 // AVX-512 those gain whose numbers are put together or looked up, by measurement on an Intel; AMD's, which have BF16
 // and no AMX, were not measured.
 constexpr bool unpacks_blocks(int format) {
 #if defined(__AMX_TILE__) || (defined(__AVX512VNNI__) && !defined(__AVX512BF16__))
-    return (format >= Q5_0 && format <= Q6_K && format != Q8_0) || (format >= Q2_K && format <= IQ4_XS) ||
-           (format >= IQ3_S && format < END_OF_BLOCK_FORMATS);
+    return is_code_book(format) || (format >= Q5_0 && format <= Q6_K && format != Q8_0) ||
+           (format >= Q2_K && format <= IQ4_XS);
 #else
-    return SUMS_OF_16_BITS && LANES == 8 && is_block_format(format);
+    return is_code_book(format) || (SUMS_OF_16_BITS && LANES == 8 && is_block_format(format));
 #endif
 }
 
@@ -38,10 +39,8 @@ constexpr bool has_starts(int format) { return STARTS_PER_GROUP > 0 && format ==
 #if defined(__AMX_TILE__)
 // In int8 the unit layout is faster for few rows and gives the same bits, because its sums are exact.
 constexpr bool uses_amx_layout(int format, int rows) { return format == BFLOAT16 || (format == INT8 && rows > 4); }
-constexpr int MAX_TILE_ROWS = 32;
 #else
 constexpr bool uses_amx_layout(int, int) { return false; }
-constexpr int MAX_TILE_ROWS = unpacks_blocks(Q6_K) ? 32 : MAX_UNIT_ROWS;
 #endif
 
 #if defined(__AVX512BF16__) || SMOE_MATRIX_PRODUCTS

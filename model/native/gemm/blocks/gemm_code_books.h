@@ -138,6 +138,7 @@ template <class Index>
 // A block of Format as [header; for each group its factors [PANEL], and its units [PANEL]].
 template <class Format>
 struct UnpackedCodes : UnpackedSuperblock<Format> {
+    static constexpr bool PASSES_PREFETCH = false;
     static constexpr int GROUPS_AT = Format::HEADER_WORDS, GROUP_WORDS = (1 + Format::UNITS) * PANEL;
 
     template <int PAIR, int HALF>

@@ -18,7 +18,8 @@ namespace SMOE_ISA {
 
 inline void store_words(uint32_t* p, Words words) { std::memcpy(p, &words, sizeof words); }
 
-// Who asks for the next part: with 8 lanes the unpacking does, with 16 the passes, which take longer.
+// True if the passes over a part prefetch the next one; else unpacking does. By measurement: with 8 lanes unpacking
+// takes longer, and looking up codes does with any (decisions 106 and 114).
 constexpr bool PASSES_PREFETCH = LANES == 16;
 
 // Prefetch two lines of the part after this one: its share of unit `unit`, or a little more.
@@ -29,7 +30,7 @@ inline void prefetch_share(const uint32_t* next, int unit) {
 // A block of Format as [header; factors of each group [PANEL]; units [PANEL]].
 template <class Format>
 struct UnpackedSuperblock : Format {
-    static constexpr bool IS_UNPACKED = true;
+    static constexpr bool IS_UNPACKED = true, PASSES_PREFETCH = SMOE_ISA::PASSES_PREFETCH;
     static constexpr int MAX_ROWS_OF_8_LANES = 4;
     static constexpr int FACTORS_AT = Format::HEADER_WORDS, UNITS_AT = FACTORS_AT + 2 * Format::PAIRS * PANEL;
     static constexpr int PANEL_WORDS = UNITS_AT + 64 * PANEL;
@@ -76,7 +77,7 @@ struct UnpackedSuperblock : Format {
 // A block of Format as [header; units [PANEL]].
 template <class Format>
 struct UnpackedSmallBlock : Format {
-    static constexpr bool IS_UNPACKED = true, SHARES_WORDS = false;
+    static constexpr bool IS_UNPACKED = true, SHARES_WORDS = false, PASSES_PREFETCH = SMOE_ISA::PASSES_PREFETCH;
     static constexpr int UNITS_AT = Format::HEADER_WORDS, PANEL_WORDS = UNITS_AT + Format::UNITS * PANEL;
 
     template <int HALF>
@@ -113,7 +114,8 @@ void multiply_unpacked(int rows, const uint32_t* tile, const uint32_t* panel, in
         const auto blocks = static_cast<int>(std::min<int64_t>(Passes::BLOCKS, num_blocks));
         for (int block = 0; block < blocks; ++block, panel += Format::PANEL_WORDS)
             Unpacked<Format>::unpack(panel, part + block * Passes::PANEL_WORDS);
-        add_part<Passes>(rows, tile, part, blocks, out, panel, PASSES_PREFETCH ? blocks * Format::PANEL_WORDS : 0);
+        add_part<Passes>(rows, tile, part, blocks, out, panel,
+                         Unpacked<Format>::PASSES_PREFETCH ? blocks * Format::PANEL_WORDS : 0);
         tile += Passes::BLOCKS * Passes::ROW_WORDS * rows;
     }
 }
