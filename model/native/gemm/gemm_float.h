@@ -4,6 +4,7 @@
 #include "gemm/gemm.h"
 #include "gemm/packed_row_layout.h"
 #include "gemm/paired_sums.h"
+#include "simd/prefetch.h"
 #include "simd/vec.h"
 
 namespace smoe {
@@ -27,10 +28,15 @@ constexpr int64_t PART = LANES == 16 || SMOE_MATRIX_PRODUCTS ? 0 : 64;
 // all.
 template <int VECTORS>
 inline void prefetch_panel(const uint32_t* w, int column) {
-    constexpr int AHEAD = VECTORS * LANES == PANEL && LANES < 16 ? 2048 : 1024, LINE = 16;  // words
+    constexpr int AHEAD = VECTORS * LANES == PANEL && LANES < 16 ? 2048 : 1024;  // words
     if (column) return;
 #pragma GCC unroll 2
-    for (int at = 0; at < PANEL; at += LINE) __builtin_prefetch(w + AHEAD + at);
+    for (int at = 0; at < PANEL; at += LINE_WORDS) {
+        if constexpr (IS_FOR_INTEL)
+            prefetch_in_place(w + AHEAD + at);
+        else
+            __builtin_prefetch(w + AHEAD + at);
+    }
 }
 
 #if SMOE_MATRIX_PRODUCTS

@@ -11,6 +11,7 @@
 #include "gemm/gemm.h"
 #include "simd/integer_dot_products.h"
 #include "simd/matrix_products.h"
+#include "simd/prefetch.h"
 
 namespace smoe {
 namespace SMOE_ISA {
@@ -23,12 +24,10 @@ constexpr int MAX_TILE_ROWS = 32;
 // AVX-512 those gain whose numbers are put together or looked up, by measurement on an Intel; AMD's, which have BF16
 // and no AMX, were not measured.
 constexpr bool unpacks_blocks(int format) {
-#if defined(__AMX_TILE__) || (defined(__AVX512VNNI__) && !defined(__AVX512BF16__))
-    return is_code_book(format) || (format >= Q5_0 && format <= Q6_K && format != Q8_0) ||
-           (format >= Q2_K && format <= IQ4_XS);
-#else
+    if (SMOE_VNNI && IS_FOR_INTEL &&
+        ((format >= Q5_0 && format <= Q6_K && format != Q8_0) || (format >= Q2_K && format <= IQ4_XS)))
+        return true;
     return is_code_book(format) || (SUMS_OF_16_BITS && LANES == 8 && is_block_format(format));
-#endif
 }
 
 // Words of a group of 16 numbers in a row of Q6_K: the numbers at which its sums of products start; 0 if the row has
