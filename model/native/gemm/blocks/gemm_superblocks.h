@@ -75,8 +75,8 @@ struct Q6KBlock : SuperblockFormat<ByteSum<has_starts(Q6_K) ? 32 : 63, true>> {
     static constexpr int UNITS_AT = SCALES_AT + 4 * PANEL, PLANE_AT = UNITS_AT + 32 * PANEL;
     static constexpr int HEADER_WORDS = SCALES_AT + 4 * PANEL;
 
-    // Sums that start at -32 P are those of q - 32 in the end: all units of a group fit into 16 bits, whatever
-    // overflows meanwhile.
+    // Sums that start at -32 P are those of q - 32 in the end. So they fit into 16 bits, whatever overflows meanwhile:
+    // two sums of a whole group, or one of half a group.
     static constexpr bool HAS_STARTS = has_starts(Q6_K);
 
     template <int PAIR, int HALF>
