@@ -11,7 +11,6 @@
 #include "gemm/gemm.h"
 #include "simd/integer_dot_products.h"
 #include "simd/matrix_products.h"
-#include "simd/prefetch.h"
 
 namespace smoe {
 namespace SMOE_ISA {
@@ -19,15 +18,25 @@ namespace SMOE_ISA {
 constexpr int LINE = 16;
 constexpr int MAX_UNIT_ROWS = 12;  // rows of a tile in the unit layout, where blocks are not unpacked for many rows
 constexpr int MAX_TILE_ROWS = 32;
+static_assert(MAX_TILE_ROWS <= PANEL);  // pack_tile() transposes rows as it does a panel's outputs
 
-// True if many rows of the format may share the unpacking of a block's numbers (gemm/blocks/unpacked_blocks.h). On
-// AVX-512 those gain whose numbers are put together or looked up, by measurement on an Intel; AMD's, which have BF16
-// and no AMX, were not measured.
+// True if many rows of the format may share the unpacking of a block's numbers (gemm/blocks/unpacked_blocks.h): code
+// books always, all formats on AVX2, and those that gain on Intel's AVX-512 with VNNI. AMD's was not measured.
 constexpr bool unpacks_blocks(int format) {
-    if (SMOE_VNNI && IS_FOR_INTEL &&
-        ((format >= Q5_0 && format <= Q6_K && format != Q8_0) || (format >= Q2_K && format <= IQ4_XS)))
-        return true;
-    return is_code_book(format) || (SUMS_OF_16_BITS && LANES == 8 && is_block_format(format));
+    if (is_code_book(format)) return true;
+    if (SUMS_OF_16_BITS && LANES == 8) return is_block_format(format);
+    switch (format) {
+        case Q5_0:
+        case Q5_1:
+        case Q2_K:
+        case Q3_K:
+        case Q4_K:
+        case Q5_K:
+        case Q6_K:
+        case IQ4_NL:
+        case IQ4_XS: return SMOE_VNNI && IS_FOR_INTEL;
+        default: return false;
+    }
 }
 
 // Words of a group of 16 numbers in a row of Q6_K: the numbers at which its sums of products start; 0 if the row has

@@ -2,7 +2,8 @@
 //
 // A pass multiplies a few rows by some columns: those whose sums fit into registers. With 8 lanes several passes share
 // a panel, so each multiplies a part of it before they all go on: memory is read once, and while they all multiply.
-// In int8 and int4 each prefetches its share of the next part, in the order of the addresses (decision 104).
+// In int8 and int4, and where blocks were unpacked on AVX-512, each prefetches its share of the next part, in the order of
+// the addresses (decisions 104 and 114).
 #pragma once
 
 #include <algorithm>
@@ -48,7 +49,7 @@ template <class Kernel>
         const int left = rows - first;
         count = static_cast<int>(ceil_div(left, ceil_div(left, Kernel::MAX_ROWS)));  // 5 rows: 3 + 2, not 4 + 1
         for (int64_t at = words * first / rows; at < words * (first + count) / rows; at += LINE_WORDS)
-            prefetch_in_place(ahead + at);
+            prefetch_in_place(ahead + at + NEARER_WORDS);
         const auto [add, columns] = add_of<Kernel>(count, std::make_integer_sequence<int, Kernel::MAX_ROWS>());
         for (int column = 0; column < PANEL; column += columns)
             add(tile + first, rows, part, column, blocks, out + first * PANEL);

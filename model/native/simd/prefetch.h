@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "simd/vec.h"
+
 namespace smoe {
 namespace SMOE_ISA {
 
@@ -12,21 +14,17 @@ constexpr int LINE_WORDS = 16;
 // % of the bandwidth (decision 102).
 constexpr int WORDS_AHEAD_IN_ORDER = 40 * LINE_WORDS;
 
-// Sets of AVX-512 that no CPU of AMD's runs without choosing: those have BF16 and no AMX.
-#if defined(__AVX512F__) && (!defined(__AVX512BF16__) || defined(__AMX_TILE__))
-constexpr bool IS_FOR_INTEL = true;
-#else
-constexpr bool IS_FOR_INTEL = false;
-#endif
+// How much nearer than asked the second of two steps of a prefetch is.
+constexpr int NEARER_WORDS = IS_FOR_INTEL ? 512 : 0;
 
 // Prefetch a line of a stream at this place among the instructions. GCC moves __builtin_prefetch() to the start of
-// straight code. On Intel the stream is fetched in two steps: from memory to the second-level cache, which waits for
-// more lines at once than the first, 4 KB after p; and from there 2 KB before p (decision 114).
+// straight code. On Intel's AVX-512 the stream is fetched in two steps: from memory to the second-level cache, which
+// waits for more lines at once than the first, 4 KB after p; and from there 2 KB before p (decision 114).
 inline void prefetch_in_place(const uint32_t* p) {
 #if defined(__x86_64__)
     if constexpr (IS_FOR_INTEL) {
         asm volatile("prefetcht1 %0" : : "m"(*(p + 1024)));
-        p -= 512;
+        p -= NEARER_WORDS;
     }
     asm volatile("prefetcht0 %0" : : "m"(*p));
 #else

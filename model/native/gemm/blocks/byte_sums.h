@@ -23,7 +23,7 @@ constexpr int VECTORS_OF = LANES == 8 && ROWS == 1 ? PANEL / LANES : COLUMNS / L
 
 constexpr int MANY_UNITS = 64;  // as many as any block has
 
-// Rows of a tile from which unpacking a block's numbers before they are multiplied pays, by measurement (decision 106):
+// Rows of a tile from which unpacking a block's numbers before they are multiplied pays, by measurement (decisions 106 and 114):
 // numbers that are put together from two words or looked up, and those that are shifted and masked.
 constexpr int FEW_TO_UNPACK = 16, MANY_TO_UNPACK = 28, NEVER = 1 << 30;
 

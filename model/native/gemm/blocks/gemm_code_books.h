@@ -223,7 +223,7 @@ struct UnpackedCodes : UnpackedSuperblock<Format> {
         for (int part = 0; part < VECTORS; ++part) {
             const int step = group * VECTORS + part, column = part * LANES;
             for (int line = LINES * step / (8 * VECTORS); line < LINES * (step + 1) / (8 * VECTORS); ++line)
-                prefetch_in_place(block + Format::PANEL_WORDS + line * LINE_WORDS);
+                prefetch_in_place(block + Format::PANEL_WORDS + line * LINE_WORDS + NEARER_WORDS);
             Words signs = load_words(planes + column);
             if constexpr (Format::OMITS_SIGNS) signs = with_all_signs(signs);
 #pragma GCC unroll 8

@@ -167,7 +167,7 @@ struct Superblocks {
     static constexpr int FEW_ROWS = LANES == 8 ? Format::MAX_ROWS_OF_8_LANES : SMOE_MATRIX_PRODUCTS ? 4 : 2;
     static constexpr int MAX_ROWS = LANES == 16 ? (Format::IS_UNPACKED ? 6 : 8) : FEW_ROWS;
     static constexpr int BLOCKS = 1;  // per call of add()
-    // Words of a row's block after the units: a start for each group, or the sums of a pair of groups.
+    // Words of a row's block after the units: the starts of each group, or the sums of a pair of groups.
     static constexpr int STARTS = Format::HAS_STARTS ? 2 * Format::PAIRS * STARTS_PER_GROUP : 0,
                          SUMS = STARTS ? 0 : Format::PAIRS;
     static constexpr int ROW_WORDS = 64 + STARTS + SUMS + 1, PANEL_WORDS = Format::PANEL_WORDS;

@@ -69,7 +69,7 @@ def test_products_are_those_of_the_decoded_weights(isa: str, dtype: torch.dtype,
 
 @pytest.mark.parametrize("block_format", FORMATS)
 def test_bits_are_the_same_on_every_instruction_set_and_in_any_batch(block_format: str) -> None:
-    dim = 1280
+    dim = 1280 + BLOCK_SIZES[block_format][0] % 256  # blocks of less than 256 numbers: the last part is shorter
     packed, rows = _pack(random_blocks(block_format, 75, dim)), torch.randn(70, dim) * torch.rand(70, dim).exp()
     expected = torch.cat([native(ISAS[0]).linear(row, packed) for row in rows.split(1)])
     for isa, threads in product(ISAS, (1, 2)):
@@ -93,7 +93,10 @@ def test_extreme_blocks_are_exact(isa: str, block_format: str) -> None:
         if block_format in MIN_AT:
             set_halves(blocks[row], MIN_AT[block_format], np.full(dim // numbers, low))
     matrix = BlockMatrix(block_format, torch.from_numpy(blocks.reshape(len(cases), -1)))
-    x = torch.cat((torch.ones(1, dim), -torch.ones(1, dim), torch.randn(5, dim), torch.zeros(1, dim)))
+    # Sums of parts of a group, in which some instruction sets compute it, are largest where others have the other sign.
+    signs = [1.0 - 2.0 * (torch.arange(dim) // run % 2) for run in (2, 8, 16)]
+    ends = torch.stack((torch.ones(dim), -torch.ones(dim), *signs))
+    x = torch.cat((ends, torch.randn(5, dim), torch.zeros(1, dim)))
     exact = oracle.linear(quantized_rows(x, block_format), decoded(matrix))
     largest = oracle.linear(x.abs(), decoded(matrix).abs())  # what cancels leaves its roundings
     packed = _pack(matrix)
@@ -254,6 +257,16 @@ def test_experts_may_have_a_format_per_matrix(isa: str, dtype: torch.dtype, form
     assert oracle.relative_error(ours, exact) < 0.03  # three products with rows in int8
     alone = [native(isa).moe(row, packed, uniform_request(1, 2)) for row in x.split(1)]
     assert torch.equal(ours, torch.cat(alone))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("formats", [MIXED[0], ("Q3_K", "Q5_0", "Q2_K"), ("IQ2_XXS", "IQ2_S", "IQ3_XXS")], ids=str)
+def test_whole_tiles_of_an_expert_have_the_bits_of_single_rows(isa: str, formats: tuple[str, str, str]) -> None:
+    packed = native(isa).pack_ffn(_experts(formats, 256, 512)[0])
+    x = torch.randn(65, 256)
+    alone = torch.cat([native(isa).ffn(row, packed) for row in x.split(1)])
+    for count in (28, 33, 65):
+        assert torch.equal(native(isa, 2).ffn(x[:count], packed), alone[:count]), count
 
 
 @pytest.mark.parametrize("isa", ISAS)
