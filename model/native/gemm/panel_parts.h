@@ -2,8 +2,8 @@
 //
 // A pass multiplies a few rows by some columns: those whose sums fit into registers. With 8 lanes several passes share
 // a panel, so each multiplies a part of it before they all go on: memory is read once, and while they all multiply.
-// In int8 and int4, and where blocks were unpacked on AVX-512, each prefetches its share of the next part, in the order of
-// the addresses (decisions 104 and 114).
+// In int8 and int4, and where blocks were unpacked on AVX-512, each prefetches its share of the next part, in the order
+// of the addresses (decisions 104 and 114).
 #pragma once
 
 #include <algorithm>

@@ -23,8 +23,8 @@ constexpr int LANES = 8;
 constexpr int LANES = 4;
 #endif
 
-// The sets of AVX-512 that `--isa auto` takes on Intel's CPUs only: all of AMD's that have AVX-512 and VNNI have BF16 too,
-// and no AMX.
+// The sets of AVX-512 that `--isa auto` takes on Intel's CPUs only: all of AMD's that have AVX-512 and VNNI have BF16
+// too, and no AMX.
 #if defined(__AVX512F__) && (!defined(__AVX512BF16__) || defined(__AMX_TILE__))
 constexpr bool IS_FOR_INTEL = true;
 #else

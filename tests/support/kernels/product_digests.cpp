@@ -180,7 +180,7 @@ bool print_attention(smoe_pool* pool, int isa, int dtype, int kv_dtype) {
 
 int main() {
     smoe_pool* pool = smoe_pool_create(1);
-    const BlockFormat files[] = {{4, 18, 32, {0}},       {8, 34, 32, {0}},     {9, 144, 256, {0, 2}},
+    const BlockFormat files[] = {{4, 18, 32, {0}},       {8, 34, 32, {0}},      {9, 144, 256, {0, 2}},
                                  {10, 176, 256, {0, 2}}, {11, 210, 256, {208}}, {17, 18, 32, {0}},
                                  {31, 74, 256, {0}}};
     bool is_independent = true;
