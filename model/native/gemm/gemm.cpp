@@ -95,7 +95,7 @@ void multiply_matrix(Pool& pool, int dtype, const void* x, const Matrix& matrix,
     const int format = matrix.format;
     const std::vector<int32_t> row_ids = in_order(T);
     std::vector<Tile> tiles;
-    append_tiles(tiles, 0, T, 0, max_tile_rows(format));
+    append_tiles(tiles, 0, T, 0, max_tile_rows(format, T));
     const int64_t words = row_words(format, K);
     auto* rows = reinterpret_cast<uint32_t*>(pool.scratch(T * packing_words(dtype, format, K) * 4));
     pack_rows(pool, dtype, format, x, row_ids, tiles, K, {matrix.order}, rows, beside);

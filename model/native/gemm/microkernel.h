@@ -12,7 +12,7 @@ namespace SMOE_ISA {
 // Per-thread state for consecutive products: keeps the configuration that they share.
 class Microkernel {
   public:
-    // out[rows][PANEL] = tile times panel, in float32; rows <= max_tile_rows(format).
+    // out[rows][PANEL] = tile times panel, in float32; rows <= max_tile_rows().
     void multiply(int format, int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out);
 
   private:

@@ -100,10 +100,10 @@ void combine(Pool& pool, int dtype, const float* outputs, const Choice& choice, 
     });
 }
 
-// Rows that a tile of every format in use may have.
-int max_rows(const Expert& expert) {
-    return std::min(
-        {max_tile_rows(expert.w1.format), max_tile_rows(expert.w3.format), max_tile_rows(expert.w2.format)});
+// Rows that a tile may have in all products of an expert with `rows` rows.
+int max_rows(const Expert& expert, int64_t rows) {
+    return std::min({max_tile_rows(expert.w1.format, rows), max_tile_rows(expert.w3.format, rows),
+                     max_tile_rows(expert.w2.format, rows)});
 }
 
 std::vector<int32_t> experts_of(const std::vector<Tile>& tiles) {
@@ -145,7 +145,7 @@ void multiply_stored(Pool& pool, int dtype, const void* x, const Experts& weight
 }
 
 void run_experts(Pool& pool, int dtype, const void* x, const Experts& weights, const Choice& choice, void* y) {
-    const Pairs pairs = sort_pairs(choice, weights.E, max_rows(weights[0]));
+    const Pairs pairs = sort_pairs(choice, weights.E, [&](int64_t rows) { return max_rows(weights[0], rows); });
     const auto num_pairs = static_cast<int64_t>(pairs.rows.size());
     const ProductMemory memory = reserve_products(pool, dtype, weights, num_pairs, weights.store);
     if (weights.store)

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "gemm/row_tiles.h"
@@ -44,6 +45,7 @@ struct Pairs {
 // ascending id. Ties go to lower ids. Defined for NaN too. Marks the selected ones as taken.
 void select_top_k(const float* logits, int64_t E, int64_t k, uint8_t* taken, int32_t* expert_ids, int32_t* experts);
 
-Pairs sort_pairs(const Choice& choice, int64_t E, int max_tile_rows);
+// max_tile_rows(rows): of a tile of an expert with `rows` rows.
+Pairs sort_pairs(const Choice& choice, int64_t E, const std::function<int(int64_t)>& max_tile_rows);
 
 }  // namespace smoe
