@@ -57,10 +57,10 @@ constexpr bool is_widened(int) { return false; }
 constexpr bool is_widened(int format) { return format == BFLOAT16; }
 #endif
 
-// Rows of a tile of a matrix that multiplies `rows` rows. On AVX-512 unpacking Q4_K and Q5_K gains nothing from fewer
-// than 28, and passes over a larger tile are slower than those over several tiles.
+// Rows of a tile of a matrix that multiplies `rows` rows. On AVX-512 unpacking Q4_K gains nothing from fewer than 28,
+// and passes over a larger tile are slower than those over several tiles.
 constexpr int max_tile_rows(int format, int64_t rows) {
-    if (LANES == 16 && (format == Q4_K || format == Q5_K) && rows < 28) return MAX_UNIT_ROWS;
+    if (LANES == 16 && format == Q4_K && rows < 28) return MAX_UNIT_ROWS;
     if (unpacks_blocks(format)) return MAX_TILE_ROWS;
     return uses_amx_layout(format, MAX_TILE_ROWS) ? MAX_TILE_ROWS : MAX_UNIT_ROWS;
 }
