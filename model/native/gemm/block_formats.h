@@ -25,7 +25,7 @@
 //     y += s (d sum(sc I) - dmin sum(mn P))   or   y += s (d (sum(sc I) - zero sum(sc P)))
 //   row, per block: [64 units; P of each group, two int16 per word; s]
 //   row of Q6_K on AVX2 without VNNI: [64 units; -32 P of each group, two int16 in a word: of the bytes 0 and 1 of its
-//   units, and of the bytes 2 and 3; s]; on AVX-512 with VNNI: [64 units; -32 P of each half of a group; s]
+//   units, and of the bytes 2 and 3; s]; on Intel's AVX-512 with VNNI: [64 units; -32 P of each half of a group; s]
 //   panel, per block: d, dmin [PANEL] float16; sc, mn [groups / 2][PANEL][2] bytes; bit planes; words
 // Code books, blocks of 256: a code stands for four (IQ3) or eight (IQ2) magnitudes g of an entry of the book, 1 .. 62.
 // w = d u (2 n + 1) (+-g) in groups of 32 (IQ3_S, IQ3_XXS, IQ2_XXS) or 16 (IQ2_S, IQ2_XS); n is 0 .. 15, u a power of
