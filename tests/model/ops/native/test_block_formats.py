@@ -93,9 +93,11 @@ def test_extreme_blocks_are_exact(isa: str, block_format: str) -> None:
         if block_format in MIN_AT:
             set_halves(blocks[row], MIN_AT[block_format], np.full(dim // numbers, low))
     matrix = BlockMatrix(block_format, torch.from_numpy(blocks.reshape(len(cases), -1)))
-    # Sums of parts of a group, in which some instruction sets compute it, are largest where others have the other sign.
-    signs = [1.0 - 2.0 * (torch.arange(dim) // run % 2) for run in (2, 8, 16)]
-    ends = torch.stack((torch.ones(dim), -torch.ones(dim), *signs))
+    # Some instruction sets add up parts of a group: their sums are largest beside zeros or other signs.
+    parts = [torch.arange(dim) // run % 2 for run in (2, 8, 16)]
+    ends = torch.stack(
+        (torch.ones(dim), -torch.ones(dim), *(1.0 - part for part in parts), *(1.0 - 2.0 * part for part in parts))
+    )
     x = torch.cat((ends, torch.randn(5, dim), torch.zeros(1, dim)))
     exact = oracle.linear(quantized_rows(x, block_format), decoded(matrix))
     largest = oracle.linear(x.abs(), decoded(matrix).abs())  # what cancels leaves its roundings
