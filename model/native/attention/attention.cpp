@@ -6,6 +6,7 @@
 #include "attention/attention_bf16.h"
 #include "attention/attention_f32.h"
 #include "attention/kv_span.h"
+#include "attention/kv_tile_prefetch.h"
 #include "attention/kv_tile_span.h"
 #include "attention/span_softmax.h"
 #include "simd/exp_f32.h"
@@ -31,17 +32,34 @@ class SpanAttention : SpanSoftmax {
         const Cache cache(args_, block_, span_start_, keys.begin, keys.end);
         for (int64_t i = 0; i < num_queries_; ++i)
             args_.dtype == BFLOAT16 ? load_query(i, query<uint16_t>(i)) : load_query(i, query<float>(i));
-        const int64_t first_panel = keys.begin / TILE_WIDTH, end_panel = (keys.end + TILE_WIDTH - 1) / TILE_WIDTH;
-        const int64_t num_squares = (end_panel - first_panel) * key_squares(TILE_WIDTH, args_.head_dim);
-        KvPrefetcher prefetcher(prefetch_, num_squares + keys.end - keys.begin);
-        for (int64_t first = first_panel * TILE_WIDTH; first < keys.end; first += TILE_WIDTH)
+        const int64_t first_key = keys.begin / TILE_WIDTH * TILE_WIDTH;
+        const int64_t num_panels = (keys.end - first_key + TILE_WIDTH - 1) / TILE_WIDTH;
+        Prefetcher prefetcher(prefetch_, num_panels * key_steps() + keys.end - keys.begin);
+        for (int64_t first = first_key; first < keys.end; first += TILE_WIDTH) {
+            if (first == first_key || first % MAX_KEY_PANEL == 0) prefetch_behind_keys(cache, first, keys, prefetcher);
             score(cache, {first, first + TILE_WIDTH}, prefetcher);
-        for (int64_t i = 0; i < num_queries_; ++i) softmax_row(i);
-        for (int64_t first = keys.begin; first < keys.end; first += MAX_KEY_PANEL)
-            add_values(cache, {first, min(first + MAX_KEY_PANEL, keys.end)}, prefetcher);
+        }
+        for (int64_t i = 0; i < num_queries_; ++i) softmax_row(i, prefetcher);
+        for (int64_t first = keys.begin; first < keys.end; first += MAX_KEY_PANEL) {
+            const int64_t next = first + MAX_KEY_PANEL;
+            prefetcher.begin(next < keys.end ? cache.tiles(args_.v_cache, 0, next) : first_tiles(prefetch_),
+                             value_steps());
+            add_values(cache, {first, min(next, keys.end)}, prefetcher);
+        }
     }
 
   private:
+    using Prefetcher = typename Cache::Prefetcher;
+    static constexpr bool BY_PANEL = Prefetcher::IS_BY_PANEL;
+    static constexpr int64_t SOFTMAX_STEPS = 4;  // of the prefetcher, for a vector of weights
+
+    // Steps of the prefetcher for a panel of keys, a panel of values and the weights of all queries.
+    int64_t key_steps() const {
+        return BY_PANEL && reads_pairs() ? TILE_VECS * args_.head_dim / 2 : key_squares(TILE_WIDTH, args_.head_dim);
+    }
+    int64_t value_steps() const { return MAX_KEY_PANEL * (reads_pairs() ? value_stride_ / TILE_WIDTH : 1); }
+    int64_t softmax_steps(Range keys) const { return num_queries_ * (keys.end - keys.begin) / LANES * SOFTMAX_STEPS; }
+
     template <class T>
     void load_query(int64_t i, const T* from) {
         for (int64_t k = 0; k < args_.head_dim; k += LANES)
@@ -53,8 +71,16 @@ class SpanAttention : SpanSoftmax {
         return Cache::HAS_PAIRS && num_queries_ <= TILE_ROWS && args_.head_dim == value_stride_;
     }
 
+    // Prefetch what is read behind the MAX_KEY_PANEL keys at `first`: more keys, or the first values.
+    void prefetch_behind_keys(const Cache& cache, int64_t first, Range keys, Prefetcher& prefetcher) const {
+        const int64_t next = (first / MAX_KEY_PANEL + 1) * MAX_KEY_PANEL,
+                      steps = MAX_KEY_PANEL / TILE_WIDTH * key_steps();
+        if (next < keys.end) return prefetcher.begin(cache.tiles(args_.k_cache, 0, next), steps);
+        prefetcher.begin(cache.tiles(args_.v_cache, 0, keys.begin), steps + softmax_steps(keys));
+    }
+
     // Compute the scores of a panel of keys. Masked positions get a score too; no code reads it.
-    void score(const Cache& cache, Range keys, KvPrefetcher& prefetcher) {
+    void score(const Cache& cache, Range keys, Prefetcher& prefetcher) {
         if constexpr (Cache::HAS_PAIRS)
             if (reads_pairs()) return score_in_place(cache, keys, prefetcher);
         cache.template pack_keys<TILE_WIDTH>(keys.begin, panel_, prefetcher);
@@ -68,7 +94,7 @@ class SpanAttention : SpanSoftmax {
         }
     }
 
-    void score_in_place(const Cache& cache, Range keys, KvPrefetcher& prefetcher) {
+    void score_in_place(const Cache& cache, Range keys, Prefetcher& prefetcher) {
         typename Cache::KeyPairs pairs[TILE_VECS];
         for (int n = 0; n < TILE_VECS; ++n) pairs[n] = cache.key_pairs(keys.begin + n * LANES);
         with_rows(num_queries_, [&](auto tile) {
@@ -78,7 +104,7 @@ class SpanAttention : SpanSoftmax {
     }
 
     // Turn the scores of query i into weights; set m and l; clear o.
-    void softmax_row(int64_t i) {
+    void softmax_row(int64_t i, Prefetcher& prefetcher) {
         const Range seen = visible(i);
         float* scores = scores_ + i * SPAN;
         const float largest = seen.empty() ? MINUS_INFINITY : largest_seen(scores, seen);
@@ -88,34 +114,32 @@ class SpanAttention : SpanSoftmax {
             const Vec weight = weights(scores, j, seen, largest);
             store(scores + j, weight);
             total += weight;
+            if constexpr (BY_PANEL) prefetcher.step(SOFTMAX_STEPS);
         }
         partial(i)[1] = sum(total);
     }
 
-    void add_values(const Cache& cache, Range positions, KvPrefetcher& prefetcher) {
-        if (reads_pairs())
-            prefetcher.step(positions.end - positions.begin);
-        else
-            cache.pack_values(positions.begin, positions.end, panel_, prefetcher);
+    void add_values(const Cache& cache, Range positions, Prefetcher& prefetcher) {
+        if (!reads_pairs()) cache.pack_values(positions.begin, positions.end, panel_, prefetcher);
         for (int64_t first = 0; first < num_queries_; first += TILE_ROWS) {
             const int64_t rows = min(TILE_ROWS, num_queries_ - first);
             // Add the positions that all queries of the tile see at once, and the rest per query.
             const Range shared = intersect(positions, {visible(first + rows - 1).begin, visible(first).end});
             if (shared.empty()) {
                 for (int64_t i = first; i < first + rows; ++i)
-                    add(cache, i, 1, intersect(positions, visible(i)), positions);
+                    add(cache, i, 1, intersect(positions, visible(i)), positions, prefetcher);
                 continue;
             }
             for (int64_t i = first; i < first + rows; ++i)
-                add(cache, i, 1, intersect({positions.begin, shared.begin}, visible(i)), positions);
-            add(cache, first, rows, shared, positions);
+                add(cache, i, 1, intersect({positions.begin, shared.begin}, visible(i)), positions, prefetcher);
+            add(cache, first, rows, shared, positions, prefetcher);
             for (int64_t i = first; i < first + rows; ++i)
-                add(cache, i, 1, intersect({shared.end, positions.end}, visible(i)), positions);
+                add(cache, i, 1, intersect({shared.end, positions.end}, visible(i)), positions, prefetcher);
         }
     }
 
     // Add the values of positions `added` to o of queries first .. first + rows - 1. The panel holds `packed`.
-    void add(const Cache& cache, int64_t first, int64_t rows, Range added, Range packed) {
+    void add(const Cache& cache, int64_t first, int64_t rows, Range added, Range packed, Prefetcher& prefetcher) {
         if (added.empty()) return;
         const float* weights = scores_ + first * SPAN;
         const float* values = panel_ + (added.begin - packed.begin) * value_stride_;
@@ -124,7 +148,8 @@ class SpanAttention : SpanSoftmax {
                 float* outputs = partial(first) + PARTIAL_HEADER + dim;
                 const int64_t stride = partial_floats(args_.head_dim);
                 if constexpr (Cache::HAS_PAIRS)
-                    if (reads_pairs()) return value_pairs<tile.value>(weights, cache, dim, added, outputs, stride);
+                    if (reads_pairs())
+                        return value_pairs<tile.value>(weights, cache, dim, added, outputs, stride, prefetcher);
                 value_tile<tile.value>(weights + added.begin, values + dim, value_stride_, added.end - added.begin,
                                        outputs, stride);
             });
@@ -172,12 +197,17 @@ void attend(const AttentionArgs& args, const RowBlock& block, int64_t span_start
     for (int64_t i = 0; i < block.num_kv_heads; ++i) {
         RowBlock head = block;
         head.kv_head += i, head.num_kv_heads = 1;
-        const KvPrefetchSpan part = prefetch.part(i, block.num_kv_heads);
         float* results = partials + i * num_queries(args, head) * partial_floats(args.head_dim);
         with_kv_number(args.kv_dtype, [&](auto number) {
             using Number = decltype(number);
             using Reader = std::conditional_t<std::is_same_v<Number, float>, KvSpan<float>, Cache<Number>>;
-            SpanAttention<Reader>(args, head, span_start, part, results, scratch).run();
+            KvPrefetchSpan next = prefetch.part(i, block.num_kv_heads);
+            if constexpr (Reader::Prefetcher::IS_BY_PANEL) {
+                RowBlock following = head;
+                following.kv_head += 1;
+                next = i + 1 < block.num_kv_heads ? KvPrefetchSpan(args, following, span_start) : prefetch;
+            }
+            SpanAttention<Reader>(args, head, span_start, next, results, scratch).run();
         });
     }
 }

@@ -56,9 +56,9 @@ inline void score_tile(const float* queries, int64_t query_stride, const float* 
 }
 
 // As score_tile(), of keys [n][at(k)] in pairs of neighbouring dims.
-template <int ROWS, class Keys>
+template <int ROWS, class Keys, class Prefetcher>
 [[gnu::noinline]] void score_pairs(const float* queries, int64_t query_stride, const Keys (&keys)[TILE_VECS],
-                                   int64_t head_dim, float scale, float* scores, KvPrefetcher& prefetcher) {
+                                   int64_t head_dim, float scale, float* scores, Prefetcher& prefetcher) {
     Vec sums[ROWS][TILE_VECS] = {};
     for (int64_t k = 0; k < head_dim; k += 2) {
         Vec first[TILE_VECS], second[TILE_VECS];
@@ -69,7 +69,7 @@ template <int ROWS, class Keys>
         }
         add_products(sums, queries + k, query_stride, first);
         add_products(sums, queries + k + 1, query_stride, second);
-        if (k % LANES == 0) prefetcher.step(TILE_VECS);
+        if (Prefetcher::IS_BY_PANEL || k % LANES == 0) prefetcher.step(TILE_VECS);
     }
     store_scores(sums, scale, scores);
 }
@@ -118,9 +118,9 @@ template <int ROWS>
 }
 
 // As value_tile(), of positions of a cache that has them in pairs; `weights`: [ROWS, SPAN].
-template <int ROWS, class Cache>
+template <int ROWS, class Cache, class Prefetcher>
 [[gnu::noinline]] void value_pairs(const float* weights, const Cache& cache, int64_t dim, Range positions,
-                                   float* outputs, int64_t output_stride) {
+                                   float* outputs, int64_t output_stride, Prefetcher& prefetcher) {
     Outputs<ROWS> sums(outputs, output_stride);
     for (int64_t j = positions.begin; j < positions.end;) {
         const int64_t end = min((j / KV_TILE + 1) * KV_TILE, positions.end);
@@ -136,6 +136,7 @@ template <int ROWS, class Cache>
             pair.load(first, second);
             sums.add(weights + j, first);
             sums.add(weights + j + 1, second);
+            if (Prefetcher::IS_BY_PANEL || dim == 0) prefetcher.step(2);
         }
         if (j < end) {
             Vec first[TILE_VECS], second[TILE_VECS];

@@ -23,9 +23,7 @@ inline int64_t key_squares(int64_t width, int64_t words) { return width / LANES 
 template <class Number>
 class KvSpan {
   public:
-#if defined(__AVX512BF16__)
     using Prefetcher = KvSpanPrefetcher;
-#endif
 
     KvSpan(const AttentionArgs& args, const RowBlock& block, int64_t span_start, int64_t begin, int64_t end)
         : args_(args), begin_(begin), end_(end) {
@@ -41,7 +39,7 @@ class KvSpan {
     // Pack keys of positions first .. first + WIDTH - 1 (WIDTH a multiple of LANES) into panel [K, WIDTH]; zeros where
     // a position is absent.
     template <int WIDTH>
-    void pack_keys(int64_t first, float* panel, KvPrefetcher& prefetcher) const {
+    void pack_keys(int64_t first, float* panel, Prefetcher& prefetcher) const {
         for (int64_t group = 0; group < WIDTH; group += LANES)
             for (int64_t k = 0; k < args_.head_dim; k += LANES) {
                 Vec square[LANES];
@@ -89,14 +87,14 @@ class KvSpan {
     }
 
     static constexpr bool HAS_PAIRS_IN_PLACE = false;
+#endif
 
     KvTiles tiles(const void*, int64_t, int64_t) const { return {}; }
-#endif
 
     static constexpr bool HAS_PAIRS = false;
 
     // Pack values of positions first .. last - 1 into panel [last - first, value_dims(K)]; zeros past dim K.
-    void pack_values(int64_t first, int64_t last, float* panel, KvPrefetcher& prefetcher) const {
+    void pack_values(int64_t first, int64_t last, float* panel, Prefetcher& prefetcher) const {
         const int64_t stride = value_dims(args_.head_dim);
         for (int64_t j = first; j < last; ++j) {
             const KvRow<Number> values(static_cast<const char*>(args_.v_cache) + offsets_[j], args_.head_dim);

@@ -2,17 +2,16 @@
 // only.
 #pragma once
 
-#if defined(__AVX512BF16__)
-
 #include "attention/attention_f32.h"
 #include "attention/kv_prefetch.h"
 
 namespace smoe {
 namespace SMOE_ISA {
 
-// Tiles of keys or of values: TILE_WIDTH neighbouring positions of one KV head.
+// Tiles of keys or of values: MAX_KEY_PANEL neighbouring positions of one KV head.
+constexpr int64_t PANEL_TILES = MAX_KEY_PANEL / KV_TILE;
 struct KvTiles {
-    const char* first[TILE_VECS];
+    const char* first[PANEL_TILES];
     int64_t bytes;  // of each; 0: no tiles
 };
 
@@ -23,8 +22,8 @@ inline KvTiles first_tiles(const KvPrefetchSpan& span) {
     const int64_t per_block = args.block_size / KV_TILE;
     const int64_t begin = span.begin / KV_TILE, last = (span.end - 1) / KV_TILE;
     KvTiles tiles{{}, KV_TILE * args.kv_row_bytes()};
-    for (int64_t n = 0; n < TILE_VECS; ++n) {
-        const int64_t tile = std::min(last, std::max(begin, begin / TILE_VECS * TILE_VECS + n));
+    for (int64_t n = 0; n < PANEL_TILES; ++n) {
+        const int64_t tile = std::min(last, std::max(begin, begin / PANEL_TILES * PANEL_TILES + n));
         const int64_t number = span.table[tile / per_block] * per_block + tile % per_block;
         tiles.first[n] =
             static_cast<const char*>(args.k_cache) + (number * args.num_kv_heads + span.kv_head) * tiles.bytes;
@@ -38,6 +37,8 @@ inline KvTiles first_tiles(const KvPrefetchSpan& span) {
 // ascending streams, which the hardware's prefetchers follow; what is requested here is as far ahead as one head.
 class KvTilePrefetcher {
   public:
+    static constexpr bool IS_BY_PANEL = true;
+
     KvTilePrefetcher(const KvPrefetchSpan&, int64_t) {}
 
     // Prefetch `tiles` within the next num_steps steps.
@@ -52,7 +53,7 @@ class KvTilePrefetcher {
         due_ += count * lines_;
         for (; due_ >= num_steps_ && lines_; due_ -= num_steps_) {
 #pragma GCC unroll 4
-            for (int n = 0; n < TILE_VECS; ++n) __builtin_prefetch(tiles_.first[n] + next_, 0, 3);
+            for (int n = 0; n < PANEL_TILES; ++n) __builtin_prefetch(tiles_.first[n] + next_, 0, 3);
             next_ += LINE_BYTES;
             if (next_ >= tiles_.bytes) lines_ = due_ = 0;
         }
@@ -70,6 +71,8 @@ class KvTilePrefetcher {
 
 // Prefetches caches in rows: the whole next span, whatever is multiplied.
 struct KvSpanPrefetcher : KvPrefetcher {
+    static constexpr bool IS_BY_PANEL = false;
+
     using KvPrefetcher::KvPrefetcher;
 
     void begin(const KvTiles&, int64_t) {}
@@ -77,5 +80,3 @@ struct KvSpanPrefetcher : KvPrefetcher {
 
 }  // namespace SMOE_ISA
 }  // namespace smoe
-
-#endif

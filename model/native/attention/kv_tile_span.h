@@ -18,8 +18,9 @@ namespace SMOE_ISA {
 template <class Number>
 class KvTileSpan {
   public:
-#if defined(__AVX512BF16__)
     using Prefetcher = KvTilePrefetcher;
+
+#if defined(__AVX512BF16__)
     static constexpr bool HAS_PAIRS_IN_PLACE = sizeof(Number) == 1;
 #endif
 
@@ -85,7 +86,7 @@ class KvTileSpan {
 
     // Pack keys of positions first .. first + WIDTH - 1 (WIDTH a multiple of LANES) into panel [K, WIDTH].
     template <int WIDTH>
-    void pack_keys(int64_t first, float* panel, KvPrefetcher& prefetcher) const {
+    void pack_keys(int64_t first, float* panel, Prefetcher& prefetcher) const {
         for (int64_t group = 0; group < WIDTH; group += LANES) {
             const KeyPairs keys = key_pairs(first + group);
             for (int64_t k = 0; k < args_.head_dim; k += 2) {
@@ -99,7 +100,7 @@ class KvTileSpan {
 
     // Pack values of positions first .. last - 1, which exist, into panel [last - first, value_dims(K)]; zeros past dim
     // K.
-    void pack_values(int64_t first, int64_t last, float* panel, KvPrefetcher& prefetcher) const {
+    void pack_values(int64_t first, int64_t last, float* panel, Prefetcher& prefetcher) const {
         const int64_t K = args_.head_dim, stride = value_dims(K);
         for (int64_t j = first / 2 * 2; j < last; j += 2) {
             const ValuePair pair = value_pair(j, 0);
@@ -185,13 +186,14 @@ class KvTileSpan {
             std::memcpy(scales, scales_of(cache, existing(j / KV_TILE), head), KV_TILE * sizeof(float));
     }
 
-    // The tiles of positions first .. first + TILE_WIDTH - 1.
+#endif
+
+    // The tiles of positions first .. first + MAX_KEY_PANEL - 1.
     KvTiles tiles(const void* cache, int64_t head, int64_t first) const {
         KvTiles tiles{{}, tile_bytes_};
-        for (int64_t n = 0; n < TILE_VECS; ++n) tiles.first[n] = bytes(cache, existing(first / KV_TILE + n), head);
+        for (int64_t n = 0; n < PANEL_TILES; ++n) tiles.first[n] = bytes(cache, existing(first / KV_TILE + n), head);
         return tiles;
     }
-#endif
 
   private:
     // The tile itself, or another one of the span if no position of it exists.
