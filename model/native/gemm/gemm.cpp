@@ -17,11 +17,16 @@ namespace smoe {
 namespace SMOE_ISA {
 namespace {
 
-using Product = void (*)(const uint32_t* x, int stride, const uint32_t* panel, int64_t K, float* out);
+using Product = void (*)(const uint32_t* x, int stride, const uint32_t* panel, int64_t K, float* out,
+                         const PrefetchShare& share);
 
 // Multiply ROWS rows by a panel: all columns in one pass if their sums fit into registers, else a few per pass.
 template <class Format, int ROWS>
-void multiply_panel(const uint32_t* x, int stride, const uint32_t* panel, int64_t K, float* out) {
+void multiply_panel(const uint32_t* x, int stride, const uint32_t* panel, int64_t K, float* out,
+                    const PrefetchShare& share) {
+    if constexpr (shares_panels(Format::FORMAT))
+        if (share.words)
+            return Format::template multiply<ROWS, PANEL / LANES, true>(x, stride, panel, 0, K, out, share);
     constexpr int VECTORS = ROWS <= MAX_ROWS_IN_ONE_PASS ? PANEL / LANES : COLUMNS / LANES;
     for (int column = 0; column < PANEL; column += VECTORS * LANES)
         Format::template multiply<ROWS, VECTORS>(x, stride, panel, column, K, out);
@@ -35,20 +40,22 @@ Product product_of(int rows, std::integer_sequence<int, ROWS...>) {
 }
 
 template <class Format, int MAX_ROWS = Format::MAX_ROWS>
-void multiply_tile(int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out) {
+void multiply_tile(int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out,
+                   const PrefetchShare& share = {}) {
     for (int first = 0; first < rows; first += MAX_ROWS) {
         const int count = std::min(MAX_ROWS, rows - first);
         const Product product = product_of<Format>(count, std::make_integer_sequence<int, MAX_ROWS>());
-        product(tile + first, rows, panel, K, out + first * PANEL);
+        product(tile + first, rows, panel, K, out + first * PANEL, share);
     }
 }
 
 // As multiply_tile(), in parts of the units if several passes compute the columns.
 template <class Unit>
-void multiply_float_tile(int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out) {
+void multiply_float_tile(int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out,
+                         const PrefetchShare& share) {
     const int64_t numbers = PART * (Unit::FORMAT == BFLOAT16 ? 2 : 1);
     const int64_t first = PART && rows > MAX_ROWS_IN_ONE_PASS ? std::min(numbers, K) : K;
-    multiply_tile<FloatBlock<Unit>>(rows, tile, panel, first, out);
+    multiply_tile<FloatBlock<Unit>>(rows, tile, panel, first, out, share);
     if constexpr (PART)
         for (int64_t k = first; k < K; k += numbers) {
             tile += numbers * rows, panel += PART * PANEL;
@@ -58,9 +65,10 @@ void multiply_float_tile(int rows, const uint32_t* tile, const uint32_t* panel, 
 
 // As multiply_tile(), in parts if several passes compute the columns.
 template <class Block>
-void multiply_integer_tile(int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out) {
+void multiply_integer_tile(int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out,
+                           const PrefetchShare& share) {
     if constexpr (!HAS_PARTS) {
-        multiply_tile<Block>(rows, tile, panel, K, out);
+        multiply_tile<Block>(rows, tile, panel, K, out, share);
     } else if (rows <= MAX_ROWS_IN_ONE_PASS) {
         multiply_tile<Block, MAX_ROWS_IN_ONE_PASS>(rows, tile, panel, K, out);
     } else {
@@ -99,29 +107,32 @@ void multiply_matrix(Pool& pool, int dtype, const void* x, const Matrix& matrix,
     const int64_t words = row_words(format, K);
     auto* rows = reinterpret_cast<uint32_t*>(pool.scratch(T * packing_words(dtype, format, K) * 4));
     pack_rows(pool, dtype, format, x, row_ids, tiles, K, {matrix.order}, rows, beside);
-    const auto multiply = [&](Microkernel& by, const Tile& tile, int64_t panel) {
+    const auto multiply = [&](Microkernel& by, const Tile& tile, int64_t panel, const NextPanel& next) {
         alignas(64) float sums[MAX_TILE_ROWS * PANEL];
         const int64_t first = place.first + panel * PANEL;
         if (!low_rank.is_empty()) low_rank.prefetch(tile, first);
-        by.multiply(format, tile.rows, rows + tile.first_row * words, matrix.panel(panel), K, sums);
+        by.multiply(format, tile.rows, rows + tile.first_row * words, matrix.panel(panel), K, sums,
+                    share_of(next, matrix, panel_words(format, K)));
         const int64_t columns = std::min<int64_t>(PANEL, matrix.outputs - panel * PANEL);
         if (!low_rank.is_empty()) low_rank.add(tile, first, sums);
         store_tile(y + tile.first_row * place.stride + first, sums, tile.rows, columns, place.stride);
     };
-    for_each_product<Microkernel>(pool, tiles, ceil_div(matrix.outputs, PANEL), panel_words(format, K), multiply);
+    for_each_product<Microkernel>(pool, tiles, ceil_div(matrix.outputs, PANEL), panel_words(format, K),
+                                  shares_panels(format), multiply);
 }
 
 }  // namespace
 
-void Microkernel::multiply(int format, int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out) {
+void Microkernel::multiply(int format, int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out,
+                           const PrefetchShare& share) {
 #if defined(__AMX_TILE__)
     if (uses_amx_layout(format, rows)) return multiply_lines(registers_, format, rows, tile, panel, K, out);
 #endif
     if (is_block_format(format)) return multiply_blocks(format, rows, tile, panel, K, out);
-    if (format == INT4) return multiply_integer_tile<Int4Block>(rows, tile, panel, K, out);
-    if (format == INT8) return multiply_integer_tile<Int8Block>(rows, tile, panel, K, out);
-    if (format == BFLOAT16) return multiply_float_tile<Bfloat16>(rows, tile, panel, K, out);
-    multiply_float_tile<Float32>(rows, tile, panel, K, out);
+    if (format == INT4) return multiply_integer_tile<Int4Block>(rows, tile, panel, K, out, share);
+    if (format == INT8) return multiply_integer_tile<Int8Block>(rows, tile, panel, K, out, share);
+    if (format == BFLOAT16) return multiply_float_tile<Bfloat16>(rows, tile, panel, K, out, share);
+    multiply_float_tile<Float32>(rows, tile, panel, K, out, share);
 }
 
 void linear(Pool& pool, int dtype, const void* x, const Matrix* matrices, int64_t num_matrices, void* y, int64_t T,

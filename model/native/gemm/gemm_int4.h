@@ -7,6 +7,7 @@ namespace smoe {
 namespace SMOE_ISA {
 
 struct Int4Block {
+    static constexpr int FORMAT = INT4;
     static constexpr int MAX_ROWS = LANES == 16 ? 6 : LANES == 8 || SMOE_MATRIX_PRODUCTS ? 4 : 2;
 
     // What add_in_parts() asks for; a block is a group.

@@ -66,6 +66,7 @@ template <int WORDS, int VECTORS>
 }
 
 struct Int8Block {
+    static constexpr int FORMAT = INT8;
     static constexpr int MAX_ROWS = LANES == 16 || SMOE_MATRIX_PRODUCTS ? 12 : SMOE_DOT_BYTES ? 6 : 4;
 
     // What add_in_parts() asks for; a block is a unit.
@@ -107,9 +108,12 @@ struct Int8Block {
             }
     }
 
-    template <int ROWS, int VECTORS>
-    static void multiply(const uint32_t* x, int stride, const uint32_t* panel, int column, int64_t K, float* out) {
+    // SHARES: prefetch the share of a later panel; this one is cached.
+    template <int ROWS, int VECTORS, bool SHARES = false>
+    static void multiply(const uint32_t* x, int stride, const uint32_t* panel, int column, int64_t K, float* out,
+                         const PrefetchShare& share = {}) {
         const int64_t depth = ceil_div(K, 4);
+        PacedPrefetch later(share, depth);
         const uint32_t* starts = x;
         Words sums[ROWS][VECTORS] = {};
         int64_t k = 0;
@@ -120,7 +124,10 @@ struct Int8Block {
         }
         for (; k < depth; ++k) {
             x += stride;
-            prefetch_words<PANEL, VECTORS>(panel, column);
+            if constexpr (SHARES)
+                prefetch_cached_panel(panel, later);
+            else
+                prefetch_words<PANEL, VECTORS>(panel, column);
             add_unit(sums, x, panel + column);
             panel += PANEL;
         }

@@ -3,17 +3,28 @@
 
 #include "gemm/amx_tiles.h"
 #include "gemm/packed_row_layout.h"
+#include "gemm/row_tiles.h"
 #include "simd/matrix_products.h"
+#include "simd/prefetch.h"
 #include "simd/vec.h"
 
 namespace smoe {
 namespace SMOE_ISA {
 
+// What one product prefetches of the matrix's panel of `words` words that is multiplied next.
+inline PrefetchShare share_of(const NextPanel& next, const Matrix& matrix, int64_t words) {
+    if (!next.parts) return {};
+    const int64_t first = words * next.part / next.parts;
+    return {matrix.panel(next.panel) + first, words * (next.part + 1) / next.parts - first};
+}
+
 // Per-thread state for consecutive products: keeps the configuration that they share.
 class Microkernel {
   public:
-    // out[rows][PANEL] = tile times panel, in float32; rows <= max_tile_rows().
-    void multiply(int format, int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out);
+    // out[rows][PANEL] = tile times panel, in float32; rows <= max_tile_rows(). Formats that share panels prefetch
+    // `share` meanwhile.
+    void multiply(int format, int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out,
+                  const PrefetchShare& share = {});
 
   private:
 #if defined(__AMX_TILE__)

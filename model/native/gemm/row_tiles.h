@@ -24,6 +24,13 @@ struct Task {
     int64_t first_tile, end_tile;
 };
 
+// A panel that a task multiplies next. One of `parts` products before it prefetches part `part` of its words; 0 parts:
+// none does.
+struct NextPanel {
+    int expert = 0;
+    int64_t panel = 0, part = 0, parts = 0;
+};
+
 // Divide rows first .. first + count - 1 into tiles of nearly equal size. Example: 25 rows, at most 12 per tile, give 9
 // + 8 + 8.
 void append_tiles(std::vector<Tile>& tiles, int64_t first, int64_t count, int expert, int max_rows);
@@ -50,16 +57,30 @@ void for_each_tile(Pool& pool, const std::vector<Tile>& tiles, int64_t words, co
     });
 }
 
-// Call product(state, tile, panel) for every tile and panel; each task has its own State.
+// The panel behind `panel` of tasks[index]: of the task, or the first one of the next task, which the same thread
+// mostly takes.
+NextPanel panel_behind(const std::vector<Task>& tasks, int64_t index, int64_t panel);
+
+// Call product(state, tile, panel, next) for every tile and panel; each task has its own State. by_panel: several tiles
+// are multiplied by one panel and then by the next, which they prefetch together.
 template <class State, class Product>
 void for_each_product(Pool& pool, const std::vector<Tile>& tiles, int64_t num_panels, int64_t words_per_panel,
-                      Product&& product) {
+                      bool by_panel, Product&& product) {
     const std::vector<Task> tasks = make_tasks(tiles, num_panels, words_per_panel, pool.threads());
     pool.parallel_for(static_cast<int64_t>(tasks.size()), [&](int64_t index) {
-        const Task& task = tasks[index];
+        const auto [expert, first_panel, end_panel, first_tile, end_tile] = tasks[index];
         State state;
-        for (int64_t tile = task.first_tile; tile < task.end_tile; ++tile)
-            for (int64_t panel = task.first_panel; panel < task.end_panel; ++panel) product(state, tiles[tile], panel);
+        if (by_panel && end_tile - first_tile > 1) {
+            for (int64_t panel = first_panel; panel < end_panel; ++panel) {
+                NextPanel next = panel_behind(tasks, index, panel);
+                for (int64_t tile = first_tile; tile < end_tile; ++tile, ++next.part)
+                    product(state, tiles[tile], panel, next);
+            }
+        } else {
+            for (int64_t tile = first_tile; tile < end_tile; ++tile)
+                for (int64_t panel = first_panel; panel < end_panel; ++panel)
+                    product(state, tiles[tile], panel, NextPanel());
+        }
     });
 }
 

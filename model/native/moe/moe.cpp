@@ -23,14 +23,21 @@ void for_each_row(Pool& pool, int64_t T, F&& f) {
     });
 }
 
-template <class T>
-float dot(const T* x, const float* weight, int64_t D) {
-    Vec sums = {};
+constexpr int GATES_AT_ONCE = 4;  // independent sums, which hide the latency of their additions
+
+// Compute x [D] times each of GATES rows of weight [.., D].
+template <int GATES, class T>
+void dots(const T* x, const float* weight, int64_t D, float* logits) {
+    Vec sums[GATES] = {};
     int64_t d = 0;
-    for (; d + LANES <= D; d += LANES) sums = fma(load(x + d), load(weight + d), sums);
-    float total = sum(sums);
-    for (; d < D; ++d) total += load_one(x + d) * weight[d];
-    return total;
+    for (; d + LANES <= D; d += LANES) {
+        const Vec number = load(x + d);
+#pragma GCC unroll 4
+        for (int e = 0; e < GATES; ++e) add_product(sums[e], number, load(weight + e * D + d));
+    }
+    for (int e = 0; e < GATES; ++e) logits[e] = sum(sums[e]);
+    for (; d < D; ++d)
+        for (int e = 0; e < GATES; ++e) logits[e] += load_one(x + d) * weight[e * D + d];
 }
 
 // Softmax over the chosen k only (Jiang et al. 2024, section 2.1).
@@ -45,7 +52,9 @@ void softmax_over_chosen(const float* logits, const int32_t* experts, int64_t k,
 // Compute the gate's logits of one row x; weight [E, D].
 template <class T>
 void gate_row(const T* x, const float* gate, int64_t E, int64_t D, float* logits) {
-    for (int64_t e = 0; e < E; ++e) logits[e] = dot(x, gate + e * D, D);
+    int64_t e = 0;
+    for (; e + GATES_AT_ONCE <= E; e += GATES_AT_ONCE) dots<GATES_AT_ONCE>(x, gate + e * D, D, logits + e);
+    for (; e < E; ++e) dots<1>(x, gate + e * D, D, logits + e);
 }
 
 Choice route(Pool& pool, int dtype, const void* x, const float* gate, int64_t E, int64_t D, int64_t T,

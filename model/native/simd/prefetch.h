@@ -17,6 +17,15 @@ constexpr int WORDS_AHEAD_IN_ORDER = 40 * LINE_WORDS;
 // How much nearer than asked the second of two steps of a prefetch is.
 constexpr int NEARER_WORDS = IS_FOR_INTEL ? 512 : 0;
 
+// Prefetch a line into the first-level cache at this place among the instructions.
+inline void prefetch_cached_in_place(const uint32_t* p) {
+#if defined(__x86_64__)
+    asm volatile("prefetcht0 %0" : : "m"(*p));
+#else
+    __builtin_prefetch(p);
+#endif
+}
+
 // Prefetch a line of a stream at this place among the instructions. GCC moves __builtin_prefetch() to the start of
 // straight code. On Intel's AVX-512 the stream is fetched in two steps: from memory to the second-level cache, which
 // waits for more lines at once than the first, 4 KB after p; and from there 2 KB before p (decision 114).
@@ -26,10 +35,8 @@ inline void prefetch_in_place(const uint32_t* p) {
         asm volatile("prefetcht1 %0" : : "m"(*(p + 1024)));
         p -= NEARER_WORDS;
     }
-    asm volatile("prefetcht0 %0" : : "m"(*p));
-#else
-    __builtin_prefetch(p);
 #endif
+    prefetch_cached_in_place(p);
 }
 
 // Prefetch the lines of WORDS words.
@@ -38,6 +45,32 @@ template <int WORDS>
 #pragma GCC unroll 8
     for (int at = 0; at < WORDS; at += LINE_WORDS) prefetch_in_place(words + at);
 }
+
+// Words that a loop prefetches while it does other work.
+struct PrefetchShare {
+    const uint32_t* first = nullptr;
+    int64_t words = 0;
+};
+
+// Prefetches a share into the second-level cache within `steps` steps, of which each is due one line or less.
+class PacedPrefetch {
+  public:
+    PacedPrefetch(const PrefetchShare& share, int64_t steps)
+        : at_(reinterpret_cast<const char*>(share.first)), bytes_(share.words * 4 / steps) {}
+
+    [[gnu::always_inline]] void step() {
+#if defined(__x86_64__)
+        asm volatile("prefetcht1 %0" : : "m"(*at_));
+#else
+        __builtin_prefetch(at_, 0, 2);
+#endif
+        at_ += bytes_;
+    }
+
+  private:
+    const char* at_;
+    const int64_t bytes_;  // per step
+};
 
 }  // namespace SMOE_ISA
 }  // namespace smoe
