@@ -39,16 +39,6 @@ constexpr bool unpacks_blocks(int format) {
     }
 }
 
-// True if several tiles of rows are multiplied by one panel after the other, and prefetch the next one together. AMD's
-// AVX-512 was not measured.
-constexpr bool shares_panels(int format) {
-#if defined(__AMX_TILE__)
-    return false;
-#else
-    return IS_FOR_INTEL && (format == FLOAT32 || format == BFLOAT16 || format == INT8);
-#endif
-}
-
 // Words of a group of 16 numbers in a row of Q6_K: the numbers at which its sums of products start; 0 if the row has
 // the sums of its numbers instead (gemm/block_formats.h).
 constexpr int STARTS_PER_GROUP = SUMS_OF_16_BITS && LANES == 8 ? 1 : SHORT_BYTE_SUMS ? 2 : 0;
@@ -57,9 +47,17 @@ constexpr bool has_starts(int format) { return STARTS_PER_GROUP > 0 && format ==
 #if defined(__AMX_TILE__)
 // In int8 the unit layout is faster for few rows and gives the same bits, because its sums are exact.
 constexpr bool uses_amx_layout(int format, int rows) { return format == BFLOAT16 || (format == INT8 && rows > 4); }
+constexpr bool HAS_AMX = true;
 #else
 constexpr bool uses_amx_layout(int, int) { return false; }
+constexpr bool HAS_AMX = false;
 #endif
+
+// True if several tiles of rows are multiplied by one panel after the other, and prefetch the next one together. AMD's
+// AVX-512 was not measured.
+constexpr bool shares_panels(int format) {
+    return IS_FOR_INTEL && !HAS_AMX && (format == FLOAT32 || format == BFLOAT16 || format == INT8);
+}
 
 #if defined(__AVX512BF16__) || SMOE_MATRIX_PRODUCTS
 constexpr bool is_widened(int) { return false; }
