@@ -42,8 +42,8 @@ class SpanAttention : SpanSoftmax {
         for (int64_t i = 0; i < num_queries_; ++i) softmax_row(i, prefetcher);
         for (int64_t first = keys.begin; first < keys.end; first += MAX_KEY_PANEL) {
             const int64_t next = first + MAX_KEY_PANEL;
-            prefetcher.begin(next < keys.end ? cache.tiles(args_.v_cache, 0, next) : first_tiles(prefetch_),
-                             value_steps());
+            const int64_t steps = value_steps(min(next, keys.end) - first);
+            prefetcher.begin(next < keys.end ? cache.tiles(args_.v_cache, 0, next) : first_tiles(prefetch_), steps);
             add_values(cache, {first, min(next, keys.end)}, prefetcher);
         }
     }
@@ -53,11 +53,14 @@ class SpanAttention : SpanSoftmax {
     static constexpr bool BY_PANEL = Prefetcher::IS_BY_PANEL;
     static constexpr int64_t SOFTMAX_STEPS = 4;  // of the prefetcher, for a vector of weights
 
-    // Steps of the prefetcher for a panel of keys, a panel of values and the weights of all queries.
+    // Steps of the prefetcher for TILE_WIDTH keys, for the values of some positions, and for the weights of all
+    // queries.
     int64_t key_steps() const {
-        return BY_PANEL && reads_pairs() ? TILE_VECS * args_.head_dim / 2 : key_squares(TILE_WIDTH, args_.head_dim);
+        return reads_pairs() ? TILE_VECS * args_.head_dim / 2 : key_squares(TILE_WIDTH, args_.head_dim);
     }
-    int64_t value_steps() const { return MAX_KEY_PANEL * (reads_pairs() ? value_stride_ / TILE_WIDTH : 1); }
+    int64_t value_steps(int64_t positions) const {
+        return positions * (reads_pairs() ? value_stride_ / TILE_WIDTH : 1);
+    }
     int64_t softmax_steps(Range keys) const { return num_queries_ * (keys.end - keys.begin) / LANES * SOFTMAX_STEPS; }
 
     template <class T>
@@ -73,8 +76,8 @@ class SpanAttention : SpanSoftmax {
 
     // Prefetch what is read behind the MAX_KEY_PANEL keys at `first`: more keys, or the first values.
     void prefetch_behind_keys(const Cache& cache, int64_t first, Range keys, Prefetcher& prefetcher) const {
-        const int64_t next = (first / MAX_KEY_PANEL + 1) * MAX_KEY_PANEL,
-                      steps = MAX_KEY_PANEL / TILE_WIDTH * key_steps();
+        const int64_t next = (first / MAX_KEY_PANEL + 1) * MAX_KEY_PANEL;
+        const int64_t steps = (min(next, keys.end) - first + TILE_WIDTH - 1) / TILE_WIDTH * key_steps();
         if (next < keys.end) return prefetcher.begin(cache.tiles(args_.k_cache, 0, next), steps);
         prefetcher.begin(cache.tiles(args_.v_cache, 0, keys.begin), steps + softmax_steps(keys));
     }
@@ -184,6 +187,18 @@ void merge_one(int64_t head_dim, float* into, const float* later) {
         store(into + k, is_first ? load(later + k) : load(into + k) * keep + load(later + k) * add);
 }
 
+// What is prefetched while KV head i of the block is attended: by panel the next head's span, and `prefetch` after the
+// last head; else a part of `prefetch`.
+template <class Prefetcher>
+KvPrefetchSpan next_span(const AttentionArgs& args, const RowBlock& block, int64_t span_start, int64_t i,
+                         const KvPrefetchSpan& prefetch) {
+    if (!Prefetcher::IS_BY_PANEL) return prefetch.part(i, block.num_kv_heads);
+    if (i + 1 == block.num_kv_heads) return prefetch;
+    RowBlock head = block;
+    head.kv_head += i + 1, head.num_kv_heads = 1;
+    return {args, head, span_start};
+}
+
 // Attention of one row block over one span; Cache<Number> reads the caches.
 template <template <class> class Cache>
 void attend(const AttentionArgs& args, const RowBlock& block, int64_t span_start, const KvPrefetchSpan& prefetch,
@@ -201,12 +216,7 @@ void attend(const AttentionArgs& args, const RowBlock& block, int64_t span_start
         with_kv_number(args.kv_dtype, [&](auto number) {
             using Number = decltype(number);
             using Reader = std::conditional_t<std::is_same_v<Number, float>, KvSpan<float>, Cache<Number>>;
-            KvPrefetchSpan next = prefetch.part(i, block.num_kv_heads);
-            if constexpr (Reader::Prefetcher::IS_BY_PANEL) {
-                RowBlock following = head;
-                following.kv_head += 1;
-                next = i + 1 < block.num_kv_heads ? KvPrefetchSpan(args, following, span_start) : prefetch;
-            }
+            const KvPrefetchSpan next = next_span<typename Reader::Prefetcher>(args, block, span_start, i, prefetch);
             SpanAttention<Reader>(args, head, span_start, next, results, scratch).run();
         });
     }

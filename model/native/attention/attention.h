@@ -95,7 +95,8 @@ inline int64_t span_scratch_floats(int64_t head_dim, int64_t num_queries) {
 
 struct KvPrefetchSpan;
 
-// Write the Q partials of the block over the span that begins at position span_start; prefetch `prefetch` meanwhile.
+// Write the Q partials of the block over the span that begins at position span_start; meanwhile prefetch `prefetch`, of
+// tiles the first panel only.
 // Pointers are 64-byte aligned.
 SMOE_PER_ISA(void attend_span(const AttentionArgs& args, const RowBlock& block, int64_t span_start,
                               const KvPrefetchSpan& prefetch, float* partials, float* scratch))

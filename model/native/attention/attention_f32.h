@@ -5,7 +5,6 @@
 #pragma once
 
 #include "attention/attention.h"
-#include "attention/kv_prefetch.h"
 #include "attention/kv_tile.h"
 #include "attention/span_softmax.h"
 #include "simd/vec.h"
@@ -69,7 +68,7 @@ template <int ROWS, class Keys, class Prefetcher>
         }
         add_products(sums, queries + k, query_stride, first);
         add_products(sums, queries + k + 1, query_stride, second);
-        if (Prefetcher::IS_BY_PANEL || k % LANES == 0) prefetcher.step(TILE_VECS);
+        prefetcher.step(TILE_VECS);
     }
     store_scores(sums, scale, scores);
 }
@@ -136,7 +135,7 @@ template <int ROWS, class Cache, class Prefetcher>
             pair.load(first, second);
             sums.add(weights + j, first);
             sums.add(weights + j + 1, second);
-            if (Prefetcher::IS_BY_PANEL || dim == 0) prefetcher.step(2);
+            prefetcher.step(2);
         }
         if (j < end) {
             Vec first[TILE_VECS], second[TILE_VECS];

@@ -4,7 +4,6 @@
 
 #include "attention/attention.h"
 #include "attention/bf16_dot_products.h"
-#include "attention/kv_prefetch.h"
 #include "attention/kv_row.h"
 #include "attention/kv_tile_prefetch.h"
 #include "attention/span_softmax.h"
@@ -89,6 +88,7 @@ class KvSpan {
     static constexpr bool HAS_PAIRS_IN_PLACE = false;
 #endif
 
+    // None: there are no tiles.
     KvTiles tiles(const void*, int64_t, int64_t) const { return {}; }
 
     static constexpr bool HAS_PAIRS = false;

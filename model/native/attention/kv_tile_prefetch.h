@@ -1,15 +1,15 @@
-// Software prefetch of caches that are read panel by panel, in all KV heads of a row block. Included by kernel files
-// only.
+// Software prefetch of caches that are read panel by panel. Included by kernel files only.
 #pragma once
 
-#include "attention/attention_f32.h"
+#include "attention/attention.h"
 #include "attention/kv_prefetch.h"
 
 namespace smoe {
 namespace SMOE_ISA {
 
-// Tiles of keys or of values: MAX_KEY_PANEL neighbouring positions of one KV head.
 constexpr int64_t PANEL_TILES = MAX_KEY_PANEL / KV_TILE;
+
+// Tiles of keys or of values: neighbouring positions of one KV head.
 struct KvTiles {
     const char* first[PANEL_TILES];
     int64_t bytes;  // of each; 0: no tiles
@@ -33,8 +33,8 @@ inline KvTiles first_tiles(const KvPrefetchSpan& span) {
 
 // Prefetches tiles, one line of each at a time, in step with other work.
 //
-// A panel's tiles lie far from each other, those of its KV heads side by side. Read head by head they are TILE_VECS
-// ascending streams, which the hardware's prefetchers follow; what is requested here is as far ahead as one head.
+// A panel's tiles lie far from each other, those of its KV heads side by side: PANEL_TILES ascending streams, which the
+// hardware's prefetchers follow. What is requested here is one panel of one head ahead.
 class KvTilePrefetcher {
   public:
     static constexpr bool IS_BY_PANEL = true;

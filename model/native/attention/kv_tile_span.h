@@ -3,7 +3,6 @@
 
 #include "attention/attention.h"
 #include "attention/bf16_dot_products.h"
-#include "attention/kv_prefetch.h"
 #include "attention/kv_row.h"
 #include "attention/kv_tile.h"
 #include "attention/kv_tile_prefetch.h"
@@ -185,10 +184,9 @@ class KvTileSpan {
         for (int64_t j = range.begin; j < range.end; j += KV_TILE, scales += KV_TILE)
             std::memcpy(scales, scales_of(cache, existing(j / KV_TILE), head), KV_TILE * sizeof(float));
     }
-
 #endif
 
-    // The tiles of positions first .. first + MAX_KEY_PANEL - 1.
+    // PANEL_TILES tiles, from that of position `first` on.
     KvTiles tiles(const void* cache, int64_t head, int64_t first) const {
         KvTiles tiles{{}, tile_bytes_};
         for (int64_t n = 0; n < PANEL_TILES; ++n) tiles.first[n] = bytes(cache, existing(first / KV_TILE + n), head);

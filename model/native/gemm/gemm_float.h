@@ -41,7 +41,7 @@ inline void prefetch_panel(const uint32_t* w, int column) {
 
 // Fetch what the loop reads soon of a panel in the second-level cache, and one step of a later panel.
 [[gnu::always_inline]] inline void prefetch_cached_panel(const uint32_t* w, PacedPrefetch& later) {
-    for (int at = 0; at < PANEL; at += LINE_WORDS) prefetch_cached_in_place(w + NEARER_WORDS + at);
+    for (int at = 0; at < PANEL; at += LINE_WORDS) prefetch_cached_in_place(w + CACHED_WORDS_AHEAD + at);
     later.step();
 }
 

@@ -24,7 +24,7 @@ class Microkernel {
     // out[rows][PANEL] = tile times panel, in float32; rows <= max_tile_rows(). Formats that share panels prefetch
     // `share` meanwhile.
     void multiply(int format, int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out,
-                  const PrefetchShare& share = {});
+                  const PrefetchShare& share);
 
   private:
 #if defined(__AMX_TILE__)

@@ -53,8 +53,8 @@ constexpr bool uses_amx_layout(int, int) { return false; }
 constexpr bool HAS_AMX = false;
 #endif
 
-// True if several tiles of rows are multiplied by one panel after the other, and prefetch the next one together. AMD's
-// AVX-512 was not measured.
+// True if several tiles of rows are multiplied by one panel after the other, and prefetch the next one together. AMX
+// and AMD's AVX-512 were not measured.
 constexpr bool shares_panels(int format) {
     return IS_FOR_INTEL && !HAS_AMX && (format == FLOAT32 || format == BFLOAT16 || format == INT8);
 }

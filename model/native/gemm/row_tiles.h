@@ -24,8 +24,8 @@ struct Task {
     int64_t first_tile, end_tile;
 };
 
-// A panel that a task multiplies next. One of `parts` products before it prefetches part `part` of its words; 0 parts:
-// none does.
+// The panel that a thread multiplies next. A product before it prefetches part `part` of its `parts` equal parts; 0
+// parts: nothing.
 struct NextPanel {
     int expert = 0;
     int64_t panel = 0, part = 0, parts = 0;
@@ -57,9 +57,9 @@ void for_each_tile(Pool& pool, const std::vector<Tile>& tiles, int64_t words, co
     });
 }
 
-// The panel behind `panel` of tasks[index]: of the task, or the first one of the next task, which the same thread
-// mostly takes.
-NextPanel panel_behind(const std::vector<Task>& tasks, int64_t index, int64_t panel);
+// The panel that follows `panel` of tasks[index]: of this task, or the first one of tasks[index + stride], which the
+// thread takes next if all tasks take as long.
+NextPanel next_panel(const std::vector<Task>& tasks, int64_t index, int64_t stride, int64_t panel);
 
 // Call product(state, tile, panel, next) for every tile and panel; each task has its own State. by_panel: several tiles
 // are multiplied by one panel and then by the next, which they prefetch together.
@@ -72,7 +72,7 @@ void for_each_product(Pool& pool, const std::vector<Tile>& tiles, int64_t num_pa
         State state;
         if (by_panel && end_tile - first_tile > 1) {
             for (int64_t panel = first_panel; panel < end_panel; ++panel) {
-                NextPanel next = panel_behind(tasks, index, panel);
+                NextPanel next = next_panel(tasks, index, pool.stride(), panel);
                 for (int64_t tile = first_tile; tile < end_tile; ++tile, ++next.part)
                     product(state, tiles[tile], panel, next);
             }

@@ -38,6 +38,9 @@ class Pool {
 
     int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
+    // From a task to the one that its thread takes next, if all take as long.
+    int64_t stride() const { return threads() / static_cast<int64_t>(shares_.size()); }
+
     // The calling thread increments this counter with each task it runs; readers see that the work makes progress.
     void set_heartbeat(uint64_t* counter) { heartbeat_ = reinterpret_cast<std::atomic<uint64_t>*>(counter); }
     // Increment it for work that is done elsewhere. Only the calling thread may.

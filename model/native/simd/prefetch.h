@@ -17,6 +17,9 @@ constexpr int WORDS_AHEAD_IN_ORDER = 40 * LINE_WORDS;
 // How much nearer than asked the second of two steps of a prefetch is.
 constexpr int NEARER_WORDS = IS_FOR_INTEL ? 512 : 0;
 
+// Distance at which a loop fetches what the second-level cache has.
+constexpr int CACHED_WORDS_AHEAD = 512;
+
 // Prefetch a line into the first-level cache at this place among the instructions.
 inline void prefetch_cached_in_place(const uint32_t* p) {
 #if defined(__x86_64__)
@@ -52,11 +55,11 @@ struct PrefetchShare {
     int64_t words = 0;
 };
 
-// Prefetches a share into the second-level cache within `steps` steps, of which each is due one line or less.
+// Prefetches a share into the second-level cache: an equal part, about a line or less, in each of `steps` > 0 steps.
 class PacedPrefetch {
   public:
     PacedPrefetch(const PrefetchShare& share, int64_t steps)
-        : at_(reinterpret_cast<const char*>(share.first)), bytes_(share.words * 4 / steps) {}
+        : at_(reinterpret_cast<const char*>(share.first)), bytes_((share.words * 4 + steps - 1) / steps) {}
 
     [[gnu::always_inline]] void step() {
 #if defined(__x86_64__)
