@@ -39,12 +39,6 @@ inline void prefetch_panel(const uint32_t* w, int column) {
     }
 }
 
-// Fetch what the loop reads soon of a panel in the second-level cache, and one step of a later panel.
-[[gnu::always_inline]] inline void prefetch_cached_panel(const uint32_t* w, PacedPrefetch& later) {
-    for (int at = 0; at < PANEL; at += LINE_WORDS) prefetch_cached_in_place(w + CACHED_WORDS_AHEAD + at);
-    later.step();
-}
-
 #if SMOE_MATRIX_PRODUCTS
 
 // Compute the sums over all pairs of units from a column on; return the number of units. x advances `stride` words per
@@ -181,7 +175,7 @@ struct FloatBlock {
     static constexpr int X_WORDS = is_widened(Unit::FORMAT) ? 2 : 1;  // of a row's unit
 
     // Compute out[ROWS][VECTORS * LANES of PANEL] from a column on. x advances `stride` words per word of a row; panel
-    // and out start at the first column. SHARES: prefetch the share of a later panel; this one is cached.
+    // and out start at the first column. SHARES: prefetch the share of a later panel, too.
     template <int ROWS, int VECTORS, bool SHARES = false>
     static void multiply(const uint32_t* x, int stride, const uint32_t* panel, int column, int64_t K, float* out,
                          const PrefetchShare& share = {}) {
@@ -197,9 +191,8 @@ struct FloatBlock {
         }
         const uint32_t* ahead = panel + PART * (PANEL + column);  // this pass's share of the next part
         for (; k < depth; ++k, ahead += VECTORS * LANES) {
-            if constexpr (SHARES)
-                prefetch_cached_panel(panel, later);
-            else if constexpr (PART && VECTORS * LANES < PANEL)
+            if constexpr (SHARES) later.step();
+            if constexpr (PART && VECTORS * LANES < PANEL)
                 __builtin_prefetch(ahead);  // in the order of the addresses
             else
                 prefetch_panel<VECTORS>(panel, column);

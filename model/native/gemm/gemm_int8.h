@@ -108,7 +108,7 @@ struct Int8Block {
             }
     }
 
-    // SHARES: prefetch the share of a later panel; this one is cached.
+    // SHARES: prefetch the share of a later panel, too.
     template <int ROWS, int VECTORS, bool SHARES = false>
     static void multiply(const uint32_t* x, int stride, const uint32_t* panel, int column, int64_t K, float* out,
                          const PrefetchShare& share = {}) {
@@ -124,10 +124,8 @@ struct Int8Block {
         }
         for (; k < depth; ++k) {
             x += stride;
-            if constexpr (SHARES)
-                prefetch_cached_panel(panel, later);
-            else
-                prefetch_words<PANEL, VECTORS>(panel, column);
+            if constexpr (SHARES) later.step();
+            prefetch_words<PANEL, VECTORS>(panel, column);
             add_unit(sums, x, panel + column);
             panel += PANEL;
         }

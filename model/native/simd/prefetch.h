@@ -17,18 +17,6 @@ constexpr int WORDS_AHEAD_IN_ORDER = 40 * LINE_WORDS;
 // How much nearer than asked the second of two steps of a prefetch is.
 constexpr int NEARER_WORDS = IS_FOR_INTEL ? 512 : 0;
 
-// Distance at which a loop fetches what the second-level cache has.
-constexpr int CACHED_WORDS_AHEAD = 512;
-
-// Prefetch a line into the first-level cache at this place among the instructions.
-inline void prefetch_cached_in_place(const uint32_t* p) {
-#if defined(__x86_64__)
-    asm volatile("prefetcht0 %0" : : "m"(*p));
-#else
-    __builtin_prefetch(p);
-#endif
-}
-
 // Prefetch a line of a stream at this place among the instructions. GCC moves __builtin_prefetch() to the start of
 // straight code. On Intel's AVX-512 the stream is fetched in two steps: from memory to the second-level cache, which
 // waits for more lines at once than the first, 4 KB after p; and from there 2 KB before p (decision 114).
@@ -38,8 +26,10 @@ inline void prefetch_in_place(const uint32_t* p) {
         asm volatile("prefetcht1 %0" : : "m"(*(p + 1024)));
         p -= NEARER_WORDS;
     }
+    asm volatile("prefetcht0 %0" : : "m"(*p));
+#else
+    __builtin_prefetch(p);
 #endif
-    prefetch_cached_in_place(p);
 }
 
 // Prefetch the lines of WORDS words.
