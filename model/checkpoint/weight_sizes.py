@@ -12,7 +12,8 @@ from model.checkpoint.tensor_names import EMBEDDING, HEAD, PARTS, READ_DTYPES, p
 from model.cut import WHOLE, Cut, all_cuts
 
 QUANTIZED_PARTS = ("attention", "ffn", "experts", "head")  # the other parts stay in the compute dtype
-GROUP = 32  # inputs that share an int4 scale
+INT4_BLOCK, INT4_BLOCK_BYTES = 64, 34  # inputs of an output, and their bytes with the factors of two groups
+SCALE_BYTES = 4  # of an output, in int8, fp8 and int4
 # Formats that the native backend multiplies as a GGUF file stores them -> bytes of a packed block. In some types each
 # scale gets a byte of its own.
 AS_STORED = (
@@ -118,14 +119,14 @@ def _packed_bytes(weight: StoredWeight, shape: tuple[int, ...]) -> int:
 def _tensor_bytes(shape: tuple[int, ...], part: str, element_bytes: int, quantization: str) -> int:
     """Return the bytes of one tensor.
 
-    int8 and fp8: 1 byte per weight, a float32 scale per output. int4: 16 bytes and a bfloat16 scale per 32 weights.
+    int8 and fp8: 1 byte per weight, a float32 scale per output. int4: 17 bytes per 32 weights, and that scale.
     """
     outputs, inputs = math.prod(shape[:-1]), shape[-1]
     if part not in QUANTIZED_PARTS or quantization == "none":
         return outputs * inputs * element_bytes
     if quantization in ("int8", "fp8"):
-        return outputs * (inputs + 4)
-    return outputs * math.ceil(inputs / GROUP) * (GROUP // 2 + 2)
+        return outputs * (inputs + SCALE_BYTES)
+    return outputs * (math.ceil(inputs / INT4_BLOCK) * INT4_BLOCK_BYTES + SCALE_BYTES)
 
 
 def decoding_warnings(

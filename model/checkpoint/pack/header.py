@@ -21,7 +21,8 @@ from model.config import ModelConfig
 WEIGHTS_NAME = "weights.smoe"
 MAGIC = b"SMOEPACK"
 VERSION = 1  # of prefix and header
-LAYOUT = 1  # of the bytes of packed matrices; raise it when the native library packs differently
+# Of the bytes of packed matrices, by quantization; raise one when the native library packs these differently.
+LAYOUTS = {"none": 1, "int8": 1, "int4": 2}
 PREFIX = struct.Struct("<8sII32s")  # magic, version, bytes of the header, its SHA-256 sum
 PAGE_BYTES = 4096
 MAX_HEADER_BYTES = 1 << 28
@@ -83,7 +84,7 @@ def write_header(stream: BinaryIO, header: PackHeader) -> bytes:
     fields = asdict(header)
     fields["stored"] = [[w.name, w.dtype, w.shape, w.num_bytes] for w in header.stored]
     fields["tensors"] = [list(asdict(tensor).values()) for tensor in header.tensors.values()]
-    content = json.dumps(fields | {"layout": LAYOUT}).encode()
+    content = json.dumps(fields | {"layout": LAYOUTS[header.quantization]}).encode()
     assert PREFIX.size + len(content) <= min(tensor.start for tensor in header.tensors.values())
     stream.seek(PREFIX.size)
     stream.write(content)
@@ -114,11 +115,10 @@ def read_any_header(directory: Path) -> tuple[PackHeader, int]:
             fields = _read_fields(file, stream, size)
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
-    if fields.get("layout") != LAYOUT:
+    layout, own = fields.get("layout"), LAYOUTS.get(str(fields.get("quantization")))
+    if own is not None and layout != own:
         source = fields.get("source", "MODEL")
-        raise CheckpointError(
-            f"{file}: packed in layout {fields.get('layout')}, not {LAYOUT}{_anew(directory, source)}"
-        )
+        raise CheckpointError(f"{file}: packed in layout {layout}, not {own}{_anew(directory, source)}")
     try:
         return _header(file, fields), size
     except (KeyError, TypeError, ValueError):
@@ -190,7 +190,7 @@ def _header(file: Path, fields: dict[str, Any]) -> PackHeader:
 
 def _check_kinds(fields: dict[str, Any], stored: tuple[StoredTensor, ...]) -> None:
     """Raise ValueError for values that no pack has: a header may come from a stranger, its checksum too."""
-    if fields["quantization"] not in ("none", "int8", "int4") or fields["dtype"] not in ("float32", "bfloat16"):
+    if fields["quantization"] not in LAYOUTS or fields["dtype"] not in ("float32", "bfloat16"):
         raise ValueError("quantization, dtype")
     if not all(isinstance(fields[name], dict) for name in ("network", "matrices")):
         raise ValueError("network, matrices")

@@ -2,13 +2,15 @@
 
 #include <algorithm>
 #include <numeric>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "gemm/gemm_amx.h"
 #include "gemm/gemm_float.h"
-#include "gemm/gemm_int4.h"
 #include "gemm/gemm_int8.h"
+#include "gemm/int4/int4_block.h"
+#include "gemm/int4/int4_group_sums.h"
 #include "gemm/low_rank.h"
 #include "gemm/microkernel.h"
 #include "gemm/packing/pack_activations.h"
@@ -24,7 +26,7 @@ using Product = void (*)(const uint32_t* x, int stride, const uint32_t* panel, i
 template <class Format, int ROWS>
 void multiply_panel(const uint32_t* x, int stride, const uint32_t* panel, int64_t K, float* out,
                     const PrefetchShare& share) {
-    if constexpr (shares_panels(Format::FORMAT))
+    if constexpr (shares_panels(Format::FORMAT) && !unpacks_panels(Format::FORMAT))
         if (share.words)
             return Format::template multiply<ROWS, PANEL / LANES, true>(x, stride, panel, 0, K, out, share);
     constexpr int VECTORS = ROWS <= MAX_ROWS_IN_ONE_PASS ? PANEL / LANES : COLUMNS / LANES;
@@ -75,9 +77,11 @@ void multiply_integer_tile(int rows, const uint32_t* tile, const uint32_t* panel
         const int64_t blocks = ceil_div(K, Block::NUMBERS);
         std::fill(out, out + rows * PANEL, 0.0f);
         add_in_parts<Block>(rows, tile + Block::FIRST_WORD * rows, panel, blocks, out);
-        Block::scale(rows, tile, panel, blocks, out);
+        scale_sums<Block>(rows, tile, panel, blocks, out);
     }
 }
+
+using Int4 = std::conditional_t<SUMS_OF_16_BITS, Int4GroupSums, Int4Block>;
 
 std::vector<int32_t> in_order(int64_t count) {
     std::vector<int32_t> ids(count);
@@ -112,24 +116,30 @@ void multiply_matrix(Pool& pool, int dtype, const void* x, const Matrix& matrix,
         const int64_t first = place.first + panel * PANEL;
         if (!low_rank.is_empty()) low_rank.prefetch(tile, first);
         by.multiply(format, tile.rows, rows + tile.first_row * words, matrix.panel(panel), K, sums,
-                    share_of(next, matrix, panel_words(format, K)));
+                    use_of(next, matrix, panel_words(format, K)));
         const int64_t columns = std::min<int64_t>(PANEL, matrix.outputs - panel * PANEL);
         if (!low_rank.is_empty()) low_rank.add(tile, first, sums);
         store_tile(y + tile.first_row * place.stride + first, sums, tile.rows, columns, place.stride);
     };
     for_each_product<Microkernel>(pool, tiles, ceil_div(matrix.outputs, PANEL), panel_words(format, K),
-                                  shares_panels(format), multiply);
+                                  goes_by_panel(format), multiply);
 }
 
 }  // namespace
 
 void Microkernel::multiply(int format, int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out,
-                           const PrefetchShare& share) {
+                           const PanelUse& use) {
+    const PrefetchShare& share = use.share;
+    if (unpacks_panels(format) && use.tiles > 1) {
+        panel = unpacked_.get(use.matrix, panel, K);
+        K = int4_blocks(K) * INT4_BLOCK;
+        format = INT8;
+    }
 #if defined(__AMX_TILE__)
     if (uses_amx_layout(format, rows)) return multiply_lines(registers_, format, rows, tile, panel, K, out);
 #endif
     if (is_block_format(format)) return multiply_blocks(format, rows, tile, panel, K, out);
-    if (format == INT4) return multiply_integer_tile<Int4Block>(rows, tile, panel, K, out, share);
+    if (format == INT4) return multiply_integer_tile<Int4>(rows, tile, panel, K, out, share);
     if (format == INT8) return multiply_integer_tile<Int8Block>(rows, tile, panel, K, out, share);
     if (format == BFLOAT16) return multiply_float_tile<Bfloat16>(rows, tile, panel, K, out, share);
     multiply_float_tile<Float32>(rows, tile, panel, K, out, share);

@@ -28,7 +28,7 @@ inline int64_t depth_of(int format, int64_t K) {
 
 // Words in one panel.
 inline int64_t panel_words(int format, int64_t K) {
-    if (format == INT4) return ceil_div(K, GROUP) * INT4_PANEL_WORDS;
+    if (format == INT4) return int4_blocks(K) * INT4_BLOCK_WORDS + PANEL;
     if (is_block_format(format)) return K / block_layout(format).numbers * block_layout(format).panel_words;
     return (depth_of(format, K) + (format == INT8 ? 1 : 0)) * PANEL;
 }

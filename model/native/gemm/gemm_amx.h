@@ -5,6 +5,7 @@
 
 #include "gemm/amx_tiles.h"
 #include "gemm/gemm_int8.h"
+#include "gemm/int4/int4_weights.h"
 
 namespace smoe {
 namespace SMOE_ISA {
@@ -35,6 +36,29 @@ void add_lines(const uint32_t* x, int rows, const uint32_t* panel, int64_t depth
     add_line<FORMAT, BOTH>(x, rest);
 }
 
+// Each block of int4 is a line: it is unpacked in the first-level cache. For one tile of rows.
+template <bool BOTH>
+void add_int4_lines(const uint32_t* x, int rows, const uint32_t* panel, int64_t depth) {
+    static_assert(INT4_UNITS == LINE);
+    alignas(64) uint32_t units[LINE * PANEL];
+    for (; depth; depth -= LINE) {
+        unpack_block(panel, units);
+        compiler_barrier();
+        add_line<INT8, BOTH>(x, units);
+        compiler_barrier();
+        x += rows * LINE;
+        panel += INT4_BLOCK_WORDS;
+    }
+}
+
+template <int FORMAT, bool BOTH>
+void add_all_lines(const uint32_t* x, int rows, const uint32_t* panel, int64_t depth) {
+    if constexpr (FORMAT == INT4)
+        add_int4_lines<BOTH>(x, rows, panel, depth);
+    else
+        add_lines<FORMAT, BOTH>(x, rows, panel, depth);
+}
+
 // out[rows][PANEL], float32 or int32.
 template <int FORMAT>
 void multiply_tiles(AmxTiles& registers, int rows, const uint32_t* x, const uint32_t* panel, int64_t depth, void* out) {
@@ -43,11 +67,11 @@ void multiply_tiles(AmxTiles& registers, int rows, const uint32_t* x, const uint
     _tile_zero(0);
     _tile_zero(1);
     if (rows <= 16) {
-        add_lines<FORMAT, false>(x, rows, panel, depth);
+        add_all_lines<FORMAT, false>(x, rows, panel, depth);
     } else {
         _tile_zero(2);
         _tile_zero(3);
-        add_lines<FORMAT, true>(x, rows, panel, depth);
+        add_all_lines<FORMAT, true>(x, rows, panel, depth);
         _tile_stored(2, sums + 16 * PANEL, PANEL * 4);
         _tile_stored(3, sums + 16 * PANEL + 16, PANEL * 4);
     }
@@ -57,25 +81,26 @@ void multiply_tiles(AmxTiles& registers, int rows, const uint32_t* x, const uint
 }
 
 // Convert integer sums to float32, as Int8Block does.
-inline void scale_sums(float* sums, int rows, const uint32_t* starts, const uint32_t* scales,
-                       const uint32_t* panel_scales) {
-    const Vec scale0 = from_bits(load_words(panel_scales)), scale1 = from_bits(load_words(panel_scales + LANES));
+inline void scale_tiles(float* sums, int rows, const uint32_t* starts, const uint32_t* x_scales,
+                        const uint32_t* scales) {
+    const Vec scale0 = from_bits(load_words(scales)), scale1 = from_bits(load_words(scales + LANES));
     for (int m = 0; m < rows; ++m) {
         float* row = sums + m * PANEL;
-        const Words start = broadcast_word(starts[m]);
-        const Vec scale = broadcast(float_of(scales[m]));
-        store(row, to_float(bits(load(row)) + start) * scale0 * scale);
-        store(row + LANES, to_float(bits(load(row + LANES)) + start) * scale1 * scale);
+        store(row, scaled(bits(load(row)), starts[m], scale0, x_scales[m]));
+        store(row + LANES, scaled(bits(load(row + LANES)), starts[m], scale1, x_scales[m]));
     }
 }
 
 inline void multiply_lines(AmxTiles& registers, int format, int rows, const uint32_t* tile, const uint32_t* panel,
                            int64_t K, float* out) {
-    const int64_t depth = depth_of(format, K);
+    const int64_t depth = format == INT4 ? int4_blocks(K) * LINE : depth_of(format, K);
     if (format == BFLOAT16) return multiply_tiles<BFLOAT16>(registers, rows, tile, panel, depth, out);
-    multiply_tiles<INT8>(registers, rows, tile, panel, depth, out);
+    if (format == INT4)
+        multiply_tiles<INT4>(registers, rows, tile, panel, depth, out);
+    else
+        multiply_tiles<INT8>(registers, rows, tile, panel, depth, out);
     const uint32_t* starts = tile + ceil_div(depth, LINE) * LINE * rows;
-    scale_sums(out, rows, starts, starts + rows, panel + depth * PANEL);
+    scale_tiles(out, rows, starts, starts + rows, panel + panel_words(format, K) - PANEL);
 }
 
 }  // namespace SMOE_ISA

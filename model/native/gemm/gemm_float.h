@@ -149,21 +149,21 @@ struct Bfloat16 {
 #endif
 };
 
-// Store sums[ROWS][VECTORS] to out[ROWS][PANEL], from a column on.
-template <int ROWS, int VECTORS>
-inline void store_sums(float* out, int column, const Vec (&sums)[ROWS][VECTORS]) {
+// Store sums[ROWS][VECTORS] to out[ROWS][PANEL], from a column on: numbers, or the bits of integers.
+template <class Lanes, int ROWS, int VECTORS>
+inline void store_sums(float* out, int column, const Lanes (&sums)[ROWS][VECTORS]) {
 #pragma GCC unroll 12
     for (int m = 0; m < ROWS; ++m)
 #pragma GCC unroll 8
-        for (int part = 0; part < VECTORS; ++part) store(out + m * PANEL + column + part * LANES, sums[m][part]);
+        for (int part = 0; part < VECTORS; ++part) store(out + m * PANEL + column + part * LANES, (Vec)sums[m][part]);
 }
 
-template <int ROWS, int VECTORS>
-inline void load_sums(const float* out, int column, Vec (&sums)[ROWS][VECTORS]) {
+template <class Lanes, int ROWS, int VECTORS>
+inline void load_sums(const float* out, int column, Lanes (&sums)[ROWS][VECTORS]) {
 #pragma GCC unroll 12
     for (int m = 0; m < ROWS; ++m)
 #pragma GCC unroll 8
-        for (int part = 0; part < VECTORS; ++part) sums[m][part] = load(out + m * PANEL + column + part * LANES);
+        for (int part = 0; part < VECTORS; ++part) sums[m][part] = (Lanes)load(out + m * PANEL + column + part * LANES);
 }
 
 // CONTINUES: `out` has the sums of the units before.

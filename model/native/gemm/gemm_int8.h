@@ -65,6 +65,39 @@ template <int WORDS, int VECTORS>
     if (!column) prefetch_lines<WORDS>(w + AHEAD);
 }
 
+// Result of exact sums that start at `start` where Int8Unit::IS_BIASED.
+inline Vec scaled(Words sums, uint32_t start, Vec scale, uint32_t x_scale) {
+    const Words whole = sums + broadcast_word(Int8Unit::IS_BIASED ? start : 0);
+    return to_float(whole) * scale * broadcast(float_of(x_scale));
+}
+
+// Store the results of sums; starts, x_scales and scales: of the rows and of all columns.
+template <int ROWS, int VECTORS>
+[[gnu::always_inline]] inline void store_scaled(const Words (&sums)[ROWS][VECTORS], const uint32_t* starts,
+                                                const uint32_t* x_scales, const uint32_t* scales, int column,
+                                                float* out) {
+    Vec products[ROWS][VECTORS];
+#pragma GCC unroll 8
+    for (int part = 0; part < VECTORS; ++part) {
+        const Vec scale = from_bits(load_words(scales + column + part * LANES));
+#pragma GCC unroll 12
+        for (int m = 0; m < ROWS; ++m) products[m][part] = scaled(sums[m][part], starts[m], scale, x_scales[m]);
+    }
+    store_sums(out, column, products);
+}
+
+// Make results of the sums of all blocks in the place of out[rows][PANEL].
+template <class Block>
+void scale_sums(int rows, const uint32_t* tile, const uint32_t* panel, int64_t blocks, float* out) {
+    const uint32_t* x_scales = tile + (Block::FIRST_WORD + blocks * Block::ROW_WORDS) * rows;
+    const uint32_t* scales = panel + blocks * Block::PANEL_WORDS;
+    for (int m = 0; m < rows; ++m, out += PANEL)
+        for (int column = 0; column < PANEL; column += LANES) {
+            const Vec scale = from_bits(load_words(scales + column));
+            store(out + column, scaled(bits(load(out + column)), tile[m], scale, x_scales[m]));
+        }
+}
+
 struct Int8Block {
     static constexpr int FORMAT = INT8;
     static constexpr int MAX_ROWS = LANES == 16 || SMOE_MATRIX_PRODUCTS ? 12 : SMOE_DOT_BYTES ? 6 : 4;
@@ -79,10 +112,7 @@ struct Int8Block {
     template <int ROWS>
     static void add(const uint32_t* x, int64_t stride, const uint32_t* panel, int column, int units, float* out) {
         Words sums[ROWS][2];
-#pragma GCC unroll 6
-        for (int m = 0; m < ROWS; ++m)
-#pragma GCC unroll 2
-            for (int part = 0; part < 2; ++part) sums[m][part] = bits(load(out + m * PANEL + column + part * LANES));
+        load_sums(out, column, sums);
         const uint32_t* ahead = share_of_next(panel, PANEL * units, column);
         for (; units; --units) {
             prefetch_in_place(ahead);
@@ -91,21 +121,7 @@ struct Int8Block {
             panel += PANEL;
             ahead += COLUMNS;
         }
-#pragma GCC unroll 6
-        for (int m = 0; m < ROWS; ++m)
-#pragma GCC unroll 2
-            for (int part = 0; part < 2; ++part)
-                store(out + m * PANEL + column + part * LANES, from_bits(sums[m][part]));
-    }
-
-    // Make results of the sums of all units.
-    static void scale(int rows, const uint32_t* tile, const uint32_t* panel, int64_t depth, float* out) {
-        const uint32_t *x_scales = tile + (1 + depth) * rows, *scales = panel + depth * PANEL;
-        for (int m = 0; m < rows; ++m, out += PANEL)
-            for (int column = 0; column < PANEL; column += LANES) {
-                const Words sums = bits(load(out + column));
-                store(out + column, scaled(sums, tile[m], from_bits(load_words(scales + column)), x_scales[m]));
-            }
+        store_sums(out, column, sums);
     }
 
     // SHARES: prefetch the share of a later panel, too.
@@ -129,23 +145,10 @@ struct Int8Block {
             add_unit(sums, x, panel + column);
             panel += PANEL;
         }
-        x += stride;
-        Vec products[ROWS][VECTORS];
-#pragma GCC unroll 8
-        for (int part = 0; part < VECTORS; ++part) {
-            const Vec scale = from_bits(load_words(panel + column + part * LANES));
-#pragma GCC unroll 12
-            for (int m = 0; m < ROWS; ++m) products[m][part] = scaled(sums[m][part], starts[m], scale, x[m]);
-        }
-        store_sums(out, column, products);
+        store_scaled(sums, starts, x + stride, panel, column, out);
     }
 
   private:
-    static inline Vec scaled(Words sums, uint32_t start, Vec scale, uint32_t x_scale) {
-        const Words whole = sums + broadcast_word(Int8Unit::IS_BIASED ? start : 0);
-        return to_float(whole) * scale * broadcast(float_of(x_scale));
-    }
-
     template <int ROWS, int VECTORS>
     static inline void add_unit(Words (&sums)[ROWS][VECTORS], const uint32_t* x, const uint32_t* w) {
 #pragma GCC unroll 4

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "gemm/amx_tiles.h"
+#include "gemm/int4/unpacked_panels.h"
 #include "gemm/packed_row_layout.h"
 #include "gemm/row_tiles.h"
 #include "simd/matrix_products.h"
@@ -11,22 +12,31 @@
 namespace smoe {
 namespace SMOE_ISA {
 
-// What one product prefetches of the matrix's panel of `words` words that is multiplied next.
-inline PrefetchShare share_of(const NextPanel& next, const Matrix& matrix, int64_t words) {
-    if (!next.parts) return {};
+// What one product needs to know of the others of its task: the tiles that are multiplied by the same panel, what to
+// prefetch of a later panel, and which of the matrices that a tile is multiplied by in turns this is.
+struct PanelUse {
+    int64_t tiles;
+    PrefetchShare share;
+    int matrix;
+};
+
+// The share is one of the `words` words of the matrix's panel that is multiplied next.
+inline PanelUse use_of(const NextPanel& next, const Matrix& matrix, int64_t words, int index = 0) {
+    if (!next.parts) return {next.tiles, {}, index};
     const int64_t first = words * next.part / next.parts;
-    return {matrix.panel(next.panel) + first, words * (next.part + 1) / next.parts - first};
+    return {next.tiles, {matrix.panel(next.panel) + first, words * (next.part + 1) / next.parts - first}, index};
 }
 
 // Per-thread state for consecutive products: keeps the configuration that they share.
 class Microkernel {
   public:
     // out[rows][PANEL] = tile times panel, in float32; rows <= max_tile_rows(). Formats that share panels prefetch
-    // `share` meanwhile.
+    // use.share meanwhile.
     void multiply(int format, int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out,
-                  const PrefetchShare& share);
+                  const PanelUse& use);
 
   private:
+    UnpackedPanels unpacked_;
 #if defined(__AMX_TILE__)
     AmxTiles registers_;
 #elif SMOE_MATRIX_PRODUCTS

@@ -2,7 +2,7 @@
 //
 // Unit layout: [depth][rows], for blocks that multiply one unit of each row at a time. AMX layout: lines of LINE units,
 // [depth / LINE][rows], the last line zero-padded. gemm/quant_formats.h and gemm/block_formats.h describe the rest of a
-// quantized row; in the AMX layout int8's [rows] starting sums and then [rows] scales follow the units.
+// quantized row; in the AMX layout int8's and int4's [rows] starting sums and then [rows] scales follow the units.
 //
 // Where no instruction multiplies bfloat16 numbers their rows are packed as float32, [K, rounded up to even][rows], so
 // that a product does not convert them again for each panel.
@@ -45,19 +45,28 @@ constexpr int STARTS_PER_GROUP = SUMS_OF_16_BITS && LANES == 8 ? 1 : SHORT_BYTE_
 constexpr bool has_starts(int format) { return STARTS_PER_GROUP > 0 && format == Q6_K; }
 
 #if defined(__AMX_TILE__)
-// In int8 the unit layout is faster for few rows and gives the same bits, because its sums are exact.
-constexpr bool uses_amx_layout(int format, int rows) { return format == BFLOAT16 || (format == INT8 && rows > 4); }
+// In int8 and int4 the unit layout is faster for few rows and gives the same bits, because their sums are exact.
+constexpr bool uses_amx_layout(int format, int rows) {
+    return format == BFLOAT16 || ((format == INT8 || format == INT4) && rows > 4);
+}
 constexpr bool HAS_AMX = true;
 #else
 constexpr bool uses_amx_layout(int, int) { return false; }
 constexpr bool HAS_AMX = false;
 #endif
 
-// True if several tiles of rows are multiplied by one panel after the other, and prefetch the next one together. AMX
-// and AMD's AVX-512 were not measured.
+// True if a panel is unpacked to int8's bytes for several tiles of rows.
+constexpr bool unpacks_panels(int format) { return SMOE_VNNI && format == INT4; }
+
+// True if several tiles of rows that are multiplied by one panel prefetch the next one together. AMX and AMD's AVX-512
+// were not measured.
 constexpr bool shares_panels(int format) {
-    return IS_FOR_INTEL && !HAS_AMX && (format == FLOAT32 || format == BFLOAT16 || format == INT8);
+    const bool is_float = format == FLOAT32 || format == BFLOAT16;
+    return IS_FOR_INTEL && !HAS_AMX && (is_float || format == INT8 || unpacks_panels(format));
 }
+
+// True if several tiles of rows are multiplied by one panel after the other.
+constexpr bool goes_by_panel(int format) { return shares_panels(format) || unpacks_panels(format); }
 
 #if defined(__AVX512BF16__) || SMOE_MATRIX_PRODUCTS
 constexpr bool is_widened(int) { return false; }
@@ -75,7 +84,8 @@ constexpr int max_tile_rows(int format, int64_t rows) {
 
 // Words in one packed row, in either layout.
 inline int64_t row_words(int format, int64_t K) {
-    if (format == INT4) return ceil_div(K, GROUP) * INT4_ROW_WORDS + 1;
+    if (format == INT4 && SUMS_OF_16_BITS) return int4_blocks(K) * (1 + INT4_BLOCK / 4) + 1;
+    if (format == INT4) return int4_blocks(K) * (INT4_BLOCK / 4) + 2;
     if (is_block_format(format)) {
         const BlockLayout& layout = block_layout(format);
         return K / layout.numbers * (layout.row_words + (has_starts(format) ? 16 * STARTS_PER_GROUP - 8 : 0));

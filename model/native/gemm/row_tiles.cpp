@@ -45,10 +45,10 @@ std::vector<Task> make_tasks(const std::vector<Tile>& tiles, int64_t num_panels,
 
 NextPanel next_panel(const std::vector<Task>& tasks, int64_t index, int64_t stride, int64_t panel) {
     const Task& task = tasks[index];
-    const int64_t parts = task.end_tile - task.first_tile;
-    if (panel + 1 < task.end_panel) return {task.expert, panel + 1, 0, parts};
-    if (index + stride >= static_cast<int64_t>(tasks.size())) return {};
-    return {tasks[index + stride].expert, tasks[index + stride].first_panel, 0, parts};
+    const int64_t tiles = task.end_tile - task.first_tile;
+    if (panel + 1 < task.end_panel) return {task.expert, panel + 1, 0, tiles, tiles};
+    if (index + stride >= static_cast<int64_t>(tasks.size())) return {0, 0, 0, 0, tiles};
+    return {tasks[index + stride].expert, tasks[index + stride].first_panel, 0, tiles, tiles};
 }
 
 }  // namespace smoe

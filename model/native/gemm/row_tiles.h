@@ -25,10 +25,10 @@ struct Task {
 };
 
 // The panel that a thread multiplies next. A product before it prefetches part `part` of its `parts` equal parts; 0
-// parts: nothing.
+// parts: nothing. Before it `tiles` tiles are multiplied by the present panel, one after the other.
 struct NextPanel {
     int expert = 0;
-    int64_t panel = 0, part = 0, parts = 0;
+    int64_t panel = 0, part = 0, parts = 0, tiles = 1;
 };
 
 // Divide rows first .. first + count - 1 into tiles of nearly equal size. Example: 25 rows, at most 12 per tile, give 9
@@ -62,7 +62,7 @@ void for_each_tile(Pool& pool, const std::vector<Tile>& tiles, int64_t words, co
 NextPanel next_panel(const std::vector<Task>& tasks, int64_t index, int64_t stride, int64_t panel);
 
 // Call product(state, tile, panel, next) for every tile and panel; each task has its own State. by_panel: several tiles
-// are multiplied by one panel and then by the next, which they prefetch together.
+// are multiplied by one panel and then by the next, of which each may prefetch a part.
 template <class State, class Product>
 void for_each_product(Pool& pool, const std::vector<Tile>& tiles, int64_t num_panels, int64_t words_per_panel,
                       bool by_panel, Product&& product) {

@@ -71,15 +71,15 @@ void gate_up_gemm(Pool& pool, const PackedRows& x, const Experts& weights, const
     const int64_t pair_words = panel_words(format1, D) + panel_words(format3, D);
     for_each_product<Microkernel>(
         pool, tiles, ceil_div(weights.num_hidden(), PANEL), pair_words,
-        shares_panels(format1) && shares_panels(format3),
+        goes_by_panel(format1) && goes_by_panel(format3),
         [&](auto& by, const Tile& tile, int64_t panel, const NextPanel& next) {
             alignas(64) float a[MAX_TILE_ROWS * PANEL], b[MAX_TILE_ROWS * PANEL];
             const Expert &expert = weights[tile.expert], &later = weights[next.expert];
             if (!x.low_rank.is_empty()) x.low_rank.prefetch(tile, panel * PANEL);
             by.multiply(format1, tile.rows, x.for_w1 + tile.first_row * words1, expert.w1.panel(panel), D, a,
-                        share_of(next, later.w1, panel_words(format1, D)));
+                        use_of(next, later.w1, panel_words(format1, D)));
             by.multiply(format3, tile.rows, x.for_w3 + tile.first_row * words3, expert.w3.panel(panel), D, b,
-                        share_of(next, later.w3, panel_words(format3, D)));
+                        use_of(next, later.w3, panel_words(format3, D), 1));
             if (!x.low_rank.is_empty()) {
                 x.low_rank.add_term(tile, 0, panel * PANEL, a);
                 x.low_rank.add_term(tile, 1, panel * PANEL, b);
@@ -95,13 +95,13 @@ void down_gemm(Pool& pool, const uint32_t* hidden, const Experts& weights, const
     const int format = weights[0].w2.format;
     const int64_t words = row_words(format, weights.F), num_outputs = weights.num_outputs();
     for_each_product<Microkernel>(
-        pool, tiles, ceil_div(num_outputs, PANEL), panel_words(format, weights.F), shares_panels(format),
+        pool, tiles, ceil_div(num_outputs, PANEL), panel_words(format, weights.F), goes_by_panel(format),
         [&](auto& by, const Tile& tile, int64_t panel, const NextPanel& next) {
             alignas(64) float sums[MAX_TILE_ROWS * PANEL];
             const uint32_t* w2 = weights[tile.expert].w2.panel(panel);
             if (!low_rank.is_empty()) low_rank.prefetch(tile, panel * PANEL);
             by.multiply(format, tile.rows, hidden + tile.first_row * words, w2, weights.F, sums,
-                        share_of(next, weights[next.expert].w2, panel_words(format, weights.F)));
+                        use_of(next, weights[next.expert].w2, panel_words(format, weights.F)));
             if (!low_rank.is_empty()) low_rank.add(tile, panel * PANEL, sums);
             store_columns(sums, tile, panel, num_outputs, y);
         });

@@ -79,6 +79,8 @@ inline Words load_words(const uint32_t* p) {
     return words;
 }
 
+inline void store_words(uint32_t* p, Words words) { std::memcpy(p, &words, sizeof words); }
+
 // Store the low byte of each word. Written with intrinsics because GCC splits the words one by one in unrolled loops.
 inline void store_low_bytes(uint8_t* p, Words words) {
 #if defined(__AVX512F__)

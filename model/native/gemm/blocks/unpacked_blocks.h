@@ -16,8 +16,6 @@
 namespace smoe {
 namespace SMOE_ISA {
 
-inline void store_words(uint32_t* p, Words words) { std::memcpy(p, &words, sizeof words); }
-
 // True if the passes over a part prefetch the next one; else unpacking does. By measurement: with 8 lanes unpacking
 // takes longer, and looking up codes does with any (decisions 106 and 114).
 constexpr bool PASSES_PREFETCH = LANES == 16;

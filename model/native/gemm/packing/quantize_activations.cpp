@@ -20,16 +20,16 @@ struct Int8Row {
     int64_t stride;
 };
 
+// Quantize K numbers to `depth` units, zero-padded.
 template <class T>
-void quantize_to_int8(const T* x, int64_t K, const Int8Row& row) {
+void quantize_to_int8(const T* x, int64_t K, int64_t depth, const Int8Row& row) {
     const Scale scale = scale_of(largest_magnitude(x, K));
-    const int64_t depth = depth_of(INT8, K);
     Words total = {};
-    for (int64_t k = 0; k < K; k += GROUP) {
-        const int64_t unit = k / 4, count = depth - unit;
+    for (int64_t unit = 0; unit < depth; unit += GROUP / 4) {
+        const int64_t k = 4 * unit, count = depth - unit;
         uint32_t* to = row.units + unit / LINE * row.stride + unit % LINE;
         if (count >= GROUP / 4) {
-            total += quantize_group<GROUP>(x + k, K - k, scale.inverse, reinterpret_cast<uint8_t*>(to));
+            total += quantize_group<GROUP>(x + std::min(k, K), K - k, scale.inverse, reinterpret_cast<uint8_t*>(to));
         } else {
             uint32_t units[GROUP / 4];
             total += quantize_group<GROUP>(x + k, K - k, scale.inverse, reinterpret_cast<uint8_t*>(units));
@@ -40,14 +40,24 @@ void quantize_to_int8(const T* x, int64_t K, const Int8Row& row) {
     *row.scale = word_of(scale.scale);
 }
 
+// Quantize for int4 where products of bytes are added up in 16 bits.
 template <class T>
-void quantize_to_int4(const T* x, int64_t K, uint32_t* row) {
+void quantize_by_groups(const T* x, int64_t K, uint32_t* row) {
     const Scale scale = scale_of(largest_magnitude(x, K));
-    for (int64_t k = 0; k < K; k += GROUP, row += INT4_ROW_WORDS) {
-        const Words total = quantize_group<GROUP>(x + k, K - k, scale.inverse, reinterpret_cast<uint8_t*>(row + 1));
-        row[0] = -8u * sum_of_lanes(total);
+    for (int64_t k = 0; k < K; row += INT4_BLOCK / 4) {
+        uint32_t& minus_sums = *row++;
+        auto* q = reinterpret_cast<uint8_t*>(row);
+        minus_sums = 0;
+        for (int group = 0; group < 2; ++group, k += GROUP, q += GROUP)
+            minus_sums |= (-sum_of_lanes(quantize_group<GROUP>(x + std::min(k, K), K - k, scale.inverse, q)) & 0xffffu)
+                          << 16 * group;
     }
-    row[0] = word_of(scale.scale);
+    *row = word_of(scale.scale);
+}
+
+// Units of a row in int8 or int4.
+int64_t units_of(int format, int64_t K) {
+    return format == INT4 ? int4_blocks(K) * (INT4_BLOCK / 4) : depth_of(INT8, K);
 }
 
 // Call use(first number of the row).
@@ -60,9 +70,10 @@ void with_row(int dtype, const void* x, int64_t row, int64_t K, Use&& use) {
 void quantize_row(int dtype, int format, const void* x, int64_t row, int64_t K, const int32_t* order,
                   uint32_t* packed) {
     with_row(dtype, x, row, K, [=](auto* numbers) {
-        if (format == INT4) return quantize_to_int4(numbers, K, packed);
         if (is_block_format(format)) return quantize_by_blocks(format, numbers, K, order, packed);
-        quantize_to_int8(numbers, K, {packed, packed + 1, packed + 1 + depth_of(INT8, K), LINE});
+        if (format == INT4 && SUMS_OF_16_BITS) return quantize_by_groups(numbers, K, packed);
+        const int64_t depth = units_of(format, K);
+        quantize_to_int8(numbers, K, depth, {packed, packed + 1, packed + 1 + depth, LINE});
     });
 }
 
@@ -93,21 +104,22 @@ Interleave interleave_of(int rows, std::integer_sequence<int, ROWS...>) {
     return of_rows[rows - 1];
 }
 
-// Quantize to int8 in the AMX layout.
-void quantize_for_amx(int dtype, const void* x, const int32_t* row_ids, int rows, int64_t K, uint32_t* tile) {
-    const int64_t stride = int64_t{rows} * LINE;
-    uint32_t* starts = tile + ceil_div(depth_of(INT8, K), LINE) * stride;
+// Quantize to int8 or int4 in the AMX layout.
+void quantize_for_amx(int dtype, int format, const void* x, const int32_t* row_ids, int rows, int64_t K,
+                      uint32_t* tile) {
+    const int64_t stride = int64_t{rows} * LINE, depth = units_of(format, K);
+    uint32_t* starts = tile + ceil_div(depth, LINE) * stride;
     std::fill(starts - stride, starts, 0);  // padding past the rows' ends
     for (int m = 0; m < rows; ++m)
         with_row(dtype, x, row_ids[m], K, [=](auto* numbers) {
-            quantize_to_int8(numbers, K, {starts + m, tile + m * LINE, starts + rows + m, stride});
+            quantize_to_int8(numbers, K, depth, {starts + m, tile + m * LINE, starts + rows + m, stride});
         });
 }
 
 // Quantize row by row into `memory`, then interleave into the tile.
 void quantize_tile(int dtype, int format, const void* x, const int32_t* row_ids, int rows, int64_t K,
                    const int32_t* order, uint32_t* memory, uint32_t* tile) {
-    if (uses_amx_layout(format, rows)) return quantize_for_amx(dtype, x, row_ids, rows, K, tile);
+    if (uses_amx_layout(format, rows)) return quantize_for_amx(dtype, format, x, row_ids, rows, K, tile);
     const int64_t words = format == INT8 ? depth_of(INT8, K) + 2 : row_words(format, K);
     for (int m = 0; m < rows; ++m)
         quantize_row(dtype, format, x, row_ids[m], K, order, (rows == 1 ? tile : memory) + m * words);

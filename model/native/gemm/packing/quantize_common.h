@@ -14,12 +14,12 @@ struct Scale {
     float scale, inverse;
 };
 
-// Scale for numbers up to `largest` in magnitude, mapped to -127 .. 127. A row of negligible numbers is mapped to
+// Scale for numbers up to `largest` in magnitude, mapped to -most .. most. A row of negligible numbers is mapped to
 // zeros.
-inline Scale scale_of(float largest) {
+inline Scale scale_of(float largest, float most = 127) {
     if (!(largest < std::numeric_limits<float>::infinity())) return {std::numeric_limits<float>::quiet_NaN(), 0};
     if (largest < 1e-30f) return {0, 0};
-    return {largest / 127, 127 / largest};
+    return {largest / most, most / largest};
 }
 
 constexpr float TO_INTEGER = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, ties to even

@@ -53,50 +53,63 @@ void quantize_to_int8(const Rows<T>& rows, uint32_t* panel) {
     for (int n = 0; n < PANEL; ++n) panel[depth * PANEL + n] = word_of(scales[n].scale);
 }
 
-// Group of each output of a panel, number by number: [k][n]. Lanes are outputs, so that each is computed as if alone.
+// Group of each output of a panel, number by number and divided by the output's scale: [k][n]. Zeros if the output has
+// none. Lanes are outputs, so that each is computed as if alone.
 using Groups = float[GROUP][PANEL];
 
 template <class T>
-void load_groups(const Rows<T>& rows, int64_t first_k, Groups& groups) {
-    for (int n = 0; n < PANEL; n += LANES)
+void load_groups(const Rows<T>& rows, int64_t first_k, const float* inverses, Groups& groups) {
+    for (int n = 0; n < PANEL; n += LANES) {
+        const Vec inverse = load(inverses + n);
         for (int k = 0; k < GROUP; k += LANES) {
             Vec square[LANES];
             for (int i = 0; i < LANES; ++i) square[i] = rows.load(n + i, first_k + k);
             transpose(square);
-            for (int i = 0; i < LANES; ++i) store(groups[k + i] + n, square[i]);
+            for (int i = 0; i < LANES; ++i)
+                store(groups[k + i] + n, inverse == Vec{} ? Vec{} : square[i] * inverse);
         }
+    }
 }
 
-// Candidate values of the number farthest from zero; the scale follows, and other numbers are clipped to -8 .. 7. The
-// larger candidates clip that number and give the rest of the group finer steps.
-constexpr float FARTHEST[] = {-8.0f, -7.0f, -7.5f, -8.5f, -9.0f};
+Vec round(Vec x) { return (x + TO_INTEGER) - TO_INTEGER; }
+Vec clamp(Vec x, float least, float most) { return smaller(larger(x, broadcast(least)), broadcast(most)); }
+Vec whole_part(Vec x) { return __builtin_convertvector(__builtin_convertvector(x, Ints), Vec); }
 
-Vec farthest_from_zero(const Groups& groups, int n) {
-    Vec most = {}, least = {};
+// s (q - z) for LANES outputs of a group, in float32.
+struct Int4Factors {
+    Vec s, inverse, z;
+
+    // q of a number that is not yet divided by s.
+    Vec quantize(Vec x) const { return clamp(round(x * inverse) + z, 0.0f, 15.0f); }
+    Vec value(Vec q) const { return s * (q - z); }
+};
+
+// The ends of a group's range, which contains zero.
+struct Range {
+    Vec least, most;
+};
+
+Range range_of(const Groups& groups, int n) {
+    Range range = {};
     for (int k = 0; k < GROUP; ++k) {
         const Vec x = load(groups[k] + n);
-        most = x > most ? x : most;
-        least = x < least ? x : least;
+        range = {smaller(x, range.least), larger(x, range.most)};
     }
-    return most >= -least ? most : least;
+    return range;
 }
 
-Vec inverse_of(Vec scale) { return scale == Vec{} ? Vec{} : 1.0f / scale; }
-
-// Round and clip a number to -8 .. 7. NaN stays NaN.
-inline Vec round_to_int4(Vec x, Vec inverse) {
-    const Vec rounded = (x * inverse + TO_INTEGER) - TO_INTEGER, least = broadcast(-8.0f), most = broadcast(7.0f);
-    const Vec raised = rounded < least ? least : rounded;
-    return raised > most ? most : raised;
+// Put the middle of the range between 7 and 8, as far as s (q - z) lies in -128 .. 127 for all q.
+Int4Factors factors_of(const Range& range, Vec s) {
+    const Vec inverse = 1.0f / s, middle = (range.least + range.most) * 0.5f;
+    const Vec first = larger(15.0f - whole_part(127.0f / s), Vec{});
+    const Vec last = smaller(whole_part(128.0f / s), broadcast(15.0f));
+    return {s, inverse, smaller(larger(round(7.5f - middle * inverse), first), last)};
 }
-
-Vec round_to_bfloat16(Vec x) { return from_bits((bits(x) + 0x7fffu + (bits(x) >> 16 & 1u)) & 0xffff0000u); }
 
 // Sum by halving: one order of additions on every instruction set.
-Vec squared_error(const Groups& groups, int n, Vec scale) {
-    const Vec inverse = inverse_of(scale);
+Vec squared_error(const Groups& groups, int n, const Int4Factors& factors) {
     const auto square = [&](int k) {
-        const Vec x = load(groups[k] + n), error = x - scale * round_to_int4(x, inverse);
+        const Vec x = load(groups[k] + n), error = x - factors.value(factors.quantize(x));
         return error * error;
     };
     Vec sums[GROUP / 2];
@@ -106,46 +119,56 @@ Vec squared_error(const Groups& groups, int n, Vec scale) {
     return sums[0];
 }
 
-// Zeros for groups of finite numbers, NaN for others.
-Vec times_zero(const Groups& groups, int n) {
-    Vec zeros = {};
-    for (int k = 0; k < GROUP; ++k) zeros += load(groups[k] + n) * 0.0f;
-    return zeros;
-}
-
-// Return the bfloat16 scales with the smallest squared error; the first one on ties.
-Vec best_scale(const Groups& groups, int n) {
-    const Vec farthest = farthest_from_zero(groups, n);
-    Vec best = {}, least = broadcast(std::numeric_limits<float>::infinity());
-    for (const float target : FARTHEST) {
-        const Vec scale = round_to_bfloat16(farthest / target), error = squared_error(groups, n, scale);
-        best = error < least ? scale : best;
+// Of the s with which 15 steps are as long as the range, and its neighbours, that with the smallest squared error; the
+// first one on ties.
+Int4Factors best_factors(const Groups& groups, int n) {
+    const Range range = range_of(groups, n);
+    const Vec steps = round((range.most - range.least) / 15.0f);
+    Int4Factors best = {};
+    Vec least = broadcast(std::numeric_limits<float>::infinity());
+    for (const float step : {-1.0f, 0.0f, 1.0f}) {
+        const Int4Factors factors = factors_of(range, clamp(steps + step, 1.0f, 15.0f));
+        const Vec error = squared_error(groups, n, factors);
+        best = {error < least ? factors.s : best.s, error < least ? factors.inverse : best.inverse,
+                error < least ? factors.z : best.z};
         least = error < least ? error : least;
     }
-    return times_zero(groups, n) == Vec{} ? best : broadcast(std::numeric_limits<float>::quiet_NaN());
+    return best;
 }
 
-// Outputs n .. n + LANES - 1 of a panel's group.
-void quantize_groups(const Groups& groups, int n, uint32_t* panel) {
-    const Vec scale = best_scale(groups, n), inverse = inverse_of(scale);
-    store(reinterpret_cast<uint16_t*>(panel) + n, scale);
-    const auto half_byte = [&](int k) {
-        return bits(round_to_int4(load(groups[k] + n), inverse) + 8.0f + TO_INTEGER) & 15u;
-    };
-    for (int k = 0; k < GROUP; k += 8) {
-        Words words = {};
+// Words of LANES outputs in a block.
+void store_half_bytes(const Groups& groups, int n, const Int4Factors& factors, uint32_t* words) {
+    const auto half_byte = [&](int k) { return bits(factors.quantize(load(groups[k] + n)) + TO_INTEGER) & 15u; };
+    for (int k = 0; k < GROUP; k += 8, words += PANEL) {
+        Words word = {};
         for (int i = 0; i < 4; ++i)
-            words |= (half_byte(k + i) | half_byte(k + 4 + i) << 4u) << static_cast<uint32_t>(8 * i);
-        std::memcpy(panel + PANEL / 2 + k / 8 * PANEL + n, &words, sizeof words);
+            word |= (half_byte(k + i) | half_byte(k + 4 + i) << 4u) << static_cast<uint32_t>(8 * i);
+        store_words(words, word);
     }
 }
 
 template <class T>
 void quantize_to_int4(const Rows<T>& rows, uint32_t* panel) {
+    constexpr float MOST = 120;  // the row's largest magnitude: a multiple of the steps 8, 10, 12 and 15
+    alignas(64) float inverses[PANEL] = {};
+    uint32_t* scales = panel + int4_blocks(rows.K) * INT4_BLOCK_WORDS;
+    std::fill(scales, scales + PANEL, 0);
+    for (int n = 0; n < rows.count; ++n) {
+        const Scale scale = scale_of(largest_magnitude(rows.first + n * rows.K, rows.K), MOST);
+        scales[n] = word_of(scale.scale);
+        inverses[n] = scale.inverse;
+    }
     alignas(64) Groups groups;
-    for (int64_t k = 0; k < rows.K; k += GROUP, panel += INT4_PANEL_WORDS) {
-        load_groups(rows, k, groups);
-        for (int n = 0; n < PANEL; n += LANES) quantize_groups(groups, n, panel);
+    for (int64_t group = 0; group < 2 * int4_blocks(rows.K); ++group) {
+        uint32_t* block = panel + group / 2 * INT4_BLOCK_WORDS;
+        load_groups(rows, group * GROUP, inverses, groups);
+        for (int n = 0; n < PANEL; n += LANES) {
+            const Int4Factors factors = best_factors(groups, n);
+            const Words bytes = round_to_integers(factors.s) | round_to_integers(factors.z) << 4u;
+            for (int i = 0; i < LANES; ++i)
+                reinterpret_cast<uint8_t*>(block)[2 * (n + i) + group % 2] = static_cast<uint8_t>(bytes[i]);
+            store_half_bytes(groups, n, factors, block + PANEL / 2 + group % 2 * (GROUP / 8) * PANEL + n);
+        }
     }
 }
 

@@ -131,8 +131,8 @@ def test_a_damaged_file_is_refused_in_one_line(damage: Callable[[Path], None], p
 
 
 def test_another_layout_names_the_command_that_makes_the_pack_anew(pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(headers, "LAYOUT", 2)
-    with pytest.raises(CheckpointError, match=rf"layout 1, not 2; .* smoe pack /models/a -o {pack}$"):
+    monkeypatch.setitem(headers.LAYOUTS, "none", 3)
+    with pytest.raises(CheckpointError, match=rf"layout 1, not 3; .* smoe pack /models/a -o {pack}$"):
         read_header(pack)
 
 

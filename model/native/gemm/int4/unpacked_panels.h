@@ -1,0 +1,29 @@
+// Panels of int4 weights as panels of int8. Included by gemm/microkernel.h only.
+#pragma once
+
+#include <cstdint>
+
+namespace smoe {
+namespace SMOE_ISA {
+
+// Panels that a thread unpacked to multiply several tiles of rows. A thread has at most one object at a time: they use
+// one memory.
+class UnpackedPanels {
+  public:
+    // Panels at once: a mixture multiplies each tile by a panel of w1, then by one of w3.
+    static constexpr int SLOTS = 2;
+
+    // Return the panel in int8, K zero-padded to whole blocks: as the last call for this slot unpacked it, if that was
+    // the same panel, else unpacked now.
+    const uint32_t* get(int slot, const uint32_t* panel, int64_t K);
+
+  private:
+    struct Slot {
+        const uint32_t *panel = nullptr, *unpacked = nullptr;
+    };
+
+    Slot slots_[SLOTS];
+};
+
+}  // namespace SMOE_ISA
+}  // namespace smoe
