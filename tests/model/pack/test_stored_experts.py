@@ -259,6 +259,7 @@ def _unneeded_bytes(wide: Pack, seed: int) -> int:
 
     wait_until(is_settled)
     counts = store.counts()
+    held.open()  # a read ahead may still begin
     assert counts.read_bytes == 4 * store.num_bytes // 3, "what the layers need"
     return counts.unneeded_bytes
 

@@ -145,12 +145,15 @@ class HeldReads:
     def __init__(self, file: Path) -> None:
         self._held: dict[int, threading.Event] = {}  # by position, in the order in which they began
         self._changed = threading.Condition()
+        self._is_open = False
         self._source = Source(file, self._hold)
         self.read = self._source.read
 
     def _hold(self, number: int, position: int) -> None:
         event = threading.Event()
         with self._changed:
+            if self._is_open:
+                return
             self._held[position] = event
             self._changed.notify_all()
         assert event.wait(60)
@@ -164,6 +167,13 @@ class HeldReads:
     def release(self, position: int) -> None:
         with self._changed:
             self._held.pop(position).set()
+
+    def open(self) -> None:
+        """Release all reads, and hold no later ones."""
+        with self._changed:
+            self._is_open = True
+            while self._held:
+                self._held.popitem()[1].set()
 
     @property
     def num_bytes(self) -> int:
