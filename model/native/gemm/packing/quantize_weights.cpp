@@ -65,8 +65,7 @@ void load_groups(const Rows<T>& rows, int64_t first_k, const float* inverses, Gr
             Vec square[LANES];
             for (int i = 0; i < LANES; ++i) square[i] = rows.load(n + i, first_k + k);
             transpose(square);
-            for (int i = 0; i < LANES; ++i)
-                store(groups[k + i] + n, inverse == Vec{} ? Vec{} : square[i] * inverse);
+            for (int i = 0; i < LANES; ++i) store(groups[k + i] + n, inverse == Vec{} ? Vec{} : square[i] * inverse);
         }
     }
 }
