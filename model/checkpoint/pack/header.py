@@ -23,6 +23,7 @@ MAGIC = b"SMOEPACK"
 VERSION = 1  # of prefix and header
 # Of the bytes of packed matrices, by quantization; raise one when the native library packs these differently.
 LAYOUTS = {"none": 1, "int8": 1, "int4": 2}
+DTYPES = ["float32", "bfloat16"]
 PREFIX = struct.Struct("<8sII32s")  # magic, version, bytes of the header, its SHA-256 sum
 PAGE_BYTES = 4096
 MAX_HEADER_BYTES = 1 << 28
@@ -117,8 +118,7 @@ def read_any_header(directory: Path) -> tuple[PackHeader, int]:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
     layout, own = fields.get("layout"), LAYOUTS.get(str(fields.get("quantization")))
     if own is not None and layout != own:
-        source = fields.get("source", "MODEL")
-        raise CheckpointError(f"{file}: packed in layout {layout}, not {own}{_anew(directory, source)}")
+        raise CheckpointError(f"{file}: packed in layout {layout}, not {own}{_anew(directory, fields)}")
     try:
         return _header(file, fields), size
     except (KeyError, TypeError, ValueError):
@@ -147,7 +147,7 @@ def _read_fields(file: Path, stream: BinaryIO, size: int) -> dict[str, Any]:
         raise CheckpointError(f"{file} is not a pack, or was not written to its end: pack the model again")
     _, version, num_bytes, digest = PREFIX.unpack(prefix)
     if version != VERSION:
-        raise CheckpointError(f"{file}: pack of version {version}, not {VERSION}{_anew(file.parent, 'MODEL')}")
+        raise CheckpointError(f"{file}: pack of version {version}, not {VERSION}{_anew(file.parent, {})}")
     if num_bytes > min(MAX_HEADER_BYTES, size - PREFIX.size):
         raise CheckpointError(f"{file} is damaged or incomplete: it has {size} bytes, and its header ends behind them")
     content = stream.read(num_bytes)
@@ -162,8 +162,13 @@ def _read_fields(file: Path, stream: BinaryIO, size: int) -> dict[str, Any]:
     return fields
 
 
-def _anew(directory: Path, source: object) -> str:
-    return f"; move it away and make it anew with: smoe pack {source} -o {directory}"
+def _anew(directory: Path, fields: Mapping[str, Any]) -> str:
+    """Name the command that makes the pack of a header anew."""
+    dtype, quantization = fields.get("dtype"), fields.get("quantization", "none")
+    flags = f" --dtype {dtype}" if dtype in DTYPES else ""
+    if quantization != "none":
+        flags += f" --quantization {quantization}"
+    return f"; move it away and make it anew with: smoe pack {fields.get('source', 'MODEL')}{flags} -o {directory}"
 
 
 def _header(file: Path, fields: dict[str, Any]) -> PackHeader:
@@ -190,7 +195,7 @@ def _header(file: Path, fields: dict[str, Any]) -> PackHeader:
 
 def _check_kinds(fields: dict[str, Any], stored: tuple[StoredTensor, ...]) -> None:
     """Raise ValueError for values that no pack has: a header may come from a stranger, its checksum too."""
-    if fields["quantization"] not in LAYOUTS or fields["dtype"] not in ("float32", "bfloat16"):
+    if fields["quantization"] not in LAYOUTS or fields["dtype"] not in DTYPES:
         raise ValueError("quantization, dtype")
     if not all(isinstance(fields[name], dict) for name in ("network", "matrices")):
         raise ValueError("network, matrices")

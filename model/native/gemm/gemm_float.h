@@ -1,4 +1,4 @@
-// Product blocks in float32 and bfloat16: a few rows times some columns of a panel. Included by gemm/gemm.cpp only.
+// Product blocks in float32 and bfloat16: a few rows times some columns of a panel. Included by kernel files only.
 #pragma once
 
 #include "gemm/gemm.h"

@@ -1,4 +1,4 @@
-// Product blocks with int8 weights. Included by gemm/gemm.cpp only.
+// Product blocks with int8 weights. Included by kernel files only.
 #pragma once
 
 #include "gemm/gemm_float.h"

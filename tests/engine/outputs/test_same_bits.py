@@ -147,7 +147,7 @@ def test_a_request_gets_the_same_bits_alone_and_under_any_load(
     torch.set_num_threads(1)
     shape, path = checkpoint
     dtype, kv_cache_dtype, quantization = NUMERICS[numerics]
-    in_tile_registers = isa == "amx" and (quantization == "int8" or (dtype, quantization) == ("bfloat16", "none"))
+    in_tile_registers = isa == "amx" and (quantization != "none" or (dtype, quantization) == ("bfloat16", "none"))
     rng, coverage = (
         random.Random(f"{isa} {numerics} {shape.seed}"),
         Coverage(max_tile_rows=32 if in_tile_registers else 12),

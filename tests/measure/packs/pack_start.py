@@ -5,8 +5,8 @@
     python -m tests.measure.packs.pack_start share DIR
     python -m tests.measure.packs.pack_start decode DIR [--pairs N] [--threads N]
 
-make: write a pack of Mixtral-8x7B's layers, all equal and random, with the bundled model's tokenizer (0.82 GB a layer
-in int4; 32 layers and embeddings are 26.6 GB). start: seconds until a server is ready, and of its phase "weights";
+make: write a pack of Mixtral-8x7B's layers, all equal and random, with the bundled model's tokenizer (0.77 GB a layer
+in int4; 32 layers and embeddings are 25.1 GB). start: seconds until a server is ready, and of its phase "weights";
 --cold drops the file from the page cache before each. share: Pss and Rss of the mapped file in two servers at once,
 once its pages are read. decode: tokens per second of one client, in pairs of a mapping and a copying engine of one
 process, in turns; needs twice the memory of the weights. Nothing is asserted. Run it on an idle machine.

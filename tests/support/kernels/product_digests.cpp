@@ -136,7 +136,7 @@ bool print_expert(smoe_pool* pool, int isa, int dtype, int format) {
     }
     const smoe_expert expert = {packed[0].matrix, packed[1].matrix, packed[2].matrix};
     bool is_independent = true;
-    for (int64_t rows : {1, 5, 29}) {
+    for (int64_t rows : {1, 5, 29, 70}) {
         const Rows x(rows, K, dtype, 17 + rows);
         is_independent &= print(isa, name_of("expert-", format, dtype), rows, [&](int64_t first, int64_t count) {
             std::vector<float> y(count * K);  // the first half is used by bfloat16

@@ -89,7 +89,7 @@ struct Int4Block {
         Words units[VECTORS];
 #pragma GCC unroll 8
         for (int part = 0; part < VECTORS; ++part)
-            units[part] = factors[part].unit(load_words(w + part * LANES) >> SHIFT);
+            units[part] = Int8Unit::prepare(factors[part].unit(load_words(w + part * LANES) >> SHIFT));
 #pragma GCC unroll 12
         for (int m = 0; m < ROWS; ++m) {
             const Words row = broadcast_word(x[m]);
@@ -132,8 +132,8 @@ struct Int4Block {
 #pragma GCC unroll 4
             for (int part = 0; part < VECTORS; ++part) {
                 const Words word = load_words(w + column + part * LANES);
-                low[part] = factors[part].unit(word);
-                high[part] = factors[part].unit(word >> 4);
+                low[part] = Int8Unit::prepare(factors[part].unit(word));
+                high[part] = Int8Unit::prepare(factors[part].unit(word >> 4));
             }
             paired.add(x, stride, low, high);
             x += 2 * stride;

@@ -2,6 +2,7 @@
 // one of int8's bytes does not. Included by gemm/gemm.cpp only.
 #pragma once
 
+#include "gemm/blocks/byte_sums.h"
 #include "gemm/int4/int4_weights.h"
 
 namespace smoe {

@@ -1,7 +1,7 @@
 // Reading int4 weights (gemm/quant_formats.h). Included by kernel files only.
 #pragma once
 
-#include "gemm/blocks/byte_sums.h"
+#include "gemm/gemm_int8.h"
 #include "simd/lane_parts.h"
 
 namespace smoe {
@@ -27,9 +27,9 @@ inline Words load_factors(const uint32_t* block, int column) {
 struct ByteFactors {
     Words s, at_zero;  // s in both halves of a lane; 128 - s z, the byte of q = 0, in its four bytes
 
-    // The unit in the low half bytes of the words, as Int8Unit multiplies it.
+    // The unit in the low half bytes of the words, in int8.
     [[gnu::always_inline]] inline Words unit(Words words) const {
-        return Int8Unit::prepare(multiply_halves(words & 0x0f0f0f0fu, s) + at_zero);
+        return multiply_halves(words & 0x0f0f0f0fu, s) + at_zero;
     }
 };
 

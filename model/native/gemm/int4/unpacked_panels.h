@@ -1,4 +1,4 @@
-// Panels of int4 weights as panels of int8. Included by gemm/microkernel.h only.
+// Panels of int4 weights as panels of int8.
 #pragma once
 
 #include <cstdint>

@@ -132,8 +132,18 @@ def test_a_damaged_file_is_refused_in_one_line(damage: Callable[[Path], None], p
 
 def test_another_layout_names_the_command_that_makes_the_pack_anew(pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(headers.LAYOUTS, "none", 3)
-    with pytest.raises(CheckpointError, match=rf"layout 1, not 3; .* smoe pack /models/a -o {pack}$"):
+    with pytest.raises(CheckpointError, match=rf"layout 1, not 3; .* smoe pack /models/a --dtype bfloat16 -o {pack}$"):
         read_header(pack)
+
+
+def test_a_pack_in_int4_of_the_first_layout_is_made_anew_in_int4(pack: Path) -> None:
+    file = pack / WEIGHTS_NAME
+    change_fields(file, {"quantization": "int4", "layout": 1})
+    flags = "--dtype bfloat16 --quantization int4"
+    with pytest.raises(CheckpointError, match=rf"layout 1, not 2; .* smoe pack /models/a {flags} -o {pack}$"):
+        read_header(pack)
+    change_fields(file, {"quantization": "int8", "layout": 1})
+    assert read_header(pack).quantization == "int8"
 
 
 def test_a_config_of_another_network_is_refused(pack: Path) -> None:
@@ -175,6 +185,8 @@ HOSTILE: list[dict[str, Any]] = [
     {"stored": [["w", "BF16", [True, 3], 2]]},
     {"stored": [["w", "BF16", ["x", 3], 2]]},
     {"quantization": "fp8"},
+    {"quantization": ["int4"]},
+    {"quantization": None, "layout": None},
     {"dtype": ["bfloat16"]},
     {"network": None},
     {"network": {}},
@@ -192,9 +204,7 @@ HOSTILE: list[dict[str, Any]] = [
 @pytest.mark.parametrize("changes", HOSTILE, ids=str)
 def test_a_header_of_a_stranger_is_refused_in_one_line(changes: dict[str, Any], pack: Path) -> None:
     """Its checksum is right."""
-    file = pack / WEIGHTS_NAME
-    fields = json.loads(file.read_bytes()[PREFIX.size :].partition(bytes(1))[0])
-    rewrite(file, json.dumps(fields | changes).encode())
+    change_fields(pack / WEIGHTS_NAME, changes)
     with pytest.raises(CheckpointError, match=r"is damaged: its header is not that of a pack$"):
         read_header(pack)
 
@@ -215,6 +225,11 @@ def test_a_header_that_is_no_object_is_refused_in_one_line(content: bytes, pack:
     rewrite(pack / WEIGHTS_NAME, content)
     with pytest.raises(CheckpointError, match=r"is damaged: its header is not that of a pack$"):
         read_header(pack)
+
+
+def change_fields(file: Path, changes: dict[str, Any]) -> None:
+    fields = json.loads(file.read_bytes()[PREFIX.size :].partition(bytes(1))[0])
+    rewrite(file, json.dumps(fields | changes).encode())
 
 
 def rewrite(file: Path, content: bytes) -> None:
