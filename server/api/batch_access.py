@@ -1,7 +1,9 @@
 """Access of API keys to files and batches: each key sees its own."""
 
 import asyncio
+import errno
 import hashlib
+import sqlite3
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,12 +17,14 @@ from server.api.openapi.operations import Schema
 from server.batch.runner import Send
 from server.batch.service import BatchService
 from server.batch.store import Object, Store, Table
-from server.errors import batches_disabled, invalid_value, object_not_found
+from server.errors import ApiError, batches_disabled, disk_full, invalid_value, object_not_found, overloaded
 from server.generation.state import tenant_of
 from server.http.sliced_response import SlicedResponse
 
 CONCURRENCY = 16  # requests of one batch at a time, and at most a quarter of the queue
 DAY_S = 24 * 3600
+BUSY_RETRY_S = 10.0
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,16 @@ def found(item: Object | None, table: Table, param: str) -> Object:
     if item is None:
         raise object_not_found("file" if table == "files" else "batch", param)
     return item
+
+
+def storage_error(error: Exception) -> ApiError | None:
+    """Return what a client is told if the disk is full, or another process has locked the database for long."""
+    if isinstance(error, sqlite3.Error):
+        code = getattr(error, "sqlite_errorcode", None)
+        is_full, is_busy = code == sqlite3.SQLITE_FULL, code == sqlite3.SQLITE_BUSY
+    else:
+        is_full, is_busy = isinstance(error, OSError) and error.errno in NO_ROOM, False
+    return disk_full() if is_full else overloaded(BUSY_RETRY_S) if is_busy else None
 
 
 @dataclass(frozen=True)

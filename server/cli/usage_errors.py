@@ -54,7 +54,7 @@ def _unknown_flag(error: Any, unknown: str, arguments: Sequence[str]) -> str:
     if not unknown.startswith("--"):  # -ngl is reported as -n, and -hf as -f because -h exists
         short = (word for word in arguments if word.startswith("-") and not word.startswith("--"))
         flag = next((word for word in short if unknown[1:] in word), unknown)
-    hint = FOREIGN_FLAGS.get(flag, "")
+    hint = FOREIGN_FLAGS.get(flag.rstrip("0123456789"), "")  # -c4096 is -c with its value
     if hint and _takes_model(error.ctx) and set(FLAG.findall(hint)) <= _flags(error.ctx):
         return f"No such option: {flag}; {hint}"
     return f"No such option: {flag}" if flag != unknown else ""

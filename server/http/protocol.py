@@ -20,9 +20,8 @@ from h11._readers import ContentLengthReader
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from server.errors import ApiError, headers_too_large, malformed_request, request_timeout
-from server.http.chunk_writer import ServerConnection
 from server.http.connections import Connections
-from server.http.limits.header_lines import limit_header_lines
+from server.http.server_connection import ServerConnection
 
 HEAD_TIMEOUT_S = 10.0
 STALL_TIMEOUT_S = 60.0
@@ -63,8 +62,7 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.conn = ServerConnection(h11.SERVER, self.config.h11_max_incomplete_event_size or MAX_HEAD_BYTES)
-        limit_header_lines(self.conn)
+        self.conn = ServerConnection(self.config.h11_max_incomplete_event_size or MAX_HEAD_BYTES)
         self._update_head_timer()
         if self._abort_handshake is None:
             self.open_connections.opened(self)

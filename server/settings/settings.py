@@ -19,9 +19,11 @@ from server.settings.value_types import (
     DistinctNames,
     HostNames,
     HttpUrl,
+    LogLevel,
     LoraPaths,
     Names,
     RootPath,
+    TokenCount,
 )
 
 PREFIX = "SMOE_"  # of environment variables
@@ -269,11 +271,11 @@ class Settings(BaseModel):
         None, description="Makes the seeds that the server draws for requests without one repeatable."
     )
 
-    max_model_len: Annotated[Count | None, DefaultText("as long as the model and the KV cache allow")] = Field(
-        None, description="Maximum length of prompt plus completion, in tokens."
+    max_model_len: Annotated[TokenCount | None, DefaultText("as long as the model and the KV cache allow")] = Field(
+        None, description="Maximum length of prompt plus completion, in tokens. 32K is 32768."
     )
     max_num_seqs: Count = Field(256, description="Maximum number of requests in one step.")
-    max_num_batched_tokens: Annotated[Count | None, DefaultText("about 0.5 s of work on a CPU, 2048 on a GPU")] = Field(
+    max_num_batched_tokens: Annotated[TokenCount | None, DefaultText("about 0.5 s of work on a CPU, 2048 on a GPU")] = Field(
         None, description="Maximum number of tokens in one step."
     )
     scheduling_policy: Literal["priority", "fcfs"] = Field(
@@ -342,7 +344,7 @@ class Settings(BaseModel):
     watch_event_loop: bool = Field(
         False, description="Log the stack of whatever blocks the event loop of the API process for more than 50 ms."
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log level shown.")
+    log_level: LogLevel = Field("info", description="Least severe log level shown.")
     log_format: Literal["text", "json"] = Field(
         "text", description="Format of the log: one line per request that generates or fails, never its text."
     )

@@ -2,8 +2,9 @@
 
 import re
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -14,6 +15,8 @@ MAX_SIZE_BYTES = 1 << 60
 MAX_COUNT = (1 << 31) - 1  # larger numbers do not fit the integers of messages and kernels
 MAX_KEY_FILE_CHARACTERS = 1 << 20
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", re.IGNORECASE | re.ASCII)
+COUNT = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)([kKmM])", re.ASCII)
+COUNT_UNITS = {"k": 10**3, "m": 10**6, "K": 2**10, "M": 2**20}
 HOST_NAME = re.compile(r"\*|[\w-][\w.-]*|\[?[0-9a-f]*(?::[0-9a-f.]*){2,}\]?", re.IGNORECASE | re.ASCII)
 
 
@@ -36,6 +39,20 @@ def _size(text: str) -> int:
     if len(number) > MAX_SIZE_DIGITS:
         raise ValueError("is more than any machine has")
     return int(float(number) * UNITS[(unit or "").lower()])
+
+
+def parse_count(value: object) -> object:
+    """Return the number in "32k" (32,000) or "32K" (32,768), which vLLM reads the same way.
+
+    Values of other forms pass unchanged. Raises ValueError if it is no whole number.
+    """
+    match = COUNT.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
+        return value
+    count = Fraction(match[1]) * COUNT_UNITS[match[2]]
+    if count.denominator != 1:
+        raise ValueError("should be a whole number")
+    return count.numerator
 
 
 def split_list(value: object) -> object:
@@ -123,9 +140,14 @@ def _check_http_url(url: str) -> str:
 
 
 Count = Annotated[int, Field(gt=0, le=MAX_COUNT)]
+TokenCount = Annotated[Count, BeforeValidator(parse_count)]
 Bytes = Annotated[int, Field(gt=0), BeforeValidator(parse_size)]
 Names = Annotated[tuple[str, ...], BeforeValidator(split_list)]
 DistinctNames = Annotated[Names, AfterValidator(_check_distinct)]
+LogLevel = Annotated[
+    Literal["debug", "info", "warning", "error"],
+    BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value),
+]
 ApiKeyFile = Annotated[KeyFile | None, BeforeValidator(read_key_file)]
 LoraPaths = Annotated[Names, AfterValidator(_check_lora)]
 HostNames = Annotated[Names, AfterValidator(_check_host_names)]

@@ -26,6 +26,7 @@ STATUSES: Mapping[int, str] = {
     503: "Loading, draining, no engine, or `queue_timeout_s` has passed; `Retry-After` says when to try again.",
     504: "`timeout_s` has passed.",
     505: "The request is of another HTTP version than 1.0 and 1.1.",
+    507: "The disk is full.",
 }
 ANYWHERE = (400, 401, 403, 405, 408, 413, 431, 500, 505)  # possible at every route
 WITH_BODY = (404, 415, 503)

@@ -26,7 +26,7 @@ router = APIRouter()
 @router.post(
     "/v1/batches",
     **describe(
-        "Start a batch of requests.", response_schemas.BATCH, request=CreateBatchRequest, statuses=(*WITH_BODY, 429)
+        "Start a batch of requests.", response_schemas.BATCH, request=CreateBatchRequest, statuses=(*WITH_BODY, 429, 507)
     ),
 )
 async def create(http: HttpRequest) -> Response:
@@ -70,7 +70,7 @@ def _new_batch(request: CreateBatchRequest, now: int) -> Object:
     **describe(
         "List the batches of this API key.",
         response_schemas.a_page(response_schemas.BATCH),
-        statuses=(404,),
+        statuses=(404, 503),
         parameters=PAGE_LIMITS.parameters,
     ),
 )
@@ -82,7 +82,7 @@ async def batches(http: HttpRequest) -> Response:
 @router.api_route(
     "/v1/batches/{batch_id}",
     methods=READ,
-    **describe("Describe one batch.", response_schemas.BATCH, statuses=(404,), parameters=(BATCH_ID,)),
+    **describe("Describe one batch.", response_schemas.BATCH, statuses=(404, 503), parameters=(BATCH_ID,)),
 )
 async def batch(http: HttpRequest, batch_id: str) -> Response:
     """Reply with a batch and the counts of this moment."""
@@ -93,7 +93,7 @@ async def batch(http: HttpRequest, batch_id: str) -> Response:
 
 @router.post(
     "/v1/batches/{batch_id}/cancel",
-    **describe("Cancel one batch.", response_schemas.BATCH, statuses=(404,), parameters=(BATCH_ID,)),
+    **describe("Cancel one batch.", response_schemas.BATCH, statuses=(404, 503), parameters=(BATCH_ID,)),
 )
 async def cancel(http: HttpRequest, batch_id: str) -> Response:
     """Stop a batch. Answers that it has already become its output file."""

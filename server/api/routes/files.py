@@ -42,7 +42,7 @@ router = APIRouter()
 
 
 def _describe_upload() -> dict[str, Any]:
-    described = describe("Upload the requests of a batch.", response_schemas.FILE, statuses=(404, 415, 429, 503))
+    described = describe("Upload the requests of a batch.", response_schemas.FILE, statuses=(404, 415, 429, 503, 507))
     body = {"required": True, "content": {"multipart/form-data": {"schema": FORM}}}
     return described | {"openapi_extra": {"requestBody": body}}
 
@@ -129,7 +129,7 @@ def _filename(form: dict[str, Part], upload: Upload) -> str:
     **describe(
         "List the files of this API key.",
         response_schemas.a_page(response_schemas.FILE),
-        statuses=(404,),
+        statuses=(404, 503),
         parameters=PAGE_LIMITS.parameters,
     ),
 )
@@ -141,7 +141,7 @@ async def files(http: HttpRequest) -> Response:
 @router.api_route(
     "/v1/files/{file_id}",
     methods=READ,
-    **describe("Describe one file.", response_schemas.FILE, statuses=(404,), parameters=(FILE_ID,)),
+    **describe("Describe one file.", response_schemas.FILE, statuses=(404, 503), parameters=(FILE_ID,)),
 )
 async def file(http: HttpRequest, file_id: str) -> Response:
     """Reply with one file's object."""
@@ -156,7 +156,7 @@ async def file(http: HttpRequest, file_id: str) -> Response:
     **describe(
         "Return the content of one file.",
         {},
-        statuses=(404,),
+        statuses=(404, 503),
         content_type="application/octet-stream",
         parameters=(FILE_ID,),
     ),
@@ -175,7 +175,7 @@ async def content(http: HttpRequest, file_id: str) -> Response:
 
 @router.delete(
     "/v1/files/{file_id}",
-    **describe("Delete one file.", response_schemas.DELETED_FILE, statuses=(404,), parameters=(FILE_ID,)),
+    **describe("Delete one file.", response_schemas.DELETED_FILE, statuses=(404, 503, 507), parameters=(FILE_ID,)),
 )
 async def delete(http: HttpRequest, file_id: str) -> Response:
     """Delete a file, unless a batch that has not ended reads it."""

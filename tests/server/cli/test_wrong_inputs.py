@@ -58,6 +58,7 @@ WRONG = (
     ("serve --ctx-size 4096", "--ctx-size; `--max-model-len N` sets the context (see"),
     ("doctor -c 4096", "-c; `--max-model-len N`"),
     ("serve -ngl 33", "-ngl; `--device`"),
+    ("serve -c4096", "-c4096; `--max-model-len N`"),
     ("serve -cb", "No such option: -cb (see"),
     ("serve -tp 2", "-tp; `--tensor-parallel-size N`"),
     ("serve -m model.gguf", "-m; MODEL is given without a flag"),

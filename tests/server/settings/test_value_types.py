@@ -33,6 +33,26 @@ def test_a_size_beyond_all_memory_is_an_error_and_no_traceback() -> None:
         load_settings({"max_body_bytes": "9" * 400})
 
 
+@pytest.mark.parametrize(
+    ("text", "count"), [("32k", 32_000), ("32K", 32_768), ("25.6k", 25_600), ("1M", 1 << 20), (" 4096 ", 4096)]
+)
+def test_numbers_of_tokens_take_the_units_of_vllm(text: str, count: int) -> None:
+    settings = load_settings({"max_model_len": text, "max_num_batched_tokens": text})
+    assert (settings.max_model_len, settings.max_num_batched_tokens) == (count, count)
+
+
+@pytest.mark.parametrize("text", ["0.0001k", "1.5", "k", "-1k", "0k", "4 k", "4g", "99999999M", "9" * 400 + "k"])
+def test_an_invalid_number_of_tokens_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match=r"^--max-model-len: "):
+        load_settings({"max_model_len": text})
+
+
+def test_log_levels_may_have_capitals() -> None:
+    assert load_settings({"log_level": "DEBUG"}).log_level == "debug"
+    with pytest.raises(SettingsError, match=r"^--log-level: "):
+        load_settings({"log_level": "TRACE"})
+
+
 def test_a_list_is_split_at_commas_and_other_values_stay() -> None:
     assert split_list(" a, ,b ") == ["a", "b"]
     assert split_list(("a,b",)) == ("a,b",)

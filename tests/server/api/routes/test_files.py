@@ -1,6 +1,9 @@
 """/v1/files: uploads in pieces, pages, bounds."""
 
 import asyncio
+import contextlib
+import errno
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -8,7 +11,7 @@ import httpx
 import pytest
 
 from server.api.routes import files
-from server.batch.store import Upload
+from server.batch.store import DATABASE_NAME, Upload
 from tests.support.conditions import until
 from tests.support.servers.batch_server import MAX_UPLOAD_BYTES, BatchServer, upload
 from tests.support.servers.fake_engine import FakeEngine
@@ -118,3 +121,48 @@ async def test_bad_uploads_are_one_line(server: BatchServer) -> None:
     check_error(alone, 400, "missing_required_parameter", "purpose")
     more = {"purpose": "batch", "expires_after[seconds]": "9"}
     check_error(await client.post("/v1/files", files={"file": ("a", b"x")}, data=more), 400, "unsupported_parameter")
+
+
+async def test_a_full_disk_is_named(server: BatchServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Upload, piece: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Upload, "write", fail)
+        refused = await upload(server.clients[0], b"x")
+    check_error(refused, 507, "insufficient_storage")
+    assert refused.headers["x-should-retry"] == "false"
+    assert not list((tmp_path / "files").iterdir()) and server.access.num_uploads.total() == 0
+    assert (await upload(server.clients[0], b"x")).status_code == 200
+
+
+async def test_a_database_without_room_is_a_full_disk(server: BatchServer) -> None:
+    server.access.store._db.execute("PRAGMA max_page_count = 1")  # the least is the present size
+    client, answers = server.clients[0], []
+    for _ in range(200):
+        answers.append(await upload(client, b"x"))
+        if answers[-1].status_code != 200:
+            break
+    check_error(answers[-1], 507, "insufficient_storage")
+    files = (await client.get("/v1/files")).json()["data"]
+    assert len(files) == len(answers) - 1  # nothing is left of the one that failed
+
+
+async def test_a_database_that_another_process_has_locked_is_overloaded(server: BatchServer, tmp_path: Path) -> None:
+    server.access.store._db.execute("PRAGMA busy_timeout = 10")  # ms
+    with contextlib.closing(sqlite3.connect(tmp_path / DATABASE_NAME, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        refused = await upload(server.clients[0], b"x")
+    check_error(refused, 503, "overloaded")
+    assert int(refused.headers["retry-after"]) > 0
+    assert (await upload(server.clients[0], b"x")).status_code == 200
+
+
+async def test_other_errors_of_the_disk_are_faults_of_the_server(
+    server: BatchServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Upload, piece: bytes) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Upload, "write", fail)
+    check_error(await upload(server.clients[0], b"x"), 500, "internal_error")
