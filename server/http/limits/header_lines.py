@@ -30,5 +30,5 @@ class HeaderLineLimit(ReceiveBuffer):
 
     def skip_empty_lines(self) -> None:
         """Forget line ends at the beginning. Call it where a head begins."""
-        if self._data.startswith((b"\r\n", b"\n")):
+        if self._data.startswith((b"\r", b"\n")):
             self._extract(len(self._data) - len(self._data.lstrip(b"\r\n")))

@@ -55,7 +55,7 @@ def test_data_outside_of_a_body_is_refused() -> None:
 def requests_of(*received: bytes) -> list[h11.Request]:
     """Return the requests of a connection that gets these bytes, each part in a read of its own."""
     connection, requests = ServerConnection(MAX_HEAD_BYTES), []
-    for data in received:
+    for data in filter(None, received):  # an empty one would be the end
         connection.receive_data(data)
         while (event := connection.next_event()) is not h11.NEED_DATA:
             if isinstance(event, h11.Request):
