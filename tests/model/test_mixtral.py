@@ -18,6 +18,7 @@ from tests.support.kernels.native_cases import ISAS, native
 from tests.support.kernels.paged import CPU, Running, make_batch, teacher_forced
 
 PROMPT_LENGTHS, NUM_NEW = (1, 2, 5, 17, 64, 131, 300), 64
+CHUNKS = (1, 7, 64)  # rows of a sequence in one step: each sequence has each number once
 
 MOE, DENSE = Shape(num_experts=4), Shape(num_experts=0)
 # Of the pairs of a head with 24 numbers some keep their frequency, some are scaled in part, some wholly.
@@ -84,10 +85,10 @@ def test_logprobs_and_greedy_tokens_equal_those_of_transformers(number: int, tmp
     backends: list[Ops] = [ReferenceOps(), *map(native, isas)]
     for ops in backends:
         model = _load(path, ops)
-        for chunk in (1, 7, 64):
+        for turn in range(len(CHUNKS)):
             # Sequences of one batch advance at different speeds: decode rows beside chunks of prompts.
-            chunks = [chunk if i % 2 else (1, 7, 64)[i % 3] for i in range(len(sequences))]
-            ours = teacher_forced(model, sequences, chunks, seed=chunk)
+            chunks = [CHUNKS[(i + turn) % len(CHUNKS)] for i in range(len(sequences))]
+            ours = teacher_forced(model, sequences, chunks, seed=turn)
             _assert_equal(ours, outputs)
 
 

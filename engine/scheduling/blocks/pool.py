@@ -121,15 +121,10 @@ class BlockPool:
         `block_tables`: those of all sequences that hold blocks.
         """
         expected = Counter(block_id for table in block_tables for block_id in table if block_id != NULL_BLOCK)
-        for block_id in range(1, self.num_blocks + 1):
-            references = self._references[block_id]
-            assert references == expected[block_id], (
-                f"block {block_id}: {references} references, but {expected[block_id]} in block tables"
-            )
-            assert (block_id in self._free) == (references == 0), (
-                f"block {block_id}: {references} references, but the free list disagrees"
-            )
-        assert self._references[NULL_BLOCK] == 0 and NULL_BLOCK not in self._free, "the null block is in use"
+        held = {block_id: count for block_id, count in enumerate(self._references) if count}
+        assert held == expected, f"references by block: {held}, but in block tables: {dict(expected)}"
+        free = set(range(1, self.num_blocks + 1)).difference(held)
+        assert self._free.keys() == free, f"free, or held, and listed as the other: {self._free.keys() ^ free}"
         assert {cached.block_id for cached in self._index.values()} == set(self._hashes), (
             "the prefix index is inconsistent"
         )

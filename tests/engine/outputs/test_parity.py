@@ -124,7 +124,8 @@ def test_the_engine_equals_transformers_under_every_schedule(
     chosen = list(SCHEDULES)[first::3] if scale == 1 else list(SCHEDULES)
     tally = Tally()
     for name in chosen:
-        engine = LocalEngine(path, dtype="float32", check_integrity=True, **backend, **SCHEDULES[name])
+        options = {"num_kv_blocks": 400, **backend, **SCHEDULES[name]}
+        engine = LocalEngine(path, dtype="float32", check_integrity=True, **options)
         completions = generate(engine, given)
         if name == "preemption" and shape.window is None:
             assert engine.num_preemptions > 0, "the pool was meant to be too small"

@@ -20,6 +20,7 @@ class Running:
     token_ids: list[int]
     table: list[int]
     num_computed: int = 0
+    num_freed: int = 0  # blocks in front of the window
     logits: list[Tensor] = field(default_factory=list)
 
 
@@ -78,6 +79,8 @@ def _slide(run: Running, window: int | None, pool: KvPool) -> None:
     """Free the blocks that no later position sees: those entirely in front of num_computed - window + 1."""
     if window is None:
         return
-    for index in range(max(0, run.num_computed - window + 1) // pool.block_size):
+    end = max(0, run.num_computed - window + 1) // pool.block_size
+    for index in range(run.num_freed, end):
         pool.k[:, run.table[index]] = float("nan")
         run.table[index] = 0
+    run.num_freed = end
