@@ -43,8 +43,8 @@ comma := ,
 
 # Tests that need a program or instructions which are absent here are left out, and a line says so.
 LEFT_OUT := $(strip $(if $(shell command -v promtool),,prometheus) $(if $(shell command -v npm),,node) \
-    $(if $(shell command -v chromium),,browser) $(if $(shell command -v kustomize),,kustomize) \
-    $(if $(shell command -v systemd-analyze),,systemd) \
+    $(if $(shell command -v chromium-headless-shell || command -v chromium),,browser) \
+    $(if $(shell command -v kustomize),,kustomize) $(if $(shell command -v systemd-analyze),,systemd) \
     $(if $(and $(shell command -v aarch64-linux-gnu-g++),$(shell command -v qemu-aarch64)),,arm) \
     $(if $(shell grep --max-count 1 avx512_bf16 /proc/cpuinfo 2>/dev/null),,avx512_bf16) \
     $(if $(shell grep --max-count 1 amx_bf16 /proc/cpuinfo 2>/dev/null),,amx))
