@@ -7,11 +7,14 @@ import json
 import os
 import random
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from server.chat import template_jobs
+from server.chat.jinja_sandbox import SandboxedTemplate
 from server.cli.experts.measurement import ExpertTextError, read_texts
 from server.errors import ApiError
 from server.lifecycle.text_frontend import load_texts
@@ -104,6 +107,7 @@ JSON_FILES: dict[str, dict[str, Any]] = {
     "added_tokens.json": {"z": 265},
     "generation_config.json": {"eos_token_id": [2], "temperature": 0.5, "top_k": 5},
 }
+RUNNER = asyncio.Runner()  # one for all: it has threads, which take longer to start than files to load
 LONG = "x" * (MAX_ADDED_CHARS + 1)
 HOSTILE: tuple[Any, ...] = (
     None, True, -1, 0, 7, 2**31, 2**63, 10**30, 10**400, 0.5, float("inf"), float("nan"), "", "\x00", "\ud800", "²",
@@ -111,6 +115,15 @@ HOSTILE: tuple[Any, ...] = (
     {"content": 5}, {"content": "\udfff"}, [{"name": []}], [None, 5],
     {"\ud800": 1}, {LONG: 1}, {"type": "Prepend"},
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _each_template_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most damage leaves the template as it is, and compiling it takes longer than all else."""
+    monkeypatch.setattr(template_jobs, "SandboxedTemplate", _compiled_template)
+
+
+_compiled_template = lru_cache(maxsize=64)(SandboxedTemplate)
 
 
 def write_files(path: Path, **changed: bytes) -> None:
@@ -128,9 +141,10 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 def mutations(content: dict[str, Any]) -> Iterator[bytes]:
     """Yield `content` with one value replaced, or one key renamed, by each hostile value."""
+    text = json.dumps(content)
     for position in range(len(list(places(content)))):
         for hostile in HOSTILE:
-            changed = copy.deepcopy(content)
+            changed = json.loads(text)
             container, key = list(places(changed))[position]
             container[key] = hostile
             yield json.dumps(changed).encode()
@@ -148,7 +162,7 @@ def content_of(content: dict[str, Any], position: int) -> Any:
 def load(path: Path) -> str | None:
     """Load and use the text frontend. Return the message of the refusal, or None."""
     try:
-        texts = asyncio.run(load_texts(Settings(), path, InlineSandbox()))
+        texts = RUNNER.run(load_texts(Settings(), path, InlineSandbox()))
     except TokenizerError as error:
         return str(error)
     tokenizer = texts.tokenizer
