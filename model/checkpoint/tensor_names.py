@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 from model.checkpoint.errors import CheckpointError
@@ -145,6 +146,7 @@ def parameters_by_part(tensors: Iterable[StoredWeight]) -> dict[str, int]:
     return counts
 
 
+@lru_cache(maxsize=1 << 14)  # asked for thousands of tensors in each of many plans
 def part_of(name: str) -> str:
     """Return the part that a tensor belongs to: "model.layers.0.block_sparse_moe.experts.3.w1.weight" -> "experts"."""
     return next(part for mark, part in PART_MARKS.items() if mark in name)

@@ -275,8 +275,8 @@ class Settings(BaseModel):
         None, description="Maximum length of prompt plus completion, in tokens. 32K is 32768."
     )
     max_num_seqs: Count = Field(256, description="Maximum number of requests in one step.")
-    max_num_batched_tokens: Annotated[TokenCount | None, DefaultText("about 0.5 s of work on a CPU, 2048 on a GPU")] = Field(
-        None, description="Maximum number of tokens in one step."
+    max_num_batched_tokens: Annotated[TokenCount | None, DefaultText("about 0.5 s of work on a CPU, 2048 on a GPU")] = (
+        Field(None, description="Maximum number of tokens in one step.")
     )
     scheduling_policy: Literal["priority", "fcfs"] = Field(
         "priority",

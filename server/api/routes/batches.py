@@ -26,7 +26,10 @@ router = APIRouter()
 @router.post(
     "/v1/batches",
     **describe(
-        "Start a batch of requests.", response_schemas.BATCH, request=CreateBatchRequest, statuses=(*WITH_BODY, 429, 507)
+        "Start a batch of requests.",
+        response_schemas.BATCH,
+        request=CreateBatchRequest,
+        statuses=(*WITH_BODY, 429, 507),
     ),
 )
 async def create(http: HttpRequest) -> Response:

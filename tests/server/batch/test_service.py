@@ -116,6 +116,7 @@ async def test_a_fault_that_comes_again_while_a_batch_is_ended_does_not_end_the_
         raise KeyError("error")
 
     batches = new_service(tmp_path)
+    monkeypatch.setattr(service, "POLL_S", 0.05)
     with monkeypatch.context() as patched:
         patched.setattr(service, "write_results", fail)
         async with running(batches):
