@@ -1,15 +1,11 @@
 """The ASGI application: routes and exception handlers. server/http/middleware.py wraps it."""
 
-import logging
-import sqlite3
-
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException as RoutingError
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from server.api.batch_access import storage_error
 from server.api.routes import (
     adapters,
     batches,
@@ -56,8 +52,6 @@ MODULES = (
 ROUTERS = [module.router for module in MODULES]
 ROUTES = [route for router in ROUTERS for route in router.routes]
 PATHS = sorted({route.path for route in ROUTES if isinstance(route, APIRoute) and "{" not in route.path})
-log = logging.getLogger(__name__)
-
 CLIENT_CLOSED_REQUEST = 499  # nginx's status, for the metrics only: the client has left
 
 
@@ -72,8 +66,6 @@ def create_app(state: ServerState) -> FastAPI:
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(RoutingError, _on_routing_error)
     app.add_exception_handler(ClientDisconnected, _on_disconnect)
-    app.add_exception_handler(OSError, _on_storage_error)
-    app.add_exception_handler(sqlite3.Error, _on_storage_error)
     app.add_exception_handler(Exception, _on_fault)
     return app
 
@@ -98,15 +90,6 @@ async def _on_routing_error(http: HttpRequest, error: Exception) -> Response:
 
 async def _on_disconnect(_: HttpRequest, error: Exception) -> Response:
     return Response(status_code=CLIENT_CLOSED_REQUEST)
-
-
-async def _on_storage_error(http: HttpRequest, error: Exception) -> Response:
-    """Reply that files and batches cannot be stored now. Raises any other error again: it is a fault."""
-    answer = storage_error(error)
-    if answer is None:
-        raise error
-    log.error("%s %s: %s", http.method, http.scope["path"], error)
-    return error_response(http, answer)
 
 
 async def _on_fault(http: HttpRequest, error: Exception) -> Response:

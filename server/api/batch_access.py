@@ -3,13 +3,16 @@
 import asyncio
 import errno
 import hashlib
+import logging
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import orjson
+from fastapi.routing import APIRoute
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
@@ -20,6 +23,8 @@ from server.batch.store import Object, Store, Table
 from server.errors import ApiError, batches_disabled, disk_full, invalid_value, object_not_found, overloaded
 from server.generation.state import tenant_of
 from server.http.sliced_response import SlicedResponse
+
+log = logging.getLogger(__name__)
 
 CONCURRENCY = 16  # requests of one batch at a time, and at most a quarter of the queue
 DAY_S = 24 * 3600
@@ -84,14 +89,36 @@ def found(item: Object | None, table: Table, param: str) -> Object:
     return item
 
 
-def storage_error(error: Exception) -> ApiError | None:
-    """Return what a client is told if the disk is full, or another process has locked the database for long."""
-    if isinstance(error, sqlite3.Error):
-        code = getattr(error, "sqlite_errorcode", None)
-        is_full, is_busy = code == sqlite3.SQLITE_FULL, code == sqlite3.SQLITE_BUSY
-    else:
-        is_full, is_busy = isinstance(error, OSError) and error.errno in NO_ROOM, False
-    return disk_full() if is_full else overloaded(BUSY_RETRY_S) if is_busy else None
+class StorageRoute(APIRoute):
+    """Route that replies 507 if the disk is full, and 503 if another process has locked the database for long."""
+
+    def get_route_handler(self) -> Callable[[HttpRequest], Coroutine[Any, Any, Response]]:
+        """Return FastAPI's handler with these replies."""
+        handle = super().get_route_handler()
+
+        async def handle_or_refuse(http: HttpRequest) -> Response:
+            try:
+                return await handle(http)
+            except (OSError, sqlite3.Error) as error:
+                refusal = storage_error(error)
+                if refusal is None:
+                    raise
+                log.exception("%s %s failed", http.method, self.path)
+                raise refusal from error
+
+        return handle_or_refuse
+
+
+def storage_error(error: OSError | sqlite3.Error) -> ApiError | None:
+    """Return what a client is told of an error of the disk or the database; None if it is a fault of the server."""
+    if isinstance(error, OSError):
+        return disk_full() if error.errno in NO_ROOM else None
+    match getattr(error, "sqlite_errorcode", 0) & 0xFF:  # without the bits of an extended code
+        case sqlite3.SQLITE_FULL:
+            return disk_full()
+        case sqlite3.SQLITE_BUSY:
+            return overloaded(BUSY_RETRY_S)
+    return None
 
 
 @dataclass(frozen=True)

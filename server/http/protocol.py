@@ -21,6 +21,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from server.errors import ApiError, headers_too_large, malformed_request, request_timeout
 from server.http.connections import Connections
+from server.http.limits.header_lines import EMPTY_LINES
 from server.http.server_connection import ServerConnection
 
 HEAD_TIMEOUT_S = 10.0
@@ -79,12 +80,24 @@ class Connection(H11Protocol):
         self._is_read_deferred = False
         if self.conn.their_state is h11.MUST_CLOSE:
             return  # bytes after a connection's last request are no request; h11 would answer them with an error
+        if self._is_between_requests and EMPTY_LINES.fullmatch(data):
+            self._restart_keep_alive()  # behind the body of an old client: no head follows
+            return
         super().data_received(data)
         self._update_leaving_timer()
         if self.is_reading_body and self.cycle is not None and len(self.cycle.body) > BODY_BUFFER_BYTES:
             self.flow.pause_reading()  # until the app receives
         self._update_head_timer()
         self._update_idle()
+
+    @property
+    def _is_between_requests(self) -> bool:
+        """True behind a response, if no byte of the next request has arrived."""
+        return self.conn.their_state is h11.IDLE and self.cycle is not None and not self.conn.trailing_data[0]
+
+    def _restart_keep_alive(self) -> None:
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def on_response_complete(self) -> None:
         """Start the stall timer for what is still unsent: closing the connection would wait for it."""
@@ -119,7 +132,7 @@ class Connection(H11Protocol):
 
     def finish(self) -> None:
         """Close the connection after the running response, or at once if no byte of a request has arrived."""
-        if self._abort_handshake is not None or self._is_read_deferred or self.conn.trailing_data[0]:
+        if self._abort_handshake is not None or self._is_read_deferred or self.conn.trailing_data[0].strip(b"\r\n"):
             return  # the response to this request closes it, or the timeout for its head does
         if self.conn.their_state is h11.IDLE or self.cycle is not None:
             self.shutdown()

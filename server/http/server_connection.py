@@ -8,6 +8,7 @@ from h11._writers import ChunkedWriter
 from server.http.limits.header_lines import HeaderLineLimit
 
 _ABSOLUTE_FORM = re.compile(rb"https?://(?P<authority>[^/?]*)(?P<rest>.*)", re.IGNORECASE)
+_AUTHORITY = re.compile(rb"(?:\[[0-9a-f:.]+\]|[\w.~%!$&'()*+,;=-]+)(?::[0-9]*)?", re.IGNORECASE)
 
 
 class ServerConnection(h11.Connection):
@@ -23,8 +24,8 @@ class ServerConnection(h11.Connection):
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         """Return what the client sent next, like h11. Raises h11.RemoteProtocolError."""
-        if self.their_state is h11.IDLE:
-            self._receive_buffer.skip_empty_lines()
+        if self.their_state is h11.IDLE and self._receive_buffer.skip_empty_lines():
+            return h11.NEED_DATA
         event = super().next_event()
         return _in_origin_form(event) if type(event) is h11.Request else event
 
@@ -41,11 +42,14 @@ class ServerConnection(h11.Connection):
 def _in_origin_form(request: h11.Request) -> h11.Request:
     """Return the request with the path and query of a target that is a whole URL, whose host replaces the Host header.
 
-    Clients send such targets to the proxy that they are configured for.
+    Clients send such targets to the proxy that they are configured for. Raises h11.RemoteProtocolError if it names no
+    host.
     """
     found = _ABSOLUTE_FORM.fullmatch(request.target)
     if found is None:
         return request
+    if not _AUTHORITY.fullmatch(found["authority"]):
+        raise h11.RemoteProtocolError("no host in the target")
     rest = found["rest"] if found["rest"].startswith(b"/") else b"/" + found["rest"]
     headers = [(name, value) for name, value in request.headers if name != b"host"]
     headers.append((b"host", found["authority"]))

@@ -272,7 +272,7 @@ class Settings(BaseModel):
     )
 
     max_model_len: Annotated[TokenCount | None, DefaultText("as long as the model and the KV cache allow")] = Field(
-        None, description="Maximum length of prompt plus completion, in tokens. 32K is 32768."
+        None, description="Maximum length of prompt plus completion, in tokens. 32K is 32768, 32k is 32000."
     )
     max_num_seqs: Count = Field(256, description="Maximum number of requests in one step.")
     max_num_batched_tokens: Annotated[TokenCount | None, DefaultText("about 0.5 s of work on a CPU, 2048 on a GPU")] = (

@@ -42,7 +42,7 @@ def _size(text: str) -> int:
 
 
 def parse_count(value: object) -> object:
-    """Return the number in "32k" (32,000) or "32K" (32,768), which vLLM reads the same way.
+    """Return the number in "32k" (32,000) or "32K" (32,768).
 
     Values of other forms pass unchanged. Raises ValueError if it is no whole number.
     """

@@ -122,7 +122,10 @@ class BlockPool:
         """
         expected = Counter(block_id for table in block_tables for block_id in table if block_id != NULL_BLOCK)
         held = {block_id: count for block_id, count in enumerate(self._references) if count}
-        assert held == expected, f"references by block: {held}, but in block tables: {dict(expected)}"
+        wrong = {
+            i: (held.get(i, 0), expected[i]) for i in held.keys() | expected.keys() if held.get(i, 0) != expected[i]
+        }
+        assert not wrong, f"references of blocks, and how many block tables have: {wrong}"
         free = set(range(1, self.num_blocks + 1)).difference(held)
         assert self._free.keys() == free, f"free, or held, and listed as the other: {self._free.keys() ^ free}"
         assert {cached.block_id for cached in self._index.values()} == set(self._hashes), (

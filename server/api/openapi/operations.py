@@ -23,7 +23,7 @@ STATUSES: Mapping[int, str] = {
     429: "The queue is full; `Retry-After` estimates the seconds until it has room.",
     431: "The headers are too long, or too many.",
     500: "The server failed on this request.",
-    503: "Loading, draining, no engine, or `queue_timeout_s` has passed; `Retry-After` says when to try again.",
+    503: "Loading, draining, no engine, `queue_timeout_s` has passed, or the files are locked; see `Retry-After`.",
     504: "`timeout_s` has passed.",
     505: "The request is of another HTTP version than 1.0 and 1.1.",
     507: "The disk is full.",

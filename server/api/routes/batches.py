@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from server.api.batch_access import PageLimits, access_of, found, list_objects
+from server.api.batch_access import PageLimits, StorageRoute, access_of, found, list_objects
 from server.api.openapi import response_schemas
 from server.api.openapi.operations import WITH_BODY, Schema, describe
 from server.api.request_body import read_request
@@ -20,7 +20,7 @@ WINDOW_S = 24 * 3600
 PAGE_LIMITS = PageLimits("batches", limit=20, max_limit=100)  # OpenAI's limits; a batch may have 36 KiB of metadata
 BATCH_ID: Schema = {"name": "batch_id", "in": "path", "required": True, "schema": {"type": "string"}}
 
-router = APIRouter()
+router = APIRouter(route_class=StorageRoute)
 
 
 @router.post(
@@ -96,7 +96,7 @@ async def batch(http: HttpRequest, batch_id: str) -> Response:
 
 @router.post(
     "/v1/batches/{batch_id}/cancel",
-    **describe("Cancel one batch.", response_schemas.BATCH, statuses=(404, 503), parameters=(BATCH_ID,)),
+    **describe("Cancel one batch.", response_schemas.BATCH, statuses=(404, 503, 507), parameters=(BATCH_ID,)),
 )
 async def cancel(http: HttpRequest, batch_id: str) -> Response:
     """Stop a batch. Answers that it has already become its output file."""

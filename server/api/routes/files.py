@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import FileResponse, JSONResponse, Response
 
-from server.api.batch_access import BatchAccess, PageLimits, access_of, found, list_objects
+from server.api.batch_access import BatchAccess, PageLimits, StorageRoute, access_of, found, list_objects
 from server.api.multipart import Part, read_form
 from server.api.openapi import response_schemas
 from server.api.openapi.operations import Schema, describe
@@ -38,7 +38,7 @@ FORM: Schema = {
     "properties": {"file": {"type": "string", "format": "binary"}, "purpose": {"enum": ["batch"]}},
 }
 
-router = APIRouter()
+router = APIRouter(route_class=StorageRoute)
 
 
 def _describe_upload() -> dict[str, Any]:

@@ -3,10 +3,13 @@
 A line costs the parser about 2 us, however short it is: 16,000 empty headers fit into the 64 KiB of a head.
 """
 
+import re
+
 import h11
 from h11._receivebuffer import ReceiveBuffer, blank_line_regex
 
 MAX_HEADER_LINES = 128
+EMPTY_LINES = re.compile(rb"(?:\r?\n)*")
 
 
 class HeaderLineLimit(ReceiveBuffer):
@@ -28,7 +31,10 @@ class HeaderLineLimit(ReceiveBuffer):
             raise h11.RemoteProtocolError("too many header lines", error_status_hint=431)
         return super().maybe_extract_lines()
 
-    def skip_empty_lines(self) -> None:
-        """Forget line ends at the beginning. Call it where a head begins."""
-        if self._data.startswith((b"\r", b"\n")):
-            self._extract(len(self._data) - len(self._data.lstrip(b"\r\n")))
+    def skip_empty_lines(self) -> bool:
+        """Forget empty lines at the beginning, and return whether half of one is left. Call it where a head begins."""
+        if self._data.startswith((b"\r\n", b"\n")):
+            found = EMPTY_LINES.match(self._data)
+            assert found is not None
+            self._extract(found.end())
+        return self._data == b"\r"

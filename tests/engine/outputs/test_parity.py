@@ -124,7 +124,7 @@ def test_the_engine_equals_transformers_under_every_schedule(
     chosen = list(SCHEDULES)[first::3] if scale == 1 else list(SCHEDULES)
     tally = Tally()
     for name in chosen:
-        options = {"num_kv_blocks": 400, **backend, **SCHEDULES[name]}
+        options = {"num_kv_blocks": 800, **backend, **SCHEDULES[name]}
         engine = LocalEngine(path, dtype="float32", check_integrity=True, **options)
         completions = generate(engine, given)
         if name == "preemption" and shape.window is None:

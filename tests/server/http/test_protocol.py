@@ -15,6 +15,7 @@ from uvicorn.server import ServerState
 from server.http.bounded_reads import READ_BYTES
 from server.http.limits.header_lines import MAX_HEADER_LINES
 from server.http.protocol import MAX_HEAD_BYTES, Connection
+from tests.support.conditions import until
 from tests.support.servers.fake_engine import FakeEngine
 from tests.support.servers.raw_http import socket_to
 from tests.support.servers.serving import MODEL, http_counts, listening, outcomes, saying, state_around
@@ -183,6 +184,36 @@ async def test_the_second_request_of_a_connection_has_the_same_timeout() -> None
         writer.write(GET)
         async with asyncio.timeout(20):
             assert error_of(await reader.read(), b"408") == "request_timeout"
+        writer.close()
+
+
+@pytest.mark.usefixtures("short_head_timeout")
+async def test_an_empty_line_behind_a_response_does_not_end_the_connection() -> None:
+    async with asyncio.timeout(30), listening(state_around(FakeEngine(saying("x")))) as url:
+        reader, writer = await opened(url, GET + b"\r\n")
+        await reader.readuntil(b"}")
+        writer.write(b"\r\n")
+        reading = asyncio.create_task(reader.readuntil(b"}"))
+        assert not (await asyncio.wait({reading}, timeout=0.3))[0]
+        writer.write(GET + b"\r\n")
+        assert (await reading).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+
+
+async def test_an_empty_line_behind_a_response_starts_the_keep_alive_timeout_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[Connection] = []
+    restart = Connection._restart_keep_alive
+    monkeypatch.setattr(Connection, "_restart_keep_alive", lambda self: (started.append(self), restart(self)))
+    async with asyncio.timeout(30), listening(state_around(FakeEngine(saying("x")))) as url:
+        reader, writer = await opened(url, GET + b"\r\n")
+        await reader.readuntil(b"}")
+        writer.write(b"\r\n")
+        await until(lambda: len(started) == 1)
+        timer = started[0].timeout_keep_alive_task
+        assert timer is not None and not timer.cancelled()
+        assert started[0]._head_timer is None
         writer.close()
 
 

@@ -94,3 +94,15 @@ def test_the_host_of_a_whole_url_replaces_the_header(target: bytes, host: bytes,
     head = b"GET " + target + b" HTTP/1.1\r\naccept: */*\r\nHost: other\r\n\r\n"
     (request,) = requests_of(head)
     assert (request.target, dict(request.headers)) == (origin_form, {b"accept": b"*/*", b"host": host})
+
+
+@pytest.mark.parametrize("authority", [b"", b"user@example.org", b"example.org:x", b"example.org#f", b"a\\b", b"[::1"])
+def test_a_target_that_names_no_host_is_malformed(authority: bytes) -> None:
+    with pytest.raises(h11.RemoteProtocolError):
+        requests_of(b"GET http://" + authority + b"/ HTTP/1.1\r\nhost: a\r\n\r\n")
+
+
+def test_a_bare_carriage_return_before_a_request_is_malformed() -> None:
+    for received in ((b"\r" + HEAD,), (b"\r", HEAD), (b"\r\n\r", HEAD)):
+        with pytest.raises(h11.RemoteProtocolError):
+            requests_of(*received)

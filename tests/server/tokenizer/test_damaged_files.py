@@ -123,6 +123,12 @@ def _each_template_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template_jobs, "SandboxedTemplate", _compiled_template)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _close_the_loop() -> Iterator[None]:
+    yield
+    RUNNER.close()
+
+
 _compiled_template = lru_cache(maxsize=64)(SandboxedTemplate)
 
 
