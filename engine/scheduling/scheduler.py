@@ -53,8 +53,9 @@ class Scheduler:
         drafter: Drafter | None = None,
     ) -> None:
         """`num_tenants`: with more than one, no tenant may take all running slots, so that the first request of another
-        tenant finds one free, no tenant finds another's blocks in the prefix cache, and prompts take a bounded time of
-        a step while several tenants are active (engine/scheduling/prompt_share.py).
+        tenant finds one free (unless all run in order of arrival), no tenant finds another's blocks in the prefix
+        cache, and prompts take a bounded time of a step while several tenants are active
+        (engine/scheduling/prompt_share.py).
         `by_priority`: if False, requests run in order of arrival, whatever their priority and tenant.
         `share_prefix_cache`: if True, tenants find each other's blocks.
         `drafter`: chooses drafts for requests that decode; None: no request drafts.
@@ -66,7 +67,8 @@ class Scheduler:
         self.by_priority = by_priority
         self.num_experts = num_experts
         self.has_cache_per_tenant = num_tenants > 1 and not share_prefix_cache
-        self.fair_share = FairShare(max_slots_per_tenant(self.max_running) if num_tenants > 1 else self.max_running)
+        has_shares = by_priority and num_tenants > 1
+        self.fair_share = FairShare(max_slots_per_tenant(self.max_running) if has_shares else self.max_running)
         self.prompt_shares = PromptShares(num_tenants)
         self.drafter = drafter
         self._eos_token_ids = frozenset(eos_token_ids)

@@ -19,7 +19,7 @@ from server.engine_client.supervisor import EngineEvents, EngineSupervisor, Supe
 from server.http.listener import ListenError, listen
 from server.lifecycle.errors import StartError, process_error
 from server.lifecycle.health_page import HealthPage
-from server.lifecycle.startup_report import StartupReport
+from server.lifecycle.startup_report import SIGHUP_IGNORED, StartupReport
 from server.model_files.location import ModelNotFoundError, described, locate_model
 from server.observability.log_stream import logging_to, open_standard_streams
 from server.settings.engine_config import engine_config
@@ -88,6 +88,7 @@ class Node:
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._is_over.set)
+        loop.add_signal_handler(signal.SIGHUP, self._on_sighup)
         settings = self._settings
         self._report.line(
             f"smoe loads {described(self._model_dir)}; host {settings.node_rank} of {settings.nnodes} joins rank 0 at "
@@ -105,6 +106,10 @@ class Node:
         if page is not None:
             await page.stop()
         return self._exit_code
+
+    def _on_sighup(self) -> None:
+        """Go on: a server on one host would be replaced, and without a handler the process would end."""
+        self._report.line(SIGHUP_IGNORED)
 
     def _on_ready(self) -> None:
         self._report.line(f"ready: the ranks of host {self._settings.node_rank} compute for rank 0")

@@ -47,7 +47,7 @@ from server.lifecycle.restart.keeper import hold_signals
 from server.lifecycle.restart.predecessor import Inheritance
 from server.lifecycle.restart.reload import Reload
 from server.lifecycle.shutdown import Shutdown
-from server.lifecycle.startup_report import StartupReport, held_bytes, lines_when_ready
+from server.lifecycle.startup_report import SIGHUP_IGNORED, StartupReport, held_bytes, lines_when_ready
 from server.lifecycle.text_frontend import load_texts
 from server.lifecycle.trace_export import start_tracing
 from server.model_files.location import described
@@ -162,7 +162,7 @@ class Server:
 
     def _on_sighup(self) -> None:
         if self._settings.nnodes > 1:
-            self._report.line("SIGHUP is ignored: the ranks of other hosts cannot compute for two processes")
+            self._report.line(SIGHUP_IGNORED)
         elif self._reload.is_handed_over or not self._shutdown.is_requested:
             self._reload.on_signal()
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 COUNTED_STAGES = ("adapters", "GPU kernels", "CUDA graphs")  # report numbers instead of bytes
 NO_TOOLS = "the model has none of its own; coding agents and others that send tools need --tool-emulation"
+SIGHUP_IGNORED = "SIGHUP is ignored: the ranks of other hosts cannot compute for two processes"
 PROGRESS_INTERVAL_S = 1.0  # a model that loads faster needs no progress lines
 
 

@@ -66,6 +66,9 @@ def test_two_hosts_give_the_tokens_of_one_and_go_on_after_a_kill_on_either(
         assert _tokens(server, bodies) == alone
         assert httpx.get(f"{host.url}/health/live").json()["phase"] == "ready"
         assert httpx.get(f"{host.url}/v1/models").status_code == 404
+        for each in (server, host):
+            each.process.send_signal(signal.SIGHUP)
+            asyncio.run(until(lambda each=each: "SIGHUP is ignored" in each.log.read_text()))  # type: ignore[misc]
         for kill in range(2 * scale):
             victim = host.rank_pid if kill % 2 == 0 else server.engine_pid
             answers = asyncio.run(_kill_under_load(server, bodies, chance.randint(1, 60), victim))

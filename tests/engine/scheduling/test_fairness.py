@@ -220,6 +220,15 @@ def test_in_order_of_arrival_tenants_do_not_matter() -> None:
     bench.run()
 
 
+def test_in_order_of_arrival_no_slot_is_reserved() -> None:
+    bench = TenantBench(num_blocks=2000, max_num_seqs=16, budget=64, by_priority=False)
+    for _ in range(20):
+        bench.add_for(ONE, [1, 2, 3], 400)
+    for _ in range(3):
+        bench.step()
+    assert len(bench.scheduler.requests.running) == 16
+
+
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("ahead", [False, True])
 def test_under_random_load_of_many_tenants_all_finish_with_their_own_tokens(seed: int, ahead: bool) -> None:

@@ -18,7 +18,8 @@ class OrderCheck:
         self.by_priority = setup.by_priority
         self.step = step
         num_slots = scheduler.max_running
-        self.max_running_each = max_slots_per_tenant(num_slots) if setup.num_tenants > 1 else num_slots
+        has_shares = setup.by_priority and setup.num_tenants > 1
+        self.max_running_each = max_slots_per_tenant(num_slots) if has_shares else num_slots
         self.running = set(self.requests.running)
         self.idle = {s for s in self.running if not s.num_chunks_in_flight}
         self.preemptions = {s: s.num_preemptions for s in self.requests.unfinished.values()}
