@@ -103,7 +103,7 @@ class StorageRoute(APIRoute):
                 refusal = storage_error(error)
                 if refusal is None:
                     raise
-                log.exception("%s %s failed", http.method, self.path)
+                log.error("%s %s: %s", http.method, self.path, error)
                 raise refusal from error
 
         return handle_or_refuse

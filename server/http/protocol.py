@@ -21,7 +21,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from server.errors import ApiError, headers_too_large, malformed_request, request_timeout
 from server.http.connections import Connections
-from server.http.limits.header_lines import EMPTY_LINES
 from server.http.server_connection import ServerConnection
 
 HEAD_TIMEOUT_S = 10.0
@@ -80,10 +79,10 @@ class Connection(H11Protocol):
         self._is_read_deferred = False
         if self.conn.their_state is h11.MUST_CLOSE:
             return  # bytes after a connection's last request are no request; h11 would answer them with an error
-        if self._is_between_requests and EMPTY_LINES.fullmatch(data):
-            self._restart_keep_alive()  # behind the body of an old client: no head follows
-            return
         super().data_received(data)
+        if self._is_between_requests:  # only empty lines have arrived, which old clients send behind a body
+            self._wait_for_next_request()
+            return
         self._update_leaving_timer()
         if self.is_reading_body and self.cycle is not None and len(self.cycle.body) > BODY_BUFFER_BYTES:
             self.flow.pause_reading()  # until the app receives
@@ -95,9 +94,15 @@ class Connection(H11Protocol):
         """True behind a response, if no byte of the next request has arrived."""
         return self.conn.their_state is h11.IDLE and self.cycle is not None and not self.conn.trailing_data[0]
 
-    def _restart_keep_alive(self) -> None:
+    def _wait_for_next_request(self) -> None:
+        self._stop_head_timer()
         self._unset_keepalive_if_required()
-        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        if self.open_connections.is_finishing:
+            self.finish()
+        else:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def on_response_complete(self) -> None:
         """Start the stall timer for what is still unsent: closing the connection would wait for it."""

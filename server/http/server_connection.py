@@ -27,7 +27,13 @@ class ServerConnection(h11.Connection):
         if self.their_state is h11.IDLE and self._receive_buffer.skip_empty_lines():
             return h11.NEED_DATA
         event = super().next_event()
-        return _in_origin_form(event) if type(event) is h11.Request else event
+        if type(event) is not h11.Request:
+            return event
+        try:
+            return _in_origin_form(event)
+        except h11.RemoteProtocolError:
+            self._process_error(self.their_role)  # no more of this connection is read
+            raise
 
     def send(self, event: h11.Event) -> bytes | None:  # type: ignore[override]
         """Return the bytes of an event, like h11. Raises h11.LocalProtocolError.

@@ -188,11 +188,20 @@ async def test_the_second_request_of_a_connection_has_the_same_timeout() -> None
 
 
 @pytest.mark.usefixtures("short_head_timeout")
-async def test_an_empty_line_behind_a_response_does_not_end_the_connection() -> None:
+@pytest.mark.parametrize("parts", [(b"\r\n",), (b"\r", b"\n"), (b"\r\n\n", b"\n")])
+async def test_an_empty_line_behind_a_response_does_not_end_the_connection(
+    parts: tuple[bytes, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received: list[bytes] = []
+    receive = Connection.data_received
+    monkeypatch.setattr(Connection, "data_received", lambda self, data: (received.append(data), receive(self, data))[1])
     async with asyncio.timeout(30), listening(state_around(FakeEngine(saying("x")))) as url:
         reader, writer = await opened(url, GET + b"\r\n")
         await reader.readuntil(b"}")
-        writer.write(b"\r\n")
+        for part in parts:
+            num_received = len(received)
+            writer.write(part)
+            await until(lambda: len(received) > num_received)  # noqa: B023
         reading = asyncio.create_task(reader.readuntil(b"}"))
         assert not (await asyncio.wait({reading}, timeout=0.3))[0]
         writer.write(GET + b"\r\n")
@@ -204,8 +213,8 @@ async def test_an_empty_line_behind_a_response_starts_the_keep_alive_timeout_ane
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     started: list[Connection] = []
-    restart = Connection._restart_keep_alive
-    monkeypatch.setattr(Connection, "_restart_keep_alive", lambda self: (started.append(self), restart(self)))
+    wait = Connection._wait_for_next_request
+    monkeypatch.setattr(Connection, "_wait_for_next_request", lambda self: (started.append(self), wait(self)))
     async with asyncio.timeout(30), listening(state_around(FakeEngine(saying("x")))) as url:
         reader, writer = await opened(url, GET + b"\r\n")
         await reader.readuntil(b"}")

@@ -102,6 +102,15 @@ def test_a_target_that_names_no_host_is_malformed(authority: bytes) -> None:
         requests_of(b"GET http://" + authority + b"/ HTTP/1.1\r\nhost: a\r\n\r\n")
 
 
+def test_behind_a_target_without_a_host_nothing_is_read() -> None:
+    connection = ServerConnection(MAX_HEAD_BYTES)
+    connection.receive_data(b"POST http:/// HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n{}")
+    for _ in range(2):
+        with pytest.raises(h11.RemoteProtocolError):
+            connection.next_event()
+    assert connection.their_state is h11.ERROR
+
+
 def test_a_bare_carriage_return_before_a_request_is_malformed() -> None:
     for received in ((b"\r" + HEAD,), (b"\r", HEAD), (b"\r\n\r", HEAD)):
         with pytest.raises(h11.RemoteProtocolError):
