@@ -350,17 +350,6 @@ def too_many_uploads(most: int) -> ApiError:
     return _rate_limit(message, "too_many_uploads", UPLOAD_RETRY_S)
 
 
-def disk_full() -> ApiError:
-    """There is no room for files and batches; only the operator can make some, or a client that deletes files."""
-    return ApiError(
-        "The disk of the server's files is full; delete some files.",
-        status=507,
-        type="server_error",
-        code="insufficient_storage",
-        headers={"x-should-retry": "false"},
-    )
-
-
 def _budget_full(what: str, code: str, retry_after_s: float) -> ApiError:
     message = f"The memory for {what} is full; try again after the time in Retry-After."
     return _rate_limit(message, code, retry_after_s)

@@ -20,7 +20,7 @@ from server.api.openapi.operations import Schema
 from server.batch.runner import Send
 from server.batch.service import BatchService
 from server.batch.store import Object, Store, Table
-from server.errors import ApiError, batches_disabled, disk_full, invalid_value, object_not_found, overloaded
+from server.errors import ApiError, batches_disabled, invalid_value, object_not_found, overloaded
 from server.generation.state import tenant_of
 from server.http.sliced_response import SlicedResponse
 
@@ -107,6 +107,13 @@ class StorageRoute(APIRoute):
                 raise refusal from error
 
         return handle_or_refuse
+
+
+def disk_full() -> ApiError:
+    """There is no room for files and batches; only the operator can make some, or a client that deletes files."""
+    message = "The disk of the server's files is full; delete some files."
+    headers = {"x-should-retry": "false"}
+    return ApiError(message, status=507, type="server_error", code="insufficient_storage", headers=headers)
 
 
 def storage_error(error: OSError | sqlite3.Error) -> ApiError | None:

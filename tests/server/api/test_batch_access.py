@@ -1,5 +1,6 @@
 """server/api/batch_access.py: pages of files and batches, bounded and rendered off the event loop; a file that goes."""
 
+import sqlite3
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -81,3 +82,21 @@ async def test_a_file_that_is_deleted_while_it_is_asked_for_is_not_found(
     assert (await client.get(f"/v1/files/{file_id}/content")).content == b"content"
     access.store.content_path(file_id).unlink()  # as a deletion does between the look at the row and the download
     check_error(await client.get(f"/v1/files/{file_id}/content"), 404, "file_not_found", "file_id")
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        (sqlite3.SQLITE_FULL, 507),
+        (sqlite3.SQLITE_BUSY, 503),
+        (sqlite3.SQLITE_BUSY_RECOVERY, 503),
+        (sqlite3.SQLITE_BUSY_SNAPSHOT, 503),
+        (sqlite3.SQLITE_CORRUPT, None),
+        (sqlite3.SQLITE_CONSTRAINT_UNIQUE, None),
+    ],
+)
+def test_a_full_and_a_locked_database_are_no_faults_of_the_server(code: int, status: int | None) -> None:
+    error = sqlite3.OperationalError("of SQLite")
+    error.sqlite_errorcode = code
+    refusal = batch_access.storage_error(error)
+    assert (refusal and refusal.status) == status
