@@ -20,11 +20,21 @@ from model.mixtral import Mixtral
 from model.mixtral_native import expert_store_of, in_one_call
 from model.ops.interface import Ops
 
+LARGER_STEP_TOKENS = 512
+
 
 def measure_token_budget(config: EngineConfig, model: ModelConfig, runner: ModelRunner, limits: EngineLimits) -> int:
-    """Return how many tokens this CPU computes in about half a second, from a small step timed after a warm-up."""
+    """Return how many tokens this CPU computes in about half a second, from a small step timed after a warm-up.
+
+    Reading the weights is a large part of a small step on a CPU that multiplies fast. So if by this estimate a larger
+    step fits too, it is timed and decides.
+    """
     count = _num_tokens(limits)
-    return cpu_token_budget(count, _step_seconds(config, model, runner, limits, count))
+    budget = cpu_token_budget(count, _step_seconds(config, model, runner, limits, count))
+    larger = min(LARGER_STEP_TOKENS, limits.max_prompt_tokens)
+    if larger <= count or budget < larger:
+        return budget
+    return cpu_token_budget(larger, _step_seconds(config, model, runner, limits, larger, num_steps=1))
 
 
 def sampled_token_budget(

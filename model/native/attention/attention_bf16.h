@@ -140,23 +140,46 @@ class Bf16Attention : SpanSoftmax {
     // Turn the scores of one query into pairs of weights, for all positions of the panels, in place; sets l.
     void softmax_row(Range seen, float* scores, float* partial) {
         const float largest = partial[0];
+        constexpr int64_t STEP = 2 * LANES;
+        const int64_t begin = min(max(panels_.begin, (seen.begin + STEP - 1) / STEP * STEP), panels_.end);
+        const int64_t end = max(begin, seen.end / STEP * STEP);  // begin .. end - 1: whole steps that are seen
         Vec total{};
-        for (int64_t j = panels_.begin; j < panels_.end; j += 2 * LANES) {
-            Vec halves[2] = {};
-            for (int half = 0; half < 2; ++half)
-                if (const int64_t first = j + half * LANES; first < seen.end && first + LANES > seen.begin) {
-                    halves[half] = weights(scores, first, seen, largest);
-                    if constexpr (IS_SCALED) {
-                        total += halves[half];
-                        halves[half] *= mask(load(value_scales_ + first), first, seen, 0);
-                    }
-                }
-            const auto pairs = (Words)_mm512_cvtne2ps_pbh((__m512)halves[1], (__m512)halves[0]);
-            if constexpr (!IS_SCALED) total += from_bits(pairs << 16) + from_bits(pairs & 0xffff0000u);
-            std::memcpy(scores + j / 2, &pairs, sizeof pairs);
-            prefetcher_.step(SOFTMAX_STEPS);
+        for (int64_t j = panels_.begin; j < begin; j += STEP) masked_weights(seen, j, scores, largest, total);
+        for (int64_t j = begin; j < end; j += STEP) {
+            Vec first = exp(load(scores + j) - largest);
+            Vec second = exp(load(scores + j + LANES) - largest);
+            if constexpr (IS_SCALED) {
+                total += first;
+                total += second;
+                first *= load(value_scales_ + j);
+                second *= load(value_scales_ + j + LANES);
+            }
+            store_weights(first, second, j, scores, total);
         }
+        for (int64_t j = end; j < panels_.end; j += STEP) masked_weights(seen, j, scores, largest, total);
         partial[1] = sum(total);
+    }
+
+    // Weights of two vectors of positions, of which some are not seen.
+    void masked_weights(Range seen, int64_t j, float* scores, float largest, Vec& total) {
+        Vec halves[2] = {};
+        for (int half = 0; half < 2; ++half)
+            if (const int64_t first = j + half * LANES; first < seen.end && first + LANES > seen.begin) {
+                halves[half] = weights(scores, first, seen, largest);
+                if constexpr (IS_SCALED) {
+                    total += halves[half];
+                    halves[half] *= mask(load(value_scales_ + first), first, seen, 0);
+                }
+            }
+        store_weights(halves[0], halves[1], j, scores, total);
+    }
+
+    // Round the weights of positions j .. j + 2 * LANES - 1 and store them in the place of scores.
+    void store_weights(Vec first, Vec second, int64_t j, float* scores, Vec& total) {
+        const auto pairs = (Words)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+        if constexpr (!IS_SCALED) total += from_bits(pairs << 16) + from_bits(pairs & 0xffff0000u);
+        std::memcpy(scores + j / 2, &pairs, sizeof pairs);
+        prefetcher_.step(SOFTMAX_STEPS);
     }
 
     // Add the panel's weighted values. Masked positions have weight 0.

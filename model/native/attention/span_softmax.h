@@ -53,13 +53,20 @@ class SpanSoftmax {
     // Factor of all scores: 1 / sqrt(K).
     float scale() const { return 1.0f / __builtin_sqrtf(static_cast<float>(args_.head_dim)); }
 
-    // Largest visible score of one query in this span.
+    // Largest visible score of one query in this span. Four chains, for speed.
     static float largest_seen(const float* scores, Range seen) {
-        Vec found[2] = {broadcast(MINUS_INFINITY), broadcast(MINUS_INFINITY)};  // two chains, for speed
-        int turn = 0;
-        for (int64_t j = seen.begin / LANES * LANES; j < seen.end; j += LANES, turn ^= 1)
-            found[turn] = larger(found[turn], mask(load(scores + j), j, seen, MINUS_INFINITY));
-        return largest(larger(found[0], found[1]));
+        Vec a = broadcast(MINUS_INFINITY), b = a, c = a, d = a;
+        const auto mask_one = [&](int64_t j) { a = larger(a, mask(load(scores + j), j, seen, MINUS_INFINITY)); };
+        int64_t j = seen.begin / LANES * LANES;
+        if (j < seen.begin && j < seen.end) mask_one(j), j += LANES;
+        for (; j + 4 * LANES <= seen.end; j += 4 * LANES) {
+            a = larger(a, load(scores + j));
+            b = larger(b, load(scores + j + LANES));
+            c = larger(c, load(scores + j + 2 * LANES));
+            d = larger(d, load(scores + j + 3 * LANES));
+        }
+        for (; j < seen.end; j += LANES) mask_one(j);
+        return largest(larger(larger(a, b), larger(c, d)));
     }
 
     // Weights e^(score - m) of positions j .. j + LANES - 1; 0 for masked positions.

@@ -68,24 +68,46 @@ class AmxTiles {
     int rows_ = 0;  // rows of the current configuration; an object uses one of the two shapes
 };
 
+// Register SUM += A times B. A macro, because the intrinsics take only literal numbers of registers.
+#define SMOE_ADD_PRODUCT(FORMAT, SUM, A, B) \
+    do {                                    \
+        if constexpr ((FORMAT) == BFLOAT16) \
+            _tile_dpbf16ps(SUM, A, B);      \
+        else                                \
+            _tile_dpbsud(SUM, A, B);        \
+    } while (false)
+
 // Multiply a square: sums += rows times columns, for the first 16 rows or for all.
 template <int FORMAT, bool BOTH>
 inline void add_products() {
-    if constexpr (FORMAT == BFLOAT16) {
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        if constexpr (BOTH) {
-            _tile_dpbf16ps(2, 5, 6);
-            _tile_dpbf16ps(3, 5, 7);
-        }
-    } else {
-        _tile_dpbsud(0, 4, 6);
-        _tile_dpbsud(1, 4, 7);
-        if constexpr (BOTH) {
-            _tile_dpbsud(2, 5, 6);
-            _tile_dpbsud(3, 5, 7);
-        }
+    SMOE_ADD_PRODUCT(FORMAT, 0, 4, 6);
+    SMOE_ADD_PRODUCT(FORMAT, 1, 4, 7);
+    if constexpr (BOTH) {
+        SMOE_ADD_PRODUCT(FORMAT, 2, 5, 6);
+        SMOE_ADD_PRODUCT(FORMAT, 3, 5, 7);
     }
+}
+
+// Set, load or store the sums of a square of more than 16 rows; they lie `stride` words apart.
+inline void zero_square() {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+}
+
+inline void load_square(const uint32_t* sums, int64_t stride) {
+    _tile_loadd(0, sums, stride * 4);
+    _tile_loadd(1, sums + 16, stride * 4);
+    _tile_loadd(2, sums + 16 * stride, stride * 4);
+    _tile_loadd(3, sums + 16 * stride + 16, stride * 4);
+}
+
+inline void store_square(uint32_t* sums, int64_t stride) {
+    _tile_stored(0, sums, stride * 4);
+    _tile_stored(1, sums + 16, stride * 4);
+    _tile_stored(2, sums + 16 * stride, stride * 4);
+    _tile_stored(3, sums + 16 * stride + 16, stride * 4);
 }
 
 }  // namespace SMOE_ISA

@@ -109,32 +109,51 @@ void multiply_matrix(Pool& pool, int dtype, const void* x, const Matrix& matrix,
     std::vector<Tile> tiles;
     append_tiles(tiles, 0, T, 0, max_tile_rows(format, T));
     const int64_t words = row_words(format, K);
-    auto* rows = reinterpret_cast<uint32_t*>(pool.scratch(T * packing_words(dtype, format, K) * 4));
+    auto* rows = reinterpret_cast<uint32_t*>(pool.scratch((T * packing_words(dtype, format, K) + SPARE_WORDS) * 4));
     pack_rows(pool, dtype, format, x, row_ids, tiles, K, {matrix.order}, rows, beside);
-    const auto multiply = [&](Microkernel& by, const Tile& tile, int64_t panel, const NextPanel& next) {
-        alignas(64) float sums[MAX_TILE_ROWS * PANEL];
+    const auto multiply = [&](Microkernel& by, const TileGroup& group, int64_t panel, const NextPanel& next) {
         const int64_t first = place.first + panel * PANEL;
-        if (!low_rank.is_empty()) low_rank.prefetch(tile, first);
-        by.multiply(format, tile.rows, rows + tile.first_row * words, matrix.panel(panel), K, sums,
-                    use_of(next, matrix, panel_words(format, K)));
+        if (!low_rank.is_empty())
+            for (const Tile& tile : group) low_rank.prefetch(tile, first);
+        float* sums = by.multiply(format, group, {rows, words}, matrix.panel(panel), K,
+                                  use_of(next, matrix, panel_words(format, K)));
         const int64_t columns = std::min<int64_t>(PANEL, matrix.outputs - panel * PANEL);
-        if (!low_rank.is_empty()) low_rank.add(tile, first, sums);
-        store_tile(y + tile.first_row * place.stride + first, sums, tile.rows, columns, place.stride);
+        for (const Tile& tile : group) {
+            if (!low_rank.is_empty()) low_rank.add(tile, first, sums);
+            store_tile(y + tile.first_row * place.stride + first, sums, tile.rows, columns, place.stride);
+            sums += TILE_SUMS;
+        }
     };
     for_each_product<Microkernel>(pool, tiles, ceil_div(matrix.outputs, PANEL), panel_words(format, K),
-                                  goes_by_panel(format), multiply);
+                                  pass_order(format), multiply);
 }
 
 }  // namespace
 
-void Microkernel::multiply(int format, int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out,
-                           const PanelUse& use) {
-    const PrefetchShare& share = use.share;
+float* Microkernel::multiply(int format, const TileGroup& group, const PackedTiles& x, const uint32_t* panel, int64_t K,
+                             const PanelUse& use) {
     if (unpacks_panels(format) && use.tiles > 1) {
         panel = unpacked_.get(use.matrix, panel, K);
         K = int4_blocks(K) * INT4_BLOCK;
         format = INT8;
     }
+    float* sums = sums_[use.matrix];
+#if defined(__AMX_TILE__)
+    if (group.count > 1) {
+        multiply_group(registers_, format, group, x, panel, K, sums, use.share);
+        return sums;
+    }
+#endif
+    float* out = sums;
+    for (const Tile& tile : group) {
+        multiply_one(format, tile.rows, x.of(tile), panel, K, out, use.share);
+        out += TILE_SUMS;
+    }
+    return sums;
+}
+
+void Microkernel::multiply_one(int format, int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out,
+                               const PrefetchShare& share) {
 #if defined(__AMX_TILE__)
     if (uses_amx_layout(format, rows)) return multiply_lines(registers_, format, rows, tile, panel, K, out);
 #endif

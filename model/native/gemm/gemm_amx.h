@@ -6,6 +6,8 @@
 #include "gemm/amx_tiles.h"
 #include "gemm/gemm_int8.h"
 #include "gemm/int4/int4_weights.h"
+#include "gemm/microkernel.h"
+#include "simd/prefetch.h"
 
 namespace smoe {
 namespace SMOE_ISA {
@@ -64,19 +66,17 @@ template <int FORMAT>
 void multiply_tiles(AmxTiles& registers, int rows, const uint32_t* x, const uint32_t* panel, int64_t depth, void* out) {
     registers.shape_square(rows);
     auto* sums = static_cast<uint32_t*>(out);
-    _tile_zero(0);
-    _tile_zero(1);
     if (rows <= 16) {
+        _tile_zero(0);
+        _tile_zero(1);
         add_all_lines<FORMAT, false>(x, rows, panel, depth);
+        _tile_stored(0, sums, PANEL * 4);
+        _tile_stored(1, sums + 16, PANEL * 4);
     } else {
-        _tile_zero(2);
-        _tile_zero(3);
+        zero_square();
         add_all_lines<FORMAT, true>(x, rows, panel, depth);
-        _tile_stored(2, sums + 16 * PANEL, PANEL * 4);
-        _tile_stored(3, sums + 16 * PANEL + 16, PANEL * 4);
+        store_square(sums, PANEL);
     }
-    _tile_stored(0, sums, PANEL * 4);
-    _tile_stored(1, sums + 16, PANEL * 4);
     compiler_barrier();
 }
 
@@ -88,6 +88,96 @@ inline void scale_tiles(float* sums, int rows, const uint32_t* starts, const uin
         float* row = sums + m * PANEL;
         store(row, scaled(bits(load(row)), starts[m], scale0, x_scales[m]));
         store(row + LANES, scaled(bits(load(row + LANES)), starts[m], scale1, x_scales[m]));
+    }
+}
+
+// Lines of a panel that stay in the first-level cache while the tiles of a group pass: 16 KB.
+constexpr int64_t BLOCK_LINES = 8;
+
+// As add_line() for all of 32 rows. A few lines of memory are prefetched between two instructions that load: many at
+// once would delay the loads, which wait for the same buffers of the first-level cache (decision 118).
+template <int FORMAT>
+[[gnu::always_inline]] inline void add_line_prefetching(const uint32_t* x, const uint32_t* w, PacedPrefetch& prefetch) {
+    const auto prefetch_some = [&] { prefetch.step(), prefetch.step(); };
+    _tile_loadd(6, w, PANEL * 4);
+    prefetch_some();
+    _tile_loadd(4, x, LINE * 4);
+    prefetch_some();
+    SMOE_ADD_PRODUCT(FORMAT, 0, 4, 6);
+    prefetch_some();
+    _tile_loadd(7, w + 16, PANEL * 4);
+    prefetch_some();
+    SMOE_ADD_PRODUCT(FORMAT, 1, 4, 7);
+    prefetch_some();
+    _tile_loadd(5, x + 16 * LINE, LINE * 4);
+    prefetch_some();
+    SMOE_ADD_PRODUCT(FORMAT, 2, 5, 6);
+    prefetch_some();
+    SMOE_ADD_PRODUCT(FORMAT, 3, 5, 7);
+    prefetch_some();
+}
+constexpr int64_t PREFETCHES_PER_LINE = 16;
+
+// sums [32][PANEL] = or += x [rows] times some lines of a panel: `depth` units, of which only the last line may lack
+// some. Sums of rows past the tile's are any numbers.
+template <int FORMAT>
+void add_block(const uint32_t* x, int rows, const uint32_t* panel, int64_t depth, bool is_first, uint32_t* sums,
+               PacedPrefetch& prefetch) {
+    if (is_first)
+        zero_square();
+    else
+        load_square(sums, PANEL);
+    for (; depth >= LINE; depth -= LINE) {
+        add_line_prefetching<FORMAT>(x, panel, prefetch);
+        x += rows * LINE;
+        panel += LINE * PANEL;
+    }
+    if (depth) {
+        alignas(64) uint32_t rest[LINE * PANEL] = {};
+        std::memcpy(rest, panel, depth * PANEL * 4);
+        compiler_barrier();
+        add_line_prefetching<FORMAT>(x, rest, prefetch);
+    }
+    store_square(sums, PANEL);
+    compiler_barrier();
+}
+
+// sums [tiles][MAX_TILE_ROWS][PANEL], float32 or int32, of tiles of 17 or more rows, block of lines by block of lines.
+template <int FORMAT>
+void multiply_blocks_of_group(AmxTiles& registers, const TileGroup& group, const PackedTiles& x, const uint32_t* panel,
+                              int64_t depth, uint32_t* sums, const PrefetchShare& share) {
+    int most_rows = 0;
+    for (const Tile& tile : group) most_rows = std::max(most_rows, tile.rows);
+    registers.shape_square(most_rows);  // one shape for all: the rows of tiles differ by one
+    const PrefetchShare none{panel, 0};
+    PacedPrefetch prefetch(share.words ? share : none, group.count * ceil_div(depth, LINE) * PREFETCHES_PER_LINE);
+    constexpr int64_t BLOCK = BLOCK_LINES * LINE;
+    for (int64_t first = 0; first < depth; first += BLOCK) {
+        uint32_t* out = sums;
+        for (const Tile& tile : group) {
+            add_block<FORMAT>(x.of(tile) + first * tile.rows, tile.rows, panel + first * PANEL,
+                              std::min(BLOCK, depth - first), first == 0, out, prefetch);
+            out += TILE_SUMS;
+        }
+    }
+}
+
+// Convert integer sums of a tile to float32: its starting sums and scales follow its lines.
+inline void scale_tile(const uint32_t* tile, int rows, const uint32_t* panel, int64_t K, float* out) {
+    const uint32_t* starts = tile + ceil_div(depth_of(INT8, K), LINE) * LINE * rows;
+    scale_tiles(out, rows, starts, starts + rows, panel + panel_words(INT8, K) - PANEL);
+}
+
+// out [tiles][MAX_TILE_ROWS][PANEL] = each tile of the group, in bfloat16 or int8, times the panel.
+inline void multiply_group(AmxTiles& registers, int format, const TileGroup& group, const PackedTiles& x,
+                           const uint32_t* panel, int64_t K, float* out, const PrefetchShare& share) {
+    const int64_t depth = depth_of(format, K);
+    auto* sums = reinterpret_cast<uint32_t*>(out);
+    if (format == BFLOAT16) return multiply_blocks_of_group<BFLOAT16>(registers, group, x, panel, depth, sums, share);
+    multiply_blocks_of_group<INT8>(registers, group, x, panel, depth, sums, share);
+    for (const Tile& tile : group) {
+        scale_tile(x.of(tile), tile.rows, panel, K, out);
+        out += TILE_SUMS;
     }
 }
 

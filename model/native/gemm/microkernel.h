@@ -12,6 +12,14 @@
 namespace smoe {
 namespace SMOE_ISA {
 
+// Rows of x, packed tile by tile, `words` words each.
+struct PackedTiles {
+    const uint32_t* rows;
+    int64_t words;
+
+    const uint32_t* of(const Tile& tile) const { return rows + tile.first_row * words; }
+};
+
 // What one product needs to know of the others of its task: the tiles that are multiplied by the same panel, what to
 // prefetch of a later panel, and which of the matrices that a tile is multiplied by in turns this is.
 struct PanelUse {
@@ -24,18 +32,27 @@ struct PanelUse {
 inline PanelUse use_of(const NextPanel& next, const Matrix& matrix, int64_t words, int index = 0) {
     if (!next.parts) return {next.tiles, {}, index};
     const int64_t first = words * next.part / next.parts;
-    return {next.tiles, {matrix.panel(next.panel) + first, words * (next.part + 1) / next.parts - first}, index};
+    return {next.tiles, {matrix.panel(next.panel) + first, words * next.end_part / next.parts - first}, index};
 }
+
+constexpr int64_t TILE_SUMS = MAX_TILE_ROWS * PANEL;
 
 // Per-thread state for consecutive products: keeps the configuration that they share.
 class Microkernel {
   public:
-    // out[rows][PANEL] = tile times panel, in float32; rows <= max_tile_rows(). Formats that share panels prefetch
-    // use.share meanwhile.
-    void multiply(int format, int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out,
-                  const PanelUse& use);
+    // Multiply each tile of the group by the panel. Return the sums, [tiles][MAX_TILE_ROWS][PANEL] in float32, which
+    // last until the next call for the same use.matrix; a group has at most MAX_GROUP_TILES, a tile max_tile_rows()
+    // rows. Formats that share panels prefetch use.share meanwhile.
+    float* multiply(int format, const TileGroup& group, const PackedTiles& x, const uint32_t* panel, int64_t K,
+                    const PanelUse& use);
 
   private:
+    void multiply_one(int format, int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out,
+                      const PrefetchShare& share);
+
+    static constexpr int MATRICES = 2;  // a mixture multiplies each tile by a panel of w1, then by one of w3
+
+    alignas(64) float sums_[MATRICES][MAX_GROUP_TILES * TILE_SUMS];
     UnpackedPanels unpacked_;
 #if defined(__AMX_TILE__)
     AmxTiles registers_;

@@ -8,7 +8,10 @@
 // that a product does not convert them again for each panel.
 #pragma once
 
+#include <algorithm>
+
 #include "gemm/gemm.h"
+#include "gemm/row_tiles.h"
 #include "simd/integer_dot_products.h"
 #include "simd/matrix_products.h"
 
@@ -58,15 +61,30 @@ constexpr bool HAS_AMX = false;
 // True if a panel is unpacked to int8's bytes for several tiles of rows.
 constexpr bool unpacks_panels(int format) { return SMOE_VNNI && format == INT4; }
 
-// True if several tiles of rows that are multiplied by one panel prefetch the next one together. AMX and AMD's AVX-512
-// were not measured.
+// True if several tiles of rows that are multiplied by one panel prefetch the next one together. AMD's AVX-512 was not
+// measured, nor were products on AMX that do not use its tiles.
 constexpr bool shares_panels(int format) {
+    if (HAS_AMX) return uses_amx_layout(format, MAX_TILE_ROWS);
     const bool is_float = format == FLOAT32 || format == BFLOAT16;
-    return IS_FOR_INTEL && !HAS_AMX && (is_float || format == INT8 || unpacks_panels(format));
+    return IS_FOR_INTEL && (is_float || format == INT8 || unpacks_panels(format));
 }
 
-// True if several tiles of rows are multiplied by one panel after the other.
-constexpr bool goes_by_panel(int format) { return shares_panels(format) || unpacks_panels(format); }
+// Tiles whose sums are kept at once. On AMX a few lines of a panel stay in the first-level cache while all tiles of a
+// group pass, and the group's rows and sums in the second.
+constexpr int64_t MAX_GROUP_TILES = HAS_AMX ? 8 : 1;
+
+// The order of tiles and panels in products of matrices of this format.
+constexpr PassOrder pass_order(int format) {
+    constexpr int64_t ALL = 1 << 30;
+    if (HAS_AMX && uses_amx_layout(format, MAX_TILE_ROWS)) return {MAX_GROUP_TILES, MAX_GROUP_TILES};
+    return {shares_panels(format) || unpacks_panels(format) ? ALL : 1, 1};
+}
+
+// The order in products of matrices of both formats in turns.
+constexpr PassOrder pass_order(int format, int other) {
+    const PassOrder one = pass_order(format), two = pass_order(other);
+    return {std::min(one.pass, two.pass), std::min(one.group, two.group)};
+}
 
 #if defined(__AVX512BF16__) || SMOE_MATRIX_PRODUCTS
 constexpr bool is_widened(int) { return false; }
@@ -94,6 +112,10 @@ inline int64_t row_words(int format, int64_t K) {
     if (is_widened(format)) return 2 * depth;
     return (uses_amx_layout(format, MAX_TILE_ROWS) ? ceil_div(depth, LINE) * LINE : depth) + (format == INT8 ? 2 : 0);
 }
+
+// Readable words behind the packed rows: on AMX the tiles of a group are read as if all had as many rows as the
+// largest.
+constexpr int64_t SPARE_WORDS = HAS_AMX ? LINE : 0;
 
 // Words that pack_rows needs per row of x: the packed row, and as many again as scratch if its numbers are rounded.
 inline int64_t packing_words(int dtype, int format, int64_t K) {

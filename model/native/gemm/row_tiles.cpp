@@ -43,12 +43,17 @@ std::vector<Task> make_tasks(const std::vector<Tile>& tiles, int64_t num_panels,
     return tasks;
 }
 
-NextPanel next_panel(const std::vector<Task>& tasks, int64_t index, int64_t stride, int64_t panel) {
+NextPanel next_panel(const std::vector<Task>& tasks, int64_t index, int64_t stride, int64_t panel, int64_t tiles) {
     const Task& task = tasks[index];
-    const int64_t tiles = task.end_tile - task.first_tile;
-    if (panel + 1 < task.end_panel) return {task.expert, panel + 1, 0, tiles, tiles};
-    if (index + stride >= static_cast<int64_t>(tasks.size())) return {0, 0, 0, 0, tiles};
-    return {tasks[index + stride].expert, tasks[index + stride].first_panel, 0, tiles, tiles};
+    NextPanel next;
+    next.tiles = tiles;
+    if (panel + 1 < task.end_panel) {
+        next.expert = task.expert, next.panel = panel + 1, next.parts = tiles;
+    } else if (index + stride < static_cast<int64_t>(tasks.size())) {
+        const Task& later = tasks[index + stride];
+        next.expert = later.expert, next.panel = later.first_panel, next.parts = tiles;
+    }
+    return next;
 }
 
 }  // namespace smoe

@@ -24,11 +24,26 @@ struct Task {
     int64_t first_tile, end_tile;
 };
 
-// The panel that a thread multiplies next. A product before it prefetches part `part` of its `parts` equal parts; 0
-// parts: nothing. Before it `tiles` tiles are multiplied by the present panel, one after the other.
+// Neighbouring tiles of one expert.
+struct TileGroup {
+    const Tile* first;
+    int64_t count;
+
+    const Tile* begin() const { return first; }
+    const Tile* end() const { return first + count; }
+};
+
+// The order in which a task's tiles meet its panels: `pass` tiles are multiplied by one panel and then by the next,
+// until the panels end; `group` of them in one call, which keeps their sums. Both are at least 1.
+struct PassOrder {
+    int64_t pass, group;
+};
+
+// The panel that a thread multiplies next. A product before it prefetches parts `part` .. `end_part` - 1 of its `parts`
+// equal parts; 0 parts: nothing. Before it `tiles` tiles are multiplied by the present panel, one after the other.
 struct NextPanel {
     int expert = 0;
-    int64_t panel = 0, part = 0, parts = 0, tiles = 1;
+    int64_t panel = 0, part = 0, end_part = 0, parts = 0, tiles = 1;
 };
 
 // Divide rows first .. first + count - 1 into tiles of nearly equal size. Example: 25 rows, at most 12 per tile, give 9
@@ -57,30 +72,40 @@ void for_each_tile(Pool& pool, const std::vector<Tile>& tiles, int64_t words, co
     });
 }
 
-// The panel that follows `panel` of tasks[index]: of this task, or the first one of tasks[index + stride], which the
-// thread takes next if all tasks take as long.
-NextPanel next_panel(const std::vector<Task>& tasks, int64_t index, int64_t stride, int64_t panel);
+// The panel that follows `panel` of tasks[index] in a pass of `tiles` tiles: of this task, or the first one of
+// tasks[index + stride], which the thread takes next if all tasks take as long.
+NextPanel next_panel(const std::vector<Task>& tasks, int64_t index, int64_t stride, int64_t panel, int64_t tiles);
 
-// Call product(state, tile, panel, next) for every tile and panel; each task has its own State. by_panel: several tiles
-// are multiplied by one panel and then by the next, of which each may prefetch a part.
+// Divide tiles first .. end - 1 into runs of nearly equal length, at most `most`, and call run(group) for each.
+template <class Run>
+void for_each_run(const Tile* first, const Tile* end, int64_t most, Run&& run) {
+    for (int64_t left = ceil_div(end - first, most); left; --left) {
+        const int64_t count = ceil_div(end - first, left);
+        run(TileGroup{first, count});
+        first += count;
+    }
+}
+
+// Call product(state, group, panel, next) for every group of tiles and panel; each task has its own State.
 template <class State, class Product>
 void for_each_product(Pool& pool, const std::vector<Tile>& tiles, int64_t num_panels, int64_t words_per_panel,
-                      bool by_panel, Product&& product) {
+                      const PassOrder& order, Product&& product) {
     const std::vector<Task> tasks = make_tasks(tiles, num_panels, words_per_panel, pool.threads());
     pool.parallel_for(static_cast<int64_t>(tasks.size()), [&](int64_t index) {
-        const auto [expert, first_panel, end_panel, first_tile, end_tile] = tasks[index];
+        const Task& task = tasks[index];
         State state;
-        if (by_panel && end_tile - first_tile > 1) {
-            for (int64_t panel = first_panel; panel < end_panel; ++panel) {
-                NextPanel next = next_panel(tasks, index, pool.stride(), panel);
-                for (int64_t tile = first_tile; tile < end_tile; ++tile, ++next.part)
-                    product(state, tiles[tile], panel, next);
+        const auto pass_panels = [&](const TileGroup& pass) {
+            for (int64_t panel = task.first_panel; panel < task.end_panel; ++panel) {
+                NextPanel next;
+                if (pass.count > 1) next = next_panel(tasks, index, pool.stride(), panel, pass.count);
+                for_each_run(pass.begin(), pass.end(), order.group, [&](const TileGroup& group) {
+                    next.end_part = next.part + (next.parts ? group.count : 0);
+                    product(state, group, panel, next);
+                    next.part = next.end_part;
+                });
             }
-        } else {
-            for (int64_t tile = first_tile; tile < end_tile; ++tile)
-                for (int64_t panel = first_panel; panel < end_panel; ++panel)
-                    product(state, tiles[tile], panel, NextPanel());
-        }
+        };
+        for_each_run(&tiles[task.first_tile], &tiles[task.end_tile - 1] + 1, order.pass, pass_panels);
     });
 }
 

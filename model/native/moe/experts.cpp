@@ -25,6 +25,11 @@ void silu_multiply(float* a, const float* b, int count) {
 // Convert panel `panel` of sums [rows][PANEL] to words of a tile, in the layout of pack_rows. Columns past the matrix's
 // end are zeros, because their weights are zeros.
 void store_words(int dtype, const float* sums, int rows, int64_t panel, int64_t width, uint32_t* tile) {
+    if (uses_amx_layout(dtype, rows)) {  // a panel's columns are a line
+        auto* halves = reinterpret_cast<uint16_t*>(tile + panel * rows * LINE);
+        for (int i = 0; i < rows * PANEL; i += LANES) store(halves + i, load(sums + i));
+        return;
+    }
     const int num_words = dtype == BFLOAT16 && !is_widened(dtype) ? PANEL / 2 : PANEL;
     const auto count = static_cast<int>(std::min<int64_t>(num_words, width - panel * num_words));
     for (int m = 0; m < rows; ++m) {
@@ -39,11 +44,7 @@ void store_words(int dtype, const float* sums, int rows, int64_t panel, int64_t 
         } else {
             std::memcpy(words, sums + m * PANEL, sizeof words);
         }
-        if (uses_amx_layout(dtype, rows)) {
-            std::memcpy(tile + (panel * rows + m) * LINE, words, LINE * 4);
-        } else {
-            for (int n = 0; n < count; ++n) tile[(panel * num_words + n) * rows + m] = words[n];
-        }
+        for (int n = 0; n < count; ++n) tile[(panel * num_words + n) * rows + m] = words[n];
     }
 }
 
@@ -67,25 +68,27 @@ void gate_up_gemm(Pool& pool, const PackedRows& x, const Experts& weights, const
                   Store&& store) {
     const int64_t D = weights.D;
     const int format1 = weights[0].w1.format, format3 = weights[0].w3.format;
-    const int64_t words1 = row_words(format1, D), words3 = row_words(format3, D);
+    const PackedTiles rows1{x.for_w1, row_words(format1, D)}, rows3{x.for_w3, row_words(format3, D)};
     const int64_t pair_words = panel_words(format1, D) + panel_words(format3, D);
     for_each_product<Microkernel>(
-        pool, tiles, ceil_div(weights.num_hidden(), PANEL), pair_words,
-        goes_by_panel(format1) && goes_by_panel(format3),
-        [&](auto& by, const Tile& tile, int64_t panel, const NextPanel& next) {
-            alignas(64) float a[MAX_TILE_ROWS * PANEL], b[MAX_TILE_ROWS * PANEL];
-            const Expert &expert = weights[tile.expert], &later = weights[next.expert];
-            if (!x.low_rank.is_empty()) x.low_rank.prefetch(tile, panel * PANEL);
-            by.multiply(format1, tile.rows, x.for_w1 + tile.first_row * words1, expert.w1.panel(panel), D, a,
-                        use_of(next, later.w1, panel_words(format1, D)));
-            by.multiply(format3, tile.rows, x.for_w3 + tile.first_row * words3, expert.w3.panel(panel), D, b,
-                        use_of(next, later.w3, panel_words(format3, D), 1));
-            if (!x.low_rank.is_empty()) {
-                x.low_rank.add_term(tile, 0, panel * PANEL, a);
-                x.low_rank.add_term(tile, 1, panel * PANEL, b);
+        pool, tiles, ceil_div(weights.num_hidden(), PANEL), pair_words, pass_order(format1, format3),
+        [&](Microkernel& by, const TileGroup& group, int64_t panel, const NextPanel& next) {
+            const Expert &expert = weights[group.first->expert], &later = weights[next.expert];
+            if (!x.low_rank.is_empty())
+                for (const Tile& tile : group) x.low_rank.prefetch(tile, panel * PANEL);
+            float* a = by.multiply(format1, group, rows1, expert.w1.panel(panel), D,
+                                   use_of(next, later.w1, panel_words(format1, D)));
+            float* b = by.multiply(format3, group, rows3, expert.w3.panel(panel), D,
+                                   use_of(next, later.w3, panel_words(format3, D), 1));
+            for (const Tile& tile : group) {
+                if (!x.low_rank.is_empty()) {
+                    x.low_rank.add_term(tile, 0, panel * PANEL, a);
+                    x.low_rank.add_term(tile, 1, panel * PANEL, b);
+                }
+                silu_multiply(a, b, tile.rows * PANEL);
+                store(tile, panel, a);
+                a += TILE_SUMS, b += TILE_SUMS;
             }
-            silu_multiply(a, b, tile.rows * PANEL);
-            store(tile, panel, a);
         });
 }
 
@@ -93,17 +96,20 @@ void gate_up_gemm(Pool& pool, const PackedRows& x, const Experts& weights, const
 void down_gemm(Pool& pool, const uint32_t* hidden, const Experts& weights, const std::vector<Tile>& tiles,
                const LowRankProduct& low_rank, float* y) {
     const int format = weights[0].w2.format;
-    const int64_t words = row_words(format, weights.F), num_outputs = weights.num_outputs();
+    const int64_t num_outputs = weights.num_outputs();
+    const PackedTiles rows{hidden, row_words(format, weights.F)};
     for_each_product<Microkernel>(
-        pool, tiles, ceil_div(num_outputs, PANEL), panel_words(format, weights.F), goes_by_panel(format),
-        [&](auto& by, const Tile& tile, int64_t panel, const NextPanel& next) {
-            alignas(64) float sums[MAX_TILE_ROWS * PANEL];
-            const uint32_t* w2 = weights[tile.expert].w2.panel(panel);
-            if (!low_rank.is_empty()) low_rank.prefetch(tile, panel * PANEL);
-            by.multiply(format, tile.rows, hidden + tile.first_row * words, w2, weights.F, sums,
-                        use_of(next, weights[next.expert].w2, panel_words(format, weights.F)));
-            if (!low_rank.is_empty()) low_rank.add(tile, panel * PANEL, sums);
-            store_columns(sums, tile, panel, num_outputs, y);
+        pool, tiles, ceil_div(num_outputs, PANEL), panel_words(format, weights.F), pass_order(format),
+        [&](Microkernel& by, const TileGroup& group, int64_t panel, const NextPanel& next) {
+            if (!low_rank.is_empty())
+                for (const Tile& tile : group) low_rank.prefetch(tile, panel * PANEL);
+            float* sums = by.multiply(format, group, rows, weights[group.first->expert].w2.panel(panel), weights.F,
+                                      use_of(next, weights[next.expert].w2, panel_words(format, weights.F)));
+            for (const Tile& tile : group) {
+                if (!low_rank.is_empty()) low_rank.add(tile, panel * PANEL, sums);
+                store_columns(sums, tile, panel, num_outputs, y);
+                sums += TILE_SUMS;
+            }
         });
 }
 
@@ -196,7 +202,7 @@ ProductMemory reserve_products(Pool& pool, int dtype, const Experts& weights, in
     const int64_t part_floats = weights.group ? P * weights.num_hidden() : 0;
     const int64_t output_floats = P * weights.num_outputs();
     const int64_t floats = in_parts ? whole_floats + output_floats : std::max(whole_floats, output_floats);
-    const int64_t num_words = x1_words + x3_words + hidden_words + floats + part_floats;
+    const int64_t num_words = x1_words + x3_words + hidden_words + floats + part_floats + SPARE_WORDS;
     auto* x1 = reinterpret_cast<uint32_t*>(pool.scratch(num_words * 4));
     uint32_t* hidden = x1 + x1_words + x3_words;
     auto* whole = reinterpret_cast<float*>(hidden + hidden_words);

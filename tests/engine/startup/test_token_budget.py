@@ -52,4 +52,32 @@ def test_the_budget_fills_half_a_second_at_the_speed_of_the_second_step(
     monkeypatch.setattr(token_budget.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(token_budget, "expert_store_of", lambda model: store if waited_s else None)
     limits = EngineLimits(num_blocks=40, max_model_len=200, max_num_batched_tokens=2048)
+    monkeypatch.setattr(token_budget, "LARGER_STEP_TOKENS", token_budget.CALIBRATION_TOKENS)
     assert measure_token_budget(EngineConfig(model=""), MODEL, runner, limits) == budget
+
+
+@pytest.mark.parametrize(
+    ("small_s", "large_s", "budget", "num_steps"),
+    [(0.04, 0.16, 1600, 3), (0.04, 0.01, MAX_CPU_BUDGET, 3), (0.06, 0.25, 1024, 3), (0.064, None, 480, 2)],
+)
+def test_a_larger_step_that_fits_decides(
+    monkeypatch: pytest.MonkeyPatch, small_s: float, large_s: float | None, budget: int, num_steps: int
+) -> None:
+    """Of a small step much is the reading of weights, so alone it tells too small a budget."""
+    clock, sizes = [0.0], list[int]()
+    durations = iter((100.0, small_s, large_s))
+
+    class Runner:
+        model = None
+
+        def run(self, plan: StepPlan) -> StepResult:
+            sizes.append(plan.num_tokens)
+            clock[0] += next(durations) or 0.0
+            return StepResult({chunk.sequence.request_id: Sampled(5) for chunk in plan.chunks})
+
+    runner: Any = Runner()
+    monkeypatch.setattr(token_budget.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(token_budget, "expert_store_of", lambda model: None)
+    limits = EngineLimits(num_blocks=100, max_model_len=1000, max_num_batched_tokens=2048)
+    assert measure_token_budget(EngineConfig(model=""), MODEL, runner, limits) == budget
+    assert sizes == [64, 64, 512][:num_steps]

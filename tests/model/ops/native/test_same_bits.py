@@ -124,6 +124,27 @@ def test_a_float32_row_times_bfloat16_weights_gives_the_same_bits_alone_and_in_a
         assert torch.equal(function(native(isa, 2), rows[some]), alone[some]), count
 
 
+@pytest.mark.parametrize("kind", ["none", "int8", "int4"])
+def test_a_row_gives_the_same_bits_among_more_rows_than_are_multiplied_together(
+    isa: str, dtype: torch.dtype, kind: Quantization
+) -> None:
+    """300 rows are ten tiles of AMX, two groups of five; 299 and 67 rows are tiles of unequal numbers of rows."""
+    dim, num_rows = 1100, 300
+    packer = native(ISAS[0], quantization=kind)
+    linear = packer.pack_linear(_random(75, dim, dtype=dtype))
+    experts = packer.pack_moe(torch.randn(2, dim).to(dtype), iter(_experts(2, dim, 300, dtype)))
+    rows = torch.randn(num_rows, dim).to(dtype)
+
+    def function(ops: NativeOps, rows: Tensor) -> Tensor:
+        return torch.cat((ops.linear(rows, linear), ops.moe(rows, experts, uniform_request(len(rows), 2))), dim=1)
+
+    few = native(isa)
+    apart = torch.cat([function(few, part) for part in rows.split(16)])  # one tile at a time
+    for threads, count in ((1, num_rows), (2, num_rows), (1, num_rows - 1), (2, 67)):
+        some = torch.randperm(num_rows)[:count]
+        assert torch.equal(function(native(isa, threads), rows[some]), apart[some]), (threads, count)
+
+
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 @pytest.mark.parametrize("dim", [37, 256, 1100])  # 1100: several parts of a panel, and the rest
 def test_a_row_times_quantized_weights_gives_the_same_bits_alone_and_in_any_batch(
