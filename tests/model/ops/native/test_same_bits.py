@@ -51,6 +51,14 @@ def _linear(dim: int, dtype: torch.dtype) -> RowFunction:
     return lambda ops, rows: ops.linear(rows, packed)
 
 
+def _linear_and_moe(packer: NativeOps, num_experts: int, dim: int, hidden: int, dtype: torch.dtype) -> RowFunction:
+    """A linear layer and the best two of the experts, both packed by `packer`, side by side."""
+    linear = packer.pack_linear(_random(75, dim, dtype=dtype))
+    gate = torch.randn(num_experts, dim).to(dtype)
+    moe = packer.pack_moe(gate, iter(_experts(num_experts, dim, hidden, dtype)))
+    return lambda ops, rows: torch.cat((ops.linear(rows, linear), ops.moe(rows, moe, uniform_request(len(rows), 2))), 1)
+
+
 def _ffn(dim: int, dtype: torch.dtype) -> RowFunction:
     packed = native(ISAS[0]).pack_ffn(_experts(1, dim, 71, dtype)[0])
     return lambda ops, rows: ops.ffn(rows, packed)
@@ -131,15 +139,12 @@ def test_a_row_gives_the_same_bits_among_more_rows_than_are_multiplied_together(
     """300 rows are ten tiles of AMX, two groups of five; 299 and 67 rows are tiles of unequal numbers of rows."""
     dim, num_rows = 1100, 300
     packer = native(ISAS[0], quantization=kind)
-    linear = packer.pack_linear(_random(75, dim, dtype=dtype))
-    experts = packer.pack_moe(torch.randn(2, dim).to(dtype), iter(_experts(2, dim, 300, dtype)))
+    function = _linear_and_moe(packer, 2, dim, 300, dtype)
     rows = torch.randn(num_rows, dim).to(dtype)
-
-    def function(ops: NativeOps, rows: Tensor) -> Tensor:
-        return torch.cat((ops.linear(rows, linear), ops.moe(rows, experts, uniform_request(len(rows), 2))), dim=1)
-
     few = native(isa)
-    apart = torch.cat([function(few, part) for part in rows.split(16)])  # one tile at a time
+    apart = torch.cat(
+        [function(few, rows[first : first + 16]) for first in range(0, num_rows, 16)]
+    )  # one tile at a time
     for threads, count in ((1, num_rows), (2, num_rows), (1, num_rows - 1), (2, 67)):
         some = torch.randperm(num_rows)[:count]
         assert torch.equal(function(native(isa, threads), rows[some]), apart[some]), (threads, count)
@@ -152,13 +157,8 @@ def test_a_row_times_quantized_weights_gives_the_same_bits_alone_and_in_any_batc
 ) -> None:
     """Each row is quantized separately."""
     packer = native(ISAS[0], quantization=kind)
-    linear = packer.pack_linear(_random(75, dim, dtype=dtype))
-    experts = packer.pack_moe(torch.randn(8, dim).to(dtype), iter(_experts(8, dim, 71, dtype)))
+    function = _linear_and_moe(packer, 8, dim, 71, dtype)
     rows = torch.randn(MAX_ROWS, dim).to(dtype)
-
-    def function(ops: NativeOps, rows: Tensor) -> Tensor:
-        return torch.cat((ops.linear(rows, linear), ops.moe(rows, experts, uniform_request(len(rows), 2))), dim=1)
-
     alone = torch.cat([function(native(isa), row) for row in rows.split_with_sizes([1] * MAX_ROWS)])
     for threads in (1, 2):
         for count in BATCHES:
