@@ -20,7 +20,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         "auto", "portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx", "neon", "neonbf16"
     ] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: the checkpoint's own
-    quantization: Literal["none", "int8", "int4", "fp8"] = "none"  # of the weights, while they are loaded
+    quantization: Literal["none", "lossless", "int8", "int4", "fp8"] = "none"  # of the weights, while they are loaded
     # Of a pack's weights: map shares the file's pages, copy reads them into own memory, lock keeps mapped ones there.
     weights_memory: Literal["auto", "map", "copy", "lock"] = "auto"  # auto: map for packs; other checkpoints are copied
     # Of a pack: bytes for experts, of which the others are read when they are needed; None: all are in memory.

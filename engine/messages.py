@@ -64,7 +64,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     fingerprint: str  # names numerics and weights: equal fingerprints, equal bits where the backend promises them
     phase_seconds: dict[str, float]
     warnings: list[str] = []
-    quantization: str = "none"  # of the weights: none, int8, int4, fp8, or block formats ("Q4_K+Q6_K")
+    quantization: str = "none"  # of the weights: none, lossless, int8, int4, fp8, or block formats ("Q4_K+Q6_K")
     dim: int = 0  # of hidden states, and so the length of an embedding
     embeds: bool = False  # the model was trained for embeddings
     generates: bool = True  # False: the checkpoint has no output head

@@ -84,7 +84,7 @@ def _results(task: Task, numerics: str, roofline: Roofline) -> dict[str, Any]:
 
 def _arithmetic(quantization: str, dtype: str, roofline: Roofline) -> str:
     """Return the arithmetic of matrix products: int8 if weights are quantized and the backend multiplies int8."""
-    return "int8" if quantization != "none" and "int8" in roofline.operations_per_s else dtype
+    return "int8" if quantization not in ("none", "lossless") and "int8" in roofline.operations_per_s else dtype
 
 
 def _print_roofline(task: Task, roofline: Roofline) -> None:

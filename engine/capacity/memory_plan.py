@@ -68,7 +68,7 @@ class MemoryPlan:
     part_bytes: dict[str, dict[str, int]]  # by WEIGHT_KINDS (and the served kind), then by part; of all ranks together
     rank_weight_bytes: int  # served, of the rank with the largest part
     host_weight_bytes: int  # served, of the host whose ranks have the largest parts; of GPUs, of the fullest one
-    weight_kind: str  # served: format of most weights, one of WEIGHT_KINDS, fp8 or BLOCKS
+    weight_kind: str  # served: format of most weights, one of WEIGHT_KINDS, lossless, fp8 or BLOCKS
     kept_formats: str  # of the weights that stay as they are stored, "Q4_K+Q6_K"; empty if all are decoded
     memory_bytes: int  # of each host, or GPU, for weights, KV cache and activations
     dtype: str  # served: float32 or bfloat16

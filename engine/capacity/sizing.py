@@ -40,8 +40,10 @@ class EngineLimits:
 
 def served_dtype(config: EngineConfig, model: ModelConfig) -> str:
     """Return the dtype of weights and activations, one of ELEMENT_BYTES: the user's choice, or else the checkpoint's;
-    float16 checkpoints run in bfloat16."""
+    float16 checkpoints run in bfloat16. Raises EngineConfigError if the quantization is for another dtype."""
     name = model.dtype if config.dtype == "auto" else config.dtype
+    if config.quantization == "lossless" and name == "float32":
+        raise EngineConfigError("--quantization lossless is for bfloat16, not for float32: add --dtype bfloat16")
     return name if name in ELEMENT_BYTES else "bfloat16"
 
 
@@ -59,7 +61,7 @@ def kv_block_bytes(config: EngineConfig, model: ModelConfig) -> int:
 
 
 def weight_kind(config: EngineConfig, model: ModelConfig, *, is_in_blocks: bool) -> str:
-    """Return the format of most weights: float32, bfloat16, int8, int4, fp8 or BLOCKS."""
+    """Return the format of most weights: float32, bfloat16, lossless, int8, int4, fp8 or BLOCKS."""
     if config.quantization != "none":
         return config.quantization
     return BLOCKS if is_in_blocks else served_dtype(config, model)

@@ -79,7 +79,7 @@ class LoadedModel:
     device: torch.device
     backend: str  # native, triton or reference
     numerics: str  # everything in the backend that affects bits
-    quantization: str  # of the weights: none, int8, int4, fp8, or the block formats of a file ("Q4_K+Q6_K")
+    quantization: str  # of the weights: none, lossless, int8, int4, fp8, or the block formats of a file ("Q4_K+Q6_K")
     checkpoint: CheckpointIdentity
     weight_bytes: int  # on this host
     kv_block_bytes: int  # on this host

@@ -29,7 +29,7 @@ class Backend:
     ops: Ops
     name: str  # native, triton or reference
     numerics: str  # the name, and everything else in the backend that affects bits
-    quantization: str  # of the weights: none, int8, int4, fp8, or the block formats of a file ("Q4_K+Q6_K")
+    quantization: str  # of the weights: none, lossless, int8, int4, fp8, or the block formats of a file ("Q4_K+Q6_K")
     warnings: tuple[str, ...] = ()
 
     def with_blocks(self, formats: str) -> "Backend":
@@ -76,8 +76,8 @@ def _native(config: EngineConfig, device: torch.device, heartbeat: Heartbeat | N
 def _triton(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Backend:
     if device.type != "cuda":
         raise EngineConfigError(f"--backend triton runs on a CUDA device, not on {device.type}")
-    if config.quantization == "int4":
-        raise EngineConfigError("--quantization int4 does not run on the triton backend; int8 and fp8 do")
+    if config.quantization in ("lossless", "int4"):
+        raise EngineConfigError(f"--quantization {config.quantization} does not run on the triton backend; int8 and fp8 do")
     try:
         from model.ops.triton.launch import launcher_for
         from model.ops.triton.ops import TritonOps
@@ -102,6 +102,8 @@ def _triton(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> B
 
 
 def _reference(config: EngineConfig, device: torch.device, *warnings: str) -> Backend:
+    if config.quantization == "lossless":
+        raise EngineConfigError("; ".join((*warnings, "--quantization lossless runs only on the native backend")))
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     numerics = f"reference-{device.type}{_suffix(config.quantization)}"
@@ -115,4 +117,5 @@ def _quantization(config: EngineConfig) -> Quantization:
 
 
 def _suffix(quantization: str) -> str:
-    return "" if quantization == "none" else f"-{quantization}"
+    """Return the part of the numerics' name; lossless weights give the same bits as none."""
+    return "" if quantization in ("none", "lossless") else f"-{quantization}"

@@ -101,7 +101,7 @@ def _remedies(config: EngineConfig) -> str:
         flags.append("--num-kv-blocks sets the KV cache; lower it")
     elif config.kv_cache_memory_bytes is not None:
         flags.append("--kv-cache-memory-bytes sets the KV cache; lower it")
-    if config.quantization == "none":
+    if config.quantization in ("none", "lossless"):
         flags.append("--quantization int8 halves the weights of bfloat16")
     if config.kv_cache_dtype != "int8":
         flags.append("--kv-cache-dtype int8 halves the KV cache")

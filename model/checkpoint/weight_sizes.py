@@ -39,7 +39,7 @@ def weight_bytes(
     cut: Cut = WHOLE,
     num_kv_heads: int = 1,
 ) -> dict[str, int]:
-    """Return the bytes of each of PARTS. `element_bytes`: of the compute dtype; `quantization`: none, int8, int4, fp8.
+    """Return the bytes of each of PARTS. `element_bytes`: of the compute dtype; `quantization`: none, lossless, int8, int4, fp8.
     With a `cut`, only those of that rank.
 
     `block_formats`: of the weights that stay in the blocks of a GGUF file. A tied head takes 0 bytes in the compute
@@ -119,11 +119,14 @@ def _packed_bytes(weight: StoredWeight, shape: tuple[int, ...]) -> int:
 def _tensor_bytes(shape: tuple[int, ...], part: str, element_bytes: int, quantization: str) -> int:
     """Return the bytes of one tensor.
 
-    int8 and fp8: 1 byte per weight, a float32 scale per output. int4: 17 bytes per 32 weights, and that scale.
+    lossless: 6 bytes per 4 weights, and room for patches. int8 and fp8: 1 byte per weight, a float32 scale per output.
+    int4: 17 bytes per 32 weights, and that scale.
     """
     outputs, inputs = math.prod(shape[:-1]), shape[-1]
     if part not in QUANTIZED_PARTS or quantization == "none":
         return outputs * inputs * element_bytes
+    if quantization == "lossless":
+        return outputs * (2 + 2 * math.ceil(inputs / 128) + 6 * math.ceil(inputs / 4))
     if quantization in ("int8", "fp8"):
         return outputs * (inputs + SCALE_BYTES)
     return outputs * (math.ceil(inputs / INT4_BLOCK) * INT4_BLOCK_BYTES + SCALE_BYTES)

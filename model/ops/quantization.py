@@ -1,5 +1,7 @@
 """Definition of int8 and int4 weights in plain torch; model/native/gemm/quant_formats.h describes the native formats.
 
+lossless: the numbers of bfloat16 in fewer bits, of the native backend only (model/native/gemm/coded/coded_weights.h).
+
 int8: one float32 scale per output, q in -127 .. 127. int4: also, per output and group of 32 inputs, a whole number s,
 1 .. 15, and a zero point z, 0 .. 15; weight = scale * s * (q - z), q in 0 .. 15. s * (q - z) is a number of int8, so
 sums of products are exact in both. Activations that meet a quantized matrix are quantized to int8 too, each row by its
@@ -13,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Quantization: TypeAlias = Literal["none", "int8", "int4"]
+Quantization: TypeAlias = Literal["none", "lossless", "int8", "int4"]
 
 GROUP = 32
 TINY = 1e-30  # rows whose magnitudes are all smaller become zeros

@@ -27,7 +27,7 @@ from model.ops.native.packed_weights import (
 )
 from model.ops.weights import BLOCK_SIZES
 
-FORMATS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3} | BLOCK_FORMATS
+FORMATS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3, "lossless": 64} | BLOCK_FORMATS
 FORMAT_NAMES = {code: name for name, code in FORMATS.items()}
 
 Parts: TypeAlias = Sequence[Tensor]  # the bytes of one tensor, one behind the other

@@ -238,10 +238,11 @@ class Settings(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Type of weights and activations; auto uses the checkpoint's."
     )
-    quantization: Literal["none", "int8", "int4", "fp8"] = Field(
+    quantization: Literal["none", "lossless", "int8", "int4", "fp8"] = Field(
         "none",
-        description="Quantize the weights while loading them: int8 or int4 on a CPU, int8 or fp8 on a GPU. Needs "
-        "a half or a third of the memory and is faster.",
+        description="Make the weights smaller while loading them: lossless, int8 or int4 on a CPU, int8 or fp8 on a "
+        "GPU. Needs three quarters (lossless: bfloat16 without a changed bit), a half or a quarter of the memory and is "
+        "faster.",
     )
     weights_memory: Literal["auto", "map", "copy", "lock"] = Field(
         "auto",

@@ -58,6 +58,11 @@ def test_two_ranks_give_the_bits_of_one(sparse: Path, isa: str, dtype: torch.dty
     _assert_same(_on_ranks(case, 2), _alone(case))
 
 
+def test_two_ranks_with_lossless_weights_give_the_bits_of_one_without(sparse: Path) -> None:
+    case = Case(sparse, torch.bfloat16, "lossless")
+    _assert_same(_on_ranks(case, 2), _alone(Case(sparse, torch.bfloat16)))
+
+
 @pytest.mark.parametrize("in_one_call", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_four_ranks_give_the_bits_of_one(sparse: Path, dtype: torch.dtype, in_one_call: bool) -> None:

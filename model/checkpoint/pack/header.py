@@ -22,7 +22,7 @@ WEIGHTS_NAME = "weights.smoe"
 MAGIC = b"SMOEPACK"
 VERSION = 1  # of prefix and header
 # Of the bytes of packed matrices, by quantization; raise one when the native library packs these differently.
-LAYOUTS = {"none": 1, "int8": 1, "int4": 2}
+LAYOUTS = {"none": 1, "lossless": 1, "int8": 1, "int4": 2}
 DTYPES = ["float32", "bfloat16"]
 PREFIX = struct.Struct("<8sII32s")  # magic, version, bytes of the header, its SHA-256 sum
 PAGE_BYTES = 4096
@@ -52,7 +52,7 @@ class PackHeader:
 
     source: str  # path of the checkpoint that was packed
     contents: str  # digest of that checkpoint's weights, as in CheckpointIdentity
-    quantization: str  # none, int8, int4
+    quantization: str  # a key of LAYOUTS
     dtype: str  # of the other weights: float32 or bfloat16
     network: dict[str, Any]  # sizes that the weights have, see network_sizes()
     stored: tuple[StoredTensor, ...]  # the checkpoint's weights by their own names; `file` and `start` are the pack's

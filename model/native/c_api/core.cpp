@@ -37,9 +37,9 @@ void smoe_pool_heartbeat(smoe_pool* pool, uint64_t* counter) { pool_of(pool).set
 
 int64_t smoe_panel_size(int format, int64_t K) { return panel_words(format, K) * 4; }
 
-void smoe_pack(smoe_pool* pool, int isa, int dtype, int format, const void* weight, void* packed, int64_t stride,
-               int64_t O, int64_t K) {
-    pack(pool_of(pool), isa, dtype, format, weight, static_cast<uint32_t*>(packed), stride / 4, O, K);
+int smoe_pack(smoe_pool* pool, int isa, int dtype, int format, const void* weight, void* packed, int64_t stride,
+              int64_t O, int64_t K) {
+    return pack(pool_of(pool), isa, dtype, format, weight, static_cast<uint32_t*>(packed), stride / 4, O, K) ? 0 : 4;
 }
 
 void smoe_pack_blocks(smoe_pool* pool, int format, const void* rows, void* packed, int64_t stride, int64_t O,

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "gemm/coded/coded_panel.h"
 #include "gemm/gemm_amx.h"
 #include "gemm/gemm_float.h"
 #include "gemm/gemm_int8.h"
@@ -63,6 +64,27 @@ void multiply_float_tile(int rows, const uint32_t* tile, const uint32_t* panel, 
             tile += numbers * rows, panel += PART * PANEL;
             multiply_tile<FloatBlock<Unit, true>>(rows, tile, panel, std::min(numbers, K - k), out);
         }
+}
+
+// True if a panel of this format is unpacked whole for a single tile, too.
+constexpr bool unpacks_for_one_tile(int format) { return SMOE_MATRIX_PRODUCTS && format == CODED_BFLOAT16; }
+
+// As multiply_tile(): each part of the coded panel is unpacked in the first-level cache. Small parts keep the reads of
+// memory in flight.
+void multiply_coded_tile(int rows, const uint32_t* tile, const uint32_t* panel, int64_t K, float* out) {
+    if constexpr (!unpacks_for_one_tile(CODED_BFLOAT16)) {
+        constexpr int64_t PAIRS = 8;
+        using Block = FloatBlock<Bfloat16, true, false>;
+        alignas(64) uint32_t units[2 * PAIRS * PANEL];
+        CodedPanel coded(panel, K);
+        std::fill(out, out + rows * PANEL, 0.0f);
+        for (int64_t k = 0; k < K; k += 4 * PAIRS) {
+            const int64_t numbers = std::min(4 * PAIRS, K - k);
+            coded.unpack(coded_pairs(numbers), units);
+            multiply_tile<Block>(rows, tile, units, numbers, out);
+            tile += 2 * PAIRS * Block::X_WORDS * rows;
+        }
+    }
 }
 
 // As multiply_tile(), in parts if several passes compute the columns.
@@ -132,10 +154,10 @@ void multiply_matrix(Pool& pool, int dtype, const void* x, const Matrix& matrix,
 
 float* Microkernel::multiply(int format, const TileGroup& group, const PackedTiles& x, const uint32_t* panel, int64_t K,
                              const PanelUse& use) {
-    if (unpacks_panels(format) && use.tiles > 1) {
-        panel = unpacked_.get(use.matrix, panel, K);
-        K = int4_blocks(K) * INT4_BLOCK;
-        format = INT8;
+    if (unpacks_panels(format) && (use.tiles > 1 || unpacks_for_one_tile(format))) {
+        panel = unpacked_.get(use.matrix, format, panel, K);
+        if (format == INT4) K = int4_blocks(K) * INT4_BLOCK;
+        format = format == INT4 ? INT8 : BFLOAT16;
     }
     float* sums = sums_[use.matrix];
 #if defined(__AMX_TILE__)
@@ -161,6 +183,7 @@ void Microkernel::multiply_one(int format, int rows, const uint32_t* tile, const
     if (format == INT4) return multiply_integer_tile<Int4>(rows, tile, panel, K, out, share);
     if (format == INT8) return multiply_integer_tile<Int8Block>(rows, tile, panel, K, out, share);
     if (format == BFLOAT16) return multiply_float_tile<Bfloat16>(rows, tile, panel, K, out, share);
+    if (format == CODED_BFLOAT16) return multiply_coded_tile(rows, tile, panel, K, out);
     multiply_float_tile<Float32>(rows, tile, panel, K, out, share);
 }
 

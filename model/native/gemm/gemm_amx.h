@@ -4,6 +4,7 @@
 #if defined(__AMX_TILE__)
 
 #include "gemm/amx_tiles.h"
+#include "gemm/coded/coded_panel.h"
 #include "gemm/gemm_int8.h"
 #include "gemm/int4/int4_weights.h"
 #include "gemm/microkernel.h"
@@ -22,12 +23,29 @@ inline void add_line(const uint32_t* x, const uint32_t* w) {
     add_products<FORMAT, BOTH>();
 }
 
+// As add_line(). With few rows the panel comes from memory: a line that is read some kilobytes later is prefetched in
+// parts, between the instructions that load.
+template <int FORMAT, bool BOTH>
+inline void add_line_from_memory(const uint32_t* x, const uint32_t* w) {
+    constexpr int AHEAD = 1024;  // words
+    const auto prefetch_quarter = [w](int quarter) {
+        prefetch_lines<LINE * PANEL / 4>(w + AHEAD + quarter * LINE * PANEL / 4);
+    };
+    _tile_loadd(6, w, PANEL * 4);
+    prefetch_quarter(0);
+    _tile_loadd(7, w + 16, PANEL * 4);
+    prefetch_quarter(1);
+    _tile_loadd(4, x, LINE * 4);
+    prefetch_quarter(2);
+    if constexpr (BOTH) _tile_loadd(5, x + 16 * LINE, LINE * 4);
+    prefetch_quarter(3);
+    add_products<FORMAT, BOTH>();
+}
+
 template <int FORMAT, bool BOTH>
 void add_lines(const uint32_t* x, int rows, const uint32_t* panel, int64_t depth) {
-    constexpr int PREFETCH_DISTANCE = 4 * LINE * PANEL;  // words: with few rows the panel comes from memory
     for (; depth >= LINE; depth -= LINE) {
-        for (int word = 0; word < LINE * PANEL; word += LINE) __builtin_prefetch(panel + PREFETCH_DISTANCE + word);
-        add_line<FORMAT, BOTH>(x, panel);
+        add_line_from_memory<FORMAT, BOTH>(x, panel);
         x += rows * LINE;
         panel += LINE * PANEL;
     }
@@ -53,15 +71,34 @@ void add_int4_lines(const uint32_t* x, int rows, const uint32_t* panel, int64_t 
     }
 }
 
+// Each line of coded weights is unpacked in the first-level cache, too.
+template <bool BOTH>
+void add_coded_lines(const uint32_t* x, int rows, const uint32_t* panel, int64_t K) {
+    constexpr int64_t PAIRS = LINE / 2;  // of a line
+    alignas(64) uint32_t units[LINE * PANEL];
+    CodedPanel coded(panel, K);
+    for (int64_t left = coded_pairs(K); left > 0; left -= PAIRS) {
+        if (left < PAIRS) std::fill(units, units + LINE * PANEL, 0);
+        coded.unpack(std::min(left, PAIRS), units);
+        compiler_barrier();
+        add_line<BFLOAT16, BOTH>(x, units);
+        compiler_barrier();
+        x += rows * LINE;
+    }
+}
+
+// `depth`: units; of coded weights K.
 template <int FORMAT, bool BOTH>
 void add_all_lines(const uint32_t* x, int rows, const uint32_t* panel, int64_t depth) {
     if constexpr (FORMAT == INT4)
         add_int4_lines<BOTH>(x, rows, panel, depth);
+    else if constexpr (FORMAT == CODED_BFLOAT16)
+        add_coded_lines<BOTH>(x, rows, panel, depth);
     else
         add_lines<FORMAT, BOTH>(x, rows, panel, depth);
 }
 
-// out[rows][PANEL], float32 or int32.
+// out[rows][PANEL], float32 or int32. `depth` as add_all_lines().
 template <int FORMAT>
 void multiply_tiles(AmxTiles& registers, int rows, const uint32_t* x, const uint32_t* panel, int64_t depth, void* out) {
     registers.shape_square(rows);
@@ -142,21 +179,54 @@ void add_block(const uint32_t* x, int rows, const uint32_t* panel, int64_t depth
     compiler_barrier();
 }
 
+// The blocks of lines of a panel in turn, as they lie in memory.
+class StoredLines {
+  public:
+    explicit StoredLines(const uint32_t* panel) : at_(panel) {}
+
+    // The next `depth` units.
+    const uint32_t* next(int64_t depth) {
+        const uint32_t* units = at_;
+        at_ += depth * PANEL;
+        return units;
+    }
+
+  private:
+    const uint32_t* at_;
+};
+
+// The same of a coded panel, unpacked in the first-level cache.
+class CodedLines {
+  public:
+    CodedLines(const uint32_t* panel, int64_t K) : coded_(panel, K) {}
+
+    const uint32_t* next(int64_t depth) {
+        coded_.unpack(ceil_div(depth, 2), units_);
+        compiler_barrier();
+        return units_;
+    }
+
+  private:
+    CodedPanel coded_;
+    alignas(64) uint32_t units_[BLOCK_LINES * LINE * PANEL];
+};
+
 // sums [tiles][MAX_TILE_ROWS][PANEL], float32 or int32, of tiles of 17 or more rows, block of lines by block of lines.
-template <int FORMAT>
-void multiply_blocks_of_group(AmxTiles& registers, const TileGroup& group, const PackedTiles& x, const uint32_t* panel,
+template <int FORMAT, class Lines>
+void multiply_blocks_of_group(AmxTiles& registers, const TileGroup& group, const PackedTiles& x, Lines lines,
                               int64_t depth, uint32_t* sums, const PrefetchShare& share) {
     int most_rows = 0;
     for (const Tile& tile : group) most_rows = std::max(most_rows, tile.rows);
     registers.shape_square(most_rows);  // one shape for all: the rows of tiles differ by one
-    const PrefetchShare none{panel, 0};
+    const PrefetchShare none{sums, 0};
     PacedPrefetch prefetch(share.words ? share : none, group.count * ceil_div(depth, LINE) * PREFETCHES_PER_LINE);
     constexpr int64_t BLOCK = BLOCK_LINES * LINE;
     for (int64_t first = 0; first < depth; first += BLOCK) {
+        const int64_t count = std::min(BLOCK, depth - first);
+        const uint32_t* units = lines.next(count);
         uint32_t* out = sums;
         for (const Tile& tile : group) {
-            add_block<FORMAT>(x.of(tile) + first * tile.rows, tile.rows, panel + first * PANEL,
-                              std::min(BLOCK, depth - first), first == 0, out, prefetch);
+            add_block<FORMAT>(x.of(tile) + first * tile.rows, tile.rows, units, count, first == 0, out, prefetch);
             out += TILE_SUMS;
         }
     }
@@ -168,13 +238,16 @@ inline void scale_tile(const uint32_t* tile, int rows, const uint32_t* panel, in
     scale_tiles(out, rows, starts, starts + rows, panel + panel_words(INT8, K) - PANEL);
 }
 
-// out [tiles][MAX_TILE_ROWS][PANEL] = each tile of the group, in bfloat16 or int8, times the panel.
+// out [tiles][MAX_TILE_ROWS][PANEL] = each tile of the group, in bfloat16, coded or not, or int8, times the panel.
 inline void multiply_group(AmxTiles& registers, int format, const TileGroup& group, const PackedTiles& x,
                            const uint32_t* panel, int64_t K, float* out, const PrefetchShare& share) {
-    const int64_t depth = depth_of(format, K);
+    const int64_t depth = depth_of(row_format(format), K);
     auto* sums = reinterpret_cast<uint32_t*>(out);
-    if (format == BFLOAT16) return multiply_blocks_of_group<BFLOAT16>(registers, group, x, panel, depth, sums, share);
-    multiply_blocks_of_group<INT8>(registers, group, x, panel, depth, sums, share);
+    if (format == CODED_BFLOAT16)
+        return multiply_blocks_of_group<BFLOAT16>(registers, group, x, CodedLines(panel, K), depth, sums, share);
+    const StoredLines lines(panel);
+    if (format == BFLOAT16) return multiply_blocks_of_group<BFLOAT16>(registers, group, x, lines, depth, sums, share);
+    multiply_blocks_of_group<INT8>(registers, group, x, lines, depth, sums, share);
     for (const Tile& tile : group) {
         scale_tile(x.of(tile), tile.rows, panel, K, out);
         out += TILE_SUMS;
@@ -183,6 +256,7 @@ inline void multiply_group(AmxTiles& registers, int format, const TileGroup& gro
 
 inline void multiply_lines(AmxTiles& registers, int format, int rows, const uint32_t* tile, const uint32_t* panel,
                            int64_t K, float* out) {
+    if (format == CODED_BFLOAT16) return multiply_tiles<CODED_BFLOAT16>(registers, rows, tile, panel, K, out);
     const int64_t depth = format == INT4 ? int4_blocks(K) * LINE : depth_of(format, K);
     if (format == BFLOAT16) return multiply_tiles<BFLOAT16>(registers, rows, tile, panel, depth, out);
     if (format == INT4)

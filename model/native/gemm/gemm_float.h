@@ -166,8 +166,8 @@ inline void load_sums(const float* out, int column, Lanes (&sums)[ROWS][VECTORS]
         for (int part = 0; part < VECTORS; ++part) sums[m][part] = (Lanes)load(out + m * PANEL + column + part * LANES);
 }
 
-// CONTINUES: `out` has the sums of the units before.
-template <class Unit, bool CONTINUES = false>
+// CONTINUES: `out` has the sums of the units before. PREFETCHES: the panel comes from memory.
+template <class Unit, bool CONTINUES = false, bool PREFETCHES = true>
 struct FloatBlock {
     static constexpr int FORMAT = Unit::FORMAT;
     // As many accumulators as fit into registers beside two vectors of the panel and one of x.
@@ -192,9 +192,9 @@ struct FloatBlock {
         const uint32_t* ahead = panel + PART * (PANEL + column);  // this pass's share of the next part
         for (; k < depth; ++k, ahead += VECTORS * LANES) {
             if constexpr (SHARES) later.step();
-            if constexpr (PART && VECTORS * LANES < PANEL)
+            if constexpr (PREFETCHES && PART && VECTORS * LANES < PANEL)
                 __builtin_prefetch(ahead);  // in the order of the addresses
-            else
+            else if constexpr (PREFETCHES)
                 prefetch_panel<VECTORS>(panel, column);
             Unit::add(sums, x, stride, panel + column);
             x += X_WORDS * stride;

@@ -2,8 +2,8 @@
 #pragma once
 
 #include "gemm/amx_tiles.h"
-#include "gemm/int4/unpacked_panels.h"
 #include "gemm/packed_row_layout.h"
+#include "gemm/packing/unpacked_panels.h"
 #include "gemm/row_tiles.h"
 #include "simd/matrix_products.h"
 #include "simd/prefetch.h"

@@ -50,7 +50,7 @@ constexpr bool has_starts(int format) { return STARTS_PER_GROUP > 0 && format ==
 #if defined(__AMX_TILE__)
 // In int8 and int4 the unit layout is faster for few rows and gives the same bits, because their sums are exact.
 constexpr bool uses_amx_layout(int format, int rows) {
-    return format == BFLOAT16 || ((format == INT8 || format == INT4) && rows > 4);
+    return row_format(format) == BFLOAT16 || ((format == INT8 || format == INT4) && rows > 4);
 }
 constexpr bool HAS_AMX = true;
 #else
@@ -58,8 +58,11 @@ constexpr bool uses_amx_layout(int, int) { return false; }
 constexpr bool HAS_AMX = false;
 #endif
 
-// True if a panel is unpacked to int8's bytes for several tiles of rows.
-constexpr bool unpacks_panels(int format) { return SMOE_VNNI && format == INT4; }
+// True if a panel is unpacked once for several tiles of rows: int4 to int8's bytes, coded weights to bfloat16. On AMX a
+// group of tiles unpacks coded weights line by line.
+constexpr bool unpacks_panels(int format) {
+    return (SMOE_VNNI && format == INT4) || (!HAS_AMX && format == CODED_BFLOAT16);
+}
 
 // True if several tiles of rows that are multiplied by one panel prefetch the next one together. AMD's AVX-512 was not
 // measured, nor were products on AMX that do not use its tiles.
@@ -89,7 +92,7 @@ constexpr PassOrder pass_order(int format, int other) {
 #if defined(__AVX512BF16__) || SMOE_MATRIX_PRODUCTS
 constexpr bool is_widened(int) { return false; }
 #else
-constexpr bool is_widened(int format) { return format == BFLOAT16; }
+constexpr bool is_widened(int format) { return row_format(format) == BFLOAT16; }
 #endif
 
 // Rows of a tile of a matrix that multiplies `rows` rows. On AVX-512 unpacking Q4_K gains nothing from fewer than 28,
@@ -100,7 +103,7 @@ constexpr int max_tile_rows(int format, int64_t rows) {
     return uses_amx_layout(format, MAX_TILE_ROWS) ? MAX_TILE_ROWS : MAX_UNIT_ROWS;
 }
 
-// Words in one packed row, in either layout.
+// Words in one packed row of x for a matrix of this format, in either layout.
 inline int64_t row_words(int format, int64_t K) {
     if (format == INT4 && SUMS_OF_16_BITS) return int4_blocks(K) * (1 + INT4_BLOCK / 4) + 1;
     if (format == INT4) return int4_blocks(K) * (INT4_BLOCK / 4) + 2;
@@ -108,7 +111,7 @@ inline int64_t row_words(int format, int64_t K) {
         const BlockLayout& layout = block_layout(format);
         return K / layout.numbers * (layout.row_words + (has_starts(format) ? 16 * STARTS_PER_GROUP - 8 : 0));
     }
-    const int64_t depth = depth_of(format, K);
+    const int64_t depth = depth_of(row_format(format), K);
     if (is_widened(format)) return 2 * depth;
     return (uses_amx_layout(format, MAX_TILE_ROWS) ? ceil_div(depth, LINE) * LINE : depth) + (format == INT8 ? 2 : 0);
 }
@@ -119,7 +122,7 @@ constexpr int64_t SPARE_WORDS = HAS_AMX ? LINE : 0;
 
 // Words that pack_rows needs per row of x: the packed row, and as many again as scratch if its numbers are rounded.
 inline int64_t packing_words(int dtype, int format, int64_t K) {
-    return row_words(format, K) * (format == dtype ? 1 : 2);
+    return row_words(format, K) * (row_format(format) == dtype ? 1 : 2);
 }
 
 }  // namespace SMOE_ISA

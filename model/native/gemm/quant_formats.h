@@ -27,7 +27,10 @@ namespace smoe {
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // True if rows of x are quantized before they are multiplied; block formats are too.
-inline bool is_quantized(int format) { return format >= INT8; }
+inline bool is_quantized(int format) { return format >= INT8 && format != CODED_BFLOAT16; }
+
+// The format of the rows of x that a matrix of this format multiplies.
+constexpr int row_format(int format) { return format == CODED_BFLOAT16 ? BFLOAT16 : format; }
 
 constexpr int GROUP = 32;
 constexpr int INT4_BLOCK = 2 * GROUP;

@@ -114,12 +114,12 @@ void down_gemm(Pool& pool, const uint32_t* hidden, const Experts& weights, const
 }
 
 // dtype of hidden rows before they are packed: a matrix that is not quantized multiplies rows of its own dtype.
-int hidden_dtype(int format2) { return is_quantized(format2) ? FLOAT32 : format2; }
+int hidden_dtype(int format2) { return is_quantized(format2) ? FLOAT32 : row_format(format2); }
 
 // Pack hidden rows into tiles in w2's format, panel by panel.
 void pack_hidden(Pool& pool, const PackedRows& x, const Experts& weights, const std::vector<Tile>& tiles,
                  uint32_t* hidden) {
-    const int dtype = weights[0].w2.format;
+    const int dtype = hidden_dtype(weights[0].w2.format);
     const int64_t words = row_words(dtype, weights.F);
     gate_up_gemm(pool, x, weights, tiles, [=](const Tile& tile, int64_t panel, const float* sums) {
         store_words(dtype, sums, tile.rows, panel, words, hidden + tile.first_row * words);

@@ -19,7 +19,7 @@ from model.ops.native.structs import (
     StoreLayout,
 )
 
-ABI_VERSION = 23
+ABI_VERSION = 24
 LIBRARY = Path(__file__).parents[2] / "native" / "libsmoe_native.so"
 # The index is the library's code of an instruction set.
 ISAS = ("portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx", "neon", "neonbf16")
@@ -36,7 +36,7 @@ _SIGNATURES = {
     "smoe_pool_destroy": (None, (c_void_p,)),
     "smoe_pool_heartbeat": (None, (c_void_p, POINTER(c_uint64))),
     "smoe_panel_size": (c_int64, (c_int, c_int64)),
-    "smoe_pack": (None, (*_KERNEL, c_int, *(c_void_p,) * 2, *(c_int64,) * 3)),
+    "smoe_pack": (c_int, (*_KERNEL, c_int, *(c_void_p,) * 2, *(c_int64,) * 3)),
     "smoe_pack_blocks": (None, (c_void_p, c_int, *(c_void_p,) * 2, *(c_int64,) * 3)),
     "smoe_linear": (
         c_int,

@@ -10,6 +10,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from model.checkpoint.errors import CheckpointError
 from model.ops.huge_pages import empty
 from model.ops.interface import FfnWeights
 from model.ops.native.expert_store import ExpertStore
@@ -21,10 +22,11 @@ from model.ops.weights import BLOCK_SIZES, SLICE_ROWS, BlockStream, TensorStream
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}  # codes of smoe_native.h
 KV_DTYPES = DTYPES | {torch.int8: 2}
 EMBEDDING_DTYPES = DTYPES | {torch.float16: 3}
-QUANTIZED_FORMATS: dict[Quantization, int] = {"int8": 2, "int4": 3}  # an unquantized weight's format is its dtype
+QUANTIZED_FORMATS: dict[Quantization, int] = {"lossless": 64, "int8": 2, "int4": 3}  # of "none" it is the dtype
 BLOCK_FORMATS = {name: 4 + index for index, name in enumerate(BLOCK_SIZES)}
 PANEL = SLICE_ROWS  # outputs in a panel
 Order: TypeAlias = Tensor | None  # of a matrix's inputs: BlockMatrix.order
+UNCODABLE = "the weights have too many different exponents for --quantization lossless: serve them without it"
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,8 @@ class WeightPacker:
             shape = rows.shape[0], weight.shape[1]
             if isinstance(weight, Tensor | TensorStream):
                 kernel = self._pool.handle, self._isa, DTYPES[weight.dtype], to.format
-                self._call.smoe_pack(*kernel, rows.data_ptr(), place, to.stride, *shape)
+                if self._call.smoe_pack(*kernel, rows.data_ptr(), place, to.stride, *shape):
+                    raise CheckpointError(UNCODABLE)
             else:
                 self._call.smoe_pack_blocks(self._pool.handle, to.format, rows.data_ptr(), place, to.stride, *shape)
             place += rows.shape[0] // PANEL * to.stride

@@ -160,8 +160,10 @@ def test_the_kv_caches_bytes_follow_its_dtype(kv_cache_dtype: str, bytes_per_num
     assert planned.kv_bytes_per_token == 2 * model.num_layers * model.num_kv_heads * 32 * bytes_per_number
 
 
-@pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
-@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize(
+    ("backend", "quantization"),
+    [("native", "lossless"), *((b, q) for b in ("native", "reference") for q in ("none", "int8", "int4"))],
+)
 def test_the_bundled_checkpoints_loaded_weights_take_the_bytes_that_were_planned(
     backend: str, quantization: str
 ) -> None:

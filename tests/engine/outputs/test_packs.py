@@ -43,7 +43,7 @@ DEMO_SETTINGS: list[dict[str, str]] = [
     {"quantization": quantization, "dtype": dtype}
     for quantization in ("none", "int8", "int4")
     for dtype in ("auto", "float32")
-]
+] + [{"quantization": "lossless", "dtype": "bfloat16"}]
 
 
 @pytest.mark.parametrize("settings", DEMO_SETTINGS, ids=str)

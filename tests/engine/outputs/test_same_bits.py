@@ -27,6 +27,7 @@ SPAN = 256  # of attention.h: positions per partial result
 NUMERICS = {
     "float32": ("float32", "auto", "none"),
     "bf16": ("bfloat16", "auto", "none"),
+    "lossless": ("bfloat16", "auto", "lossless"),
     "float32, bf16 kv": ("float32", "bf16", "none"),
     "float32, int8 kv": ("float32", "int8", "none"),
     "bf16, int8 kv": ("bfloat16", "int8", "none"),

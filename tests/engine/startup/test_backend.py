@@ -123,6 +123,8 @@ def test_without_triton_a_gpu_runs_the_reference_backend_with_a_warning(monkeypa
         ({"backend": "triton"}, CPU, "runs on a CUDA device, not on cpu"),
         ({"backend": "native"}, CUDA, "add --device cpu"),
         ({"quantization": "int4"}, CUDA, "int4 does not run on the triton backend"),
+        ({"quantization": "lossless"}, CUDA, "lossless does not run on the triton backend"),
+        ({"quantization": "lossless", "backend": "reference"}, CPU, "lossless runs only on the native backend"),
         ({"quantization": "fp8"}, CPU, "fp8 runs only on the triton backend"),
         ({"quantization": "fp8", "backend": "reference"}, CPU, "fp8 runs only on the triton backend"),
         ({"deterministic": True, "backend": "reference"}, CUDA, "bits change with the batch"),

@@ -5,6 +5,7 @@ import os
 import shutil
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,6 +33,13 @@ def test_the_fingerprint_names_backend_and_instruction_set(tmp_path: Path) -> No
         )
     engine = LocalEngine(tmp_path, backend="reference", num_kv_blocks=40, max_num_batched_tokens=32)
     assert engine.fingerprint.startswith("smoe-reference-cpu-float32-kv-float32-window-none-k-2-theta-10000-weights-")
+
+
+def test_lossless_weights_have_the_fingerprint_of_their_bits(tmp_path: Path) -> None:
+    save_random_checkpoint(Shape(), tmp_path)
+    settings: dict[str, Any] = {"backend": "native", "dtype": "bfloat16", "num_kv_blocks": 40}
+    plain, lossless = (LocalEngine(tmp_path, quantization=name, **settings) for name in ("none", "lossless"))
+    assert plain.fingerprint == lossless.fingerprint
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])

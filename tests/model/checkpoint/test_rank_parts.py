@@ -49,7 +49,7 @@ def test_each_rank_reads_its_share_and_what_is_on_all_ranks(size: int) -> None:
         assert num_bytes == (whole - replicated) // size + replicated
 
 
-@pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
+@pytest.mark.parametrize("quantization", ["none", "lossless", "int8", "int4"])
 def test_ranks_together_take_the_whole_and_copies_of_what_is_on_all(quantization: str) -> None:
     config = read_config(DEMO)[0]
     stored = read_stored_weights(DEMO, config)

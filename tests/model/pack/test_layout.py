@@ -20,6 +20,7 @@ OUTPUTS, INPUTS = 40, 256  # the second panel is not full
 SUMS = {
     "float32": "5586991128e5d341",
     "bfloat16": "5f39b9f76ee88ae2",
+    "lossless": "338ff47a6be768f2",
     "int8": "a189756a62708caa",
     "int4": "fb46218b85c7326c",
     "Q4_0": "518cb0cda5b80379",
@@ -78,6 +79,7 @@ def found(isa: str) -> dict[str, str]:
     plain: list[tuple[str, Quantization, torch.dtype]] = [
         ("float32", "none", torch.float32),
         ("bfloat16", "none", torch.bfloat16),
+        ("lossless", "lossless", torch.bfloat16),
         ("int8", "int8", torch.float32),
         ("int4", "int4", torch.float32),
     ]
@@ -95,5 +97,5 @@ def found(isa: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_packed_bytes_are_those_of_the_layouts_number(isa: str) -> None:
-    assert LAYOUTS == {"none": 1, "int8": 1, "int4": 2}
+    assert LAYOUTS == {"none": 1, "lossless": 1, "int8": 1, "int4": 2}
     assert found(isa) == SUMS

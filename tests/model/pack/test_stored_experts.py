@@ -65,6 +65,12 @@ def test_every_format_and_instruction_set_gives_the_bits(
     assert_equal(logits_of(pack.stored(3, isa), sizes), logits_of(pack.resident(isa), sizes))
 
 
+def test_lossless_experts_give_the_bits(tmp_path: Path) -> None:
+    pack = new_pack(tmp_path / "p", replace(CONFIG, num_layers=2), torch.bfloat16, "lossless")
+    sizes = [1, 5, 16]
+    assert_equal(logits_of(pack.stored(3), sizes), logits_of(pack.resident(), sizes))
+
+
 def test_layers_with_experts_of_other_sizes_give_the_bits(tmp_path: Path) -> None:
     config = replace(Heads(4, 2, 64).config, num_layers=3, num_experts=4, experts_per_token=2, hidden_dim=256, dim=256)
     weights = random_block_model(config, torch.float32, native(ISAS[-1], 2)).weights

@@ -80,7 +80,7 @@ WRONG = (
     ("serve --mlock", "--weights-memory lock"),
     ("serve --jinja", "without a flag"),
     ("chat --jinja", "No such option: --jinja (see smoe chat --help)"),
-    ("serve --quantization awq", "should be none, int8, int4 or fp8; a checkpoint in awq is served as it is"),
+    ("serve --quantization awq", "should be none, lossless, int8, int4 or fp8; a checkpoint in awq is served as it is"),
     ("plan --memory 80", "80GiB"),
     ("plan --memory lots", "--memory"),
     ("plan --memory 0", "--memory"),

@@ -15,7 +15,7 @@ PRODUCT_DIGESTS = Path(__file__).with_name("product_digests.cpp")
 # Options of CMake for a library that is compiled in a third of the time and computes more slowly.
 QUICKLY_COMPILED = ("-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1")
 # Sums that are rounded at each step, in an order that depends on the instruction set.
-ROUNDED_PRODUCTS = ("0-0", "1-1", "expert-0-0", "expert-1-1")
+ROUNDED_PRODUCTS = ("0-0", "1-1", "64-1", "expert-0-0", "expert-1-1", "expert-64-1")
 
 Digests = dict[tuple[str, str, str], str]  # by instruction set, name and number of rows
 
@@ -59,6 +59,14 @@ def digests(output: str) -> Digests:
 
 def is_attention(name: str) -> bool:
     return name.startswith("attention-")
+
+
+def unequal_to_bfloat16(found: Digests) -> list[tuple[str, str, str]]:
+    """Return the keys of products with lossless weights whose bits are not those of the same instruction set with
+    bfloat16 weights."""
+    coded = [key for key in found if key[1].endswith("64-1")]
+    assert coded
+    return [key for key in coded if found[key] != found[key[0], key[1].replace("64-1", "1-1"), key[2]]]
 
 
 def unequal(found: Digests, expected: Digests) -> list[tuple[str, str, str]]:

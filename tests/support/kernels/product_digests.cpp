@@ -14,7 +14,7 @@
 
 namespace {
 
-constexpr int NUM_ISAS = 9, FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3;
+constexpr int NUM_ISAS = 9, FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3, CODED_BFLOAT16 = 64;
 constexpr int64_t OUTPUTS = 75, K = 512;  // the last panel is not full
 constexpr int64_t ROWS[] = {1, 2, 3, 5, 8, 13, 29};
 
@@ -188,9 +188,11 @@ int main() {
         if (!smoe_isa_available(isa)) continue;
         for (int dtype : {FLOAT32, BFLOAT16}) {
             const Rows weight(OUTPUTS, K, dtype, 1);
-            for (int format : {dtype, INT8, INT4}) {
+            for (int format : {dtype, INT8, INT4, CODED_BFLOAT16}) {
+                if (format == CODED_BFLOAT16 && dtype != BFLOAT16) continue;
                 Packed packed(format, OUTPUTS);
-                smoe_pack(pool, isa, dtype, format, weight.row(0), packed.to(), packed.matrix.stride, OUTPUTS, K);
+                if (smoe_pack(pool, isa, dtype, format, weight.row(0), packed.to(), packed.matrix.stride, OUTPUTS, K))
+                    std::abort();
                 is_independent &= print_products(pool, isa, dtype, packed.matrix);
                 is_independent &= print_expert(pool, isa, dtype, format);
             }

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <cstring>
 
@@ -35,19 +36,25 @@ void pack_panel(int dtype, const void* weight, int64_t first_output, int64_t O, 
     interleave([=](int n) { return rows + n * row_bytes; }, outputs, PANEL, row_bytes, depth_of(dtype, K), panel);
 }
 
-void pack_panel(int isa, int dtype, int format, const void* weight, int64_t first_output, int64_t O, int64_t K,
+bool pack_panel(int isa, int dtype, int format, const void* weight, int64_t first_output, int64_t O, int64_t K,
                 uint32_t* panel) {
-    if (format == dtype) return pack_panel(dtype, weight, first_output, O, K, panel);
-    SMOE_CALL(isa, quantize_panel(dtype, format, weight, first_output, O, K, panel));
+    if (format == CODED_BFLOAT16) return encode_panel(static_cast<const uint16_t*>(weight), first_output, O, K, panel);
+    if (format == dtype)
+        pack_panel(dtype, weight, first_output, O, K, panel);
+    else
+        SMOE_CALL(isa, quantize_panel(dtype, format, weight, first_output, O, K, panel));
+    return true;
 }
 
 }  // namespace
 
-void pack(Pool& pool, int isa, int dtype, int format, const void* weight, uint32_t* packed, int64_t stride, int64_t O,
+bool pack(Pool& pool, int isa, int dtype, int format, const void* weight, uint32_t* packed, int64_t stride, int64_t O,
           int64_t K) {
-    pool.parallel_for(ceil_div(O, PANEL), [=](int64_t panel) {
-        pack_panel(isa, dtype, format, weight, panel * PANEL, O, K, packed + panel * stride);
+    std::atomic<bool> fits{true};
+    pool.parallel_for(ceil_div(O, PANEL), [=, &fits](int64_t panel) {
+        if (!pack_panel(isa, dtype, format, weight, panel * PANEL, O, K, packed + panel * stride)) fits = false;
     });
+    return fits;
 }
 
 void pack_tile(int dtype, const void* x, const int32_t* row_ids, int rows, int64_t K, uint32_t* tile) {

@@ -195,7 +195,7 @@ void pack_rows(Pool& pool, int dtype, int format, const void* x, const std::vect
         const int32_t* ids = row_ids.data() + tile.first_row;
         if (is_quantized(format))
             quantize_tile(dtype, format, x, ids, tile.rows, K, orders[tile.expert], to + all_words, to);
-        else if (format != dtype)
+        else if (row_format(format) != dtype)
             round_tile(x, ids, tile.rows, K, to + all_words, to);
         else
             copy_tile(dtype, x, ids, tile.rows, K, to);

@@ -14,19 +14,21 @@ from model.ops.weights import BLOCK_SIZES
 from tests.support.checkpoints.block_matrices import random_blocks
 from tests.support.kernels.native_cases import ISAS, native
 
-KINDS: list[Quantization] = ["none", "int8", "int4"]
+KINDS: list[Quantization] = ["none", "lossless", "int8", "int4"]
 DIM, HIDDEN = 64, 96
 
 
-def _experts(count: int) -> list[FfnWeights]:
+def _experts(count: int, kind: Quantization = "none") -> list[FfnWeights]:
     generator = torch.Generator().manual_seed(0)
     w13, w2 = (torch.randn(count, 2, HIDDEN, DIM, generator=generator), torch.randn(count, DIM, HIDDEN))
+    if kind == "lossless":
+        w13, w2 = w13.bfloat16(), w2.bfloat16()
     return [FfnWeights(*w13[index], w2[index]) for index in range(count)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_experts_lie_one_after_another_as_each_is_packed_alone(kind: Quantization) -> None:
-    ops, experts = native(ISAS[-1], quantization=kind), _experts(3)
+    ops, experts = native(ISAS[-1], quantization=kind), _experts(3, kind)
     together = ops.pack_moe(torch.zeros(3, DIM), iter(experts)).experts
     alone = [ops.pack_ffn(expert) for expert in experts]
     assert torch.equal(together.w13, torch.cat([one.w13 for one in alone]))
@@ -47,7 +49,7 @@ def test_the_gate_stays_in_float32() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_full_panels_take_the_bytes_that_are_planned(kind: Quantization) -> None:
-    packed: NativeExperts = native(ISAS[0], quantization=kind).pack_ffn(_experts(1)[0])
+    packed: NativeExperts = native(ISAS[0], quantization=kind).pack_ffn(_experts(1, kind)[0])
     shapes = {"mlp.gate_proj": (HIDDEN, DIM), "mlp.up_proj": (HIDDEN, DIM), "mlp.down_proj": (DIM, HIDDEN)}
     stored = {name: StoredTensor(Path("x"), name, "F32", shape, 0, 0) for name, shape in shapes.items()}
     stored["model.embed_tokens.weight"] = StoredTensor(Path("x"), "model.embed_tokens.weight", "F32", (1, DIM), 0, 0)

@@ -132,7 +132,7 @@ def test_a_float32_row_times_bfloat16_weights_gives_the_same_bits_alone_and_in_a
         assert torch.equal(function(native(isa, 2), rows[some]), alone[some]), count
 
 
-@pytest.mark.parametrize("kind", ["none", "int8", "int4"])
+@pytest.mark.parametrize("kind", ["none", "lossless", "int8", "int4"])
 def test_a_row_gives_the_same_bits_among_more_rows_than_are_multiplied_together(
     isa: str, dtype: torch.dtype, kind: Quantization
 ) -> None:

@@ -12,6 +12,7 @@ from tests.support.parallel_pytest import run_parts
 NATIVE_TESTS = (
     "native/test_ops.py",
     "native/test_block_formats.py",
+    "native/test_lossless.py",
     "reference/test_kv_int8.py",
     "test_quantization.py",
     "native/test_sampling.py",

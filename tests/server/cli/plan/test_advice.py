@@ -22,7 +22,7 @@ from tests.support.checkpoints.header_only import save_headers
 pytestmark = pytest.mark.usefixtures("clean_environment")
 GIB, MIB = 1 << 30, 1 << 20
 NUM_SHAPES, NUM_PLANS = 6, 10
-BITS = {"float32": 32, "bfloat16": 16, "int8": 8, "int4": 4}
+BITS = {"float32": 32, "bfloat16": 16, "lossless": 12, "int8": 8, "int4": 4}
 UNITS = {"GiB": GIB, "MiB": MIB}
 
 

@@ -17,6 +17,7 @@ from tests.support.kernels.built import (
     is_attention,
     run,
     unequal,
+    unequal_to_bfloat16,
 )
 from tests.support.kernels.native_cases import ISAS as AVAILABLE
 
@@ -55,6 +56,10 @@ def test_quantized_products_have_the_same_bits_on_every_instruction_set(on_arm: 
     assert unequal(here, here) == [] and unequal(on_arm, here) == []
 
 
+def test_lossless_weights_give_the_bits_of_bfloat16(on_arm: Digests, here: Digests) -> None:
+    assert unequal_to_bfloat16(on_arm) == [] and unequal_to_bfloat16(here) == []
+
+
 @pytest.mark.parametrize("isa", [isa for isa in FUSED if isa in AVAILABLE])
 def test_neon_adds_in_the_order_and_with_the_roundings_of_x86(isa: str, on_arm: Digests, here: Digests) -> None:
     assert _products(on_arm, "neon") == _products(here, isa)
@@ -64,7 +69,8 @@ def test_matrix_products_change_nothing_but_the_roundings_of_bfloat16(on_arm: Di
     """Attention multiplies as `neon` does, and so do products in float32."""
     of_neon, of_matrices = ({key[1:]: on_arm[key] for key in on_arm if key[0] == isa} for isa in ("neon", "neonbf16"))
     names = {name for name, rows in of_neon if of_neon[name, rows] != of_matrices[name, rows]}
-    assert of_neon.keys() == of_matrices.keys() and names == {"1-1", "expert-1-1"} < set(ROUNDED_PRODUCTS)
+    rounded = {"1-1", "expert-1-1", "64-1", "expert-64-1"}
+    assert of_neon.keys() == of_matrices.keys() and names == rounded < set(ROUNDED_PRODUCTS)
 
 
 def test_random_products_have_the_portable_bits_or_those_of_bfdot_in_software(library: Path) -> None:

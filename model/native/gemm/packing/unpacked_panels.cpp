@@ -1,7 +1,8 @@
-#include "gemm/int4/unpacked_panels.h"
+#include "gemm/packing/unpacked_panels.h"
 
 #include <vector>
 
+#include "gemm/coded/coded_panel.h"
 #include "gemm/int4/int4_weights.h"
 
 namespace smoe {
@@ -20,7 +21,7 @@ uint32_t* memory_of(int slot, int64_t words) noexcept {
     return memory[slot].data()->words;
 }
 
-void unpack(const uint32_t* panel, int64_t K, uint32_t* units) {
+void unpack_int4(const uint32_t* panel, int64_t K, uint32_t* units) {
     for (int64_t block = int4_blocks(K); block; --block) {
         unpack_block(panel, units);
         panel += INT4_BLOCK_WORDS;
@@ -31,14 +32,19 @@ void unpack(const uint32_t* panel, int64_t K, uint32_t* units) {
 
 }  // namespace
 
-const uint32_t* UnpackedPanels::get(int slot, const uint32_t* panel, int64_t K) {
+const uint32_t* UnpackedPanels::get(int slot, int format, const uint32_t* panel, int64_t K) {
     Slot& found = slots_[slot];
-    if (found.panel != panel) {
-        uint32_t* to = memory_of(slot, panel_words(INT8, int4_blocks(K) * INT4_BLOCK));
-        unpack(panel, K, to);
-        found = {panel, to};
+    if (found.panel == panel) return found.unpacked;
+    uint32_t* to;
+    if (format == INT4) {
+        to = memory_of(slot, panel_words(INT8, int4_blocks(K) * INT4_BLOCK));
+        unpack_int4(panel, K, to);
+    } else {
+        to = memory_of(slot, 2 * coded_pairs(K) * PANEL);
+        CodedPanel(panel, K).unpack(coded_pairs(K), to);
     }
-    return found.unpacked;
+    found = {panel, to};
+    return to;
 }
 
 }  // namespace SMOE_ISA
