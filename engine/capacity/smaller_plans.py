@@ -19,7 +19,7 @@ def fitting_plan(plan: MemoryPlan) -> MemoryPlan | None:
 
 
 def smaller_plans(plan: MemoryPlan) -> Iterator[MemoryPlan]:
-    """Yield the same plan in bfloat16, lossless, int8 and int4, as far as they are smaller and run on the plan's device.
+    """Yield the same plan in bfloat16, int8 and int4, as far as they are smaller and run on the plan's device.
 
     A dtype that the settings name is kept, and so is a quantization to fewer bits.
     """
@@ -85,10 +85,7 @@ def _smaller_configs(plan: MemoryPlan) -> Iterator[EngineConfig]:
         yield config
     if config.dtype == "float32":
         return
-    is_for_cpu = config.device != "cuda" and config.backend != "triton"
-    if config.quantization == "none" and is_for_cpu and config.backend != "reference":
-        yield replace(config, quantization="lossless")
     if config.quantization in ("none", "lossless"):
         yield replace(config, quantization="int8")
-    if config.quantization in ("none", "lossless", "int8") and is_for_cpu:
+    if config.quantization in ("none", "lossless", "int8") and config.device != "cuda" and config.backend != "triton":
         yield replace(config, quantization="int4")

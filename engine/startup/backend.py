@@ -77,7 +77,9 @@ def _triton(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> B
     if device.type != "cuda":
         raise EngineConfigError(f"--backend triton runs on a CUDA device, not on {device.type}")
     if config.quantization in ("lossless", "int4"):
-        raise EngineConfigError(f"--quantization {config.quantization} does not run on the triton backend; int8 and fp8 do")
+        raise EngineConfigError(
+            f"--quantization {config.quantization} does not run on the triton backend; int8 and fp8 do"
+        )
     try:
         from model.ops.triton.launch import launcher_for
         from model.ops.triton.ops import TritonOps

@@ -102,7 +102,7 @@ def _remedies(config: EngineConfig) -> str:
     elif config.kv_cache_memory_bytes is not None:
         flags.append("--kv-cache-memory-bytes sets the KV cache; lower it")
     if config.quantization in ("none", "lossless"):
-        flags.append("--quantization int8 halves the weights of bfloat16")
+        flags.append("--quantization int8 takes half of bfloat16's bytes for the weights")
     if config.kv_cache_dtype != "int8":
         flags.append("--kv-cache-dtype int8 halves the KV cache")
     budget = config.max_num_batched_tokens or 2048

@@ -39,9 +39,9 @@ def weight_bytes(
     cut: Cut = WHOLE,
     num_kv_heads: int = 1,
 ) -> dict[str, int]:
-    """Return the bytes of each of PARTS. `element_bytes`: of the compute dtype; `quantization`: none, lossless, int8, int4, fp8.
-    With a `cut`, only those of that rank.
+    """Return the bytes of each of PARTS; with a `cut`, only those of that rank.
 
+    `element_bytes`: of the compute dtype. `quantization`: none, lossless, int8, int4, fp8.
     `block_formats`: of the weights that stay in the blocks of a GGUF file. A tied head takes 0 bytes in the compute
     dtype; else it is a copy of the embedding.
     """
@@ -126,7 +126,7 @@ def _tensor_bytes(shape: tuple[int, ...], part: str, element_bytes: int, quantiz
     if part not in QUANTIZED_PARTS or quantization == "none":
         return outputs * inputs * element_bytes
     if quantization == "lossless":
-        return outputs * (2 + 2 * math.ceil(inputs / 128) + 6 * math.ceil(inputs / 4))
+        return outputs * (2 + 2 * math.ceil(inputs / 64) + 6 * math.ceil(inputs / 4))
     if quantization in ("int8", "fp8"):
         return outputs * (inputs + SCALE_BYTES)
     return outputs * (math.ceil(inputs / INT4_BLOCK) * INT4_BLOCK_BYTES + SCALE_BYTES)
@@ -140,7 +140,7 @@ def decoding_warnings(
     matrices = {name: tensor for name, tensor in stored.items() if part_of(name) in QUANTIZED_PARTS}
     decoded = {tensor.dtype for name, tensor in matrices.items() if name not in in_blocks}
     formats = sorted(decoded - {*READ_DTYPES})
-    if not formats or quantization != "none":
+    if not formats or quantization not in ("none", "lossless"):
         return []
     line = f"weights in {', '.join(formats)} are decoded while they are loaded, and take more memory than in the file"
     return [f"{line}; --quantization int8 takes half of that"]

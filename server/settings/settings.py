@@ -240,9 +240,8 @@ class Settings(BaseModel):
     )
     quantization: Literal["none", "lossless", "int8", "int4", "fp8"] = Field(
         "none",
-        description="Make the weights smaller while loading them: lossless, int8 or int4 on a CPU, int8 or fp8 on a "
-        "GPU. Needs three quarters (lossless: bfloat16 without a changed bit), a half or a quarter of the memory and is "
-        "faster.",
+        description="Make the weights smaller while loading them. lossless (CPU) needs three quarters of bfloat16's "
+        "memory and changes no bit; int8 and fp8 (GPU only) need a half, int4 (CPU) a quarter; they are faster.",
     )
     weights_memory: Literal["auto", "map", "copy", "lock"] = Field(
         "auto",

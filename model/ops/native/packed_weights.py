@@ -26,7 +26,13 @@ QUANTIZED_FORMATS: dict[Quantization, int] = {"lossless": 64, "int8": 2, "int4":
 BLOCK_FORMATS = {name: 4 + index for index, name in enumerate(BLOCK_SIZES)}
 PANEL = SLICE_ROWS  # outputs in a panel
 Order: TypeAlias = Tensor | None  # of a matrix's inputs: BlockMatrix.order
-UNCODABLE = "the weights have too many different exponents for --quantization lossless: serve them without it"
+
+
+class UncodableError(CheckpointError):
+    """Lossless weights cannot hold a matrix."""
+
+    def __init__(self) -> None:
+        super().__init__("an expert has too many different exponents for --quantization lossless: serve it without")
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,18 @@ class WeightPacker:
         return packed
 
     def _pack_matrix(self, weight: Weight) -> NativeMatrix:
-        code, (num_outputs, num_inputs) = self._format(weight), weight.shape
+        """Pack a matrix, as plain bfloat16 if lossless weights cannot hold it, for which it is read whole."""
+        code = self._format(weight)
+        if code != QUANTIZED_FORMATS["lossless"]:
+            return self._pack_as(code, weight)
+        whole = weight if isinstance(weight, Tensor) else torch.cat([rows.clone() for rows in _slices(weight)])
+        try:
+            return self._pack_as(code, whole)
+        except UncodableError:
+            return self._pack_as(DTYPES[whole.dtype], whole)
+
+    def _pack_as(self, code: int, weight: Weight) -> NativeMatrix:
+        num_outputs, num_inputs = weight.shape
         size = self._call.smoe_panel_size(code, num_inputs)
         panels = empty(-(-num_outputs // PANEL) * size, torch.uint8)
         matrix = NativeMatrix(panels, num_outputs, size, code, _order(weight))
@@ -168,13 +185,14 @@ class WeightPacker:
             if isinstance(weight, Tensor | TensorStream):
                 kernel = self._pool.handle, self._isa, DTYPES[weight.dtype], to.format
                 if self._call.smoe_pack(*kernel, rows.data_ptr(), place, to.stride, *shape):
-                    raise CheckpointError(UNCODABLE)
+                    raise UncodableError
             else:
                 self._call.smoe_pack_blocks(self._pool.handle, to.format, rows.data_ptr(), place, to.stride, *shape)
             place += rows.shape[0] // PANEL * to.stride
 
     def _format(self, weight: Weight) -> int:
         if isinstance(weight, Tensor | TensorStream):
+            assert self._quantization != "lossless" or weight.dtype == torch.bfloat16
             return QUANTIZED_FORMATS.get(self._quantization, DTYPES[weight.dtype])
         return BLOCK_FORMATS[weight.format]
 

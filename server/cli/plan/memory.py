@@ -310,7 +310,10 @@ def _heading(report: PlanReport) -> Iterator[str]:
 
 def _kinds(plan: MemoryPlan) -> list[str]:
     """Return the weight formats to show, each a column."""
-    return [*WEIGHT_KINDS, *(kind for kind in ("lossless", BLOCKS) if kind in plan.part_bytes)]
+    kinds = [*WEIGHT_KINDS, *([BLOCKS] if BLOCKS in plan.part_bytes else [])]
+    if "lossless" in plan.part_bytes:
+        kinds.insert(kinds.index("bfloat16") + 1, "lossless")
+    return kinds
 
 
 def _parameter_lines(report: PlanReport) -> Iterator[str]:

@@ -189,6 +189,14 @@ def test_weights_of_gguf_files_take_the_bytes_that_were_planned(
     assert len(warned) == (backend == "reference")
 
 
+@pytest.mark.parametrize("settings", [{"dtype": "float32"}, {"dtype": "auto"}])
+def test_lossless_weights_are_refused_in_float32(settings: dict[str, str], tmp_path: Path) -> None:
+    save_random_checkpoint(Shape(), tmp_path)  # float32
+    config = EngineConfig(model=str(tmp_path), quantization="lossless", **settings)  # type: ignore[arg-type]
+    with pytest.raises(EngineConfigError, match="lossless is for bfloat16, not for float32: add --dtype bfloat16"):
+        plan_memory(config, 8 * GIB)
+
+
 def tensor_bytes(weights: object) -> int:
     """Bytes of all tensors in a tree of dataclasses, lists and tuples."""
     if isinstance(weights, torch.Tensor):

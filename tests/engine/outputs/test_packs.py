@@ -52,6 +52,10 @@ def test_a_pack_gives_the_bits_of_the_bundled_model_without_flags(settings: dict
     assert results(packed) == results(DEMO, **settings)
 
 
+def test_lossless_weights_give_the_answers_and_the_fingerprint_of_bfloat16() -> None:
+    assert results(DEMO, quantization="lossless") == results(DEMO)
+
+
 def gguf(path: Path) -> Path:
     write_gguf(path / "a.gguf", GgufShape(num_layers=2))
     return path / "a.gguf"

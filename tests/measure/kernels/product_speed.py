@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--isa", default=NativeLibrary().fastest_isa())
     parser.add_argument("--seconds", type=float, default=2.0, help="for each line")
-    parser.add_argument("--kinds", default="none,int8,int4", help="quantizations")
+    parser.add_argument("--kinds", default="none,lossless,int8,int4", help="quantizations")
     parser.add_argument("--rows", default=",".join(map(str, ROWS)))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -92,7 +92,7 @@ def main() -> None:
                 same = all(torch.equal(results[0], result) for result in results)
                 columns = "".join(f"{value:9.3f}" for value in times)
                 ratio = f"{times[0] / times[-1]:6.2f}"
-                sys.stdout.write(f"{kind:5} {name:8} {count:4} rows {columns} ms {ratio}  same bits: {same}\n")
+                sys.stdout.write(f"{kind:8} {name:8} {count:4} rows {columns} ms {ratio}  same bits: {same}\n")
                 sys.stdout.flush()
 
 

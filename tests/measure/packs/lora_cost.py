@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--adapters", type=int, default=16)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--matrices", choices=["all", "attention"], default="all")
-    parser.add_argument("--quantization", choices=["none", "int8", "int4"], default="none")
+    parser.add_argument("--quantization", choices=["none", "lossless", "int8", "int4"], default="none")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20)

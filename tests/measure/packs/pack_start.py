@@ -221,7 +221,7 @@ def main() -> None:
     parser.add_argument("what", choices=("make", "start", "share", "decode"))
     parser.add_argument("directory", type=Path)
     parser.add_argument("--layers", type=int, default=32)
-    parser.add_argument("--quantization", default="int4", choices=("none", "int8", "int4"))
+    parser.add_argument("--quantization", default="int4", choices=("none", "lossless", "int8", "int4"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cold", action="store_true")
     parser.add_argument("--pairs", type=int, default=40)

@@ -308,7 +308,7 @@ def _with(config: EngineConfig, mode: str, num_places: int) -> EngineConfig:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.measure.speculation.speed")
     parser.add_argument("--preset", default="bench-400m", choices=["bench-400m", "tiny"])
-    parser.add_argument("--quantization", default="none", choices=["none", "int8", "int4"])
+    parser.add_argument("--quantization", default="none", choices=["none", "lossless", "int8", "int4"])
     parser.add_argument("--model", type=Path, help="checkpoint instead of the preset")
     parser.add_argument("--requests", type=int, nargs="+", default=[1, 16], help="at a time (default: 1 16)")
     parser.add_argument("--replies", type=int, help="in all (default: as many as requests)")

@@ -156,6 +156,18 @@ def test_one_call_gives_the_bits_of_separate_ops(name: str, dtype: torch.dtype, 
     assert torch.equal(pools[0].v, pools[1].v)
 
 
+@pytest.mark.parametrize("name", SHAPES)
+def test_lossless_weights_give_the_bits_of_bfloat16(name: str, tmp_path: Path) -> None:
+    path = save_in_layout(random_model(SHAPES[name]), tmp_path / "model")
+    plain, lossless = (
+        NativeMixtral(_load(path, torch.bfloat16, ops), ops)
+        for ops in (native(ISAS[-1], 2, kind) for kind in ("none", "lossless"))
+    )
+    for adapter in (None, *_adapters(plain.config, tmp_path)):
+        logits = [_logits(network, list(range(3, 27)), adapter, chunk=5) for network in (plain, lossless)]
+        assert torch.equal(*logits)
+
+
 @pytest.mark.parametrize("quantization", ["none", "int8"])
 def test_experts_that_are_read_from_a_pack_in_parts_give_the_same_bits(
     quantization: Quantization, tmp_path: Path

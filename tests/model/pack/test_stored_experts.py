@@ -65,10 +65,12 @@ def test_every_format_and_instruction_set_gives_the_bits(
     assert_equal(logits_of(pack.stored(3, isa), sizes), logits_of(pack.resident(isa), sizes))
 
 
-def test_lossless_experts_give_the_bits(tmp_path: Path) -> None:
-    pack = new_pack(tmp_path / "p", replace(CONFIG, num_layers=2), torch.bfloat16, "lossless")
-    sizes = [1, 5, 16]
-    assert_equal(logits_of(pack.stored(3), sizes), logits_of(pack.resident(), sizes))
+def test_lossless_experts_give_the_bits_of_bfloat16(tmp_path: Path) -> None:
+    config, sizes = replace(CONFIG, num_layers=2), [1, 5, 16]
+    lossless = new_pack(tmp_path / "l", config, torch.bfloat16, "lossless")
+    plain = new_pack(tmp_path / "p", config, torch.bfloat16)
+    for network in (lossless.stored(3), lossless.resident()):
+        assert_equal(logits_of(network, sizes), logits_of(plain.resident(), sizes))
 
 
 def test_layers_with_experts_of_other_sizes_give_the_bits(tmp_path: Path) -> None:

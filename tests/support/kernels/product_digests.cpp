@@ -132,7 +132,8 @@ bool print_expert(smoe_pool* pool, int isa, int dtype, int format) {
     for (int i = 0; i < 3; ++i) {
         const Rows weight(K, K, dtype, 11 + i);
         packed.emplace_back(format, K);
-        smoe_pack(pool, isa, dtype, format, weight.row(0), packed[i].to(), packed[i].matrix.stride, K, K);
+        if (smoe_pack(pool, isa, dtype, format, weight.row(0), packed[i].to(), packed[i].matrix.stride, K, K))
+            std::abort();
     }
     const smoe_expert expert = {packed[0].matrix, packed[1].matrix, packed[2].matrix};
     bool is_independent = true;

@@ -11,6 +11,7 @@ namespace {
 
 constexpr int TABLE_VALUES = 8;  // upper bits of exponents
 constexpr int NO_CODE = 16;
+constexpr int64_t MAX_WEIGHTS = 1 << 24;  // of a panel: a patch has 24 bits for the number of its weight
 constexpr uint8_t SIGN = 0x80;
 
 // 32 rows of a weight; those past the last output are zeros.
@@ -90,6 +91,7 @@ void encode_unit(const Rows& rows, const Codes& codes, int64_t unit, uint8_t* pa
 }  // namespace
 
 bool encode_panel(const uint16_t* weight, int64_t first, int64_t O, int64_t K, uint32_t* panel) {
+    if (4 * PANEL * coded_pairs(K) > MAX_WEIGHTS) return false;
     const Rows rows(weight, first, O, K);
     const Codes codes(rows.count_high_bytes());
     std::memset(panel, 0, coded_panel_words(K) * 4);
