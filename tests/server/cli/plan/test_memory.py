@@ -330,6 +330,17 @@ def assert_refused(result: Result, part: str) -> None:
     assert part in line
 
 
+def test_lossless_weights_are_planned_where_they_are_asked_for(mixtral: Path) -> None:
+    asked = (mixtral, "--memory", "80GiB", "--device", "cpu", "--quantization", "lossless")
+    fields = as_json(*asked)
+    assert fields["weight_bytes"] == 71_593_204_224 and fields["verdict"] == "fits"
+    assert "lossless" in fields["command"]
+    columns = plan(*asked).stdout.splitlines()[1].split()
+    assert columns == ["parameters", "share", "float32", "bfloat16", "lossless", "int8", "int4"]
+    short = as_json(mixtral, "--memory", "60GiB", "--device", "cpu", "--quantization", "lossless")
+    assert "int8" in short["command"], "what is smaller"
+
+
 def test_the_table_says_which_formats_fit_and_how_fast_one_client_can_be(mixtral: Path) -> None:
     """12,879,925,248 active parameters of 2 bytes at 100 GB/s: 3.9 tokens/s; 87.0, 43.7 and 23.3 GiB of weights."""
     lines = plan(mixtral, "--memory", "50GiB").stdout.splitlines()
