@@ -6,7 +6,7 @@
  * INT4_G128 (model/native/gemm/block_formats.h); 15 Q2_K, 16 Q3_K, 17 IQ4_NL, 18 IQ4_XS of GGUF files; 8-bit groups
  * with zero points: 19 INT8_G32, 20 INT8_G64, 21 INT8_G128; groups with minima: 22 AFFINE4_G32, 23 AFFINE4_G64, 24
  * AFFINE4_G128, 25 AFFINE8_G32, 26 AFFINE8_G64, 27 AFFINE8_G128; code books of GGUF files: 28 IQ3_S, 29 IQ3_XXS, 30
- * IQ2_S, 31 IQ2_XS, 32 IQ2_XXS; 64 bfloat16 in 12 bits (model/native/gemm/coded/coded_weights.h). isa: 0 portable, 1
+ * IQ2_S, 31 IQ2_XS, 32 IQ2_XXS; 64 bfloat16 in 12 bits (model/native/gemm/coded_weights.h). isa: 0 portable, 1
  * AVX2 with FMA, 2 the same with AVX-VNNI, 3 AVX-512, 4 the same with VNNI, 5 the same with BF16 dot products, 6 the
  * same with AMX; 7 ARM's NEON with dot products of bytes, 8 the same with products of matrices of bytes and bfloat16.
  * For a given isa, every row's result depends on that row alone. Functions that return int return 0, 1 if an allocation

@@ -1,6 +1,6 @@
 """Definition of int8 and int4 weights in plain torch; model/native/gemm/quant_formats.h describes the native formats.
 
-lossless: the numbers of bfloat16 in fewer bits, of the native backend only (model/native/gemm/coded/coded_weights.h).
+lossless: the numbers of bfloat16 in fewer bits, of the native backend only (model/native/gemm/coded_weights.h).
 
 int8: one float32 scale per output, q in -127 .. 127. int4: also, per output and group of 32 inputs, a whole number s,
 1 .. 15, and a zero point z, 0 .. 15; weight = scale * s * (q - z), q in 0 .. 15. s * (q - z) is a number of int8, so

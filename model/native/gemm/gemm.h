@@ -2,7 +2,7 @@
 //
 // A packed [O, K] matrix is a sequence of panels of PANEL outputs. In the float formats a panel is [depth][PANEL]
 // units; a unit is one float32 or two bfloat16 of neighbouring k, and an odd K is padded with a zero.
-// gemm/quant_formats.h, gemm/block_formats.h and gemm/coded/coded_weights.h describe the other formats. Rows of x are
+// gemm/quant_formats.h, gemm/block_formats.h and gemm/coded_weights.h describe the other formats. Rows of x are
 // packed by tiles, in the order in which a product reads them: gemm/packed_row_layout.h.
 //
 // One accumulator per output, k ascending, for any number of rows: a row's result depends on that row alone.
@@ -12,7 +12,7 @@
 #include <cstdint>
 
 #include "gemm/block_formats.h"
-#include "gemm/coded/coded_weights.h"
+#include "gemm/coded_weights.h"
 #include "gemm/quant_formats.h"
 #include "runtime/isa.h"
 #include "runtime/thread_pool.h"

@@ -90,7 +90,7 @@ enum Isa {
     NEON = 7,
     NEONBF16 = 8
 };
-// INT8: KV caches and weights; INT4: weights. CODED_BFLOAT16: weights (gemm/coded/coded_weights.h).
+// INT8: KV caches and weights; INT4: weights. CODED_BFLOAT16: weights (gemm/coded_weights.h).
 enum Dtype { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3, CODED_BFLOAT16 = 64 };
 
 // True if the library contains the kernels and both the CPU and the operating system support them.

@@ -1,10 +1,10 @@
-// Unpacks coded weights (gemm/coded/coded_weights.h). Included by kernel files only.
+// Unpacks coded weights (gemm/coded_weights.h). Included by kernel files only.
 #pragma once
 
 #include <algorithm>
 #include <cstring>
 
-#include "gemm/coded/coded_weights.h"
+#include "gemm/coded_weights.h"
 #include "gemm/gemm.h"
 #include "simd/byte_table.h"
 #include "simd/prefetch.h"

@@ -3,7 +3,7 @@
 #include <cstring>
 #include <numeric>
 
-#include "gemm/coded/coded_weights.h"
+#include "gemm/coded_weights.h"
 #include "gemm/gemm.h"
 
 namespace smoe {

@@ -1,6 +1,6 @@
 """Lossless weights: bfloat16 in 12 bits gives the bits of bfloat16, on every instruction set.
 
-The layout of a panel is checked by a decoder in numpy, written from model/native/gemm/coded/coded_weights.h.
+The layout of a panel is checked by a decoder in numpy, written from model/native/gemm/coded_weights.h.
 """
 
 import numpy as np
