@@ -43,11 +43,12 @@ from model.config import ModelConfig
 from model.dummy_weights import random_model
 from model.group import Group
 from model.loader import LoadOptions, load_model
-from model.mixtral import Mixtral
+from model.mixtral import Mixtral, MixtralWeights
 from model.mixtral_native import in_one_call
 from model.ops.interface import Ops, packed_bytes
 from model.ops.native.library import NativeUnavailableError
 from model.ops.native.ops import NativeOps
+from model.ops.native.packed_weights import num_plain
 from model.pack.load import load_pack, load_pack_in_part
 from model.pack.weight_memory import BackgroundReader
 
@@ -155,7 +156,8 @@ def _load_network(
     model, reader = _load_weights(config, plan.model, plan.backend.ops, options, plan.experts)
     if ranks is not None:
         ranks.wait_until_loaded(lambda: on_progress("weights of other ranks", 0, 0))
-    identity, weights_s, warnings = _identity_after_load(plan), time.monotonic() - started_s, plan.warnings
+    identity, weights_s = _identity_after_load(plan), time.monotonic() - started_s
+    warnings = [*plan.warnings, *_lossless_warnings(config, model.weights)]
     if plan.backend.name == "native" and ranks is None and plan.weight_bytes >= ADVISED_BYTES and not plan.is_pack:
         warnings = [*warnings, pack_advice(config, weights_s)]
     network = LoadedNetwork(
@@ -260,6 +262,14 @@ def load_rank(
     options = _load_options(config, dtype, device, group, lambda done, total: on_tensor())
     model, _ = _load_weights(config, model_config, backend.ops, options)
     return in_one_call(model, backend.ops)
+
+
+def _lossless_warnings(config: EngineConfig, weights: MixtralWeights) -> list[str]:
+    """Return a line if lossless weights cannot hold some matrices."""
+    linears = [weights.head, *(linear for layer in weights.layers for linear in (layer.qkv, layer.output))]
+    count = num_plain(linears) if config.quantization == "lossless" else 0
+    reason = "have too many different exponents for --quantization lossless"
+    return [f"{count} matrices {reason}: they stay in bfloat16, and take more memory than planned"] if count else []
 
 
 def _load_weights(

@@ -241,7 +241,7 @@ class Settings(BaseModel):
     quantization: Literal["none", "lossless", "int8", "int4", "fp8"] = Field(
         "none",
         description="Make the weights smaller while loading them. lossless (CPU) needs three quarters of bfloat16's "
-        "memory and changes no bit; int8 and fp8 (GPU only) need a half, int4 (CPU) a quarter; they are faster.",
+        "memory and changes no bit. int8 needs a half, as fp8 does (GPU), and int4 a quarter (CPU); they are faster.",
     )
     weights_memory: Literal["auto", "map", "copy", "lock"] = Field(
         "auto",

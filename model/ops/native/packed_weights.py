@@ -32,7 +32,7 @@ class UncodableError(CheckpointError):
     """Lossless weights cannot hold a matrix."""
 
     def __init__(self) -> None:
-        super().__init__("an expert has too many different exponents for --quantization lossless: serve it without")
+        super().__init__("an expert has too many different exponents for --quantization lossless: serve without it")
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,12 @@ class NativeLinear:
     @cached_property
     def arguments(self) -> Array[MatrixArguments]:
         return (MatrixArguments * len(self.matrices))(*(matrix.arguments() for matrix in self.matrices))
+
+
+def num_plain(linears: Iterable[object]) -> int:
+    """Return how many matrices of the linear layers are in a dtype's own format."""
+    matrices = (matrix for linear in linears if isinstance(linear, NativeLinear) for matrix in linear.matrices)
+    return sum(matrix.format in DTYPES.values() for matrix in matrices)
 
 
 @dataclass(frozen=True)

@@ -310,10 +310,8 @@ def _heading(report: PlanReport) -> Iterator[str]:
 
 def _kinds(plan: MemoryPlan) -> list[str]:
     """Return the weight formats to show, each a column."""
-    kinds = [*WEIGHT_KINDS, *([BLOCKS] if BLOCKS in plan.part_bytes else [])]
-    if "lossless" in plan.part_bytes:
-        kinds.insert(kinds.index("bfloat16") + 1, "lossless")
-    return kinds
+    lossless, blocks = ([kind] * (kind in plan.part_bytes) for kind in ("lossless", BLOCKS))
+    return [*WEIGHT_KINDS[:2], *lossless, *WEIGHT_KINDS[2:], *blocks]
 
 
 def _parameter_lines(report: PlanReport) -> Iterator[str]:

@@ -22,7 +22,8 @@ from model.kv_pool import KvPool
 from model.mixtral_cuda_graphs import EagerRecorder, GraphedMixtral, GraphRecorder
 from model.ops.reference.ops import ReferenceOps
 from smoe import LocalEngine
-from tests.support.checkpoints.mixtral import Shape, save_random_checkpoint
+from tests.support.checkpoints.mixtral import Shape, edit_tensors, save_random_checkpoint
+from tests.support.checkpoints.packs import make_pack
 from tests.support.kernels.attention_cases import Heads
 from tests.support.paths import DEMO
 
@@ -134,3 +135,20 @@ def test_where_memory_is_short_the_cache_is_smaller_and_takes_its_memory_at_the_
     for loaded in (enough, short):
         Engine(EngineConfig(model=str(DEMO)), loaded)
     assert num_parsers == [64, 2]
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_matrices_that_lossless_weights_cannot_hold_are_counted(tmp_path: Path, is_packed: bool) -> None:
+    def put_any_exponents(tensors: dict[str, torch.Tensor]) -> None:
+        for name in ("lm_head.weight", "model.layers.1.self_attn.o_proj.weight"):
+            tensors[name] *= torch.logspace(-30, 3, tensors[name].shape[1])
+
+    path = tmp_path / "model"
+    save_random_checkpoint(Shape(), path)
+    edit_tensors(path, put_any_exponents)
+    settings: dict[str, Any] = {"quantization": "lossless", "dtype": "bfloat16"}
+    if is_packed:
+        path, settings = make_pack(path, tmp_path / "pack", **settings), {}
+    engine = Engine.load(EngineConfig(model=str(path), threads=1, num_kv_blocks=40, **settings))
+    [warning] = [line for line in engine.loaded.warnings if "lossless" in line]
+    assert warning.startswith("2 matrices have too many different exponents") and "stay in bfloat16" in warning

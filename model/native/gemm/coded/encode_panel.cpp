@@ -14,22 +14,34 @@ constexpr int NO_CODE = 16;
 constexpr int64_t MAX_WEIGHTS = 1 << 24;  // of a panel: a patch has 24 bits for the number of its weight
 constexpr uint8_t SIGN = 0x80;
 
-// 32 rows of a weight; those past the last output are zeros.
+constexpr int CHUNK = 16;  // units of a row that are read at once: a cache line
+
+// PANEL rows of a weight; those past the last output are zeros.
 class Rows {
   public:
+    using Chunk = uint32_t[PANEL][CHUNK];
+
     Rows(const uint16_t* weight, int64_t first, int64_t O, int64_t K)
         : rows_(weight + first * K), count_(std::min<int64_t>(PANEL, O - first)), K_(K) {}
 
-    uint16_t operator()(int64_t output, int64_t k) const {
-        return output < count_ && k < K_ ? rows_[output * K_ + k] : uint16_t{0};
+    // Copy units first .. first + CHUNK - 1 of each row, zeros past its end. Rows a power of two apart would evict each
+    // other from the cache if they were read unit by unit.
+    void copy(int64_t first, Chunk& chunk) const {
+        const int64_t numbers = std::clamp<int64_t>(K_ - 2 * first, 0, 2 * CHUNK);
+        std::memset(chunk, 0, sizeof chunk);
+        for (int64_t row = 0; row < count_; ++row) std::memcpy(chunk[row], rows_ + row * K_ + 2 * first, 2 * numbers);
     }
 
-    // Count the weights, zeros of the padding included, by their high bytes without the sign.
+    // Count the weights, zeros of the padding included, by their high bytes without the sign. Neighbours count in
+    // tables of their own: two increments of one number would wait for each other.
     std::array<int64_t, SIGN> count_high_bytes() const {
-        std::array<int64_t, SIGN> counts{};
-        counts[0] = 4 * PANEL * coded_pairs(K_) - count_ * K_;
-        for (int64_t i = 0; i < count_ * K_; ++i) ++counts[rows_[i] >> 8 & (SIGN - 1)];
-        return counts;
+        constexpr int64_t TABLES = 4;
+        std::array<std::array<int64_t, SIGN>, TABLES> counts{};
+        counts[0][0] = 4 * PANEL * coded_pairs(K_) - count_ * K_;
+        for (int64_t i = 0; i < count_ * K_; ++i) ++counts[i % TABLES][rows_[i] >> 8 & (SIGN - 1)];
+        for (int64_t table = 1; table < TABLES; ++table)
+            for (int value = 0; value < SIGN; ++value) counts[0][value] += counts[table][value];
+        return counts[0];
     }
 
   private:
@@ -72,20 +84,31 @@ struct Patches {
     }
 };
 
-void encode_unit(const Rows& rows, const Codes& codes, int64_t unit, uint8_t* pair, Patches& patches) {
-    const bool is_second = unit % 2;
-    uint8_t* low = pair + 64 * (1 + is_second);
+// Add the patches of a unit whose codes are given, and clear those that are NO_CODE.
+void add_patches(const Rows::Chunk& chunk, int k, int64_t unit, uint8_t* unit_codes, Patches& patches) {
     for (int output = 0; output < PANEL; ++output)
-        for (int half = 0; half < 2; ++half) {
-            const uint16_t weight = rows(output, 2 * unit + half);
-            const auto high = static_cast<uint8_t>(weight >> 8);
-            const int place = place_of(output) + half, code = codes.code_of[high];
-            low[place] = static_cast<uint8_t>(weight);
-            if (code == NO_CODE)
-                patches.add((unit * PANEL + output) * 2 + half, high);
-            else
-                pair[place] |= static_cast<uint8_t>(code << (is_second ? 4 : 0));
-        }
+        for (int half = 0; half < 2; ++half)
+            if (uint8_t& code = unit_codes[place_of(output) + half]; code == NO_CODE) {
+                code = 0;
+                patches.add((unit * PANEL + output) * 2 + half,
+                            static_cast<uint8_t>(chunk[output][k] >> (16 * half + 8)));
+            }
+}
+
+// Encode unit `unit`, which is unit k of the chunk.
+void encode_unit(const Rows::Chunk& chunk, int k, const Codes& codes, int64_t unit, uint8_t* pair, Patches& patches) {
+    uint8_t low[64], unit_codes[64], all_codes = 0;  // local: stores to the panel might change what is read
+#pragma GCC unroll 32
+    for (int output = 0; output < PANEL; ++output) {
+        const uint32_t word = chunk[output][k];
+        uint8_t *to = low + place_of(output), *code = unit_codes + place_of(output);
+        to[0] = static_cast<uint8_t>(word), code[0] = codes.code_of[word >> 8 & 0xff];
+        to[1] = static_cast<uint8_t>(word >> 16), code[1] = codes.code_of[word >> 24];
+        all_codes |= code[0] | code[1];
+    }
+    if (all_codes & NO_CODE) add_patches(chunk, k, unit, unit_codes, patches);
+    std::memcpy(pair + 64 * (1 + unit % 2), low, sizeof low);
+    for (int place = 0; place < 64; ++place) pair[place] |= static_cast<uint8_t>(unit_codes[place] << unit % 2 * 4);
 }
 
 }  // namespace
@@ -98,8 +121,11 @@ bool encode_panel(const uint16_t* weight, int64_t first, int64_t O, int64_t K, u
     std::memcpy(panel, codes.table.data(), codes.table.size());
     Patches patches{panel + FIRST_PATCH_AT, patch_words(K)};
     auto* pairs = reinterpret_cast<uint8_t*>(panel + first_pair_at(K));
-    for (int64_t unit = 0; unit < 2 * coded_pairs(K); ++unit)
-        encode_unit(rows, codes, unit, pairs + unit / 2 * PAIR_WORDS * 4, patches);
+    Rows::Chunk chunk;
+    for (int64_t unit = 0; unit < 2 * coded_pairs(K); ++unit) {
+        if (unit % CHUNK == 0) rows.copy(unit, chunk);
+        encode_unit(chunk, unit % CHUNK, codes, unit, pairs + unit / 2 * PAIR_WORDS * 4, patches);
+    }
     panel[PATCH_COUNT_AT] = static_cast<uint32_t>(std::min(patches.count, patches.room));
     return patches.count <= patches.room;
 }
