@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from model.checkpoint.checkpoint import read_stored_weights
-from model.checkpoint.errors import CheckpointError
+from model.checkpoint.errors import CheckpointError, UncodableError
 from model.checkpoint.pack.header import is_pack
 from model.checkpoint.rank_parts import RankParts
 from model.checkpoint.stored_tensor import PackedMatrix, StoredTensor, StoredWeight
@@ -85,7 +85,10 @@ class NetworkSource:
     def layers(self) -> Iterator[LayerWeights]:
         """Yield each layer; it is read when it is asked for."""
         for layer in range(self._config.num_layers):
-            yield _layer(self._config, self._source, self._ops, f"model.layers.{layer}.")
+            try:
+                yield _layer(self._config, self._source, self._ops, f"model.layers.{layer}.")
+            except UncodableError as error:
+                raise CheckpointError(f"layer {layer}: {error}") from None
 
     def norm(self) -> Tensor:
         return self._source.read_norm(NORM)

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from model.checkpoint.errors import CheckpointError
+from model.checkpoint.errors import UncodableError
 from model.ops.huge_pages import empty
 from model.ops.interface import FfnWeights
 from model.ops.native.expert_store import ExpertStore
@@ -26,13 +26,6 @@ QUANTIZED_FORMATS: dict[Quantization, int] = {"lossless": 64, "int8": 2, "int4":
 BLOCK_FORMATS = {name: 4 + index for index, name in enumerate(BLOCK_SIZES)}
 PANEL = SLICE_ROWS  # outputs in a panel
 Order: TypeAlias = Tensor | None  # of a matrix's inputs: BlockMatrix.order
-
-
-class UncodableError(CheckpointError):
-    """Lossless weights cannot hold a matrix."""
-
-    def __init__(self) -> None:
-        super().__init__("an expert has too many different exponents for --quantization lossless: serve without it")
 
 
 @dataclass(frozen=True)
@@ -156,7 +149,7 @@ class WeightPacker:
         size = self._call.smoe_panel_size(code, num_inputs)
         panels = empty(-(-num_outputs // PANEL) * size, torch.uint8)
         matrix = NativeMatrix(panels, num_outputs, size, code, _order(weight))
-        self._pack(weight, matrix)
+        self._pack(weight, matrix, "a matrix")
         return matrix
 
     def _pack_expert(
@@ -168,7 +161,7 @@ class WeightPacker:
         packed.orders[index] = order1, order1 if _equal(order1, order3) else order3, order2
         for weight, matrix in zip((weights.w1, weights.w3, weights.w2), packed.matrices(index), strict=True):
             assert self._format(weight) == matrix.format
-            self._pack(weight, matrix)
+            self._pack(weight, matrix, f"expert {index}")
         return packed
 
     def _allocate(self, num_experts: int, first: FfnWeights) -> NativeExperts:
@@ -184,14 +177,14 @@ class WeightPacker:
         each = num_experts, -1
         return NativeExperts(w13.view(each), w2.view(each), formats, sizes, orders, num_experts, *shape)
 
-    def _pack(self, weight: Weight, to: NativeMatrix) -> None:
+    def _pack(self, weight: Weight, to: NativeMatrix, name: str) -> None:
         place = to.panels.data_ptr()
         for rows in _slices(weight):
             shape = rows.shape[0], weight.shape[1]
             if isinstance(weight, Tensor | TensorStream):
                 kernel = self._pool.handle, self._isa, DTYPES[weight.dtype], to.format
                 if self._call.smoe_pack(*kernel, rows.data_ptr(), place, to.stride, *shape):
-                    raise UncodableError
+                    raise UncodableError(name)
             else:
                 self._call.smoe_pack_blocks(self._pool.handle, to.format, rows.data_ptr(), place, to.stride, *shape)
             place += rows.shape[0] // PANEL * to.stride

@@ -152,3 +152,15 @@ def test_matrices_that_lossless_weights_cannot_hold_are_counted(tmp_path: Path, 
     engine = Engine.load(EngineConfig(model=str(path), threads=1, num_kv_blocks=40, **settings))
     [warning] = [line for line in engine.loaded.warnings if "lossless" in line]
     assert warning.startswith("2 matrices have too many different exponents") and "stay in bfloat16" in warning
+
+
+def test_experts_that_lossless_weights_cannot_hold_are_named(tmp_path: Path) -> None:
+    def put_any_exponents(tensors: dict[str, torch.Tensor]) -> None:
+        weight = tensors["model.layers.1.block_sparse_moe.experts.3.w2.weight"]
+        weight *= torch.logspace(-30, 3, weight.shape[1])
+
+    save_random_checkpoint(Shape(), tmp_path)
+    edit_tensors(tmp_path, put_any_exponents)
+    config = EngineConfig(model=str(tmp_path), threads=1, dtype="bfloat16", quantization="lossless")
+    with pytest.raises(CheckpointError, match=r"^layer 1: expert 3 has too many different exponents"):
+        Engine.load(config)
