@@ -29,7 +29,7 @@ template <int FORMAT, bool BOTH>
 inline void add_line_from_memory(const uint32_t* x, const uint32_t* w) {
     constexpr int AHEAD = 1024;  // words
     const auto prefetch_quarter = [w](int quarter) {
-        prefetch_lines<LINE * PANEL / 4>(w + AHEAD + quarter * LINE * PANEL / 4);
+        prefetch_lines<LINE * PANEL / 4, NO_FURTHER>(w + AHEAD + quarter * LINE * PANEL / 4);
     };
     _tile_loadd(6, w, PANEL * 4);
     prefetch_quarter(0);
@@ -44,8 +44,10 @@ inline void add_line_from_memory(const uint32_t* x, const uint32_t* w) {
 
 template <int FORMAT, bool BOTH>
 void add_lines(const uint32_t* x, int rows, const uint32_t* panel, int64_t depth) {
+    RegularStores stores;
     for (; depth >= LINE; depth -= LINE) {
         add_line_from_memory<FORMAT, BOTH>(x, panel);
+        stores.after_line();
         x += rows * LINE;
         panel += LINE * PANEL;
     }
@@ -61,10 +63,12 @@ template <bool BOTH>
 void add_int4_lines(const uint32_t* x, int rows, const uint32_t* panel, int64_t depth) {
     static_assert(INT4_UNITS == LINE);
     alignas(64) uint32_t units[LINE * PANEL];
+    RegularStores stores;
     for (; depth; depth -= LINE) {
         unpack_block(panel, units);
         compiler_barrier();
         add_line<INT8, BOTH>(x, units);
+        stores.after_line();
         compiler_barrier();
         x += rows * LINE;
         panel += INT4_BLOCK_WORDS;
@@ -77,11 +81,13 @@ void add_coded_lines(const uint32_t* x, int rows, const uint32_t* panel, int64_t
     constexpr int64_t PAIRS = LINE / 2;  // of a line
     alignas(64) uint32_t units[LINE * PANEL];
     CodedPanel coded(panel, K);
+    RegularStores stores;
     for (int64_t left = coded_pairs(K); left > 0; left -= PAIRS) {
         if (left < PAIRS) std::fill(units, units + LINE * PANEL, 0);
         coded.unpack(std::min(left, PAIRS), units);
         compiler_barrier();
         add_line<BFLOAT16, BOTH>(x, units);
+        stores.after_line();
         compiler_barrier();
         x += rows * LINE;
     }
@@ -131,41 +137,40 @@ inline void scale_tiles(float* sums, int rows, const uint32_t* starts, const uin
 // Lines of a panel that stay in the first-level cache while the tiles of a group pass: 16 KB.
 constexpr int64_t BLOCK_LINES = 8;
 
-// As add_line() for all of 32 rows. A few lines of memory are prefetched between two instructions that load: many at
-// once would delay the loads, which wait for the same buffers of the first-level cache (decision 118).
-template <int FORMAT>
-[[gnu::always_inline]] inline void add_line_prefetching(const uint32_t* x, const uint32_t* w, PacedPrefetch& prefetch) {
-    const auto prefetch_some = [&] { prefetch.step(), prefetch.step(); };
+// As add_line() for all of 32 rows. A few lines are prefetched between two instructions that load: many at once would
+// delay the loads, which wait for the same buffers of the first-level cache (decision 118).
+template <int FORMAT, int PER_STEP>
+[[gnu::always_inline]] inline void add_line_prefetching(const uint32_t* x, const uint32_t* w, PagedPrefetch& prefetch) {
     _tile_loadd(6, w, PANEL * 4);
-    prefetch_some();
+    prefetch.part<PER_STEP, 0, 8>();
     _tile_loadd(4, x, LINE * 4);
-    prefetch_some();
+    prefetch.part<PER_STEP, 1, 8>();
     SMOE_ADD_PRODUCT(FORMAT, 0, 4, 6);
-    prefetch_some();
+    prefetch.part<PER_STEP, 2, 8>();
     _tile_loadd(7, w + 16, PANEL * 4);
-    prefetch_some();
+    prefetch.part<PER_STEP, 3, 8>();
     SMOE_ADD_PRODUCT(FORMAT, 1, 4, 7);
-    prefetch_some();
+    prefetch.part<PER_STEP, 4, 8>();
     _tile_loadd(5, x + 16 * LINE, LINE * 4);
-    prefetch_some();
+    prefetch.part<PER_STEP, 5, 8>();
     SMOE_ADD_PRODUCT(FORMAT, 2, 5, 6);
-    prefetch_some();
+    prefetch.part<PER_STEP, 6, 8>();
     SMOE_ADD_PRODUCT(FORMAT, 3, 5, 7);
-    prefetch_some();
+    prefetch.part<PER_STEP, 7, 8>();
+    if constexpr (PER_STEP > 0) prefetch.next_step<PER_STEP>();
 }
-constexpr int64_t PREFETCHES_PER_LINE = 16;
 
 // sums [32][PANEL] = or += x [rows] times some lines of a panel: `depth` units, of which only the last line may lack
 // some. Sums of rows past the tile's are any numbers.
-template <int FORMAT>
+template <int FORMAT, int PER_STEP>
 void add_block(const uint32_t* x, int rows, const uint32_t* panel, int64_t depth, bool is_first, uint32_t* sums,
-               PacedPrefetch& prefetch) {
+               PagedPrefetch& prefetch) {
     if (is_first)
         zero_square();
     else
         load_square(sums, PANEL);
     for (; depth >= LINE; depth -= LINE) {
-        add_line_prefetching<FORMAT>(x, panel, prefetch);
+        add_line_prefetching<FORMAT, PER_STEP>(x, panel, prefetch);
         x += rows * LINE;
         panel += LINE * PANEL;
     }
@@ -173,10 +178,18 @@ void add_block(const uint32_t* x, int rows, const uint32_t* panel, int64_t depth
         alignas(64) uint32_t rest[LINE * PANEL] = {};
         std::memcpy(rest, panel, depth * PANEL * 4);
         compiler_barrier();
-        add_line_prefetching<FORMAT>(x, rest, prefetch);
+        add_line_prefetching<FORMAT, PER_STEP>(x, rest, prefetch);
     }
     store_square(sums, PANEL);
     compiler_barrier();
+}
+
+// add_block() with as many prefetches beside a line as are to be made now.
+template <int FORMAT>
+auto block_adder(const PagedPrefetch& prefetch) {
+    static constexpr decltype(&add_block<FORMAT, 0>) adders[] = {
+        add_block<FORMAT, 0>, add_block<FORMAT, 4>, add_block<FORMAT, 8>, add_block<FORMAT, 12>, add_block<FORMAT, 16>};
+    return adders[prefetch.per_step() / PagedPrefetch::PAGES];
 }
 
 // The blocks of lines of a panel in turn, as they lie in memory.
@@ -219,14 +232,15 @@ void multiply_blocks_of_group(AmxTiles& registers, const TileGroup& group, const
     for (const Tile& tile : group) most_rows = std::max(most_rows, tile.rows);
     registers.shape_square(most_rows);  // one shape for all: the rows of tiles differ by one
     const PrefetchShare none{sums, 0};
-    PacedPrefetch prefetch(share.words ? share : none, group.count * ceil_div(depth, LINE) * PREFETCHES_PER_LINE);
+    PagedPrefetch prefetch(share.words ? share : none, group.count * ceil_div(depth, LINE));
     constexpr int64_t BLOCK = BLOCK_LINES * LINE;
     for (int64_t first = 0; first < depth; first += BLOCK) {
         const int64_t count = std::min(BLOCK, depth - first);
         const uint32_t* units = lines.next(count);
         uint32_t* out = sums;
         for (const Tile& tile : group) {
-            add_block<FORMAT>(x.of(tile) + first * tile.rows, tile.rows, units, count, first == 0, out, prefetch);
+            const auto add = block_adder<FORMAT>(prefetch);
+            add(x.of(tile) + first * tile.rows, tile.rows, units, count, first == 0, out, prefetch);
             out += TILE_SUMS;
         }
     }

@@ -33,7 +33,7 @@ inline void prefetch_panel(const uint32_t* w, int column) {
 #pragma GCC unroll 2
     for (int at = 0; at < PANEL; at += LINE_WORDS) {
         if constexpr (IS_FOR_INTEL)
-            prefetch_in_place(w + AHEAD + at);
+            prefetch_in_place<NO_FURTHER>(w + AHEAD + at);
         else
             __builtin_prefetch(w + AHEAD + at);
     }

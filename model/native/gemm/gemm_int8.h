@@ -58,11 +58,11 @@ struct Int8Unit {
 };
 
 // Prefetch WORDS words of a panel that the loop reads some kilobytes later. The first pass fetches for all columns.
-template <int WORDS, int VECTORS>
+template <int WORDS, int VECTORS, int FURTHER = FURTHER_WORDS>
 [[gnu::always_inline]] inline void prefetch_words(const uint32_t* w, int column) {
     constexpr int IN_ORDER = LANES == 8 ? WORDS_AHEAD_IN_ORDER : 2048;
     constexpr int AHEAD = VECTORS * LANES == PANEL && LANES < 16 ? IN_ORDER : 1024;
-    if (!column) prefetch_lines<WORDS>(w + AHEAD);
+    if (!column) prefetch_lines<WORDS, FURTHER>(w + AHEAD);
 }
 
 // Result of exact sums that start at `start` where Int8Unit::IS_BIASED.
@@ -141,7 +141,7 @@ struct Int8Block {
         for (; k < depth; ++k) {
             x += stride;
             if constexpr (SHARES) later.step();
-            prefetch_words<PANEL, VECTORS>(panel, column);
+            prefetch_words<PANEL, VECTORS, NO_FURTHER>(panel, column);
             add_unit(sums, x, panel + column);
             panel += PANEL;
         }

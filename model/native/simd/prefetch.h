@@ -17,13 +17,18 @@ constexpr int WORDS_AHEAD_IN_ORDER = 40 * LINE_WORDS;
 // How much nearer than asked the second of two steps of a prefetch is.
 constexpr int NEARER_WORDS = IS_FOR_INTEL ? 512 : 0;
 
+// How much further than asked the first step is: of words that a product unpacks, and of others, which are read at
+// memory's full rate (decision 121).
+constexpr int FURTHER_WORDS = 1024, NO_FURTHER = 0;
+
 // Prefetch a line of a stream at this place among the instructions. GCC moves __builtin_prefetch() to the start of
 // straight code. On Intel's AVX-512 the stream is fetched in two steps: from memory to the second-level cache, which
-// waits for more lines at once than the first, 4 KB after p; and from there 2 KB before p (decision 114).
+// waits for more lines at once than the first, FURTHER words after p; and from there 2 KB before p (decision 114).
+template <int FURTHER = FURTHER_WORDS>
 inline void prefetch_in_place(const uint32_t* p) {
 #if defined(__x86_64__)
     if constexpr (IS_FOR_INTEL) {
-        asm volatile("prefetcht1 %0" : : "m"(*(p + 1024)));
+        asm volatile("prefetcht1 %0" : : "m"(*(p + FURTHER)));
         p -= NEARER_WORDS;
     }
     asm volatile("prefetcht0 %0" : : "m"(*p));
@@ -33,10 +38,19 @@ inline void prefetch_in_place(const uint32_t* p) {
 }
 
 // Prefetch the lines of WORDS words.
-template <int WORDS>
+template <int WORDS, int FURTHER = FURTHER_WORDS>
 [[gnu::always_inline]] inline void prefetch_lines(const uint32_t* words) {
 #pragma GCC unroll 8
-    for (int at = 0; at < WORDS; at += LINE_WORDS) prefetch_in_place(words + at);
+    for (int at = 0; at < WORDS; at += LINE_WORDS) prefetch_in_place<FURTHER>(words + at);
+}
+
+// Prefetch the line of p into the second-level cache, at this place among the instructions.
+[[gnu::always_inline]] inline void prefetch_to_second_level(const void* p) {
+#if defined(__x86_64__)
+    asm volatile("prefetcht1 %0" : : "m"(*static_cast<const char*>(p)));
+#else
+    __builtin_prefetch(p, 0, 2);
+#endif
 }
 
 // Words that a loop prefetches while it does other work.
@@ -52,17 +66,56 @@ class PacedPrefetch {
         : at_(reinterpret_cast<const char*>(share.first)), bytes_((share.words * 4 + steps - 1) / steps) {}
 
     [[gnu::always_inline]] void step() {
-#if defined(__x86_64__)
-        asm volatile("prefetcht1 %0" : : "m"(*at_));
-#else
-        __builtin_prefetch(at_, 0, 2);
-#endif
+        prefetch_to_second_level(at_);
         at_ += bytes_;
     }
 
   private:
     const char* at_;
     const int64_t bytes_;  // per step
+};
+
+// Prefetches a share into the second-level cache, evenly, from PAGES pages in turn. Were one page read after the other,
+// the hardware would fetch the lines of each as well, and loads would wait longer for both (decision 121).
+class PagedPrefetch {
+  public:
+    static constexpr int PAGES = 4, MAX_PER_STEP = 16;
+
+    PagedPrefetch(const PrefetchShare& share, int64_t steps)
+        : at_(share.first), end_of_page_(at_ + PAGE_WORDS), left_((share.words + LINE_WORDS - 1) / LINE_WORDS),
+          steps_(steps) {}
+
+    // Lines to prefetch in each step from now on so that all are: a multiple of PAGES, at most MAX_PER_STEP.
+    int per_step() const {
+        int per_step = 0;
+        while (per_step < MAX_PER_STEP && left_ > per_step * steps_) per_step += PAGES;
+        return per_step;
+    }
+
+    // Prefetch part PART of the PARTS nearly equal parts of a step.
+    template <int PER_STEP, int PART, int PARTS>
+    [[gnu::always_inline]] inline void part() const {
+#pragma GCC unroll 2
+        for (int i = PER_STEP * PART / PARTS; i < PER_STEP * (PART + 1) / PARTS; ++i)
+            prefetch_to_second_level(at_ + i % PAGES * PAGE_WORDS + i / PAGES * LINE_WORDS);
+    }
+
+    // End a step.
+    template <int PER_STEP>
+    [[gnu::always_inline]] inline void next_step() {
+        --steps_;
+        left_ -= PER_STEP;
+        at_ += PER_STEP / PAGES * LINE_WORDS;
+        if (at_ < end_of_page_) return;
+        at_ = end_of_page_ + (PAGES - 1) * PAGE_WORDS;
+        end_of_page_ = at_ + PAGE_WORDS;
+    }
+
+  private:
+    static constexpr int64_t PAGE_WORDS = 4096 / 4;
+
+    const uint32_t *at_, *end_of_page_;  // in the first of the pages
+    int64_t left_, steps_;               // lines to prefetch, and steps to do so
 };
 
 }  // namespace SMOE_ISA

@@ -58,10 +58,10 @@ class CodedPanel {
 
   private:
     static constexpr uint32_t WEIGHTS_PER_PAIR = 4 * PANEL;
-    static constexpr int AHEAD = 1024;  // words
+    static constexpr int AHEAD = IS_FOR_INTEL ? 896 : 1024;  // words
 
     void unpack_pair(uint32_t* units) {
-        prefetch_lines<PAIR_WORDS>(pair_ + AHEAD);
+        prefetch_lines<PAIR_WORDS, NO_FURTHER>(pair_ + AHEAD);
 #pragma GCC unroll 4
         for (int at = 0; at < PANEL / 2; at += LANES) {
             const Words codes = load_words(pair_ + at);
