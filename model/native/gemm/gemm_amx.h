@@ -140,7 +140,8 @@ constexpr int64_t BLOCK_LINES = 8;
 // As add_line() for all of 32 rows. A few lines are prefetched between two instructions that load: many at once would
 // delay the loads, which wait for the same buffers of the first-level cache (decision 118).
 template <int FORMAT, int PER_STEP>
-[[gnu::always_inline]] inline void add_line_prefetching(const uint32_t* x, const uint32_t* w, PagedPrefetch& prefetch) {
+[[gnu::always_inline]] inline void add_line_prefetching(const uint32_t* x, const uint32_t* w,
+                                                        InterleavedPrefetch& prefetch) {
     _tile_loadd(6, w, PANEL * 4);
     prefetch.part<PER_STEP, 0, 8>();
     _tile_loadd(4, x, LINE * 4);
@@ -164,7 +165,7 @@ template <int FORMAT, int PER_STEP>
 // some. Sums of rows past the tile's are any numbers.
 template <int FORMAT, int PER_STEP>
 void add_block(const uint32_t* x, int rows, const uint32_t* panel, int64_t depth, bool is_first, uint32_t* sums,
-               PagedPrefetch& prefetch) {
+               InterleavedPrefetch& prefetch) {
     if (is_first)
         zero_square();
     else
@@ -186,10 +187,10 @@ void add_block(const uint32_t* x, int rows, const uint32_t* panel, int64_t depth
 
 // add_block() with as many prefetches beside a line as are to be made now.
 template <int FORMAT>
-auto block_adder(const PagedPrefetch& prefetch) {
+auto block_adder(const InterleavedPrefetch& prefetch) {
     static constexpr decltype(&add_block<FORMAT, 0>) adders[] = {
         add_block<FORMAT, 0>, add_block<FORMAT, 4>, add_block<FORMAT, 8>, add_block<FORMAT, 12>, add_block<FORMAT, 16>};
-    return adders[prefetch.per_step() / PagedPrefetch::PAGES];
+    return adders[prefetch.per_step() / InterleavedPrefetch::RUNS];
 }
 
 // The blocks of lines of a panel in turn, as they lie in memory.
@@ -232,7 +233,7 @@ void multiply_blocks_of_group(AmxTiles& registers, const TileGroup& group, const
     for (const Tile& tile : group) most_rows = std::max(most_rows, tile.rows);
     registers.shape_square(most_rows);  // one shape for all: the rows of tiles differ by one
     const PrefetchShare none{sums, 0};
-    PagedPrefetch prefetch(share.words ? share : none, group.count * ceil_div(depth, LINE));
+    InterleavedPrefetch prefetch(share.words ? share : none, group.count * ceil_div(depth, LINE));
     constexpr int64_t BLOCK = BLOCK_LINES * LINE;
     for (int64_t first = 0; first < depth; first += BLOCK) {
         const int64_t count = std::min(BLOCK, depth - first);

@@ -75,20 +75,20 @@ class PacedPrefetch {
     const int64_t bytes_;  // per step
 };
 
-// Prefetches a share into the second-level cache, evenly, from PAGES pages in turn. Were one page read after the other,
-// the hardware would fetch the lines of each as well, and loads would wait longer for both (decision 121).
-class PagedPrefetch {
+// Prefetches a share into the second-level cache, evenly, from its RUNS equal runs in turn. Were one page read line
+// after line, the hardware would fetch its lines as well, and loads would wait longer for both (decision 121).
+class InterleavedPrefetch {
   public:
-    static constexpr int PAGES = 4, MAX_PER_STEP = 16;
+    static constexpr int RUNS = 4, MAX_PER_STEP = 16;
 
-    PagedPrefetch(const PrefetchShare& share, int64_t steps)
-        : at_(share.first), end_of_page_(at_ + PAGE_WORDS), left_((share.words + LINE_WORDS - 1) / LINE_WORDS),
-          steps_(steps) {}
+    InterleavedPrefetch(const PrefetchShare& share, int64_t steps)
+        : at_(share.first), left_((share.words + RUNS * LINE_WORDS - 1) / (RUNS * LINE_WORDS)),
+          run_words_(left_ * LINE_WORDS), steps_(steps) {}
 
-    // Lines to prefetch in each step from now on so that all are: a multiple of PAGES, at most MAX_PER_STEP.
+    // Lines to prefetch in each step from now on so that all are: a multiple of RUNS, at most MAX_PER_STEP.
     int per_step() const {
         int per_step = 0;
-        while (per_step < MAX_PER_STEP && left_ > per_step * steps_) per_step += PAGES;
+        while (per_step < MAX_PER_STEP && left_ * RUNS > per_step * steps_) per_step += RUNS;
         return per_step;
     }
 
@@ -97,25 +97,22 @@ class PagedPrefetch {
     [[gnu::always_inline]] inline void part() const {
 #pragma GCC unroll 2
         for (int i = PER_STEP * PART / PARTS; i < PER_STEP * (PART + 1) / PARTS; ++i)
-            prefetch_to_second_level(at_ + i % PAGES * PAGE_WORDS + i / PAGES * LINE_WORDS);
+            prefetch_to_second_level(at_ + i % RUNS * run_words_ + i / RUNS * LINE_WORDS);
     }
 
     // End a step.
     template <int PER_STEP>
     [[gnu::always_inline]] inline void next_step() {
         --steps_;
-        left_ -= PER_STEP;
-        at_ += PER_STEP / PAGES * LINE_WORDS;
-        if (at_ < end_of_page_) return;
-        at_ = end_of_page_ + (PAGES - 1) * PAGE_WORDS;
-        end_of_page_ = at_ + PAGE_WORDS;
+        left_ -= PER_STEP / RUNS;
+        at_ += PER_STEP / RUNS * LINE_WORDS;
     }
 
   private:
-    static constexpr int64_t PAGE_WORDS = 4096 / 4;
-
-    const uint32_t *at_, *end_of_page_;  // in the first of the pages
-    int64_t left_, steps_;               // lines to prefetch, and steps to do so
+    const uint32_t* at_;  // in the first run
+    int64_t left_;        // lines of each run
+    const int64_t run_words_;
+    int64_t steps_;
 };
 
 }  // namespace SMOE_ISA
