@@ -3,6 +3,7 @@
 
 #include <type_traits>
 
+#include "attention/attention_amx.h"
 #include "attention/attention_bf16.h"
 #include "attention/attention_f32.h"
 #include "attention/kv_span.h"
@@ -179,8 +180,11 @@ void finish(const AttentionArgs& args, const RowBlock& block, const float* parti
 void merge_one(int64_t head_dim, float* into, const float* later) {
     if (later[1] == 0) return;
     const bool is_first = into[1] == 0;
-    const float m = is_first || later[0] > into[0] ? later[0] : into[0];
-    const float keep = is_first ? 0 : exp_one(into[0] - m), add = exp_one(later[0] - m);
+    const bool is_larger = is_first || later[0] > into[0];
+    const float m = is_larger ? later[0] : into[0];
+    // e^0 is exactly 1: only the smaller m's factor is computed.
+    const float smaller = is_first ? 0 : exp_one(is_larger ? into[0] - m : later[0] - m);
+    const float keep = is_larger ? smaller : 1, add = is_larger ? 1 : smaller;
     into[0] = m;
     into[1] = is_first ? later[1] : into[1] * keep + later[1] * add;
     for (int64_t k = PARTIAL_HEADER; k < PARTIAL_HEADER + padded_dim(head_dim); k += LANES)
@@ -199,15 +203,27 @@ KvPrefetchSpan next_span(const AttentionArgs& args, const RowBlock& block, int64
     return {args, head, span_start};
 }
 
+#if defined(__AVX512BF16__)
+template <template <class> class Cache, class Number>
+void attend_bf16(const AttentionArgs& args, const RowBlock& block, int64_t span_start, const KvPrefetchSpan& prefetch,
+                 float* partials, float* scratch) {
+#if defined(__AMX_TILE__)
+    if (block.num_rows * args.queries_per_row() > LINE)
+        return AmxAttention<Cache, Number>(args, block, span_start, prefetch, partials, scratch).run();
+#endif
+    Bf16Attention<Cache, Number>(args, block, span_start, prefetch, partials, scratch).run();
+}
+#endif
+
 // Attention of one row block over one span; Cache<Number> reads the caches.
 template <template <class> class Cache>
 void attend(const AttentionArgs& args, const RowBlock& block, int64_t span_start, const KvPrefetchSpan& prefetch,
             float* partials, float* scratch) {
 #if defined(__AVX512BF16__)
     if (args.dtype == BFLOAT16 && args.kv_dtype == BFLOAT16 && args.head_dim % 2 == 0)
-        return Bf16Attention<Cache, uint16_t>(args, block, span_start, prefetch, partials, scratch).run();
+        return attend_bf16<Cache, uint16_t>(args, block, span_start, prefetch, partials, scratch);
     if (args.dtype == BFLOAT16 && args.kv_dtype == INT8 && args.head_dim % 2 == 0)
-        return Bf16Attention<Cache, int8_t>(args, block, span_start, prefetch, partials, scratch).run();
+        return attend_bf16<Cache, int8_t>(args, block, span_start, prefetch, partials, scratch);
 #endif
     for (int64_t i = 0; i < block.num_kv_heads; ++i) {
         RowBlock head = block;

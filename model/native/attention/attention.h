@@ -87,10 +87,13 @@ inline int64_t padded_dim(int64_t head_dim) { return (head_dim + DIM_PANEL - 1) 
 constexpr int64_t PARTIAL_HEADER = 16;
 inline int64_t partial_floats(int64_t head_dim) { return PARTIAL_HEADER + padded_dim(head_dim); }
 
-// Scratch floats that attend_span needs besides its results.
+// Scratch floats that attend_span needs besides its results: queries and scores, at least of the queries that AMX
+// multiplies at once, then keys and values of a span in bfloat16.
 constexpr int64_t MAX_KEY_PANEL = 64;
+constexpr int64_t AMX_QUERIES = 32;
 inline int64_t span_scratch_floats(int64_t head_dim, int64_t num_queries) {
-    return num_queries * (padded_dim(head_dim) + SPAN) + MAX_KEY_PANEL * padded_dim(head_dim);
+    const int64_t queries = num_queries > AMX_QUERIES ? num_queries : AMX_QUERIES;
+    return queries * (padded_dim(head_dim) + SPAN) + SPAN * padded_dim(head_dim);
 }
 
 struct KvPrefetchSpan;

@@ -4,8 +4,7 @@
 // An int8 row is its bytes, exact in bfloat16, times its scale: a key's scale multiplies the scores of its position, a
 // value's scale the weights before they are rounded.
 //
-// Weights are rounded to bfloat16. Over bfloat16 caches l sums the rounded weights, so that they add up to one.
-// attention/bf16_dot_products.h states the order of summation.
+// attention/bf16_softmax.h states what weights are, attention/bf16_dot_products.h the order of summation.
 #pragma once
 
 #if defined(__AVX512BF16__)
@@ -13,8 +12,8 @@
 #include "attention/attention.h"
 #include "attention/attention_f32.h"
 #include "attention/bf16_dot_products.h"
+#include "attention/bf16_softmax.h"
 #include "attention/kv_tile_prefetch.h"
-#include "attention/span_softmax.h"
 #include "simd/vec_tail.h"
 
 namespace smoe {
@@ -26,11 +25,11 @@ namespace SMOE_ISA {
 // The work is divided into items: first the keys of each panel of TILE_WIDTH positions and each KV head, heads inside,
 // then the values in the same order. During an item the next one is prefetched.
 template <template <class> class Cache, class Number>
-class Bf16Attention : SpanSoftmax {
+class Bf16Attention : Bf16Softmax {
   public:
     Bf16Attention(const AttentionArgs& args, const RowBlock& block, int64_t span_start, const KvPrefetchSpan& prefetch,
                   float* partials, float* scratch)
-        : SpanSoftmax(args, block, span_start, prefetch, partials), keys_(visible()),
+        : Bf16Softmax(args, block, span_start, prefetch, partials), keys_(visible()),
           panels_{keys_.begin / TILE_WIDTH * TILE_WIDTH, (keys_.end + TILE_WIDTH - 1) / TILE_WIDTH * TILE_WIDTH},
           heads_(block.num_kv_heads), num_items_((panels_.end - panels_.begin) / TILE_WIDTH * heads_),
           cache_(args, block, span_start, keys_.begin, keys_.end), prefetcher_(prefetch, num_steps()),
@@ -119,67 +118,21 @@ class Bf16Attention : SpanSoftmax {
         if constexpr (IS_SCALED) columns.scales = key_scales_;
         for_tiles(first, [&](int64_t i, int64_t rows) {
             i += head * num_queries_;
-            products_.multiply(rows, {queries_ + i * dims_, dims_}, columns, key_depth(), scale(),
+            products_.multiply(rows, {queries_ + i * dims_, dims_}, columns, key_depth(),
                                {scores_ + i * SPAN + first, SPAN}, prefetcher_);
         });
     }
 
-    // Turn the scores of a KV head's queries into weights.
+    // Turn the scores of a KV head's queries into weights; clear their outputs.
     void softmax(int64_t head) {
         if constexpr (IS_SCALED) cache_.scales(args_.v_cache, head, panels_, value_scales_ + panels_.begin);
         float* scores = scores_ + head * num_queries_ * SPAN;
-        for (int64_t i = 0; i < num_queries_; ++i) {
-            const Range seen = visible(i);
-            start(partial(head * num_queries_ + i),
-                  seen.empty() ? MINUS_INFINITY : largest_seen(scores + i * SPAN, seen));
+        float* to = partial(head * num_queries_);
+        find_largest(scores, 0, num_queries_, to);
+        for (int64_t i = 0; i < num_queries_; ++i, scores += SPAN, to += partial_floats(args_.head_dim)) {
+            weigh<IS_SCALED>(panels_, visible(i), scores, value_scales_, to, [&] { prefetcher_.step(SOFTMAX_STEPS); });
+            clear_output(to);
         }
-        for (int64_t i = 0; i < num_queries_; ++i)
-            softmax_row(visible(i), scores + i * SPAN, partial(head * num_queries_ + i));
-    }
-
-    // Turn the scores of one query into pairs of weights, for all positions of the panels, in place; sets l.
-    void softmax_row(Range seen, float* scores, float* partial) {
-        const float largest = partial[0];
-        constexpr int64_t STEP = 2 * LANES;
-        const int64_t begin = min(max(panels_.begin, (seen.begin + STEP - 1) / STEP * STEP), panels_.end);
-        const int64_t end = max(begin, seen.end / STEP * STEP);  // begin .. end - 1: whole steps that are seen
-        Vec total{};
-        for (int64_t j = panels_.begin; j < begin; j += STEP) masked_weights(seen, j, scores, largest, total);
-        for (int64_t j = begin; j < end; j += STEP) {
-            Vec first = exp(load(scores + j) - largest);
-            Vec second = exp(load(scores + j + LANES) - largest);
-            if constexpr (IS_SCALED) {
-                total += first;
-                total += second;
-                first *= load(value_scales_ + j);
-                second *= load(value_scales_ + j + LANES);
-            }
-            store_weights(first, second, j, scores, total);
-        }
-        for (int64_t j = end; j < panels_.end; j += STEP) masked_weights(seen, j, scores, largest, total);
-        partial[1] = sum(total);
-    }
-
-    // Weights of two vectors of positions, of which some are not seen.
-    void masked_weights(Range seen, int64_t j, float* scores, float largest, Vec& total) {
-        Vec halves[2] = {};
-        for (int half = 0; half < 2; ++half)
-            if (const int64_t first = j + half * LANES; first < seen.end && first + LANES > seen.begin) {
-                halves[half] = weights(scores, first, seen, largest);
-                if constexpr (IS_SCALED) {
-                    total += halves[half];
-                    halves[half] *= mask(load(value_scales_ + first), first, seen, 0);
-                }
-            }
-        store_weights(halves[0], halves[1], j, scores, total);
-    }
-
-    // Round the weights of positions j .. j + 2 * LANES - 1 and store them in the place of scores.
-    void store_weights(Vec first, Vec second, int64_t j, float* scores, Vec& total) {
-        const auto pairs = (Words)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
-        if constexpr (!IS_SCALED) total += from_bits(pairs << 16) + from_bits(pairs & 0xffff0000u);
-        std::memcpy(scores + j / 2, &pairs, sizeof pairs);
-        prefetcher_.step(SOFTMAX_STEPS);
     }
 
     // Add the panel's weighted values. Masked positions have weight 0.

@@ -57,15 +57,16 @@ class Bf16DotProducts {
     static constexpr int64_t DEPTH = LINE;         // the depth is a multiple of this
     static constexpr bool NEEDS_ONE_PANEL = true;  // of words: the runs of ValueRows lie one behind the other
 
-    // sums [rows, TILE_WIDTH] = scale * pairs [rows, depth] times columns [depth, TILE_WIDTH], times their scales.
+    // sums [rows, TILE_WIDTH] = pairs [rows, depth] times columns [depth, TILE_WIDTH], times their scales.
     void multiply(int64_t rows, Matrix<const uint32_t> pairs, const KeyColumns<uint32_t>& columns, int64_t depth,
-                  float scale, Matrix<float> sums, Prefetcher& prefetcher) {
+                  Matrix<float> sums, Prefetcher& prefetcher) {
         add_to<true>(rows, pairs, columns, depth, sums, prefetcher);
-        for (int64_t row = 0; row < rows; ++row)
-            for (int n = 0; n < TILE_WIDTH; n += LANES) {
-                float* sum = sums.first + row * sums.stride + n;
-                store(sum, scaled(load(sum) * scale, columns.scales, n));
-            }
+        if (columns.scales)
+            for (int64_t row = 0; row < rows; ++row)
+                for (int n = 0; n < TILE_WIDTH; n += LANES) {
+                    float* sum = sums.first + row * sums.stride + n;
+                    store(sum, scaled(load(sum), columns.scales, n));
+                }
     }
 
     // sums += pairs [rows, depth] times TILE_WIDTH columns of `values` from `column` on.
@@ -132,11 +133,11 @@ class Bf16DotProducts {
     static constexpr int64_t DEPTH = 1;
     static constexpr bool NEEDS_ONE_PANEL = false;
 
-    // sums [rows, TILE_WIDTH] = scale * pairs [rows, depth] times columns [depth, TILE_WIDTH], times their scales.
+    // sums [rows, TILE_WIDTH] = pairs [rows, depth] times columns [depth, TILE_WIDTH], times their scales.
     template <class Pair>
     void multiply(int64_t rows, Matrix<const uint32_t> pairs, const KeyColumns<Pair>& columns, int64_t depth,
-                  float scale, Matrix<float> sums, Prefetcher& prefetcher) const {
-        with_rows(rows, [&](auto tile) { multiply_rows<tile.value>(pairs, columns, depth, scale, sums, prefetcher); });
+                  Matrix<float> sums, Prefetcher& prefetcher) const {
+        with_rows(rows, [&](auto tile) { multiply_rows<tile.value>(pairs, columns, depth, sums, prefetcher); });
     }
 
     // sums += pairs [rows, depth] times TILE_WIDTH columns of `values` from `column` on.
@@ -148,7 +149,7 @@ class Bf16DotProducts {
 
   private:
     template <int ROWS, class Pair>
-    static void multiply_rows(Matrix<const uint32_t> pairs, const KeyColumns<Pair>& columns, int64_t depth, float scale,
+    static void multiply_rows(Matrix<const uint32_t> pairs, const KeyColumns<Pair>& columns, int64_t depth,
                               Matrix<float> into, Prefetcher& prefetcher) {
         Vec sums[ROWS][TILE_VECS] = {};
         for (int64_t k = 0; k < depth; ++k) {
@@ -162,8 +163,7 @@ class Bf16DotProducts {
         for (int row = 0; row < ROWS; ++row)
 #pragma GCC unroll 4
             for (int n = 0; n < TILE_VECS; ++n)
-                store(into.first + row * into.stride + n * LANES,
-                      scaled(sums[row][n] * scale, columns.scales, n * LANES));
+                store(into.first + row * into.stride + n * LANES, scaled(sums[row][n], columns.scales, n * LANES));
     }
 
     template <int ROWS, class Pair>

@@ -29,13 +29,17 @@ class SpanSoftmax {
     SpanSoftmax(const AttentionArgs& args, const RowBlock& block, int64_t span_start, const KvPrefetchSpan& prefetch,
                 float* partials)
         : args_(args), block_(block), span_start_(span_start), prefetch_(prefetch), partials_(partials),
+          queries_per_row_(static_cast<uint32_t>(args.queries_per_row())),
           num_queries_(block.num_rows * args.queries_per_row()) {}
 
     // Positions of the span that query i of a KV head sees.
     Range visible(int64_t i) const {
-        const int64_t position = block_.position + i / args_.queries_per_row();
+        const int64_t position = block_.position + row_of(i);
         return {max(args_.first_visible(position) - span_start_, 0), min(position + 1 - span_start_, SPAN)};
     }
+
+    // Row of the block that has query i of a KV head. A division of 32 bits takes half as long as one of 64.
+    uint32_t row_of(int64_t i) const { return static_cast<uint32_t>(i) / queries_per_row_; }
 
     // Union of the positions that queries first .. first + count - 1 see: the first query begins first, the last ends
     // last.
@@ -77,6 +81,10 @@ class SpanSoftmax {
     // Initialize a partial: the given m, l = 0, o = 0.
     void start(float* partial, float m) const {
         partial[0] = m, partial[1] = 0;
+        clear_output(partial);
+    }
+
+    void clear_output(float* partial) const {
         for (int64_t k = 0; k < padded_dim(args_.head_dim); k += LANES) store(partial + PARTIAL_HEADER + k, Vec{});
     }
 
@@ -95,6 +103,7 @@ class SpanSoftmax {
     const int64_t span_start_;
     const KvPrefetchSpan& prefetch_;
     float* const partials_;
+    const uint32_t queries_per_row_;
     const int64_t num_queries_;  // of one KV head
 };
 

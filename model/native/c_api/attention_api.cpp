@@ -14,9 +14,10 @@
 namespace smoe {
 namespace {
 
-constexpr int64_t QUERIES_PER_BLOCK = 128;  // of one KV head: amortizes the unpacking of keys and values
-constexpr int64_t QUERIES_OF_HEADS = 64;    // of several KV heads: their scores stay in the caches of a core
-constexpr int64_t QUERIES_PER_SPAN = 32;    // where each span is a task: each keeps its partials
+constexpr int64_t QUERIES_PER_BLOCK = 128;      // of one KV head: amortizes the unpacking of keys and values
+constexpr int64_t AMX_QUERIES_PER_BLOCK = 256;  // the same on AMX, where every thread gets TASKS_PER_THREAD tasks
+constexpr int64_t QUERIES_OF_HEADS = 64;        // of several KV heads: their scores stay in the caches of a core
+constexpr int64_t QUERIES_PER_SPAN = 32;        // where each span is a task: each keeps its partials
 constexpr int64_t TASKS_PER_THREAD = 4;
 
 int64_t first_span(const AttentionArgs& args, const RowBlock& block) {
@@ -30,10 +31,16 @@ int64_t most_queries(const AttentionArgs& args, const std::vector<RowBlock>& blo
     return queries;
 }
 
-// Divide every sequence's rows into blocks of all KV heads.
+// Return how many queries of one KV head a block takes, for num_rows rows.
+int64_t queries_per_block(const AttentionArgs& args, int isa, int64_t num_rows, int threads) {
+    const int64_t num_tasks = num_rows * args.num_heads / AMX_QUERIES_PER_BLOCK;
+    return isa == AMX && num_tasks >= TASKS_PER_THREAD * threads ? AMX_QUERIES_PER_BLOCK : QUERIES_PER_BLOCK;
+}
+
+// Divide every sequence's rows into blocks of all KV heads, with up to `queries` queries of each.
 std::vector<RowBlock> make_row_blocks(const AttentionArgs& args, const int32_t* query_start, const int32_t* context_len,
-                                      int64_t num_sequences) {
-    const int64_t rows_per_block = std::max<int64_t>(1, QUERIES_PER_BLOCK / args.queries_per_row());
+                                      int64_t num_sequences, int64_t queries) {
+    const int64_t rows_per_block = std::max<int64_t>(1, queries / args.queries_per_row());
     std::vector<RowBlock> blocks;
     for (int64_t s = 0; s < num_sequences; ++s) {
         const int64_t end = query_start[s + 1], first_position = context_len[s] - (end - query_start[s]);
@@ -235,8 +242,10 @@ int smoe_attention(smoe_pool* pool, int isa, int dtype, int out_dtype, int kv_dt
     const AttentionArgs args{dtype,        out_dtype, kv_dtype,   q, k_cache, v_cache, out,
                              block_tables, M,         block_size, H, G,       K,       window};
     return catch_errors([&] {
-        const std::vector<RowBlock> rows = make_row_blocks(args, query_start, context_len, S);
-        const int64_t heads = heads_per_task(args, rows, pool_of(pool).threads());
+        const int threads = pool_of(pool).threads();
+        const int64_t queries = queries_per_block(args, isa, query_start[S], threads);
+        const std::vector<RowBlock> rows = make_row_blocks(args, query_start, context_len, S, queries);
+        const int64_t heads = heads_per_task(args, rows, threads);
         Attention(pool_of(pool), isa, args, divide_heads(args, rows, heads)).run();
     });
 }

@@ -187,30 +187,31 @@ inline Vec smaller(Vec a, Vec b) {
 #endif
 }
 
-template <int WIDTH>
-struct Floats {
-    typedef float Type __attribute__((vector_size(WIDTH * 4)));
-};
-
-// Combine the lanes into one by repeated halving: lane i of the lower half with lane i of the upper half.
-template <int WIDTH, class Combine>
-inline float halved(typename Floats<WIDTH>::Type v, Combine&& combine) {
-    if constexpr (WIDTH == 4) {
-        return combine(combine(v[0], v[2]), combine(v[1], v[3]));
-    } else {
-        typename Floats<WIDTH / 2>::Type low, high;
-        std::memcpy(&low, &v, sizeof low);
-        std::memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof low, sizeof high);
-        return halved<WIDTH / 2>(combine(low, high), combine);
-    }
+// Combine the lanes into one by repeated halving: lane i of the lower half with lane i of the upper half. Without
+// shuffles GCC would keep v in memory from its first addition on.
+template <class Combine>
+inline float halved(Vec v, Combine&& combine) {
+#if defined(__AVX512F__)
+    const auto eight = combine(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7),
+                               __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+#elif defined(__AVX2__)
+    const Vec eight = v;
+#endif
+#if defined(__AVX2__)
+    const auto four =
+        combine(__builtin_shufflevector(eight, eight, 0, 1, 2, 3), __builtin_shufflevector(eight, eight, 4, 5, 6, 7));
+#else
+    const Vec four = v;
+#endif
+    return combine(combine(four[0], four[2]), combine(four[1], four[3]));
 }
 
 inline float sum(Vec v) {
-    return halved<LANES>(v, [](auto a, auto b) { return a + b; });
+    return halved(v, [](auto a, auto b) { return a + b; });
 }
 
 inline float largest(Vec v) {
-    return halved<LANES>(v, [](auto a, auto b) { return a > b ? a : b; });
+    return halved(v, [](auto a, auto b) { return a > b ? a : b; });
 }
 
 }  // namespace SMOE_ISA
