@@ -208,7 +208,7 @@ template <template <class> class Cache, class Number>
 void attend_bf16(const AttentionArgs& args, const RowBlock& block, int64_t span_start, const KvPrefetchSpan& prefetch,
                  float* partials, float* scratch) {
 #if defined(__AMX_TILE__)
-    if (block.num_rows * args.queries_per_row() > LINE)
+    if (block.num_rows * args.queries_per_row() > TILE_QUERIES)
         return AmxAttention<Cache, Number>(args, block, span_start, prefetch, partials, scratch).run();
 #endif
     Bf16Attention<Cache, Number>(args, block, span_start, prefetch, partials, scratch).run();

@@ -83,7 +83,8 @@ inline int64_t query_number(const AttentionArgs& args, const RowBlock& block, in
 constexpr int64_t DIM_PANEL = 64;
 inline int64_t padded_dim(int64_t head_dim) { return (head_dim + DIM_PANEL - 1) / DIM_PANEL * DIM_PANEL; }
 
-// Result of one query over one or more spans: m, l, then o from float 16 on. A query that saw no position has l = 0.
+// Result of one query over one or more spans: m, l, then o from float 16 on; those between are the kernel's. A query
+// that saw no position has l = 0.
 constexpr int64_t PARTIAL_HEADER = 16;
 inline int64_t partial_floats(int64_t head_dim) { return PARTIAL_HEADER + padded_dim(head_dim); }
 
@@ -98,8 +99,8 @@ inline int64_t span_scratch_floats(int64_t head_dim, int64_t num_queries) {
 
 struct KvPrefetchSpan;
 
-// Write the Q partials of the block over the span that begins at position span_start; meanwhile prefetch `prefetch`, of
-// tiles the first panel only.
+// Write the Q partials of the block over the span that begins at position span_start; meanwhile prefetch `prefetch`; of
+// tiles the first panel only, except with many queries on AMX.
 // Pointers are 64-byte aligned.
 SMOE_PER_ISA(void attend_span(const AttentionArgs& args, const RowBlock& block, int64_t span_start,
                               const KvPrefetchSpan& prefetch, float* partials, float* scratch))

@@ -14,6 +14,8 @@
 namespace smoe {
 namespace SMOE_ISA {
 
+constexpr int64_t TILE_QUERIES = 16;  // rows of a tile register
+
 // Attention of one row block over one span. Number is the type that the caches hold: uint16_t (bfloat16) or int8_t;
 // Cache<Number> reads them.
 template <template <class> class Cache, class Number>
@@ -71,7 +73,7 @@ class AmxAttention : Bf16Softmax {
             return;
         }
         load_queries(head, first, count);
-        count > LINE ? multiply_keys<true>(panels) : multiply_keys<false>(panels);
+        count > TILE_QUERIES ? multiply_keys<true>(panels) : multiply_keys<false>(panels);
         if constexpr (IS_SCALED) scale_scores(panels, count);
         find_largest(scores_, first, count, partials);
         for (int64_t i = 0; i < count; ++i) {
@@ -82,7 +84,7 @@ class AmxAttention : Bf16Softmax {
         if (count == SQUARE || count == num_queries_)
             return add_values<true>(panels, partials + PARTIAL_HEADER, stride);
         auto* outputs = reinterpret_cast<float*>(queries_);  // of SQUARE queries: there are not as many partials
-        count > LINE ? add_values<true>(panels, outputs, dims_) : add_values<false>(panels, outputs, dims_);
+        count > TILE_QUERIES ? add_values<true>(panels, outputs, dims_) : add_values<false>(panels, outputs, dims_);
         for (int64_t i = 0; i < count; ++i)
             std::memcpy(partials + i * stride + PARTIAL_HEADER, outputs + i * dims_, dims_ * sizeof(float));
     }
@@ -151,7 +153,7 @@ class AmxAttention : Bf16Softmax {
     template <bool BOTH>
     static void load_rows(const uint32_t* rows, int64_t stride) {
         _tile_loadd(4, rows, stride * 4);
-        if constexpr (BOTH) _tile_loadd(5, rows + LINE * stride, stride * 4);
+        if constexpr (BOTH) _tile_loadd(5, rows + TILE_QUERIES * stride, stride * 4);
     }
 
     template <bool BOTH>
@@ -159,8 +161,8 @@ class AmxAttention : Bf16Softmax {
         _tile_stored(0, sums, stride * 4);
         _tile_stored(1, sums + LINE, stride * 4);
         if constexpr (BOTH) {
-            _tile_stored(2, sums + LINE * stride, stride * 4);
-            _tile_stored(3, sums + LINE * stride + LINE, stride * 4);
+            _tile_stored(2, sums + TILE_QUERIES * stride, stride * 4);
+            _tile_stored(3, sums + TILE_QUERIES * stride + LINE, stride * 4);
         }
     }
 
@@ -181,7 +183,7 @@ class AmxAttention : Bf16Softmax {
     const int64_t depth_;           // words of a query that are multiplied
     float* const scores_;           // [SQUARE, SPAN]
     uint32_t* const queries_;       // [SQUARE, dims]
-    uint32_t* const key_panels_;    // [SPAN / TILE_WIDTH, depth, TILE_WIDTH]
+    uint32_t* const key_panels_;    // [SPAN / TILE_WIDTH, dims / 2, TILE_WIDTH], of which `depth` rows are used
     uint32_t* const value_panels_;  // [SPAN / 2, dims]
     KeyColumns<uint32_t> columns_[SPAN / TILE_WIDTH];
     alignas(64) float key_scales_[IS_SCALED ? SPAN : 1];

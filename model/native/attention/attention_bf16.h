@@ -4,6 +4,10 @@
 // An int8 row is its bytes, exact in bfloat16, times its scale: a key's scale multiplies the scores of its position, a
 // value's scale the weights before they are rounded.
 //
+// On AMX it serves up to 16 queries of a KV head, attention/attention_amx.h more, with the same bits. One exception: a
+// NaN or infinity among a bfloat16 cache's values reaches also queries that are multiplied together with one that sees
+// it, since 0 times NaN is NaN.
+//
 // attention/bf16_softmax.h states what weights are, attention/bf16_dot_products.h the order of summation.
 #pragma once
 
@@ -14,7 +18,6 @@
 #include "attention/bf16_dot_products.h"
 #include "attention/bf16_softmax.h"
 #include "attention/kv_tile_prefetch.h"
-#include "simd/vec_tail.h"
 
 namespace smoe {
 namespace SMOE_ISA {

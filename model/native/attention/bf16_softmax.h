@@ -35,7 +35,7 @@ class Bf16Softmax : protected SpanSoftmax {
     template <bool IS_SCALED, class Step>
     void weigh(Range positions, Range seen, float* scores, const float* value_scales, float* partial,
                Step&& step) const {
-        const Exponents exponents{broadcast(factor_), broadcast(-partial[LARGEST] * factor_)};
+        const Exponents exponents{broadcast(partial[LARGEST]), broadcast(factor_)};
         const int64_t begin = min(max(positions.begin, (seen.begin + STEP - 1) / STEP * STEP), positions.end);
         const int64_t end = max(begin, seen.end / STEP * STEP);  // begin .. end - 1: whole steps that are seen
         Vec total{};
@@ -61,11 +61,12 @@ class Bf16Softmax : protected SpanSoftmax {
     static constexpr float LOG2_E = 1.44269504f;
     static constexpr int64_t LARGEST = 2;  // place in a partial of the largest score, not divided
 
-    // Powers of two that weights are.
+    // e^(score - largest) as powers of two.
     struct Exponents {
-        Vec factor, offset;
+        Vec largest, factor;
 
-        Vec weights(const float* scores) const { return exp2_bf16(fma(load(scores), factor, offset)); }
+        // The difference comes first, so that the largest score has exactly weight 1, however large it is.
+        Vec weights(const float* scores) const { return exp2_bf16((load(scores) - largest) * factor); }
     };
 
     // As the loop of weigh(), for STEP positions of which some are not seen.

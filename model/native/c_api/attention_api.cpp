@@ -31,10 +31,11 @@ int64_t most_queries(const AttentionArgs& args, const std::vector<RowBlock>& blo
     return queries;
 }
 
-// Return how many queries of one KV head a block takes, for num_rows rows.
+// Return how many queries of one KV head a block takes at most, of num_rows rows in all.
 int64_t queries_per_block(const AttentionArgs& args, int isa, int64_t num_rows, int threads) {
+    const bool is_bf16 = args.dtype == BFLOAT16 && args.kv_dtype != FLOAT32 && args.head_dim % 2 == 0;
     const int64_t num_tasks = num_rows * args.num_heads / AMX_QUERIES_PER_BLOCK;
-    return isa == AMX && num_tasks >= TASKS_PER_THREAD * threads ? AMX_QUERIES_PER_BLOCK : QUERIES_PER_BLOCK;
+    return isa == AMX && is_bf16 && num_tasks >= TASKS_PER_THREAD * threads ? AMX_QUERIES_PER_BLOCK : QUERIES_PER_BLOCK;
 }
 
 // Divide every sequence's rows into blocks of all KV heads, with up to `queries` queries of each.
@@ -52,8 +53,8 @@ std::vector<RowBlock> make_row_blocks(const AttentionArgs& args, const int32_t* 
 }
 
 // True if the blocks are too few to fill the threads: then each span of a block is a task.
-bool is_by_span(int64_t num_blocks, int64_t queries_per_block, int threads) {
-    return threads > 1 && num_blocks < 2 * threads && queries_per_block <= QUERIES_PER_SPAN;
+bool is_by_span(int64_t num_blocks, int64_t num_queries, int threads) {
+    return threads > 1 && num_blocks < 2 * threads && num_queries <= QUERIES_PER_SPAN;
 }
 
 // Return the number of KV heads that a task takes. Caches are read in the longest runs with all heads, whose keys of

@@ -103,7 +103,7 @@ inline void add_products() {
     }
 }
 
-// Set, load or store the sums of a square of more than 16 rows; they lie `stride` words apart.
+// Set, load or store all four sums of a square; rows lie `stride` words apart.
 inline void zero_square() {
     _tile_zero(0);
     _tile_zero(1);

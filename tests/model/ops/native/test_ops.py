@@ -252,6 +252,19 @@ def test_softmax_of_large_scores_does_not_overflow(isa: str, dtype: torch.dtype)
     assert oracle.relative_error(ours, exact) <= 2 * oracle.relative_error(reference, exact) + 1e-4
 
 
+@pytest.mark.parametrize("num_rows", [1, 40])
+def test_among_enormous_scores_the_largest_has_all_the_weight(isa: str, dtype: torch.dtype, num_rows: int) -> None:
+    """Its weight is exactly 1, although a float32 score of 1e12 is rounded to multiples of 65,536."""
+    heads, length = Heads(1, 1, 16), 300
+    sequence = random_positions(length, heads, dtype, seed=0)
+    first = length - num_rows
+    enormous = Part(Positions(2.0**40 * sequence.q, sequence.k, sequence.v), first, num_rows)
+    [ours] = attend(native(isa), heads, [enormous])
+    scores = sequence.q[first:, 0].double() @ sequence.k[:, 0].double().T
+    is_seen = torch.arange(length) <= torch.arange(first, length)[:, None]
+    assert torch.equal(ours, sequence.v[scores.masked_fill(~is_seen, -torch.inf).argmax(1), 0])
+
+
 def test_nan_in_a_row_stays_in_that_row(isa: str, dtype: torch.dtype) -> None:
     """The engine finds rows with NaN and fails only their requests."""
     ops, heads = native(isa), Heads(4, 2, 16)

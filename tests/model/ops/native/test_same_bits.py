@@ -219,6 +219,9 @@ def test_attention_gives_the_same_bits_however_many_rows_and_kv_heads_a_task_has
         (3, 2, 3),
         (1, 2, 4),
         (2, 4, 9),
+        (2, 5, 12),
+        (2, 3, 24),
+        (1, 2, 20),
     ):
         firsts = [(37 * threads + 51 * i) % (length - rows) for i in range(count)]
         firsts[0] = length - rows
