@@ -134,8 +134,9 @@ class StepBench:
         num_prompt = max(1, context - DECODE_STEPS // 2)
         budget = self._engine.loaded.limits.max_num_batched_tokens
         # Prompts get the budget that decoding sequences leave. The first sequences decode during the last prompts.
-        prefill_steps = batch * (1 + num_prompt // max(1, budget - batch))
-        num_tokens = WARM_UP_STEPS + DECODE_STEPS + COUNTED_STEPS + prefill_steps
+        # One more step, without a prompt, shows that all are computed.
+        first_steps = batch * (1 + num_prompt // max(1, budget - batch)) + 1
+        num_tokens = first_steps + WARM_UP_STEPS + DECODE_STEPS + COUNTED_STEPS
         self._check_capacity(batch, num_prompt + num_tokens)
         ids = [self._add(num_prompt, num_tokens) for _ in range(batch)]
         while (stats := self._engine.step().stats).num_prefill_tokens or stats.num_running < batch:

@@ -69,6 +69,15 @@ def test_the_experts_of_decode_steps_are_counted_by_layer() -> None:
 
 
 @pytest.mark.usefixtures("fast")
+def test_all_counted_steps_have_the_whole_batch() -> None:
+    """One row chooses as many experts as a row has, in every layer; a step without it would choose none."""
+    engine = tiny_engine()
+    bench = StepBench(engine, RooflineProbe(engine.loaded.runner.model.ops, torch.device("cpu")), "bfloat16")
+    for context in (4, 40, 400):
+        assert bench._decode(1, context)[1] == TINY.experts_per_token
+
+
+@pytest.mark.usefixtures("fast")
 def test_a_decode_step_holds_the_whole_batch_and_leaves_nothing_behind() -> None:
     engine = tiny_engine()
     bench = StepBench(engine, RooflineProbe(engine.loaded.runner.model.ops, torch.device("cpu")), "bfloat16")
