@@ -161,7 +161,11 @@ float* Microkernel::multiply(int format, const TileGroup& group, const PackedTil
     }
     float* sums = sums_[use.matrix];
 #if defined(__AMX_TILE__)
-    if (group.count > 1) {
+    if (is_block_format(format) && uses_amx_layout(format, group.first->rows)) {
+        multiply_block_group(registers_, format, group, x, panel, K, sums);
+        return sums;
+    }
+    if (group.count > 1 && !is_block_format(format)) {
         multiply_group(registers_, format, group, x, panel, K, sums, use.share);
         return sums;
     }

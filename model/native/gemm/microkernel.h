@@ -61,6 +61,13 @@ class Microkernel {
 #endif
 };
 
+#if defined(__AMX_TILE__)
+// sums [tiles][MAX_TILE_ROWS][PANEL] = each tile of the group, in the AMX layout of a block format of 256 numbers,
+// times the panel.
+void multiply_block_group(AmxTiles& registers, int format, const TileGroup& group, const PackedTiles& x,
+                          const uint32_t* panel, int64_t K, float* sums);
+#endif
+
 // Store the first `columns` sums of one row and panel to y.
 template <class T>
 inline void store_row(T* y, const float* sums, int64_t columns) {

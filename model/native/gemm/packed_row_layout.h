@@ -48,8 +48,9 @@ constexpr int STARTS_PER_GROUP = SUMS_OF_16_BITS && LANES == 8 ? 1 : SHORT_BYTE_
 constexpr bool has_starts(int format) { return STARTS_PER_GROUP > 0 && format == Q6_K; }
 
 #if defined(__AMX_TILE__)
-// In int8 and int4 the unit layout is faster for few rows and gives the same bits, because their sums are exact.
+// In integer formats the unit layout is faster for few rows and gives the same bits, because their sums are exact.
 constexpr bool uses_amx_layout(int format, int rows) {
+    if (is_superblock_format(format)) return rows > MAX_UNIT_ROWS;
     return row_format(format) == BFLOAT16 || ((format == INT8 || format == INT4) && rows > 4);
 }
 constexpr bool HAS_AMX = true;
@@ -98,7 +99,7 @@ constexpr bool is_widened(int format) { return row_format(format) == BFLOAT16; }
 // Rows of a tile of a matrix that multiplies `rows` rows. On AVX-512 unpacking Q4_K gains nothing from fewer than 28,
 // and passes over a larger tile are slower than those over several tiles.
 constexpr int max_tile_rows(int format, int64_t rows) {
-    if (LANES == 16 && format == Q4_K && rows < 28) return MAX_UNIT_ROWS;
+    if (LANES == 16 && !HAS_AMX && format == Q4_K && rows < 28) return MAX_UNIT_ROWS;
     if (unpacks_blocks(format)) return MAX_TILE_ROWS;
     return uses_amx_layout(format, MAX_TILE_ROWS) ? MAX_TILE_ROWS : MAX_UNIT_ROWS;
 }

@@ -116,14 +116,29 @@ void quantize_for_amx(int dtype, int format, const void* x, const int32_t* row_i
         });
 }
 
+// Copy quantized rows [rows][words] of blocks of 256 numbers to a tile in the AMX layout.
+void copy_blocks_for_amx(int format, const uint32_t* from, int rows, int64_t words, uint32_t* tile) {
+    constexpr int UNITS = 256 / 4;
+    const int block_words = static_cast<int>(row_words(format, 256));
+    for (int64_t block = 0; block < words; block += block_words) {
+        for (int unit = 0; unit < UNITS; unit += LINE)
+            for (int m = 0; m < rows; ++m, tile += LINE)
+                std::memcpy(tile, from + m * words + block + unit, LINE * 4);
+        for (int word = UNITS; word < block_words; ++word)
+            for (int m = 0; m < rows; ++m) *tile++ = from[m * words + block + word];
+    }
+}
+
 // Quantize row by row into `memory`, then interleave into the tile.
 void quantize_tile(int dtype, int format, const void* x, const int32_t* row_ids, int rows, int64_t K,
                    const int32_t* order, uint32_t* memory, uint32_t* tile) {
-    if (uses_amx_layout(format, rows)) return quantize_for_amx(dtype, format, x, row_ids, rows, K, tile);
+    if (uses_amx_layout(format, rows) && !is_block_format(format))
+        return quantize_for_amx(dtype, format, x, row_ids, rows, K, tile);
     const int64_t words = format == INT8 ? depth_of(INT8, K) + 2 : row_words(format, K);
     for (int m = 0; m < rows; ++m)
         quantize_row(dtype, format, x, row_ids[m], K, order, (rows == 1 ? tile : memory) + m * words);
     if (rows == 1) return;
+    if (uses_amx_layout(format, rows)) return copy_blocks_for_amx(format, memory, rows, words, tile);
     if constexpr (LANES > MAX_UNIT_ROWS)
         if (rows <= MAX_UNIT_ROWS)
             return interleave_of(rows, std::make_integer_sequence<int, MAX_UNIT_ROWS>())(memory, words, tile);

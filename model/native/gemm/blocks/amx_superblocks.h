@@ -1,0 +1,185 @@
+// Products of many rows with the block formats of 256 numbers, on AMX. Included by gemm/blocks/multiply_group.cpp only.
+//
+// A block's sum over its groups of sc sum(q p) is sum((sc q) p), and the numbers sc q fit into 16 bits. Each is put
+// together from two digits, 256 h + l, h signed and l not: tile products with each are exact for the whole block, so no
+// group's sum leaves the registers. The digits are unpacked once for all tiles of a group, in the first-level cache.
+// Sums of integers are exact in any order and the float32 part is that of Superblocks, so the bits are the same.
+#pragma once
+
+#if defined(__AMX_TILE__)
+
+#include <algorithm>
+#include <utility>
+
+#include "gemm/blocks/gemm_code_books.h"
+#include "gemm/blocks/gemm_superblocks.h"
+#include "gemm/microkernel.h"
+
+namespace smoe {
+namespace SMOE_ISA {
+
+constexpr int BLOCK_UNITS = 64, HALVES = PANEL / LANES;  // of a block; of a panel's columns
+
+// The digits of a block's numbers: [units / LINE][HALVES][LINE][high digits of LANES outputs, low digits of them].
+using BlockDigits = uint32_t[BLOCK_UNITS * 2 * PANEL];
+
+// Store the digits of LANES units: (q - ZERO) times the factor of each output, which is in both halves of its lane.
+template <int ZERO>
+[[gnu::always_inline]] inline void store_digits(Words units, Words factors, uint32_t* digits) {
+    const auto product = [&](Words bytes) {
+        const __m512i numbers = _mm512_sub_epi16((__m512i)(bytes & 0x00ff00ffu), _mm512_set1_epi16(ZERO));
+        return (Words)_mm512_mullo_epi16(numbers, (__m512i)factors);
+    };
+    const Words even = product(units), odd = product(units >> 8);  // bytes 0 and 2, bytes 1 and 3
+    store_words(digits, (even >> 8 & 0x00ff00ffu) | (odd & 0xff00ff00u));
+    store_words(digits + LANES, (even & 0x00ff00ffu) | (odd << 8 & 0xff00ff00u));
+}
+
+// Unpacks a block as it lies in a panel. header(): what Superblocks<Format>::finish() reads, valid until the next block.
+template <class Format>
+struct StoredBlock {
+    using Source = Format;
+
+    const uint32_t* unpack(const uint32_t* block) { return block; }
+};
+
+// The same with codes, which are looked up first.
+template <class Format>
+struct CodedBlock {
+    using Source = UnpackedCodes<Format>;
+
+    const uint32_t* unpack(const uint32_t* block) {
+        Source::unpack(block, unpacked_);
+        return unpacked_;
+    }
+
+  private:
+    alignas(64) uint32_t unpacked_[Superblocks<Source>::PANEL_WORDS];
+};
+
+template <class Format>
+struct DigitUnpacker {
+    // Unpack all groups; `next` is the block behind this one in memory, which is prefetched meanwhile.
+    static void unpack(const uint32_t* block, const uint32_t* next, uint32_t* digits) {
+        unpack_pairs(block, next, digits, std::make_integer_sequence<int, Format::PAIRS>());
+    }
+
+  private:
+    // Sums of Q6_K that start at -32 P are those of q - 32.
+    static constexpr int ZERO = Format::HAS_STARTS ? Format::OFFSET : 0;
+    static constexpr int LINES = Format::PANEL_WORDS / LINE_WORDS;  // of cache
+
+    template <int... PAIR>
+    static void unpack_pairs(const uint32_t* block, const uint32_t* next, uint32_t* digits,
+                             std::integer_sequence<int, PAIR...>) {
+        ((unpack_group<PAIR, 0>(block, next, digits), unpack_group<PAIR, 1>(block, next, digits)), ...);
+    }
+
+    template <int PAIR, int HALF>
+    static void unpack_group(const uint32_t* block, const uint32_t* next, uint32_t* digits) {
+        constexpr int FIRST = (2 * PAIR + HALF) * Format::UNITS;
+        Words factors[HALVES];
+        for (int half = 0; half < HALVES; ++half) {
+            const uint16_t* scales = scales_of<Format, PAIR>(block, half * LANES);
+            factors[half] = repeat_half<HALF>(Format::scale_pairs(load_byte_pairs(scales)));
+        }
+        for (int line = LINES * FIRST / BLOCK_UNITS; line < LINES * (FIRST + Format::UNITS) / BLOCK_UNITS; ++line)
+            prefetch_in_place(next + line * LINE_WORDS + NEARER_WORDS);
+        uint32_t* to = digits + FIRST / LINE * (LINE * 2 * PANEL) + FIRST % LINE * (2 * LANES);
+#pragma GCC unroll 1
+        for (int i = 0; i < Format::UNITS; ++i, to += 2 * LANES)
+            for (int half = 0; half < HALVES; ++half)
+                store_digits<ZERO>(Format::template unit<PAIR, HALF>(block + half * LANES, i), factors[half],
+                                   to + half * (LINE * 2 * LANES));
+    }
+};
+
+// sums [rows, 16 or 32][high, low][LANES] = rows of a block [units / LINE][rows][LINE] times LANES outputs' digits.
+template <bool BOTH>
+inline void multiply_digits(const uint32_t* x, int rows, const uint32_t* digits, uint32_t* sums) {
+    zero_square();
+    for (int line = 0; line < BLOCK_UNITS / LINE; ++line) {
+        _tile_loadd(6, digits, 2 * LANES * 4);
+        _tile_loadd(7, digits + LANES, 2 * LANES * 4);
+        _tile_loadd(4, x, LINE * 4);
+        _tile_dpbssd(0, 4, 6);
+        _tile_dpbsud(1, 4, 7);
+        if constexpr (BOTH) {
+            _tile_loadd(5, x + 16 * LINE, LINE * 4);
+            _tile_dpbssd(2, 5, 6);
+            _tile_dpbsud(3, 5, 7);
+        }
+        x += rows * LINE;
+        digits += HALVES * LINE * 2 * LANES;
+    }
+    if constexpr (BOTH) {
+        store_square(sums, 2 * LANES);
+    } else {
+        _tile_stored(0, sums, 2 * LANES * 4);
+        _tile_stored(1, sums + LANES, 2 * LANES * 4);
+    }
+    compiler_barrier();
+}
+
+template <class Format>
+struct AmxSuperblocks {
+    using Blocks = Superblocks<Format>;
+
+    // out [rows][PANEL] += the products of a tile's block at x with the digits. `header`: of the panel's block.
+    static void add(const uint32_t* x, int rows, const uint32_t* digits, const uint32_t* header, float* out) {
+        alignas(64) uint32_t sums[HALVES][MAX_TILE_ROWS * 2 * LANES];
+        for (int half = 0; half < HALVES; ++half) {
+            const uint32_t* from = digits + half * (LINE * 2 * LANES);
+            rows > 16 ? multiply_digits<true>(x, rows, from, sums[half])
+                      : multiply_digits<false>(x, rows, from, sums[half]);
+        }
+        x += BLOCK_UNITS * rows;
+        constexpr int ROWS = 4;
+        int m = 0;
+        for (; m + ROWS <= rows; m += ROWS) finish<ROWS>(x, rows, m, sums, header, out);
+        for (; m < rows; ++m) finish<1>(x, rows, m, sums, header, out);
+    }
+
+  private:
+    template <int ROWS>
+    static void finish(const uint32_t* x, int rows, int first,
+                       const uint32_t (&sums)[HALVES][MAX_TILE_ROWS * 2 * LANES], const uint32_t* header, float* out) {
+        Words totals[ROWS][HALVES];
+        for (int m = 0; m < ROWS; ++m)
+            for (int half = 0; half < HALVES; ++half) {
+                const uint32_t* digits = sums[half] + (first + m) * 2 * LANES;
+                totals[m][half] = (load_words(digits) << 8) + load_words(digits + LANES);
+            }
+        Blocks::finish(totals, x + first, rows, header, 0, out + first * PANEL);
+    }
+};
+
+// sums [tiles][MAX_TILE_ROWS][PANEL] = each tile of the group times the panel. Block by block, so that the digits stay
+// in the first-level cache while the tiles pass.
+template <class Format, template <class> class Block>
+void multiply_group_of_tiles(AmxTiles& registers, const TileGroup& group, const PackedTiles& x, const uint32_t* panel,
+                             int64_t num_blocks, float* sums) {
+    using Source = typename Block<Format>::Source;
+    using Kernel = AmxSuperblocks<Source>;
+    int most_rows = 0;
+    for (const Tile& tile : group) most_rows = std::max(most_rows, tile.rows);
+    registers.shape_square(most_rows);  // one shape for all: the rows of tiles differ by one
+    std::fill(sums, sums + group.count * TILE_SUMS, 0.0f);
+    Block<Format> block;
+    alignas(64) BlockDigits digits;
+    for (int64_t b = 0; b < num_blocks; ++b, panel += Format::PANEL_WORDS) {
+        const uint32_t* numbers = block.unpack(panel);
+        DigitUnpacker<Source>::unpack(numbers, panel + Format::PANEL_WORDS, digits);
+        compiler_barrier();
+        float* out = sums;
+        for (const Tile& tile : group) {
+            Kernel::add(x.of(tile) + b * Kernel::Blocks::ROW_WORDS * tile.rows, tile.rows, digits, numbers, out);
+            out += TILE_SUMS;
+        }
+    }
+}
+
+}  // namespace SMOE_ISA
+}  // namespace smoe
+
+#endif
