@@ -23,19 +23,27 @@ constexpr int BLOCK_UNITS = 64, HALVES = PANEL / LANES;  // of a block; of a pan
 // The digits of a block's numbers: [units / LINE][HALVES][LINE][high digits of LANES outputs, low digits of them].
 using BlockDigits = uint32_t[BLOCK_UNITS * 2 * PANEL];
 
-// Store the digits of LANES units: (q - ZERO) times the factor of each output, which is in both halves of its lane.
-template <int ZERO>
-[[gnu::always_inline]] inline void store_digits(Words units, Words factors, uint32_t* digits) {
+// True if the digits are those of FACTOR q - OFFSET, so that no product with the sums of p remains.
+template <class Format>
+constexpr bool INCLUDES_OFFSET = !Format::HAS_MIN;
+
+// Store the digits of LANES units: their numbers times the scale of each output, which is in both halves of its lane.
+template <class Format>
+[[gnu::always_inline]] inline void store_digits(Words units, Words scales, uint32_t* digits) {
+    constexpr int FACTOR = INCLUDES_OFFSET<Format> ? Format::FACTOR : 1;
+    constexpr int OFFSET = INCLUDES_OFFSET<Format> ? Format::OFFSET : 0;
+    static_assert(FACTOR == 1 || FACTOR == 2);
     const auto product = [&](Words bytes) {
-        const __m512i numbers = _mm512_sub_epi16((__m512i)(bytes & 0x00ff00ffu), _mm512_set1_epi16(ZERO));
-        return (Words)_mm512_mullo_epi16(numbers, (__m512i)factors);
+        const Words numbers = (bytes & 0x00ff00ffu) * FACTOR;  // two of 16 bits
+        return (Words)_mm512_mullo_epi16(_mm512_sub_epi16((__m512i)numbers, _mm512_set1_epi16(OFFSET)),
+                                         (__m512i)scales);
     };
     const Words even = product(units), odd = product(units >> 8);  // bytes 0 and 2, bytes 1 and 3
     store_words(digits, (even >> 8 & 0x00ff00ffu) | (odd & 0xff00ff00u));
     store_words(digits + LANES, (even & 0x00ff00ffu) | (odd << 8 & 0xff00ff00u));
 }
 
-// Unpacks a block as it lies in a panel. header(): what Superblocks<Format>::finish() reads, valid until the next block.
+// Makes a block ready for DigitUnpacker and Superblocks::finish(): as it lies in a panel.
 template <class Format>
 struct StoredBlock {
     using Source = Format;
@@ -65,8 +73,6 @@ struct DigitUnpacker {
     }
 
   private:
-    // Sums of Q6_K that start at -32 P are those of q - 32.
-    static constexpr int ZERO = Format::HAS_STARTS ? Format::OFFSET : 0;
     static constexpr int LINES = Format::PANEL_WORDS / LINE_WORDS;  // of cache
 
     template <int... PAIR>
@@ -78,10 +84,10 @@ struct DigitUnpacker {
     template <int PAIR, int HALF>
     static void unpack_group(const uint32_t* block, const uint32_t* next, uint32_t* digits) {
         constexpr int FIRST = (2 * PAIR + HALF) * Format::UNITS;
-        Words factors[HALVES];
+        Words scales[HALVES];
         for (int half = 0; half < HALVES; ++half) {
-            const uint16_t* scales = scales_of<Format, PAIR>(block, half * LANES);
-            factors[half] = repeat_half<HALF>(Format::scale_pairs(load_byte_pairs(scales)));
+            const uint16_t* pairs = scales_of<Format, PAIR>(block, half * LANES);
+            scales[half] = repeat_half<HALF>(Format::scale_pairs(load_byte_pairs(pairs)));
         }
         for (int line = LINES * FIRST / BLOCK_UNITS; line < LINES * (FIRST + Format::UNITS) / BLOCK_UNITS; ++line)
             prefetch_in_place(next + line * LINE_WORDS + NEARER_WORDS);
@@ -89,8 +95,8 @@ struct DigitUnpacker {
 #pragma GCC unroll 1
         for (int i = 0; i < Format::UNITS; ++i, to += 2 * LANES)
             for (int half = 0; half < HALVES; ++half)
-                store_digits<ZERO>(Format::template unit<PAIR, HALF>(block + half * LANES, i), factors[half],
-                                   to + half * (LINE * 2 * LANES));
+                store_digits<Format>(Format::template unit<PAIR, HALF>(block + half * LANES, i), scales[half],
+                                     to + half * (LINE * 2 * LANES));
     }
 };
 
@@ -150,7 +156,7 @@ struct AmxSuperblocks {
                 const uint32_t* digits = sums[half] + (first + m) * 2 * LANES;
                 totals[m][half] = (load_words(digits) << 8) + load_words(digits + LANES);
             }
-        Blocks::finish(totals, x + first, rows, header, 0, out + first * PANEL);
+        Blocks::template finish<INCLUDES_OFFSET<Format>>(totals, x + first, rows, header, 0, out + first * PANEL);
     }
 };
 

@@ -35,7 +35,7 @@ struct SuperblockRow {
         Words totals[1][2] = {};
         const uint32_t* ahead = panel + WORDS_AHEAD + column / COLUMNS * (PASS_LINES * LINE_WORDS);
         add_sets(totals[0], x, panel, ahead, column, std::make_integer_sequence<int, SETS>());
-        Superblocks<Format>::template finish<1>(totals, x + 2 * Format::PAIRS * UNITS, 1, panel, column, out);
+        Superblocks<Format>::finish(totals, x + 2 * Format::PAIRS * UNITS, 1, panel, column, out);
     }
 
     using Sum = typename Format::Sum;

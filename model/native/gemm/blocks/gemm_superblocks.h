@@ -190,13 +190,15 @@ struct Superblocks {
     }
 
     // Subtract what the minima contribute, and add the block's products to out. x points at the words after the units.
-    template <int ROWS, int VECTORS>
+    // HAS_ALL: the totals already contain the format's factor and what its offset contributes.
+    template <bool HAS_ALL = false, int ROWS, int VECTORS>
     [[gnu::always_inline]] static inline void finish(const Words (&totals)[ROWS][VECTORS], const uint32_t* x,
                                                      int64_t stride, const uint32_t* panel, int column, float* out) {
         Words mins[ROWS][VECTORS] = {};
         const auto* pairs = reinterpret_cast<const uint16_t*>(panel + Format::MINS_AT) + column;
-        x += STARTS * stride;
-        for (int pair = 0; pair < SUMS; ++pair) {
+        constexpr int PAIRS = HAS_ALL ? 0 : SUMS;
+        x += (STARTS + SUMS - PAIRS) * stride;
+        for (int pair = 0; pair < PAIRS; ++pair) {
             Words columns[VECTORS];
 #pragma GCC unroll 4
             for (int part = 0; part < VECTORS; ++part)
@@ -219,7 +221,8 @@ struct Superblocks {
 #pragma GCC unroll 8
             for (int m = 0; m < ROWS; ++m) {
                 float* to = out + m * PANEL + column + part * LANES;
-                const Vec value = difference(totals[m][part], mins[m][part], scale, min_scale);
+                const Vec value = HAS_ALL ? to_float(totals[m][part]) * (Format::SCALE * scale)
+                                          : difference(totals[m][part], mins[m][part], scale, min_scale);
                 store(to, load(to) + value * broadcast(float_of(x[m])));
             }
         }

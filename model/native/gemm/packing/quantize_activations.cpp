@@ -122,8 +122,7 @@ void copy_blocks_for_amx(int format, const uint32_t* from, int rows, int64_t wor
     const int block_words = static_cast<int>(row_words(format, 256));
     for (int64_t block = 0; block < words; block += block_words) {
         for (int unit = 0; unit < UNITS; unit += LINE)
-            for (int m = 0; m < rows; ++m, tile += LINE)
-                std::memcpy(tile, from + m * words + block + unit, LINE * 4);
+            for (int m = 0; m < rows; ++m, tile += LINE) std::memcpy(tile, from + m * words + block + unit, LINE * 4);
         for (int word = UNITS; word < block_words; ++word)
             for (int m = 0; m < rows; ++m) *tile++ = from[m * words + block + word];
     }
