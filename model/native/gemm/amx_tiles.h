@@ -29,12 +29,12 @@ class AmxTiles {
     AmxTiles& operator=(const AmxTiles&) = delete;
 
     // Configure for up to 32 rows and 32 columns. Registers 0 .. 3: sums of rows 0 .. 15 and 16 .. 31 by columns 0 ..
-    // 15 and 16 .. 31; 4, 5: the rows; 6, 7: the columns.
-    void shape_square(int rows) {
-        if (rows == rows_) return;
-        rows_ = rows;
+    // 15 and 16 .. 31; 4, 5: `units` units of the rows; 6, 7: of the columns.
+    void shape_square(int rows, int units = LINE) {
+        if (rows == rows_ && units == units_) return;
+        rows_ = rows, units_ = units;
         const int upper = rows < 16 ? rows : 16, lower = rows - upper;
-        shape({upper, upper, lower, lower, upper, lower, LINE, LINE});
+        shape({upper, upper, lower, lower, upper, lower, units, units}, units);
     }
 
     // Configure for up to 16 rows and 64 columns. Registers 0 .. 3: sums of 16 columns each; 4: the rows; 5 .. 7:
@@ -42,7 +42,7 @@ class AmxTiles {
     void shape_wide(int rows) {
         if (rows == rows_) return;
         rows_ = rows;
-        shape({rows, rows, rows, rows, rows, LINE, LINE, LINE});
+        shape({rows, rows, rows, rows, rows, LINE, LINE, LINE}, LINE);
     }
 
   private:
@@ -53,19 +53,19 @@ class AmxTiles {
         uint8_t rows[16] = {};
     };
 
-    // Set the rows of each register; 0 leaves a register unused.
-    static void shape(std::initializer_list<int> rows) {
+    // Set the rows of each register; 0 leaves a register unused. Registers 4 and 5 have rows of `units` units.
+    static void shape(std::initializer_list<int> rows, int units) {
         alignas(64) Shapes shapes;
         int index = 0;
         for (const int count : rows) {
-            shapes.row_bytes[index] = LINE * 4;
+            shapes.row_bytes[index] = static_cast<uint16_t>((index == 4 || index == 5 ? units : LINE) * 4);
             shapes.rows[index++] = static_cast<uint8_t>(count ? count : 1);
         }
         compiler_barrier();
         _tile_loadconfig(&shapes);
     }
 
-    int rows_ = 0;  // rows of the current configuration; an object uses one of the two shapes
+    int rows_ = 0, units_ = 0;  // of the current configuration; an object uses one of the two shapes
 };
 
 // Stores the rows' register from time to time and reads nothing of it: where tile instructions run for some 2,000

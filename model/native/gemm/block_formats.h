@@ -121,11 +121,6 @@ constexpr BlockLayout BLOCK_LAYOUTS[] = {
 
 constexpr bool is_block_format(int format) { return format >= Q4_0 && format < END_OF_BLOCK_FORMATS; }
 constexpr bool is_code_book(int format) { return format >= IQ3_S && format < END_OF_BLOCK_FORMATS; }
-// Blocks of 256.
-constexpr bool is_superblock_format(int format) {
-    return (format >= Q4_K && format <= Q6_K) || format == Q2_K || format == Q3_K || format == IQ4_XS ||
-           is_code_book(format);
-}
 constexpr bool is_affine(int format) { return format >= AFFINE4_G32 && format <= AFFINE8_G128; }
 constexpr const BlockLayout& block_layout(int format) { return BLOCK_LAYOUTS[format - Q4_0]; }
 

@@ -62,8 +62,7 @@ class Microkernel {
 };
 
 #if defined(__AMX_TILE__)
-// sums [tiles][MAX_TILE_ROWS][PANEL] = each tile of the group, in the AMX layout of a block format of 256 numbers,
-// times the panel.
+// sums [tiles][MAX_TILE_ROWS][PANEL] = each tile of the group, in the AMX layout of a block format, times the panel.
 void multiply_block_group(AmxTiles& registers, int format, const TileGroup& group, const PackedTiles& x,
                           const uint32_t* panel, int64_t K, float* sums);
 #endif

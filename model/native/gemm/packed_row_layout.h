@@ -50,7 +50,7 @@ constexpr bool has_starts(int format) { return STARTS_PER_GROUP > 0 && format ==
 #if defined(__AMX_TILE__)
 // In integer formats the unit layout is faster for few rows and gives the same bits, because their sums are exact.
 constexpr bool uses_amx_layout(int format, int rows) {
-    if (is_superblock_format(format)) return rows > MAX_UNIT_ROWS;
+    if (is_block_format(format)) return rows > MAX_UNIT_ROWS;
     return row_format(format) == BFLOAT16 || ((format == INT8 || format == INT4) && rows > 4);
 }
 constexpr bool HAS_AMX = true;
@@ -58,6 +58,9 @@ constexpr bool HAS_AMX = true;
 constexpr bool uses_amx_layout(int, int) { return false; }
 constexpr bool HAS_AMX = false;
 #endif
+
+// Units in a line of a block format's row in the AMX layout.
+constexpr int amx_line_units(int units) { return std::min(units, LINE); }
 
 // True if a panel is unpacked once for several tiles of rows: int4 to int8's bytes, coded weights to bfloat16. On AMX a
 // group of tiles unpacks coded weights line by line.

@@ -8,7 +8,6 @@
 
 #if defined(__AMX_TILE__)
 
-#include <algorithm>
 #include <utility>
 
 #include "gemm/blocks/gemm_code_books.h"
@@ -42,28 +41,6 @@ template <class Format>
     store_words(digits, (even >> 8 & 0x00ff00ffu) | (odd & 0xff00ff00u));
     store_words(digits + LANES, (even & 0x00ff00ffu) | (odd << 8 & 0xff00ff00u));
 }
-
-// Makes a block ready for DigitUnpacker and Superblocks::finish(): as it lies in a panel.
-template <class Format>
-struct StoredBlock {
-    using Source = Format;
-
-    const uint32_t* unpack(const uint32_t* block) { return block; }
-};
-
-// The same with codes, which are looked up first.
-template <class Format>
-struct CodedBlock {
-    using Source = UnpackedCodes<Format>;
-
-    const uint32_t* unpack(const uint32_t* block) {
-        Source::unpack(block, unpacked_);
-        return unpacked_;
-    }
-
-  private:
-    alignas(64) uint32_t unpacked_[Superblocks<Source>::PANEL_WORDS];
-};
 
 template <class Format>
 struct DigitUnpacker {
@@ -127,63 +104,56 @@ inline void multiply_digits(const uint32_t* x, int rows, const uint32_t* digits,
     compiler_barrier();
 }
 
-template <class Format>
-struct AmxSuperblocks {
-    using Blocks = Superblocks<Format>;
+// Format: of a panel; Block: what is unpacked from it, Format or UnpackedCodes<Format>.
+template <class Format, class Block = Format>
+class AmxSuperblocks {
+  public:
+    static constexpr int BLOCKS = 1, PANEL_WORDS = Format::PANEL_WORDS, ROW_WORDS = Superblocks<Block>::ROW_WORDS;
+    static constexpr int LINE_UNITS = LINE;
 
-    // out [rows][PANEL] += the products of a tile's block at x with the digits. `header`: of the panel's block.
-    static void add(const uint32_t* x, int rows, const uint32_t* digits, const uint32_t* header, float* out) {
+    // Make a block of a panel ready for add(), and prefetch the one after it.
+    void unpack(const uint32_t* panel, int) {
+        block_ = panel;
+        if constexpr (Block::IS_UNPACKED) {
+            Block::unpack(panel, numbers_);
+            block_ = numbers_;
+        }
+        DigitUnpacker<Block>::unpack(block_, panel + PANEL_WORDS, digits_);
+    }
+
+    // out [rows][PANEL] += the products of a tile's block at x with the unpacked one.
+    void add(const uint32_t* x, int rows, int, float* out) const {
         alignas(64) uint32_t sums[HALVES][MAX_TILE_ROWS * 2 * LANES];
         for (int half = 0; half < HALVES; ++half) {
-            const uint32_t* from = digits + half * (LINE * 2 * LANES);
-            rows > 16 ? multiply_digits<true>(x, rows, from, sums[half])
-                      : multiply_digits<false>(x, rows, from, sums[half]);
+            const uint32_t* digits = digits_ + half * (LINE * 2 * LANES);
+            rows > 16 ? multiply_digits<true>(x, rows, digits, sums[half])
+                      : multiply_digits<false>(x, rows, digits, sums[half]);
         }
         x += BLOCK_UNITS * rows;
         constexpr int ROWS = 4;
         int m = 0;
-        for (; m + ROWS <= rows; m += ROWS) finish<ROWS>(x, rows, m, sums, header, out);
-        for (; m < rows; ++m) finish<1>(x, rows, m, sums, header, out);
+        for (; m + ROWS <= rows; m += ROWS) finish<ROWS>(x, rows, m, sums, out);
+        for (; m < rows; ++m) finish<1>(x, rows, m, sums, out);
     }
 
   private:
     template <int ROWS>
-    static void finish(const uint32_t* x, int rows, int first,
-                       const uint32_t (&sums)[HALVES][MAX_TILE_ROWS * 2 * LANES], const uint32_t* header, float* out) {
+    void finish(const uint32_t* x, int rows, int first, const uint32_t (&sums)[HALVES][MAX_TILE_ROWS * 2 * LANES],
+                float* out) const {
         Words totals[ROWS][HALVES];
         for (int m = 0; m < ROWS; ++m)
             for (int half = 0; half < HALVES; ++half) {
                 const uint32_t* digits = sums[half] + (first + m) * 2 * LANES;
                 totals[m][half] = (load_words(digits) << 8) + load_words(digits + LANES);
             }
-        Blocks::template finish<INCLUDES_OFFSET<Format>>(totals, x + first, rows, header, 0, out + first * PANEL);
+        Superblocks<Block>::template finish<INCLUDES_OFFSET<Block>>(totals, x + first, rows, block_, 0,
+                                                                    out + first * PANEL);
     }
-};
 
-// sums [tiles][MAX_TILE_ROWS][PANEL] = each tile of the group times the panel. Block by block, so that the digits stay
-// in the first-level cache while the tiles pass.
-template <class Format, template <class> class Block>
-void multiply_group_of_tiles(AmxTiles& registers, const TileGroup& group, const PackedTiles& x, const uint32_t* panel,
-                             int64_t num_blocks, float* sums) {
-    using Source = typename Block<Format>::Source;
-    using Kernel = AmxSuperblocks<Source>;
-    int most_rows = 0;
-    for (const Tile& tile : group) most_rows = std::max(most_rows, tile.rows);
-    registers.shape_square(most_rows);  // one shape for all: the rows of tiles differ by one
-    std::fill(sums, sums + group.count * TILE_SUMS, 0.0f);
-    Block<Format> block;
-    alignas(64) BlockDigits digits;
-    for (int64_t b = 0; b < num_blocks; ++b, panel += Format::PANEL_WORDS) {
-        const uint32_t* numbers = block.unpack(panel);
-        DigitUnpacker<Source>::unpack(numbers, panel + Format::PANEL_WORDS, digits);
-        compiler_barrier();
-        float* out = sums;
-        for (const Tile& tile : group) {
-            Kernel::add(x.of(tile) + b * Kernel::Blocks::ROW_WORDS * tile.rows, tile.rows, digits, numbers, out);
-            out += TILE_SUMS;
-        }
-    }
-}
+    const uint32_t* block_ = nullptr;  // what Superblocks::finish() reads
+    alignas(64) uint32_t numbers_[Block::IS_UNPACKED ? Superblocks<Block>::PANEL_WORDS : 1];
+    alignas(64) BlockDigits digits_;
+};
 
 }  // namespace SMOE_ISA
 }  // namespace smoe

@@ -116,15 +116,19 @@ void quantize_for_amx(int dtype, int format, const void* x, const int32_t* row_i
         });
 }
 
-// Copy quantized rows [rows][words] of blocks of 256 numbers to a tile in the AMX layout.
+// Copy quantized rows [rows][words] of a block format to a tile in the AMX layout.
 void copy_blocks_for_amx(int format, const uint32_t* from, int rows, int64_t words, uint32_t* tile) {
-    constexpr int UNITS = 256 / 4;
-    const int block_words = static_cast<int>(row_words(format, 256));
-    for (int64_t block = 0; block < words; block += block_words) {
-        for (int unit = 0; unit < UNITS; unit += LINE)
-            for (int m = 0; m < rows; ++m, tile += LINE) std::memcpy(tile, from + m * words + block + unit, LINE * 4);
-        for (int word = UNITS; word < block_words; ++word)
-            for (int m = 0; m < rows; ++m) *tile++ = from[m * words + block + word];
+    const int numbers = block_layout(format).numbers, units = numbers / 4, line = amx_line_units(units);
+    const auto block_words = static_cast<int>(row_words(format, numbers));
+    const int before = numbers < 256 ? 1 : 0;  // words before the units
+    for (const uint32_t* end = from + words; from < end; from += block_words) {
+        for (int unit = 0; unit < units; unit += line)
+            for (int m = 0; m < rows; ++m, tile += line)
+                std::memcpy(tile, from + m * words + before + unit, line * sizeof *tile);
+        for (int word = 0; word < block_words; ++word) {
+            if (word == before) word += units;
+            for (int m = 0; m < rows; ++m) *tile++ = from[m * words + word];
+        }
     }
 }
 

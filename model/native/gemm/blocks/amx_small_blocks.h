@@ -1,0 +1,109 @@
+// Products of many rows with the block formats of 32, 64 and 128 numbers, on AMX. Included by
+// gemm/blocks/multiply_group.cpp only.
+//
+// A tile product gives the sums of a block for 16 rows and 16 outputs, exactly. Vectors scale them as SmallBlocks does,
+// k ascending, so the bits are the same.
+#pragma once
+
+#if defined(__AMX_TILE__)
+
+#include <algorithm>
+
+#include "gemm/blocks/gemm_small_blocks.h"
+#include "gemm/blocks/unpacked_blocks.h"
+#include "gemm/microkernel.h"
+
+namespace smoe {
+namespace SMOE_ISA {
+
+template <class Format>
+class AmxSmallBlocks {
+  public:
+    static constexpr int BLOCKS = blocks_per_call(Format::UNITS), PANEL_WORDS = Format::PANEL_WORDS;
+    static constexpr int ROW_WORDS = Format::UNITS + 2, LINE_UNITS = amx_line_units(Format::UNITS);
+
+    // Make `blocks` blocks of a panel ready for add(), and prefetch the ones after them.
+    void unpack(const uint32_t* panel, int blocks) {
+        for (int block = 0; block < blocks; ++block, panel += PANEL_WORDS) {
+            prefetch_lines<PANEL_WORDS>(panel + BLOCKS * PANEL_WORDS);
+            Unpacked::unpack(panel, unpacked_[block]);
+        }
+    }
+
+    // out [rows][PANEL] += the products of a tile's blocks at x with the unpacked ones. Rows of `out` behind a tile's
+    // last get any numbers.
+    void add(const uint32_t* x, int rows, int blocks, float* out) const {
+        for (int first = 0; first < rows; first += 16)
+            for (int column = 0; column < PANEL; column += LANES)
+                add_square(x, rows, first, column, blocks, out + first * PANEL + column);
+    }
+
+  private:
+    using Unpacked = UnpackedSmallBlock<Format>;
+    using Square = uint32_t[16][LANES];  // sums of 16 rows and LANES outputs
+
+    // The product of the next block runs beside the scaling of this one's.
+    void add_square(const uint32_t* x, int rows, int first, int column, int blocks, float* out) const {
+        alignas(64) Square sums[2];
+        Vec totals[16];
+#pragma GCC unroll 16
+        for (int m = 0; m < 16; ++m) totals[m] = load(out + m * PANEL);
+        multiply(x, rows, first, unpacked_[0] + column, sums[0]);
+        for (int block = 0; block < blocks; block += 2) {
+            if (block + 1 < blocks) multiply(x + ROW_WORDS * rows, rows, first, unpacked_[block + 1] + column, sums[1]);
+            scale(sums[0], x + first, rows, unpacked_[block], column, totals);
+            x += ROW_WORDS * rows;
+            if (block + 1 == blocks) break;
+            if (block + 2 < blocks) multiply(x + ROW_WORDS * rows, rows, first, unpacked_[block + 2] + column, sums[0]);
+            scale(sums[1], x + first, rows, unpacked_[block + 1], column, totals);
+            x += ROW_WORDS * rows;
+        }
+#pragma GCC unroll 16
+        for (int m = 0; m < 16; ++m) store(out + m * PANEL, totals[m]);
+    }
+
+    // sums = rows first .. first + 15 of a block [lines][rows][LINE_UNITS] times LANES outputs.
+    [[gnu::always_inline]] static inline void multiply(const uint32_t* x, int rows, int first, const uint32_t* block,
+                                                       Square& sums) {
+        const uint32_t *from = x + first * LINE_UNITS, *units = block + Unpacked::UNITS_AT;
+        const int64_t stride = rows * LINE_UNITS;
+        if (first == 0) {
+            _tile_zero(0);
+            for (int unit = 0; unit < Format::UNITS; unit += LINE_UNITS, from += stride) {
+                _tile_loadd(4, from, LINE_UNITS * 4);
+                _tile_loadd(6, units + unit * PANEL, PANEL * 4);
+                _tile_dpbsud(0, 4, 6);
+            }
+            _tile_stored(0, sums, LANES * 4);
+        } else {
+            _tile_zero(2);
+            for (int unit = 0; unit < Format::UNITS; unit += LINE_UNITS, from += stride) {
+                _tile_loadd(5, from, LINE_UNITS * 4);
+                _tile_loadd(6, units + unit * PANEL, PANEL * 4);
+                _tile_dpbsud(2, 5, 6);
+            }
+            _tile_stored(2, sums, LANES * 4);
+        }
+        compiler_barrier();
+    }
+
+    // totals += sums, scaled. x points at the first row of the block; its first words and scales follow the units.
+    [[gnu::always_inline]] static inline void scale(const Square& sums, const uint32_t* x, int rows,
+                                                    const uint32_t* block, int column, Vec (&totals)[16]) {
+        const uint32_t *firsts = x + Format::UNITS * rows, *scales = firsts + rows;
+        const auto columns = Format::columns(block, column);
+#pragma GCC unroll 16
+        for (int m = 0; m < 16; ++m) {
+            Words sum = load_words(sums[m]);
+            if constexpr (Format::ADDS_FIRST) sum += broadcast_word(firsts[m]);
+            totals[m] += Format::value(sum, firsts[m], columns) * broadcast(float_of(scales[m]));
+        }
+    }
+
+    alignas(64) uint32_t unpacked_[BLOCKS][(Unpacked::PANEL_WORDS + LINE - 1) / LINE * LINE];
+};
+
+}  // namespace SMOE_ISA
+}  // namespace smoe
+
+#endif
