@@ -7,14 +7,22 @@
 
 #if defined(__AMX_TILE__)
 
-#include <algorithm>
+#include <cstring>
 
 #include "gemm/blocks/gemm_small_blocks.h"
-#include "gemm/blocks/unpacked_blocks.h"
 #include "gemm/microkernel.h"
 
 namespace smoe {
 namespace SMOE_ISA {
+
+// Register SUM += A times B, of signed bytes A and of signed or unsigned bytes B.
+#define SMOE_ADD_BYTES(IS_SIGNED, SUM, A, B) \
+    do {                                     \
+        if constexpr (IS_SIGNED)             \
+            _tile_dpbssd(SUM, A, B);         \
+        else                                 \
+            _tile_dpbsud(SUM, A, B);         \
+    } while (false)
 
 template <class Format>
 class AmxSmallBlocks {
@@ -26,7 +34,9 @@ class AmxSmallBlocks {
     void unpack(const uint32_t* panel, int blocks) {
         for (int block = 0; block < blocks; ++block, panel += PANEL_WORDS) {
             prefetch_lines<PANEL_WORDS>(panel + BLOCKS * PANEL_WORDS);
-            Unpacked::unpack(panel, unpacked_[block]);
+            std::memcpy(unpacked_[block], panel, Format::HEADER_WORDS * 4);
+            unpack_half<0>(panel, unpacked_[block] + UNITS_AT);
+            unpack_half<1>(panel, unpacked_[block] + UNITS_AT + Format::UNITS / 2 * PANEL);
         }
     }
 
@@ -39,8 +49,20 @@ class AmxSmallBlocks {
     }
 
   private:
-    using Unpacked = UnpackedSmallBlock<Format>;
+    static constexpr int UNITS_AT = (Format::HEADER_WORDS + LINE - 1) / LINE * LINE;  // of an unpacked block
     using Square = uint32_t[16][LANES];  // sums of 16 rows and LANES outputs
+
+    // Bytes q, or q - ZERO where a row's first word would be added.
+    template <int HALF>
+    static void unpack_half(const uint32_t* block, uint32_t* units) {
+        for (int i = 0; i < Format::UNITS / 2; ++i)
+            for (int column = 0; column < PANEL; column += LANES, units += LANES) {
+                Words bytes = Format::template unit<HALF>(block + column, i);
+                if constexpr (Format::ADDS_FIRST)
+                    bytes = (Words)_mm512_sub_epi8((__m512i)bytes, _mm512_set1_epi8(static_cast<char>(Format::ZERO)));
+                store_words(units, bytes);
+            }
+    }
 
     // The product of the next block runs beside the scaling of this one's.
     void add_square(const uint32_t* x, int rows, int first, int column, int blocks, float* out) const {
@@ -65,14 +87,14 @@ class AmxSmallBlocks {
     // sums = rows first .. first + 15 of a block [lines][rows][LINE_UNITS] times LANES outputs.
     [[gnu::always_inline]] static inline void multiply(const uint32_t* x, int rows, int first, const uint32_t* block,
                                                        Square& sums) {
-        const uint32_t *from = x + first * LINE_UNITS, *units = block + Unpacked::UNITS_AT;
+        const uint32_t *from = x + first * LINE_UNITS, *units = block + UNITS_AT;
         const int64_t stride = rows * LINE_UNITS;
         if (first == 0) {
             _tile_zero(0);
             for (int unit = 0; unit < Format::UNITS; unit += LINE_UNITS, from += stride) {
                 _tile_loadd(4, from, LINE_UNITS * 4);
                 _tile_loadd(6, units + unit * PANEL, PANEL * 4);
-                _tile_dpbsud(0, 4, 6);
+                SMOE_ADD_BYTES(Format::ADDS_FIRST, 0, 4, 6);
             }
             _tile_stored(0, sums, LANES * 4);
         } else {
@@ -80,7 +102,7 @@ class AmxSmallBlocks {
             for (int unit = 0; unit < Format::UNITS; unit += LINE_UNITS, from += stride) {
                 _tile_loadd(5, from, LINE_UNITS * 4);
                 _tile_loadd(6, units + unit * PANEL, PANEL * 4);
-                _tile_dpbsud(2, 5, 6);
+                SMOE_ADD_BYTES(Format::ADDS_FIRST, 2, 5, 6);
             }
             _tile_stored(2, sums, LANES * 4);
         }
@@ -94,13 +116,11 @@ class AmxSmallBlocks {
         const auto columns = Format::columns(block, column);
 #pragma GCC unroll 16
         for (int m = 0; m < 16; ++m) {
-            Words sum = load_words(sums[m]);
-            if constexpr (Format::ADDS_FIRST) sum += broadcast_word(firsts[m]);
-            totals[m] += Format::value(sum, firsts[m], columns) * broadcast(float_of(scales[m]));
+            totals[m] += Format::value(load_words(sums[m]), firsts[m], columns) * broadcast(float_of(scales[m]));
         }
     }
 
-    alignas(64) uint32_t unpacked_[BLOCKS][(Unpacked::PANEL_WORDS + LINE - 1) / LINE * LINE];
+    alignas(64) uint32_t unpacked_[BLOCKS][UNITS_AT + Format::UNITS * PANEL];
 };
 
 }  // namespace SMOE_ISA

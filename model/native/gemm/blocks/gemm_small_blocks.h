@@ -16,7 +16,7 @@ namespace SMOE_ISA {
 
 // A format says how to read unit i of a block's first or second HALF, and what a block's sum I adds to y / s: value(I,
 // first word of the row, columns), with Columns the scales of LANES outputs. With SHARES_WORDS unit i of both halves is
-// in the same words. With ADDS_FIRST the row's first word is added to I. A block's first HEADER_WORDS are its scales,
+// in the same words. With ADDS_FIRST the row's first word, -ZERO P, is added to I. A block's first HEADER_WORDS are its scales,
 // zeros and minima; from MIN_UNPACKED_ROWS on the rest is unpacked before it is multiplied
 // (gemm/blocks/unpacked_blocks.h).
 
@@ -34,6 +34,7 @@ struct Gguf32 {
     static constexpr int HEADER_WORDS = PLANE_AT, UNITS_AT = PLANE_AT + (PLANE ? PANEL : 0);
     static constexpr int MIN_UNPACKED_ROWS = PLANE ? FEW_TO_UNPACK : NEVER;
     static constexpr bool SHARES_WORDS = true, IS_UNPACKED = false, ADDS_FIRST = !MIN;
+    static constexpr int ZERO = PLANE ? 16 : 8;
 
     using Sum = ByteSum<PLANE ? 31 : 15>;
     struct Columns {
@@ -65,6 +66,7 @@ struct GgufQ8 {
     static constexpr int UNITS = 8, PANEL_WORDS = block_layout(Q8_0).panel_words, UNITS_AT = PANEL / 2;
     static constexpr int HEADER_WORDS = UNITS_AT, MIN_UNPACKED_ROWS = NEVER;
     static constexpr bool SHARES_WORDS = false, IS_UNPACKED = false, ADDS_FIRST = Int8Unit::IS_BIASED;
+    static constexpr int ZERO = 128;
 
     using Sum = BiasedByteSum;
     struct Columns {
