@@ -161,11 +161,12 @@ float* Microkernel::multiply(int format, const TileGroup& group, const PackedTil
     }
     float* sums = sums_[use.matrix];
 #if defined(__AMX_TILE__)
-    if (is_block_format(format) && uses_amx_layout(format, group.first->rows)) {
-        multiply_block_group(registers_, format, group, x, panel, K, sums);
-        return sums;
-    }
-    if (group.count > 1 && !is_block_format(format)) {
+    if (is_block_format(format)) {
+        if (uses_amx_layout(format, group.first->rows)) {
+            multiply_block_group(registers_, format, group, x, panel, K, sums);
+            return sums;
+        }
+    } else if (group.count > 1) {
         multiply_group(registers_, format, group, x, panel, K, sums, use.share);
         return sums;
     }

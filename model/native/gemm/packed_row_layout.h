@@ -2,7 +2,8 @@
 //
 // Unit layout: [depth][rows], for blocks that multiply one unit of each row at a time. AMX layout: lines of LINE units,
 // [depth / LINE][rows], the last line zero-padded. gemm/quant_formats.h and gemm/block_formats.h describe the rest of a
-// quantized row; in the AMX layout int8's and int4's [rows] starting sums and then [rows] scales follow the units.
+// quantized row; in the AMX layout int8's and int4's [rows] starting sums and then [rows] scales follow the units. A
+// block of a block format has its lines, of fewer units if it has fewer, and then its other words [..][rows].
 //
 // Where no instruction multiplies bfloat16 numbers their rows are packed as float32, [K, rounded up to even][rows], so
 // that a product does not convert them again for each panel.
@@ -18,15 +19,23 @@
 namespace smoe {
 namespace SMOE_ISA {
 
+#if defined(__AMX_TILE__)
+constexpr bool HAS_AMX = true;
+#else
+constexpr bool HAS_AMX = false;
+#endif
+
 constexpr int LINE = 16;
 constexpr int MAX_UNIT_ROWS = 12;  // rows of a tile in the unit layout, where blocks are not unpacked for many rows
 constexpr int MAX_TILE_ROWS = 32;
 static_assert(MAX_TILE_ROWS <= PANEL);  // pack_tile() transposes rows as it does a panel's outputs
 
-// True if many rows of the format may share the unpacking of a block's numbers (gemm/blocks/unpacked_blocks.h): code
-// books always, all formats on AVX2, and those that gain on Intel's AVX-512 with VNNI. AMD's was not measured.
+// True if many rows of the format in the unit layout may share the unpacking of a block's numbers
+// (gemm/blocks/unpacked_blocks.h): code books always, all formats on AVX2, and those that gain on Intel's AVX-512 with
+// VNNI. AMD's was not measured. AMX has many rows in its own layout.
 constexpr bool unpacks_blocks(int format) {
     if (is_code_book(format)) return true;
+    if (HAS_AMX) return false;
     if (SUMS_OF_16_BITS && LANES == 8) return is_block_format(format);
     switch (format) {
         case Q5_0:
@@ -53,10 +62,8 @@ constexpr bool uses_amx_layout(int format, int rows) {
     if (is_block_format(format)) return rows > MAX_UNIT_ROWS;
     return row_format(format) == BFLOAT16 || ((format == INT8 || format == INT4) && rows > 4);
 }
-constexpr bool HAS_AMX = true;
 #else
 constexpr bool uses_amx_layout(int, int) { return false; }
-constexpr bool HAS_AMX = false;
 #endif
 
 // Units in a line of a block format's row in the AMX layout.

@@ -1,5 +1,5 @@
 // Products of many rows with the block formats of 32, 64 and 128 numbers, on AMX. Included by
-// gemm/blocks/multiply_group.cpp only.
+// gemm/blocks/amx_blocks.cpp only.
 //
 // A tile product gives the sums of a block for 16 rows and 16 outputs, exactly. Vectors scale them as SmallBlocks does,
 // k ascending, so the bits are the same.

@@ -1,4 +1,4 @@
-// Products of many rows with the block formats of 256 numbers, on AMX. Included by gemm/blocks/multiply_group.cpp only.
+// Products of many rows with the block formats of 256 numbers, on AMX. Included by gemm/blocks/amx_blocks.cpp only.
 //
 // A block's sum over its groups of sc sum(q p) is sum((sc q) p), and the numbers sc q fit into 16 bits. Each is put
 // together from two digits, 256 h + l, h signed and l not: tile products with each are exact for the whole block, so no
@@ -44,7 +44,8 @@ template <class Format>
 
 template <class Format>
 struct DigitUnpacker {
-    // Unpack all groups; `next` is the block behind this one in memory, which is prefetched meanwhile.
+    // Unpack all groups; `next` is the block behind this one in memory, which is prefetched meanwhile, unless looking
+    // up codes did that.
     static void unpack(const uint32_t* block, const uint32_t* next, uint32_t* digits) {
         unpack_pairs(block, next, digits, std::make_integer_sequence<int, Format::PAIRS>());
     }
@@ -67,7 +68,7 @@ struct DigitUnpacker {
             scales[half] = repeat_half<HALF>(Format::scale_pairs(load_byte_pairs(pairs)));
         }
         for (int line = LINES * FIRST / BLOCK_UNITS; line < LINES * (FIRST + Format::UNITS) / BLOCK_UNITS; ++line)
-            prefetch_in_place(next + line * LINE_WORDS + NEARER_WORDS);
+            prefetch<Format>(next + line * LINE_WORDS + NEARER_WORDS);
         uint32_t* to = digits + FIRST / LINE * (LINE * 2 * PANEL) + FIRST % LINE * (2 * LANES);
 #pragma GCC unroll 1
         for (int i = 0; i < Format::UNITS; ++i, to += 2 * LANES)

@@ -16,8 +16,8 @@ namespace SMOE_ISA {
 
 // A format says how to read unit i of a block's first or second HALF, and what a block's sum I adds to y / s: value(I,
 // first word of the row, columns), with Columns the scales of LANES outputs. With SHARES_WORDS unit i of both halves is
-// in the same words. With ADDS_FIRST the row's first word, -ZERO P, is added to I. A block's first HEADER_WORDS are its scales,
-// zeros and minima; from MIN_UNPACKED_ROWS on the rest is unpacked before it is multiplied
+// in the same words. With ADDS_FIRST the row's first word, -ZERO P, is added to I. A block's first HEADER_WORDS are its
+// scales, zeros and minima; from MIN_UNPACKED_ROWS on the rest is unpacked before it is multiplied
 // (gemm/blocks/unpacked_blocks.h).
 
 // Blocks per call of SmallBlocks::add(): few enough to stay in the first-level cache for all columns.
