@@ -59,7 +59,7 @@ constexpr bool has_starts(int format) { return STARTS_PER_GROUP > 0 && format ==
 #if defined(__AMX_TILE__)
 // In integer formats the unit layout is faster for few rows and gives the same bits, because their sums are exact.
 constexpr bool uses_amx_layout(int format, int rows) {
-    if (is_block_format(format)) return rows > MAX_UNIT_ROWS;
+    if (is_block_format(format)) return format != Q8_0 && rows > MAX_UNIT_ROWS;  // Q8_0: decision 123
     return row_format(format) == BFLOAT16 || ((format == INT8 || format == INT4) && rows > 4);
 }
 #else

@@ -51,7 +51,6 @@ Product product_of(int format) {
         case Q4_1: return multiply<SmallBlocksOf<Gguf32<Q4_1, true, false>>>;
         case Q5_0: return multiply<SmallBlocksOf<Gguf32<Q5_0, false, true>>>;
         case Q5_1: return multiply<SmallBlocksOf<Gguf32<Q5_1, true, true>>>;
-        case Q8_0: return multiply<SmallBlocksOf<GgufQ8>>;
         case IQ4_NL: return multiply<SmallBlocksOf<GgufIq4>>;
         case INT4_G32: return multiply<SmallBlocksOf<Int4Group<INT4_G32>>>;
         case INT4_G64: return multiply<SmallBlocksOf<Int4Group<INT4_G64>>>;
