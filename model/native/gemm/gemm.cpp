@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "gemm/blocks/amx_blocks.h"
 #include "gemm/coded/coded_panel.h"
 #include "gemm/gemm_amx.h"
 #include "gemm/gemm_float.h"

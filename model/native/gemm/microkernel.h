@@ -12,14 +12,6 @@
 namespace smoe {
 namespace SMOE_ISA {
 
-// Rows of x, packed tile by tile, `words` words each.
-struct PackedTiles {
-    const uint32_t* rows;
-    int64_t words;
-
-    const uint32_t* of(const Tile& tile) const { return rows + tile.first_row * words; }
-};
-
 // What one product needs to know of the others of its task: the tiles that are multiplied by the same panel, what to
 // prefetch of a later panel, and which of the matrices that a tile is multiplied by in turns this is.
 struct PanelUse {
@@ -34,8 +26,6 @@ inline PanelUse use_of(const NextPanel& next, const Matrix& matrix, int64_t word
     const int64_t first = words * next.part / next.parts;
     return {next.tiles, {matrix.panel(next.panel) + first, words * next.end_part / next.parts - first}, index};
 }
-
-constexpr int64_t TILE_SUMS = MAX_TILE_ROWS * PANEL;
 
 // Per-thread state for consecutive products: keeps the configuration that they share.
 class Microkernel {
@@ -60,12 +50,6 @@ class Microkernel {
     UnfusedBf16 rounding_;
 #endif
 };
-
-#if defined(__AMX_TILE__)
-// sums [tiles][MAX_TILE_ROWS][PANEL] = each tile of the group, in the AMX layout of a block format, times the panel.
-void multiply_block_group(AmxTiles& registers, int format, const TileGroup& group, const PackedTiles& x,
-                          const uint32_t* panel, int64_t K, float* sums);
-#endif
 
 // Store the first `columns` sums of one row and panel to y.
 template <class T>

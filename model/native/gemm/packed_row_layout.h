@@ -131,6 +131,16 @@ inline int64_t row_words(int format, int64_t K) {
 // largest.
 constexpr int64_t SPARE_WORDS = HAS_AMX ? LINE : 0;
 
+// Rows of x, packed tile by tile, `words` words each.
+struct PackedTiles {
+    const uint32_t* rows;
+    int64_t words;
+
+    const uint32_t* of(const Tile& tile) const { return rows + tile.first_row * words; }
+};
+
+constexpr int64_t TILE_SUMS = MAX_TILE_ROWS * PANEL;  // of a tile's product with a panel
+
 // Words that pack_rows needs per row of x: the packed row, and as many again as scratch if its numbers are rounded.
 inline int64_t packing_words(int dtype, int format, int64_t K) {
     return row_words(format, K) * (row_format(format) == dtype ? 1 : 2);

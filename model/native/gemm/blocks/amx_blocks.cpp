@@ -1,10 +1,11 @@
 // Products of groups of tiles with block formats on AMX.
+#include "gemm/blocks/amx_blocks.h"
+
 #include <algorithm>
 
 #include "gemm/blocks/amx_small_blocks.h"
 #include "gemm/blocks/amx_superblocks.h"
 #include "gemm/blocks/gemm_groups.h"
-#include "gemm/microkernel.h"
 
 namespace smoe {
 namespace SMOE_ISA {

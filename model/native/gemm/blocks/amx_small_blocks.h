@@ -9,8 +9,8 @@
 
 #include <cstring>
 
+#include "gemm/amx_tiles.h"
 #include "gemm/blocks/gemm_small_blocks.h"
-#include "gemm/microkernel.h"
 
 namespace smoe {
 namespace SMOE_ISA {

@@ -10,9 +10,9 @@
 
 #include <utility>
 
+#include "gemm/amx_tiles.h"
 #include "gemm/blocks/gemm_code_books.h"
 #include "gemm/blocks/gemm_superblocks.h"
-#include "gemm/microkernel.h"
 
 namespace smoe {
 namespace SMOE_ISA {
