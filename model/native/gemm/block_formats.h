@@ -120,8 +120,8 @@ constexpr BlockLayout BLOCK_LAYOUTS[] = {
 };
 
 constexpr bool is_block_format(int format) { return format >= Q4_0 && format < END_OF_BLOCK_FORMATS; }
-constexpr bool is_code_book(int format) { return format >= IQ3_S && format < END_OF_BLOCK_FORMATS; }
 constexpr bool is_affine(int format) { return format >= AFFINE4_G32 && format <= AFFINE8_G128; }
+constexpr bool is_code_book(int format) { return format >= IQ3_S && format < END_OF_BLOCK_FORMATS; }
 constexpr const BlockLayout& block_layout(int format) { return BLOCK_LAYOUTS[format - Q4_0]; }
 
 // Pack rows of blocks [O, K] into panels, `stride` words from one panel to the next. K is a multiple

@@ -78,7 +78,7 @@ constexpr bool unpacks_panels(int format) {
 // True if several tiles of rows that are multiplied by one panel prefetch the next one together. AMD's AVX-512 was not
 // measured, nor were products on AMX that do not use its tiles.
 constexpr bool shares_panels(int format) {
-    if (HAS_AMX) return uses_amx_layout(format, MAX_TILE_ROWS);
+    if (HAS_AMX) return uses_amx_layout(format, MAX_TILE_ROWS) && !is_block_format(format);
     const bool is_float = format == FLOAT32 || format == BFLOAT16;
     return IS_FOR_INTEL && (is_float || format == INT8 || unpacks_panels(format));
 }
@@ -107,8 +107,11 @@ constexpr bool is_widened(int format) { return row_format(format) == BFLOAT16; }
 #endif
 
 // Rows of a tile of a matrix that multiplies `rows` rows. On AVX-512 unpacking Q4_K gains nothing from fewer than 28,
-// and passes over a larger tile are slower than those over several tiles.
+// and passes over a larger tile are slower than those over several tiles. On AMX a tile of at most 16 rows of
+// blocks of 256 is slower than two in the unit layout (decision 123).
 constexpr int max_tile_rows(int format, int64_t rows) {
+    const bool has_superblocks = is_block_format(format) && block_layout(format).numbers == 256;
+    if (HAS_AMX && has_superblocks && rows <= 16) return MAX_UNIT_ROWS;
     if (LANES == 16 && !HAS_AMX && format == Q4_K && rows < 28) return MAX_UNIT_ROWS;
     if (unpacks_blocks(format)) return MAX_TILE_ROWS;
     return uses_amx_layout(format, MAX_TILE_ROWS) ? MAX_TILE_ROWS : MAX_UNIT_ROWS;

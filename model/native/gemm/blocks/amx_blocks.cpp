@@ -37,45 +37,42 @@ void multiply(AmxTiles& registers, const TileGroup& group, const PackedTiles& x,
 }
 
 template <class Format>
-using SmallBlocksOf = AmxSmallBlocks<Format>;
-template <class Format>
-using SuperblocksOf = AmxSuperblocks<Format>;
-template <class Format>
-using CodesOf = AmxSuperblocks<Format, UnpackedCodes<Format>>;
+using AmxCodes = AmxSuperblocks<Format, UnpackedCodes<Format>>;
 
 using Product = void (*)(AmxTiles& registers, const TileGroup& group, const PackedTiles& x, const uint32_t* panel,
                          int64_t num_blocks, float* sums);
 
 Product product_of(int format) {
     switch (format) {
-        case Q4_0: return multiply<SmallBlocksOf<Gguf32<Q4_0, false, false>>>;
-        case Q4_1: return multiply<SmallBlocksOf<Gguf32<Q4_1, true, false>>>;
-        case Q5_0: return multiply<SmallBlocksOf<Gguf32<Q5_0, false, true>>>;
-        case Q5_1: return multiply<SmallBlocksOf<Gguf32<Q5_1, true, true>>>;
-        case IQ4_NL: return multiply<SmallBlocksOf<GgufIq4>>;
-        case INT4_G32: return multiply<SmallBlocksOf<Int4Group<INT4_G32>>>;
-        case INT4_G64: return multiply<SmallBlocksOf<Int4Group<INT4_G64>>>;
-        case INT4_G128: return multiply<SmallBlocksOf<Int4Group<INT4_G128>>>;
-        case INT8_G32: return multiply<SmallBlocksOf<Int8Group<INT8_G32>>>;
-        case INT8_G64: return multiply<SmallBlocksOf<Int8Group<INT8_G64>>>;
-        case INT8_G128: return multiply<SmallBlocksOf<Int8Group<INT8_G128>>>;
-        case AFFINE4_G32: return multiply<SmallBlocksOf<Affine4Group<AFFINE4_G32>>>;
-        case AFFINE4_G64: return multiply<SmallBlocksOf<Affine4Group<AFFINE4_G64>>>;
-        case AFFINE4_G128: return multiply<SmallBlocksOf<Affine4Group<AFFINE4_G128>>>;
-        case AFFINE8_G32: return multiply<SmallBlocksOf<Affine8Group<AFFINE8_G32>>>;
-        case AFFINE8_G64: return multiply<SmallBlocksOf<Affine8Group<AFFINE8_G64>>>;
-        case AFFINE8_G128: return multiply<SmallBlocksOf<Affine8Group<AFFINE8_G128>>>;
-        case Q2_K: return multiply<SuperblocksOf<Q2KBlock>>;
-        case Q3_K: return multiply<SuperblocksOf<Q3KBlock>>;
-        case Q4_K: return multiply<SuperblocksOf<Q4KBlock>>;
-        case Q5_K: return multiply<SuperblocksOf<Q5KBlock>>;
-        case Q6_K: return multiply<SuperblocksOf<Q6KBlock>>;
-        case IQ4_XS: return multiply<SuperblocksOf<Iq4XsBlock>>;
-        case IQ3_S: return multiply<CodesOf<Iq3SBlock>>;
-        case IQ3_XXS: return multiply<CodesOf<Iq3XxsBlock>>;
-        case IQ2_S: return multiply<CodesOf<Iq2SBlock>>;
-        case IQ2_XS: return multiply<CodesOf<Iq2XsBlock>>;
-        default: return multiply<CodesOf<Iq2XxsBlock>>;
+        case Q4_0: return multiply<AmxSmallBlocks<Gguf32<Q4_0, false, false>>>;
+        case Q4_1: return multiply<AmxSmallBlocks<Gguf32<Q4_1, true, false>>>;
+        case Q5_0: return multiply<AmxSmallBlocks<Gguf32<Q5_0, false, true>>>;
+        case Q5_1: return multiply<AmxSmallBlocks<Gguf32<Q5_1, true, true>>>;
+        case IQ4_NL: return multiply<AmxSmallBlocks<GgufIq4>>;
+        case INT4_G32: return multiply<AmxSmallBlocks<Int4Group<INT4_G32>>>;
+        case INT4_G64: return multiply<AmxSmallBlocks<Int4Group<INT4_G64>>>;
+        case INT4_G128: return multiply<AmxSmallBlocks<Int4Group<INT4_G128>>>;
+        case INT8_G32: return multiply<AmxSmallBlocks<Int8Group<INT8_G32>>>;
+        case INT8_G64: return multiply<AmxSmallBlocks<Int8Group<INT8_G64>>>;
+        case INT8_G128: return multiply<AmxSmallBlocks<Int8Group<INT8_G128>>>;
+        case AFFINE4_G32: return multiply<AmxSmallBlocks<Affine4Group<AFFINE4_G32>>>;
+        case AFFINE4_G64: return multiply<AmxSmallBlocks<Affine4Group<AFFINE4_G64>>>;
+        case AFFINE4_G128: return multiply<AmxSmallBlocks<Affine4Group<AFFINE4_G128>>>;
+        case AFFINE8_G32: return multiply<AmxSmallBlocks<Affine8Group<AFFINE8_G32>>>;
+        case AFFINE8_G64: return multiply<AmxSmallBlocks<Affine8Group<AFFINE8_G64>>>;
+        case AFFINE8_G128: return multiply<AmxSmallBlocks<Affine8Group<AFFINE8_G128>>>;
+        case Q2_K: return multiply<AmxSuperblocks<Q2KBlock>>;
+        case Q3_K: return multiply<AmxSuperblocks<Q3KBlock>>;
+        case Q4_K: return multiply<AmxSuperblocks<Q4KBlock>>;
+        case Q5_K: return multiply<AmxSuperblocks<Q5KBlock>>;
+        case Q6_K: return multiply<AmxSuperblocks<Q6KBlock>>;
+        case IQ4_XS: return multiply<AmxSuperblocks<Iq4XsBlock>>;
+        case IQ3_S: return multiply<AmxCodes<Iq3SBlock>>;
+        case IQ3_XXS: return multiply<AmxCodes<Iq3XxsBlock>>;
+        case IQ2_S: return multiply<AmxCodes<Iq2SBlock>>;
+        case IQ2_XS: return multiply<AmxCodes<Iq2XsBlock>>;
+        case IQ2_XXS: return multiply<AmxCodes<Iq2XxsBlock>>;
+        default: __builtin_trap();  // Q8_0 has no tiles of AMX
     }
 }
 

@@ -64,7 +64,7 @@ class AmxSmallBlocks {
             }
     }
 
-    // The product of the next block runs beside the scaling of this one's.
+    // The next block is multiplied before this one's sums are scaled: vectors wait for what tiles have stored.
     void add_square(const uint32_t* x, int rows, int first, int column, int blocks, float* out) const {
         alignas(64) Square sums[2];
         Vec totals[16];
@@ -73,11 +73,11 @@ class AmxSmallBlocks {
         multiply(x, rows, first, unpacked_[0] + column, sums[0]);
         for (int block = 0; block < blocks; block += 2) {
             if (block + 1 < blocks) multiply(x + ROW_WORDS * rows, rows, first, unpacked_[block + 1] + column, sums[1]);
-            scale(sums[0], x + first, rows, unpacked_[block], column, totals);
+            scale(sums[0], x + first, rows, rows - first, unpacked_[block], column, totals);
             x += ROW_WORDS * rows;
             if (block + 1 == blocks) break;
             if (block + 2 < blocks) multiply(x + ROW_WORDS * rows, rows, first, unpacked_[block + 2] + column, sums[0]);
-            scale(sums[1], x + first, rows, unpacked_[block + 1], column, totals);
+            scale(sums[1], x + first, rows, rows - first, unpacked_[block + 1], column, totals);
             x += ROW_WORDS * rows;
         }
 #pragma GCC unroll 16
@@ -109,10 +109,20 @@ class AmxSmallBlocks {
         compiler_barrier();
     }
 
-    // totals += sums, scaled. x points at the first row of the block; its first words and scales follow the units.
-    [[gnu::always_inline]] static inline void scale(const Square& sums, const uint32_t* x, int rows,
+    // 16 words of which a tile has `count`; zeros stand for the others, because products with any number may be slow.
+    [[gnu::always_inline]] static inline const uint32_t* padded(const uint32_t* words, int count, uint32_t* memory) {
+        if (count >= 16) return words;
+        store_words(memory, (Words)_mm512_maskz_loadu_epi32(static_cast<__mmask16>((1 << count) - 1), words));
+        return memory;
+    }
+
+    // totals += sums, scaled. x points at the first of `count` rows of the block, whose first words and scales follow
+    // the units.
+    [[gnu::always_inline]] static inline void scale(const Square& sums, const uint32_t* x, int rows, int count,
                                                     const uint32_t* block, int column, Vec (&totals)[16]) {
-        const uint32_t *firsts = x + Format::UNITS * rows, *scales = firsts + rows;
+        alignas(64) uint32_t memory[2][16];
+        const uint32_t* firsts = padded(x + Format::UNITS * rows, count, memory[0]);
+        const uint32_t* scales = padded(x + (Format::UNITS + 1) * rows, count, memory[1]);
         const auto columns = Format::columns(block, column);
 #pragma GCC unroll 16
         for (int m = 0; m < 16; ++m) {

@@ -127,8 +127,10 @@ class AmxSuperblocks {
         alignas(64) uint32_t sums[HALVES][MAX_TILE_ROWS * 2 * LANES];
         for (int half = 0; half < HALVES; ++half) {
             const uint32_t* digits = digits_ + half * (LINE * 2 * LANES);
-            rows > 16 ? multiply_digits<true>(x, rows, digits, sums[half])
-                      : multiply_digits<false>(x, rows, digits, sums[half]);
+            if (rows > 16)
+                multiply_digits<true>(x, rows, digits, sums[half]);
+            else
+                multiply_digits<false>(x, rows, digits, sums[half]);
         }
         x += BLOCK_UNITS * rows;
         constexpr int ROWS = 4;

@@ -1,4 +1,4 @@
-// Product blocks with GGUF's code books. Included by gemm/blocks/gemm_blocks.cpp only.
+// Product blocks with GGUF's code books. Included by kernel files only.
 //
 // A block is unpacked to bytes in the first-level cache, whatever the number of rows: codes are looked up one by one,
 // signs are applied to a vector of units at a time. The copy is multiplied as a block of 256 numbers

@@ -1,4 +1,4 @@
-// Formats of groups of 32, 64 or 128 numbers, for SmallBlocks. Included by gemm/blocks/gemm_blocks.cpp only.
+// Formats of groups of 32, 64 or 128 numbers, for SmallBlocks. Included by kernel files only.
 #pragma once
 
 #include "gemm/blocks/gemm_small_blocks.h"

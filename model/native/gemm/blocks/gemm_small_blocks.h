@@ -1,5 +1,5 @@
 // Product blocks with the block formats of 32 numbers; gemm/blocks/gemm_groups.h has the formats of groups. Included by
-// gemm/blocks/gemm_blocks.cpp only.
+// kernel files only.
 #pragma once
 
 #include <utility>

@@ -1,4 +1,4 @@
-// Product blocks with the block formats of 256 numbers. Included by gemm/blocks/gemm_blocks.cpp only.
+// Product blocks with the block formats of 256 numbers. Included by kernel files only.
 //
 // A pair of groups shares a word of scales. A group of 32 numbers has 8 units (Q4_K, Q5_K, IQ4_XS), one of 16 has 4
 // (Q2_K, Q3_K, Q6_K). A half block of 128 numbers has 4 pairs of such groups of 16. A block's first HEADER_WORDS are

@@ -1,4 +1,4 @@
-// Products of many rows with blocks whose numbers were unpacked to bytes. Included by gemm/blocks/gemm_blocks.cpp only.
+// Products of many rows with blocks whose numbers were unpacked to bytes. Included by kernel files only.
 //
 // On AVX2 a pass has at most 4 rows by 16 columns, so putting a number together from its bits can take as many
 // instructions as its products; on AVX-512 it takes about half as many. With many rows a part of a panel is unpacked

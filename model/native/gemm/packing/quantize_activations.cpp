@@ -132,7 +132,7 @@ void copy_blocks_for_amx(int format, const uint32_t* from, int rows, int64_t wor
     }
 }
 
-// Quantize row by row into `memory`, then interleave into the tile.
+// Quantize row by row into `memory`, then interleave into the tile, or copy line by line.
 void quantize_tile(int dtype, int format, const void* x, const int32_t* row_ids, int rows, int64_t K,
                    const int32_t* order, uint32_t* memory, uint32_t* tile) {
     if (uses_amx_layout(format, rows) && !is_block_format(format))

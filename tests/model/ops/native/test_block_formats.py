@@ -32,7 +32,8 @@ from tests.support.routing_requests import uniform_request
 
 FORMATS = list(BLOCK_SIZES)
 ACCURACY = 1e-6
-TILE_BORDERS = (15, 16, 27, 28, 32, 33, 40, 64, 65)  # rows from which numbers are unpacked first, and of tiles
+# Rows from which numbers are unpacked first, and of tiles.
+TILE_BORDERS = (14, 15, 16, 17, 27, 28, 29, 31, 32, 33, 40, 64, 65)
 INT8_ERROR = 0.012  # of normally distributed rows in int8, relative
 MIXED = [
     ("Q4_K", "Q4_K", "Q6_K"),
@@ -259,6 +260,17 @@ def test_experts_may_have_a_format_per_matrix(isa: str, dtype: torch.dtype, form
     assert oracle.relative_error(ours, exact) < 0.03  # three products with rows in int8
     alone = [native(isa).moe(row, packed, uniform_request(1, 2)) for row in x.split(1)]
     assert torch.equal(ours, torch.cat(alone))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("formats", MIXED, ids=str)
+def test_experts_of_several_tiles_have_the_bits_of_single_rows(isa: str, formats: tuple[str, str, str]) -> None:
+    """Each of four experts has some 75 of 150 rows: three tiles of 32 in one format, seven of 12 in another."""
+    gate, x = torch.randn(4, 256), torch.randn(150, 256)
+    packed = native(isa).pack_moe(gate, iter(_experts(formats, 256, 512)))
+    together = native(isa, 2).moe(x, packed, uniform_request(len(x), 2))
+    alone = [native(isa).moe(row, packed, uniform_request(1, 2)) for row in x.split(1)]
+    assert torch.equal(together, torch.cat(alone))
 
 
 @pytest.mark.parametrize("isa", ISAS)

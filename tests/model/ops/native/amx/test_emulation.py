@@ -37,7 +37,10 @@ EMULATED = ("-DSMOE_EMULATE_AMX", "-include", str(NATIVE / "simd" / "emulated_am
 ON_A_XEON = "b62390ee88f3af4622e59cdf00a6c352065b4feafa75a93511002a35418bbf62"
 NUM_MISUSES = 11
 OTHER_LIBRARY = "tests.support.kernels.other_library"
-BIT_TESTS = [f"tests/model/ops/native/{name}" for name in ("test_ops.py", "test_same_bits.py", "test_lossless.py")]
+BIT_TESTS = [
+    f"tests/model/ops/native/{name}"
+    for name in ("test_ops.py", "test_same_bits.py", "test_lossless.py", "test_block_formats.py")
+]
 
 
 @pytest.fixture(scope="module")
