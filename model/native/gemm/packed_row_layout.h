@@ -31,8 +31,8 @@ constexpr int MAX_TILE_ROWS = 32;
 static_assert(MAX_TILE_ROWS <= PANEL);  // pack_tile() transposes rows as it does a panel's outputs
 
 // True if many rows of the format in the unit layout may share the unpacking of a block's numbers
-// (gemm/blocks/unpacked_blocks.h): code books always, all formats on AVX2, and those that gain on Intel's AVX-512 with
-// VNNI. AMD's was not measured. AMX has many rows in its own layout.
+// (gemm/blocks/unpacked_blocks.h): code books always, all formats on AVX2, and those that gain on AVX-512 with VNNI,
+// where some do on Intel's CPUs only. AMX has many rows in its own layout.
 constexpr bool unpacks_blocks(int format) {
     if (is_code_book(format)) return true;
     if (HAS_AMX) return false;
@@ -40,20 +40,20 @@ constexpr bool unpacks_blocks(int format) {
     switch (format) {
         case Q5_0:
         case Q5_1:
+        case Q6_K:
+        case IQ4_XS: return SMOE_VNNI && LANES == 16;
         case Q2_K:
         case Q3_K:
         case Q4_K:
         case Q5_K:
-        case Q6_K:
-        case IQ4_NL:
-        case IQ4_XS: return SMOE_VNNI && IS_FOR_INTEL;
+        case IQ4_NL: return SMOE_VNNI && IS_FOR_INTEL;
         default: return false;
     }
 }
 
 // Words of a group of 16 numbers in a row of Q6_K: the numbers at which its sums of products start; 0 if the row has
 // the sums of its numbers instead (gemm/block_formats.h).
-constexpr int STARTS_PER_GROUP = SUMS_OF_16_BITS && LANES == 8 ? 1 : SHORT_BYTE_SUMS ? 2 : 0;
+constexpr int STARTS_PER_GROUP = SUMS_OF_16_BITS && LANES == 8 ? 1 : SHORT_BYTE_SUMS && IS_FOR_INTEL ? 2 : 0;
 constexpr bool has_starts(int format) { return STARTS_PER_GROUP > 0 && format == Q6_K; }
 
 #if defined(__AMX_TILE__)
@@ -75,12 +75,12 @@ constexpr bool unpacks_panels(int format) {
     return (SMOE_VNNI && format == INT4) || (!HAS_AMX && format == CODED_BFLOAT16);
 }
 
-// True if several tiles of rows that are multiplied by one panel prefetch the next one together. AMD's AVX-512 was not
-// measured, nor were products on AMX that do not use its tiles.
+// True if several tiles of rows that are multiplied by one panel prefetch the next one together. Products on AMX that do
+// not use its tiles were not measured.
 constexpr bool shares_panels(int format) {
     if (HAS_AMX) return uses_amx_layout(format, MAX_TILE_ROWS) && !is_block_format(format);
     const bool is_float = format == FLOAT32 || format == BFLOAT16;
-    return IS_FOR_INTEL && (is_float || format == INT8 || unpacks_panels(format));
+    return LANES == 16 && (is_float || format == INT8 || unpacks_panels(format));
 }
 
 // Tiles whose sums are kept at once. On AMX a few lines of a panel stay in the first-level cache while all tiles of a

@@ -21,6 +21,8 @@ from model.ops.native.library import NativeLibrary
 from model.ops.native.ops import NativeOps
 from model.ops.native.packed_weights import NativeLinear, NativeMoe
 from model.ops.quantization import Quantization
+from model.ops.weights import BLOCK_SIZES, Weight
+from tests.support.checkpoints.block_matrices import random_blocks
 from tests.support.routing_requests import uniform_request
 
 DIM, HIDDEN, NUM_EXPERTS, TOP_K, QKV_OUTPUTS = 1024, 1792, 8, 2, 1536
@@ -34,8 +36,12 @@ def _random(*shape: int) -> Tensor:
     return torch.randn(shape).mul(shape[-1] ** -0.5).bfloat16()
 
 
-def _expert() -> FfnWeights:
-    return FfnWeights(_random(HIDDEN, DIM), _random(HIDDEN, DIM), _random(DIM, HIDDEN))
+def _matrix(kind: str, outputs: int, inputs: int) -> Weight:
+    return random_blocks(kind, outputs, inputs) if kind in BLOCK_SIZES else _random(outputs, inputs)
+
+
+def _expert(kind: str) -> FfnWeights:
+    return FfnWeights(_matrix(kind, HIDDEN, DIM), _matrix(kind, HIDDEN, DIM), _matrix(kind, DIM, HIDDEN))
 
 
 def _multiply(packed: list[NativeMoe] | list[NativeLinear], ops: NativeOps, rows: Tensor, copy: int) -> Tensor:
@@ -45,11 +51,11 @@ def _multiply(packed: list[NativeMoe] | list[NativeLinear], ops: NativeOps, rows
     return ops.moe(rows, weights, uniform_request(len(rows), TOP_K))
 
 
-def functions(packer: NativeOps) -> dict[str, Function]:
+def functions(packer: NativeOps, kind: str) -> dict[str, Function]:
     """Return the products by name; each takes the number of a copy of its weights."""
-    experts = [_expert() for _ in range(NUM_EXPERTS)]
+    experts = [_expert(kind) for _ in range(NUM_EXPERTS)]
     moe = [packer.pack_moe(_random(NUM_EXPERTS, DIM), iter(experts)) for _ in range(COPIES["experts"])]
-    qkv = _random(QKV_OUTPUTS, DIM)
+    qkv = _matrix(kind, QKV_OUTPUTS, DIM)
     linear = [packer.pack_linear(qkv) for _ in range(COPIES["qkv"])]
     return {"experts": partial(_multiply, moe), "qkv": partial(_multiply, linear)}
 
@@ -74,17 +80,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--isa", default=NativeLibrary().fastest_isa())
     parser.add_argument("--seconds", type=float, default=2.0, help="for each line")
-    parser.add_argument("--kinds", default="none,lossless,int8,int4", help="quantizations")
+    parser.add_argument("--kinds", default="none,lossless,int8,int4", help="quantizations and block formats")
     parser.add_argument("--rows", default=",".join(map(str, ROWS)))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     paths = [arguments.other, None] if arguments.other else [None]
-    kinds: list[Quantization] = arguments.kinds.split(",")
     clock = time.thread_time if arguments.threads == 1 else time.perf_counter
-    for kind in kinds:
-        backends = [NativeOps(NativeLibrary(path), arguments.threads, arguments.isa, kind) for path in paths]
+    for kind in arguments.kinds.split(","):
+        quantization: Quantization = "none" if kind in BLOCK_SIZES else kind
+        backends = [NativeOps(NativeLibrary(path), arguments.threads, arguments.isa, quantization) for path in paths]
         torch.manual_seed(0)
-        for name, function in functions(backends[-1]).items():
+        for name, function in functions(backends[-1], kind).items():
             for count in map(int, arguments.rows.split(",")):
                 rows = torch.randn(count, DIM).bfloat16()
                 results = [function(ops, rows, 0) for ops in backends]

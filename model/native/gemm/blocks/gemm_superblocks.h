@@ -35,7 +35,7 @@ struct SuperblockFormat {
 };
 
 // Word i of a pair holds unit i of its first group in the low half bytes, and of its second group in the high ones.
-struct Q4KBlock : SuperblockFormat<ByteSum<15, true>> {
+struct Q4KBlock : SuperblockFormat<ByteSum<15, IS_FOR_INTEL>> {
     static constexpr bool HAS_MIN = true;
     static constexpr int MIN_UNPACKED_ROWS = MANY_TO_UNPACK;
     static constexpr int PAIRS = 4, UNITS = 8, SHARING = 2;
@@ -67,7 +67,7 @@ struct Q5KBlock : SuperblockFormat<ByteSum<31>> {
 
 // Pairs r and r + 2 of a half block share words of 4 bits; all four share the words of the plane, which holds two bits
 // of each.
-struct Q6KBlock : SuperblockFormat<ByteSum<has_starts(Q6_K) ? 32 : 63, true>> {
+struct Q6KBlock : SuperblockFormat<ByteSum<has_starts(Q6_K) ? 32 : 63, IS_FOR_INTEL>> {
     static constexpr int OFFSET = 32, MAX_ROWS_OF_8_LANES = 3;  // with 4, a quarter slower
     static constexpr int PAIRS = 8, UNITS = 4, SHARING = 4;
     static constexpr int PANEL_WORDS = block_layout(Q6_K).panel_words;
