@@ -75,8 +75,8 @@ constexpr bool unpacks_panels(int format) {
     return (SMOE_VNNI && format == INT4) || (!HAS_AMX && format == CODED_BFLOAT16);
 }
 
-// True if several tiles of rows that are multiplied by one panel prefetch the next one together. Products on AMX that do
-// not use its tiles were not measured.
+// True if several tiles of rows that are multiplied by one panel prefetch the next one together. Products on AMX that
+// do not use its tiles were not measured.
 constexpr bool shares_panels(int format) {
     if (HAS_AMX) return uses_amx_layout(format, MAX_TILE_ROWS) && !is_block_format(format);
     const bool is_float = format == FLOAT32 || format == BFLOAT16;
