@@ -106,8 +106,8 @@ constexpr bool is_widened(int) { return false; }
 constexpr bool is_widened(int format) { return row_format(format) == BFLOAT16; }
 #endif
 
-// Rows of a tile of a matrix that multiplies `rows` rows. On AVX-512 unpacking Q4_K gains nothing from fewer than 28,
-// and passes over a larger tile are slower than those over several tiles. On AMX a tile of at most 16 rows of
+// Rows of a tile of a matrix that multiplies `rows` rows. On Intel's AVX-512 unpacking Q4_K gains nothing from fewer
+// than 28, and passes over a larger tile are slower than those over several tiles. On AMX a tile of at most 16 rows of
 // blocks of 256 is slower than two in the unit layout (decision 123).
 constexpr int max_tile_rows(int format, int64_t rows) {
     const bool has_superblocks = is_block_format(format) && block_layout(format).numbers == 256;

@@ -34,7 +34,7 @@ constexpr bool SUMS_OF_16_BITS = false;
 #endif
 
 // True if sums of products of bytes that fit into 16 bits are multiplied by dot_pairs, in one instruction instead of
-// three. With 8 lanes it was not measured.
+// three, in the formats that gain: some do on Intel's CPUs only (decision 124). With 8 lanes it was not measured.
 constexpr bool SHORT_BYTE_SUMS = SMOE_VNNI && LANES == 16;
 
 #if SMOE_DOT_BYTES

@@ -37,7 +37,9 @@ def _random(*shape: int) -> Tensor:
 
 
 def _matrix(kind: str, outputs: int, inputs: int) -> Weight:
-    return random_blocks(kind, outputs, inputs) if kind in BLOCK_SIZES else _random(outputs, inputs)
+    if kind not in BLOCK_SIZES:
+        return _random(outputs, inputs)
+    return random_blocks(kind, outputs, inputs, seed=int(torch.randint(1 << 31, ())))
 
 
 def _expert(kind: str) -> FfnWeights:
@@ -98,7 +100,7 @@ def main() -> None:
                 same = all(torch.equal(results[0], result) for result in results)
                 columns = "".join(f"{value:9.3f}" for value in times)
                 ratio = f"{times[0] / times[-1]:6.2f}"
-                sys.stdout.write(f"{kind:8} {name:8} {count:4} rows {columns} ms {ratio}  same bits: {same}\n")
+                sys.stdout.write(f"{kind:12} {name:8} {count:4} rows {columns} ms {ratio}  same bits: {same}\n")
                 sys.stdout.flush()
 
 

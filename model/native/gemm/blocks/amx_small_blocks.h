@@ -109,7 +109,8 @@ class AmxSmallBlocks {
         compiler_barrier();
     }
 
-    // 16 words of which a tile has `count`; zeros stand for the others, because products with any number may be slow.
+    // 16 words of which a tile has `count`; zeros stand for the others, whose words are mostly denormal numbers, slow
+    // to multiply.
     [[gnu::always_inline]] static inline const uint32_t* padded(const uint32_t* words, int count, uint32_t* memory) {
         if (count >= 16) return words;
         store_words(memory, (Words)_mm512_maskz_loadu_epi32(static_cast<__mmask16>((1 << count) - 1), words));

@@ -23,8 +23,8 @@ constexpr int VECTORS_OF = LANES == 8 && ROWS == 1 ? PANEL / LANES : COLUMNS / L
 
 constexpr int MANY_UNITS = 64;  // as many as any block has
 
-// Rows of a tile from which unpacking a block's numbers before they are multiplied pays, by measurement (decisions 106
-// and 114): numbers that are put together from two words or looked up, and those that are shifted and masked.
+// Rows of a tile from which unpacking a block's numbers before they are multiplied pays, by measurement (decisions 106,
+// 114 and 124): numbers that are put together from two words or looked up, and those that are shifted and masked.
 constexpr int FEW_TO_UNPACK = 16, MANY_TO_UNPACK = 28, NEVER = 1 << 30;
 
 // Return total + a.low * b.low + a.high * b.high, of signed 16-bit halves.

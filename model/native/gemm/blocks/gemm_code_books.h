@@ -46,7 +46,7 @@ inline Words signed_from(Words magnitudes, Words minus) {
     return (Words)(numbers + (SignedBytes)broadcast_word(0x01010101u * ZERO));
 }
 
-struct Iq3SBlock : CodeBookFormat<IQ3_S, 32, 4, HighBits::BYTES, ByteSum<15, true>> {
+struct Iq3SBlock : CodeBookFormat<IQ3_S, 32, 4, HighBits::BYTES, ByteSum<15, IS_FOR_INTEL>> {
     static constexpr int OFFSET = 15, FACTOR = 2;
     static constexpr const auto& BOOK = IQ3_S_BOOK;
 
