@@ -265,7 +265,7 @@ def test_experts_may_have_a_format_per_matrix(isa: str, dtype: torch.dtype, form
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("formats", MIXED, ids=str)
 def test_experts_of_several_tiles_have_the_bits_of_single_rows(isa: str, formats: tuple[str, str, str]) -> None:
-    """Each of four experts has some 75 of 150 rows: three tiles of 25 rows, or seven of at most 12, as its formats allow."""
+    """Each of four experts has some 75 of 150 rows: three tiles of 25 rows, or seven of at most 12."""
     gate, x = torch.randn(4, 256), torch.randn(150, 256)
     packed = native(isa).pack_moe(gate, iter(_experts(formats, 256, 512)))
     together = native(isa, 2).moe(x, packed, uniform_request(len(x), 2))
