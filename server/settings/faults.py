@@ -25,7 +25,17 @@ BOUNDS = {
     "less_than": ("lt", "less than"),
     "less_than_equal": ("le", "at most"),
 }
-STORED_FORMATS = ("awq", "gptq", "gguf", "compressed-tensors")  # values of vLLM's --quantization
+OF_OTHER_SERVERS = {  # values that vLLM and llama.cpp know, by setting, and what they stand for here
+    "quantization": {
+        name: f"a checkpoint in {name} is served as it is, without this flag"
+        for name in ("awq", "gptq", "gguf", "compressed-tensors")
+    },
+    "dtype": {
+        name: "a checkpoint in float16 is computed in bfloat16, without this flag"
+        for name in ("half", "float16", "fp16", "f16")
+    },
+    "kv_cache_dtype": {name: "int8 has as many bytes" for name in ("fp8", "fp8_e4m3", "fp8_e5m2", "q8_0")},
+}
 
 
 def describe(errors: Sequence[Any]) -> str:
@@ -45,7 +55,6 @@ def _sentence(error: Any) -> str:
         bound = context[name]
         return f"should be {relation} {bound if isinstance(bound, int) else format(bound, 'g')}"
     if kind == "literal_error":
-        stored = error.get("input") in STORED_FORMATS and error["loc"] == ("quantization",)
-        hint = f"; a checkpoint in {error['input']} is served as it is, without this flag" if stored else ""
-        return f"should be {context['expected'].replace(chr(39), '')}{hint}"
+        hint = OF_OTHER_SERVERS.get(error["loc"][0], {}).get(str(error.get("input")))
+        return f"should be {context['expected'].replace(chr(39), '')}" + (f"; {hint}" if hint else "")
     return SENTENCES.get(kind) or error["msg"].removeprefix("Value error, ")

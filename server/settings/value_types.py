@@ -16,6 +16,7 @@ MAX_COUNT = (1 << 31) - 1  # larger numbers do not fit the integers of messages 
 MAX_KEY_FILE_CHARACTERS = 1 << 20
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", re.IGNORECASE | re.ASCII)
 COUNT = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)([kKmM])", re.ASCII)
+OTHER_UNIT = re.compile(r"\d[\d.]*\s*[A-Za-z]+", re.ASCII)
 COUNT_UNITS = {"k": 10**3, "m": 10**6, "K": 2**10, "M": 2**20}
 HOST_NAME = re.compile(r"\*|[\w-][\w.-]*|\[?[0-9a-f]*(?::[0-9a-f.]*){2,}\]?", re.IGNORECASE | re.ASCII)
 
@@ -44,10 +45,12 @@ def _size(text: str) -> int:
 def parse_count(value: object) -> object:
     """Return the number in "32k" (32,000) or "32K" (32,768).
 
-    Values of other forms pass unchanged. Raises ValueError if it is no whole number.
+    Values of other forms pass unchanged. Raises ValueError if it is no whole number, or has another unit.
     """
     match = COUNT.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
+        if isinstance(value, str) and OTHER_UNIT.fullmatch(value.strip()):
+            raise ValueError("should be a whole number, such as 32768, 32k (32,000) or 32K (32,768)")
         return value
     count = Fraction(match[1]) * COUNT_UNITS[match[2]]
     if count.denominator != 1:

@@ -135,7 +135,7 @@ async def respond(
 
     Raises ApiError 429 while large replies use up their memory.
     """
-    reserve_memory(http, generation.reply_bytes)
+    reserve_memory(http, generation.reply_bytes, generation.num_choices)
     if request.stream:
         envelope = Envelope({**fields, "object": reply_format.stream_object})
         options = request.stream_options or StreamOptions()
@@ -145,13 +145,14 @@ async def respond(
     return SlicedResponse(pieces, headers, media_type="application/json")
 
 
-def reserve_memory(http: HttpRequest, num_bytes: int) -> None:
-    """Reserve memory for the reply until the request has ended. Raises ApiError 429."""
+def reserve_memory(http: HttpRequest, num_bytes: int, num_choices: int) -> None:
+    """Reserve memory for the reply, which has so many choices, until the request has ended. Raises ApiError 429."""
     state = state_of(http)
     lease: Lease | None = getattr(http.state, "lease", None)
     if not num_bytes or lease is None:
         return
     if not state.reply_memory.try_take(lease.tenant, num_bytes):
+        state.metrics.rejected(num_choices)
         raise reply_memory_full(state.admission.retry_after_s(1))
     lease.on_close(lambda: state.reply_memory.give_back(lease.tenant, num_bytes))
 

@@ -34,7 +34,8 @@ async def embeddings(http: HttpRequest) -> Response:
     embedder = Embedder.from_request(http, request, arrival_s, request.dimensions)
     await embedder.check_queue(len(request.input))
     prompts = await embedder.tokenize(request.input, "input")
-    reserve_memory(http, len(prompts) * embedder.dimensions * NUMBER_BYTES[request.encoding_format])
+    num_bytes = len(prompts) * embedder.dimensions * NUMBER_BYTES[request.encoding_format]
+    reserve_memory(http, num_bytes, len(prompts))
     entries = await unless_disconnected(http.receive, _entries(embedder, prompts, request))
     pieces = listed(entries, reply_fields("embd", embedder))
     return SlicedResponse(pieces, headers, media_type="application/json")

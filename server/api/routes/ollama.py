@@ -273,7 +273,7 @@ async def _embed(
         embedder = Embedder.from_request(http, body, arrival_s, body.dimensions)
         await embedder.check_queue(len(body.input))
         prompts = await embedder.tokenize(body.input, "input")
-    reserve_memory(http, len(prompts) * embedder.dimensions * NUMBER_BYTES["float"])
+    reserve_memory(http, len(prompts) * embedder.dimensions * NUMBER_BYTES["float"], len(prompts))
     return embedder, await unless_disconnected(http.receive, _vectors(embedder, prompts))
 
 

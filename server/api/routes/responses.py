@@ -45,7 +45,8 @@ async def responses(http: HttpRequest) -> Response:
     await state_of(http).check_queue(tenant_of(http))
     request, headers = await read_request(http, ResponsesRequest)
     turn = await prepare_truncated(http, request, arrival_s, RENAMED)
-    reserve_memory(http, turn.generation.reply_bytes)  # repeated log probabilities share theirs
+    # repeated log probabilities share theirs
+    reserve_memory(http, turn.generation.reply_bytes, turn.generation.num_choices)
     reply = ResponsesReply(
         f"resp_{http.state.request_id}", int(turn.fields["created"]), request, str(turn.fields["model"])
     )

@@ -66,7 +66,8 @@ async def _scores(
     (first_field, first_texts), (second_field, second_texts) = first, second
     await embedder.check_queue(len(first_texts) + len(second_texts))
     prompts = await embedder.tokenize(first_texts, first_field), await embedder.tokenize(second_texts, second_field)
-    reserve_memory(http, (len(first_texts) + len(second_texts)) * embedder.dimensions * NUMBER_BYTES["base64"])
+    num_texts = len(first_texts) + len(second_texts)
+    reserve_memory(http, num_texts * embedder.dimensions * NUMBER_BYTES["base64"], num_texts)
     return await unless_disconnected(http.receive, _cosines(embedder, *prompts))
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from server.fairness.byte_budget import ByteBudget
 from tests.support.servers.fake_engine import EOS, MAX_MODEL_LEN, FakeEngine
-from tests.support.servers.serving import MODEL, check_error, client_of, events, saying, state_around, tokenizer
+from tests.support.servers.serving import MODEL, check_error, client_of, events, outcomes, saying, state_around, tokenizer
 
 pytestmark = pytest.mark.anyio
 
@@ -164,6 +164,7 @@ async def test_large_replies_hold_their_memory_until_they_are_sent_and_are_refus
         await engine.until(lambda: bool(engine.submitted))
         assert state.reply_memory.used_bytes == 21_000
         check_error(await client.post(URL, json=body), 429, "reply_memory_full")
+        assert outcomes(state)["rejected"] == 1
         plain = asyncio.create_task(client.post(URL, json={**body, "logprobs": None}))
         await engine.until(lambda: len(engine.submitted) == 2)
         while engine.step():

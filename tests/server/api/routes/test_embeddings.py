@@ -248,6 +248,7 @@ async def test_replies_beyond_their_memory_are_refused() -> None:
         first = asyncio.create_task(client.post(URL, json={"input": [[5]] * 64}))
         await engine.until(lambda: len(engine.submitted) == 64)
         check_error(await client.post(URL, json={"input": [[5]] * 64}), 429, "reply_memory_full")
+        assert outcomes(state)["rejected"] == 64
         engine.step()
         assert (await first).status_code == 200
     assert state.reply_memory.used_bytes == 0
