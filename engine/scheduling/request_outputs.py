@@ -9,16 +9,12 @@ from engine.scheduling.step_plan import Sampled
 from engine.types import FinishReason, RequestOutput
 
 
-def finish_reason(
-    sequence: Sequence, token_id: int, num_generated: int, eos_token_ids: frozenset[int]
-) -> tuple[FinishReason | None, int | None]:
+def finish_reason(sequence: Sequence, token_id: int, num_generated: int) -> tuple[FinishReason | None, int | None]:
     """Return the finish reason, None if the sequence continues, and the end or stop token that finished it.
 
     `token_id`: the last of `num_generated` tokens.
     """
-    params = sequence.request.params
-    is_end_token = token_id in params.stop_token_ids or (token_id in eos_token_ids and not params.ignore_eos)
-    if is_end_token and num_generated > params.min_tokens:
+    if token_id in sequence.end_token_ids and num_generated > sequence.request.params.min_tokens:
         return "stop", token_id
     if num_generated >= sequence.max_generated:
         return "length", None
@@ -27,14 +23,14 @@ def finish_reason(
 
 def progress_output(sequence: Sequence, sampled: SequenceOf[Sampled]) -> RequestOutput:
     """Return the new tokens, which the sequence has already, and everything collected since the last output."""
-    request, params, experts = sequence.request, sequence.request.params, sequence.experts
-    is_first = sequence.num_generated == len(sampled)
-    token_ids = sequence.token_ids[len(sequence.token_ids) - len(sampled) :]
+    token_ids = [token.token_id for token in sampled]
     logprobs = None
     if sampled and sampled[0].logprobs is not None:
         logprobs = [token.logprobs for token in sampled if token.logprobs] or None
-    if not is_first and not experts:  # nearly all outputs: the checks below are not needed
+    is_first = sequence.num_generated == len(sampled)
+    if not is_first and not sequence.experts:  # nearly all outputs: the checks below are not needed
         return RequestOutput(sequence.request_id, token_ids, logprobs, num_cached_tokens=sequence.num_cached_tokens)
+    request, params, experts = sequence.request, sequence.request.params, sequence.experts
     return RequestOutput(
         request_id=sequence.request_id,
         token_ids=token_ids,

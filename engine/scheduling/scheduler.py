@@ -73,7 +73,7 @@ class Scheduler:
         self.drafter = drafter
         self._eos_token_ids = frozenset(eos_token_ids)
         self.requests = ActiveRequests(block_manager, self.fair_share)
-        self._committer = StepCommitter(self.requests, block_manager, self.fair_share, self._eos_token_ids)
+        self._committer = StepCommitter(self.requests, block_manager, self.fair_share)
         self._num_arrivals = 0
 
     def add(self, request: Request, matcher: Matcher | None = None) -> None:
@@ -82,14 +82,14 @@ class Scheduler:
         order = (request.priority if self.by_priority else 0, self._num_arrivals)
         self._num_arrivals += 1
         max_new_tokens = self.max_model_len - len(request.prompt_token_ids)
-        sequence = Sequence(request, order, min(request.params.max_tokens, max_new_tokens), matcher)
+        max_generated = min(request.params.max_tokens, max_new_tokens)
+        sequence = Sequence(request, order, max_generated, matcher, self._eos_token_ids)
         sequence.tenant = request.tenant if self.by_priority else 0
         sequence.cache_tenant = request.tenant if self.has_cache_per_tenant else None
         if request.expert_usage or request.expert_routing:
             sequence.experts = ExpertUsage(request, self.num_experts)
         if self.drafter is not None and sequence.max_generated > 1 and not request.gate_logits:
-            ends = set(request.params.stop_token_ids) | (set() if request.params.ignore_eos else self._eos_token_ids)
-            sequence.drafts = self.drafter.source(request, ends)
+            sequence.drafts = self.drafter.source(request, sequence.end_token_ids)
         self.requests.add(sequence)
 
     def abort(self, request_id: int) -> bool:

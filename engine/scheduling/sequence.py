@@ -1,6 +1,6 @@
 """State of one request in the engine: its tokens, how many of them are computed, and the blocks with their K and V."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from collections.abc import Sequence as Ids
 from enum import Enum
 from typing import Protocol
@@ -57,8 +57,14 @@ class Sequence:
     """
 
     def __init__(
-        self, request: Request, order: tuple[int, int], max_generated: int, matcher: Matcher | None = None
+        self,
+        request: Request,
+        order: tuple[int, int],
+        max_generated: int,
+        matcher: Matcher | None = None,
+        eos_token_ids: Collection[int] = (),
     ) -> None:
+        """`eos_token_ids`: tokens that end any request without `ignore_eos`."""
         self.request = request
         self.request_id = request.request_id
         self.matcher = matcher  # stays valid through a preemption, which keeps the generated tokens
@@ -71,6 +77,8 @@ class Sequence:
         self.output_cost = output_cost(request)  # of each generated token, for the tenant's share
         self.cache_tenant: int | None = None  # the only tenant that finds its cached blocks; None: all tenants
         self.max_generated = max_generated  # max_tokens, or fewer if the context is shorter
+        params = request.params
+        self.end_token_ids = frozenset(params.stop_token_ids).union(() if params.ignore_eos else eos_token_ids)
         self.status = Status.WAITING
         self.token_ids = list(request.prompt_token_ids)  # prompt, then generated tokens
         self.num_prompt_tokens = len(request.prompt_token_ids)

@@ -23,12 +23,10 @@ class StepCommitter:
         requests: ActiveRequests,
         block_manager: BlockManager,
         fair_share: FairShare,
-        eos_token_ids: frozenset[int],
     ) -> None:
         self._requests = requests
         self._block_manager = block_manager
         self._fair_share = fair_share
-        self._eos_token_ids = eos_token_ids
 
     def apply(self, plan: StepPlan, result: StepResult, now: float) -> list[RequestOutput]:
         """Commit the results of a step and return the outputs of its requests."""
@@ -99,7 +97,7 @@ class StepCommitter:
         """Return the tokens up to the one that ends the sequence."""
         for count, token in enumerate(tokens, 1):
             num_generated = sequence.num_generated + count
-            if finish_reason(sequence, token.token_id, num_generated, self._eos_token_ids)[0] is not None:
+            if finish_reason(sequence, token.token_id, num_generated)[0] is not None:
                 return tokens[:count]
         return tokens
 
@@ -109,7 +107,7 @@ class StepCommitter:
         if sequence.first_token_s is None:
             sequence.first_token_s = now
         last, num_generated = tokens[-1].token_id, sequence.num_generated
-        reason, stop_token_id = finish_reason(sequence, last, num_generated, self._eos_token_ids)
+        reason, stop_token_id = finish_reason(sequence, last, num_generated)
         if reason is not None:
             self._requests.end(sequence)
             return final_output(sequence, reason, now, sampled=tokens, stop_token_id=stop_token_id)

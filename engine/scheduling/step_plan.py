@@ -1,7 +1,9 @@
 """A step as plain data: the work (Scheduler -> ModelRunner) and its results (ModelRunner -> Scheduler)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
+
+import msgspec
 
 from engine.scheduling.sequence import Sequence
 from engine.scheduling.step_times import NO_WORK, StepWork
@@ -45,8 +47,7 @@ class Chunk(NamedTuple):
         return self._replace(length=self.length - len(self.draft), draft=()) if self.draft else self
 
 
-@dataclass(frozen=True, slots=True)
-class StepPlan:
+class StepPlan(msgspec.Struct, frozen=True, gc=False):
     """Work of one step. Its rows are the positions of the chunks, in this order."""
 
     chunks: tuple[Chunk, ...]
@@ -68,7 +69,7 @@ class StepPlan:
         return sum(len(chunk.draft) for chunk in self.chunks)
 
 
-class Sampled(NamedTuple):
+class Sampled(msgspec.Struct, frozen=True, gc=False):
     """Token sampled from the logits of a chunk's last row; the last one before a draft if it has one."""
 
     token_id: int
@@ -82,19 +83,18 @@ class RowFailed:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class StepResult:
+class StepResult(msgspec.Struct, frozen=True, gc=False):
     """Results by request id. A chunk that samples has an entry in `sampled`; any other chunk only if it failed.
 
     A chunk may return fewer tokens than its draft allows, even none behind it; the rest is computed in later steps.
     """
 
     sampled: dict[int, Sampled | RowFailed]
-    prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
-    expert_choices: dict[int, ExpertChoices] = field(default_factory=dict)  # of requests that report experts
-    embeddings: dict[int, bytes] = field(default_factory=dict)  # of requests whose prompt is complete and embedded
-    behind_drafts: dict[int, list[Sampled]] = field(default_factory=dict)  # sampled behind each accepted drafted token
-    gate_logits: dict[int, list[bytes]] = field(default_factory=dict)  # of each position that a request reports
+    prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
+    expert_choices: dict[int, ExpertChoices] = {}  # of requests that report experts
+    embeddings: dict[int, bytes] = {}  # of requests whose prompt is complete and embedded
+    behind_drafts: dict[int, list[Sampled]] = {}  # sampled behind each accepted drafted token
+    gate_logits: dict[int, list[bytes]] = {}  # of each position that a request reports
 
 
 class DraftCounts(NamedTuple):

@@ -14,7 +14,8 @@ SCORED = TokenLogprobs(OTHER, -0.5, [], [])
 
 
 def _sequence(generated: list[int], max_generated: int = 10, **params: Any) -> Sequence:
-    sequence = Sequence(Request(0, [1, 1], SamplingParams(**params), arrival_s=1.0), (0, 0), max_generated)
+    request = Request(0, [1, 1], SamplingParams(**params), arrival_s=1.0)
+    sequence = Sequence(request, (0, 0), max_generated, eos_token_ids=[EOS])
     sequence.token_ids += generated
     return sequence
 
@@ -35,7 +36,7 @@ def _sequence(generated: list[int], max_generated: int = 10, **params: Any) -> S
 def test_a_sequence_ends_at_an_end_token_after_min_tokens_or_at_its_limit(
     generated: list[int], params: dict[str, Any], expected: tuple[FinishReason | None, int | None]
 ) -> None:
-    assert finish_reason(_sequence(generated, **params), generated[-1], len(generated), frozenset({EOS})) == expected
+    assert finish_reason(_sequence(generated, **params), generated[-1], len(generated)) == expected
 
 
 def test_prompt_logprobs_come_with_the_first_output_only() -> None:
