@@ -8,10 +8,11 @@ memory ran out, one request's chunk is split too. A request that fails alone end
 import logging
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import torch
+from msgspec.structs import replace
 
 from engine.errors import FatalEngineError
 from engine.out_of_memory import is_out_of_memory
@@ -126,8 +127,8 @@ def _halves(plan: StepPlan, fault: StepFault) -> tuple[tuple[Chunk, ...], tuple[
     length = chunk.length // 2
     if fault.kind != "memory" or not length:
         return chunks, ()
-    later = chunk._replace(start=chunk.start + length, length=chunk.length - length)
-    return (chunk._replace(length=length, samples=False),), (later,)
+    later = replace(chunk, start=chunk.start + length, length=chunk.length - length)
+    return (replace(chunk, length=length, samples=False),), (later,)
 
 
 def _has_failed(chunk: Chunk, result: StepResult) -> bool:

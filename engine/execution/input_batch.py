@@ -39,17 +39,17 @@ class BatchBuilder:
     def build(self, plan: StepPlan) -> InputBatch:
         """Build the input of a plan: its chunks in order, positions ascending within each. On a CPU it is valid until
         the next call."""
-        sequences, chunk_starts, lengths, samples, _, drafts = zip(*plan.chunks, strict=True)  # the fields of Chunk
-        rows = self._requests.update(list(sequences))
-        if any(drafts) or self._requests.has_drafts:
-            self._requests.write_drafts(plan.chunks, rows)
-        if any(drafts) and self._requests.device.type == "cpu" and is_decode_step(plan.chunks):
-            return self._draft_batches.at(plan.chunks, rows)
-        if max(lengths) > 1 or not all(samples):
-            starts = np.array(chunk_starts, dtype=np.int64)
-            return build_batch(
-                plan.chunks, rows, starts, np.array(lengths), self._requests, self._model, self._adapters
-            )
+        chunks = plan.chunks
+        rows = self._requests.update([chunk.sequence for chunk in chunks])
+        has_drafts = any(chunk.draft for chunk in chunks)
+        if has_drafts or self._requests.has_drafts:
+            self._requests.write_drafts(chunks, rows)
+        if has_drafts and self._requests.device.type == "cpu" and is_decode_step(chunks):
+            return self._draft_batches.at(chunks, rows)
+        if any(chunk.length > 1 or not chunk.samples for chunk in chunks):
+            starts = np.array([chunk.start for chunk in chunks], dtype=np.int64)
+            lengths = np.array([chunk.length for chunk in chunks])
+            return build_batch(chunks, rows, starts, lengths, self._requests, self._model, self._adapters)
         if self._decode_batch is None or self._decode_batch.rows is not rows:
             self._decode_batch = DecodeBatch(plan.chunks, rows, self._requests, self._model, self._adapters)
         return self._decode_batch.at(plan.chunks)

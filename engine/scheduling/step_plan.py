@@ -4,13 +4,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from engine.scheduling.sequence import Sequence
 from engine.scheduling.step_times import NO_WORK, StepWork
 from engine.types import ExpertChoices, TokenLogprobs
 
 
-class Chunk(NamedTuple):
+class Chunk(msgspec.Struct, frozen=True, gc=False):
     """Positions start .. start+length-1 of one sequence that a step computes.
 
     A sequence of 5 prompt tokens under a budget of 3: Chunk(start=0, length=3, samples=False), then Chunk(3, 2, True),
@@ -44,7 +45,7 @@ class Chunk(NamedTuple):
 
     def without_draft(self) -> "Chunk":
         """Return the chunk of the known tokens alone."""
-        return self._replace(length=self.length - len(self.draft), draft=()) if self.draft else self
+        return replace(self, length=self.length - len(self.draft), draft=()) if self.draft else self
 
 
 class StepPlan(msgspec.Struct, frozen=True, gc=False):

@@ -1,5 +1,7 @@
 """Build the plan of one step."""
 
+from msgspec.structs import replace
+
 from engine.scheduling.prompt_share import PromptShare, is_scored
 from engine.scheduling.sequence import Sequence
 from engine.scheduling.step_plan import Chunk, StepPlan
@@ -35,7 +37,7 @@ class StepPlanBuilder:
     def add_draft(self, sequence: Sequence, draft: tuple[int, ...]) -> None:
         """Add guessed tokens to the chunk of a sequence that decodes. Their positions must have blocks."""
         chunk = self.chunks[sequence.request_id]
-        self.chunks[sequence.request_id] = chunk._replace(length=chunk.length + len(draft), draft=draft)
+        self.chunks[sequence.request_id] = replace(chunk, length=chunk.length + len(draft), draft=draft)
         self.budget -= len(draft)
 
     @property

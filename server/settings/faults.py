@@ -30,11 +30,10 @@ OF_OTHER_SERVERS = {  # values that vLLM and llama.cpp know, by setting, and wha
         name: f"a checkpoint in {name} is served as it is, without this flag"
         for name in ("awq", "gptq", "gguf", "compressed-tensors")
     },
-    "dtype": {
-        name: "a checkpoint in float16 is computed in bfloat16, without this flag"
-        for name in ("half", "float16", "fp16", "f16")
-    },
-    "kv_cache_dtype": {name: "int8 has as many bytes" for name in ("fp8", "fp8_e4m3", "fp8_e5m2", "q8_0")},
+    "dtype": dict.fromkeys(
+        ("half", "float16", "fp16", "f16"), "a checkpoint in float16 is computed in bfloat16, without this flag"
+    ),
+    "kv_cache_dtype": dict.fromkeys(("fp8", "fp8_e4m3", "fp8_e5m2", "q8_0"), "int8 has as many bytes"),
 }
 
 

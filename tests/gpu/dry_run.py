@@ -12,6 +12,7 @@ from functools import partial
 from unittest.mock import patch
 
 import torch
+from msgspec.structs import replace
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from engine.execution import device_transfer
@@ -81,7 +82,7 @@ def _graphed(model: Mixtral, pool: object) -> Mixtral:
 def _launch_embeddings() -> None:
     runner = launched_runner(launched_network(CUDA), launched_pool(CUDA))
     embedded = chunk(0, SamplingParams(max_tokens=0), 5, embedding_len=64)
-    runner.launch(StepPlan((embedded._replace(samples=False), chunk(1, SamplingParams(), 1))))
+    runner.launch(StepPlan((replace(embedded, samples=False), chunk(1, SamplingParams(), 1))))
 
 
 def _clear_blocks() -> None:

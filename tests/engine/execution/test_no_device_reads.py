@@ -6,6 +6,7 @@ The step runs on torch's meta device, whose tensors have no numbers: whatever re
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 
 from engine.execution.model_runner import ModelRunner
 from engine.scheduling.step_plan import StepPlan
@@ -35,7 +36,7 @@ def test_a_step_is_launched_without_reading_from_the_device(params: SamplingPara
 
 def test_embeddings_are_launched_without_reading_from_the_device() -> None:
     embedded = chunk(0, SamplingParams(max_tokens=0), 5, embedding_len=64)
-    step = _runner().launch(StepPlan((embedded._replace(samples=False), chunk(1, SamplingParams(), 1))))
+    step = _runner().launch(StepPlan((replace(embedded, samples=False), chunk(1, SamplingParams(), 1))))
     assert step.embeddings is not None
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from engine.execution.step_pipeline import StepPipeline
 from engine.scheduling.sequence import Sequence
@@ -90,7 +91,7 @@ def test_a_step_that_fails_leaves_no_numbers_of_its_drafts() -> None:
     steps, runner = pipeline(is_asynchronous=False)
     runner.bad_ids = {2}
     drafted = plan(1, 2)
-    drafted = StepPlan(tuple(chunk._replace(length=3, draft=(7, 8)) for chunk in drafted.chunks))
+    drafted = StepPlan(tuple(replace(chunk, length=3, draft=(7, 8)) for chunk in drafted.chunks))
     [(_, result)] = steps.advance(drafted)
     assert result.sampled[1] == Sampled(1) and isinstance(result.sampled[2], RowFailed)
     assert runner.calls[:3] == ["launch [1, 2]", "zero drafts of [1, 2]", "launch [1]"]

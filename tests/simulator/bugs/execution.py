@@ -37,10 +37,15 @@ EXECUTION_BUGS = [
     bug(
         "min_tokens is ignored",
         "scheduling.request_outputs:finish_reason",
-        "if is_end_token and num_generated > params.min_tokens",
-        "if is_end_token",
+        " and num_generated > sequence.request.params.min_tokens",
+        "",
     ),
-    bug("ignore_eos is ignored", "scheduling.request_outputs:finish_reason", " and not params.ignore_eos", ""),
+    bug(
+        "ignore_eos is ignored",
+        "scheduling.sequence:Sequence.__init__",
+        "() if params.ignore_eos else eos_token_ids",
+        "eos_token_ids",
+    ),
     bug(
         "one token too many",
         "scheduling.request_outputs:finish_reason",
@@ -125,8 +130,8 @@ EXECUTION_BUGS = [
     bug(
         "half a chunk samples",
         "execution.fault_isolation:_halves",
-        "chunk._replace(length=length, samples=False)",
-        "chunk._replace(length=length)",
+        "replace(chunk, length=length, samples=False)",
+        "replace(chunk, length=length)",
     ),
     bug(
         "experts of half a chunk are lost",

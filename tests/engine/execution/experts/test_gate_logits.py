@@ -3,6 +3,7 @@
 import struct
 
 import torch
+from msgspec.structs import replace
 
 from engine.execution.experts.gate_logits import copy_gates, finish_gates, gate_rows
 from engine.execution.fault_isolation import StepFault, isolate_faults
@@ -14,7 +15,7 @@ from tests.engine.execution.experts.test_routing import chunk as any_chunk
 
 def chunk(request_id: int, start: int, length: int, **fields: object) -> Chunk:
     """Return a chunk of a request with 9 prompt tokens."""
-    return any_chunk(request_id, length, expert_routing=True, **fields)._replace(start=start)
+    return replace(any_chunk(request_id, length, expert_routing=True, **fields), start=start)
 
 
 CHUNKS = (

@@ -8,7 +8,16 @@ import pytest
 
 from server.fairness.byte_budget import ByteBudget
 from tests.support.servers.fake_engine import EOS, MAX_MODEL_LEN, FakeEngine
-from tests.support.servers.serving import MODEL, check_error, client_of, events, outcomes, saying, state_around, tokenizer
+from tests.support.servers.serving import (
+    MODEL,
+    check_error,
+    client_of,
+    events,
+    outcomes,
+    saying,
+    state_around,
+    tokenizer,
+)
 
 pytestmark = pytest.mark.anyio
 
