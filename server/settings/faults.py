@@ -33,7 +33,7 @@ OF_OTHER_SERVERS = {  # values that vLLM and llama.cpp know, by setting, and wha
     "dtype": dict.fromkeys(
         ("half", "float16", "fp16", "f16"), "a checkpoint in float16 is computed in bfloat16, without this flag"
     ),
-    "kv_cache_dtype": dict.fromkeys(("fp8", "fp8_e4m3", "fp8_e5m2", "q8_0"), "int8 has as many bytes"),
+    "kv_cache_dtype": dict.fromkeys(("fp8", "fp8_e4m3", "fp8_e5m2", "q8_0"), "int8 has about as many bytes"),
 }
 
 

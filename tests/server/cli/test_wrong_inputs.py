@@ -82,7 +82,7 @@ WRONG = (
     ("chat --jinja", "No such option: --jinja (see smoe chat --help)"),
     ("serve --quantization awq", "should be none, lossless, int8, int4 or fp8; a checkpoint in awq is served as it is"),
     ("serve --dtype half", "should be auto, float32 or bfloat16; a checkpoint in float16 is computed in bfloat16"),
-    ("serve --kv-cache-dtype fp8", "should be auto, bf16 or int8; int8 has as many bytes"),
+    ("serve --kv-cache-dtype fp8", "should be auto, bf16 or int8; int8 has about as many bytes"),
     ("serve --max-model-len 4g", "should be a whole number, such as 32768, 32k (32,000) or 32K (32,768)"),
     ("plan --memory 80", "80GiB"),
     ("plan --memory lots", "--memory"),

@@ -23,7 +23,7 @@ FOUND_LATE = {  # bugs that need more than ten seeds: a seed that finds each, tr
     "a tenant that has ended its request is active forever": 12,
     "a tenant that only waits is not active": 12,
     "running prompts pass the share": 12,
-    "ignore_eos is ignored": 26,
+    "ignore_eos is ignored": 58,
     "a prompt's experts are reported twice": 521,
     "a row that fails after its cancel is ignored": 138,
     "blocks are zeroed again when results are fetched": 156,
