@@ -2,8 +2,6 @@
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
-from operator import mul
 from typing import NamedTuple
 
 PRIOR_ACCEPTED, PRIOR_REJECTED = 0.25, 0.75  # observations that every rate starts with: a guess must prove itself
@@ -69,19 +67,16 @@ class AcceptanceRates:
         return accepted / (accepted + rejected)
 
     def chances(self, grounds: Sequence[Ground]) -> tuple[float, ...]:
-        """Return the estimated probability of each token of a draft that it and all before it are right; descending.
-
-        `grounds`: at least one, at consecutive places, all of one evidence but for the last, which may have another.
-        """
-        (evidence, first), last = grounds[0], grounds[-1]
-        rates = self._rates_by_place(evidence)
-        values = rates[first : first + len(grounds)]
-        values += rates[-1:] * (len(grounds) - len(values))
-        if last.evidence is not evidence:
-            values[-1] = self.rate(*last)
-        return tuple(accumulate(values, mul))
+        """Return the estimated probability of each token of a draft that it and all before it are right; descending."""
+        right, chances, known = 1.0, [], None
+        for evidence, place in grounds:
+            if evidence is not known:
+                known, rates = evidence, self._rates_by_place(evidence)
+            right *= rates[min(place, PLACES[-1])]
+            chances.append(right)
+        return tuple(chances)
 
     def _rates_by_place(self, evidence: Evidence) -> list[float]:
-        """Return the rates of the places 0 .. PLACES[-1]; all behind have the last one."""
+        """Return the rates of the places 0 .. PLACES[-1]."""
         rates = [accepted / (accepted + rejected) for accepted, rejected in self._counts_of(evidence)]
         return [rates[index] for index in SHARED]

@@ -1,6 +1,5 @@
 """Accepted tokens of a draft, and the learned rates."""
 
-import math
 import random
 
 import pytest
@@ -44,21 +43,6 @@ def test_the_chance_of_a_token_is_that_of_all_before_it_and_its_own() -> None:
         rates.record(EVIDENCE, 0, is_right=is_right)
     first = (0.25 + 2) / (1 + 3)
     assert rates.chances([Ground(EVIDENCE, 0), Ground(OTHER, 1)]) == pytest.approx((first, first * 0.25))
-
-
-@pytest.mark.parametrize("first", [0, 1, 3, 7, 8, 9, 30])
-@pytest.mark.parametrize("last", [EVIDENCE, OTHER])
-def test_chances_are_the_products_of_the_rates_from_any_place_on(first: int, last: Evidence) -> None:
-    rates, rng = AcceptanceRates(), random.Random(first)
-    for _ in range(300):
-        rates.record(rng.choice((EVIDENCE, OTHER)), rng.randrange(40), is_right=rng.random() < 0.8)
-    for length in range(1, 20):
-        grounds = [
-            *(Ground(EVIDENCE, place) for place in range(first, first + length - 1)),
-            Ground(last, first + length - 1),
-        ]
-        products = [math.prod(rates.rate(*ground) for ground in grounds[: end + 1]) for end in range(length)]
-        assert rates.chances(grounds) == pytest.approx(products)
 
 
 def test_a_rate_never_reaches_1() -> None:
