@@ -51,8 +51,8 @@ class BatchBuilder:
             lengths = np.array([chunk.length for chunk in chunks])
             return build_batch(chunks, rows, starts, lengths, self._requests, self._model, self._adapters)
         if self._decode_batch is None or self._decode_batch.rows is not rows:
-            self._decode_batch = DecodeBatch(plan.chunks, rows, self._requests, self._model, self._adapters)
-        return self._decode_batch.at(plan.chunks)
+            self._decode_batch = DecodeBatch(chunks, rows, self._requests, self._model, self._adapters)
+        return self._decode_batch.at(chunks)
 
 
 def build_batch(

@@ -45,6 +45,11 @@ def test_the_chance_of_a_token_is_that_of_all_before_it_and_its_own() -> None:
     assert rates.chances([Ground(EVIDENCE, 0), Ground(OTHER, 1)]) == pytest.approx((first, first * 0.25))
 
 
+def test_a_draft_without_room_for_a_token_has_no_chances() -> None:
+    """The draft of a request that has one token left: behind it nothing is sampled."""
+    assert AcceptanceRates().chances([]) == ()
+
+
 def test_a_rate_never_reaches_1() -> None:
     rates = AcceptanceRates()
     for _ in range(100_000):
