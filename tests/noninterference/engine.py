@@ -51,6 +51,11 @@ class Link:
         for received in self._to_server.feed(encode_frame(message)):
             self._client._receive(received)
 
+    def end(self, reason: str) -> None:
+        """End all requests, and refuse new ones."""
+        self.is_serving, self.status = False, EngineStatus("dead", message=reason)
+        self._client._on_end(reason)
+
 
 class GreenletChannel:
     """The engine's end of a link, with the methods of engine.process.Channel."""
@@ -103,7 +108,9 @@ class InProcessEngine:
                 await pump
 
     async def _pump(self, loop: greenlet.greenlet) -> None:
-        """Continue the engine's loop in each turn of the event loop; when it is idle, once something has arrived."""
+        """Continue the engine's loop in each turn of the event loop; when it is idle, once something has arrived.
+
+        An error of the loop ends all requests, as that of an engine's process does: the server waits for them."""
         try:
             while True:
                 timeout_s = loop.switch()
@@ -112,6 +119,9 @@ class InProcessEngine:
                     self._link.idle.set()
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self._link.arrived.wait(), timeout_s)
+        except Exception:
+            self._link.end("the engine's loop has failed")
+            raise
         finally:
             with contextlib.suppress(PeerClosedError):
                 loop.throw(PeerClosedError)
