@@ -7,11 +7,12 @@ _CONTEXT = "`--max-model-len N` sets the context"
 _DEVICE = "`--device` puts the whole model on the GPU or on the CPU"
 _DOWNLOAD = "nothing is downloaded; after `hf download ORG/NAME` the model is ORG/NAME"
 _DRAFTS = "`--speculation` guesses from the request's own text, without a draft model"
-_IN_REQUESTS = "requests set it; `--generation-config` says what they get otherwise"
+_IN_REQUESTS = "requests set `max_tokens`; a chat without it has as many as fit"
 _KV_TYPE = "`--kv-cache-dtype` sets the type of keys and values"
 _LORA = "`--lora NAME=DIR` adds an adapter"
 _MODEL = "MODEL is given without a flag"
 _NAME = "`--served-model-name` sets the model's name"
+_SAMPLING = "`--override-generation-config JSON` sets what requests get that name none"
 _NO_TEXTS = "the log never has texts; `--log-level warning` leaves out the lines of requests"
 _SEQS = "`--max-num-seqs N` limits the requests in one step; all of them share the KV cache"
 _STEP = "`--max-num-batched-tokens N` limits the tokens in one step; longer prompts are divided"
@@ -65,9 +66,12 @@ FOREIGN_FLAGS: Mapping[str, str] = MappingProxyType(
         "--lora-modules": _LORA,
         "--speculative-config": _DRAFTS,
         "--model-draft": _DRAFTS,
-        "--temp": _IN_REQUESTS,
+        "--temp": _SAMPLING,
+        "--top-k": _SAMPLING,
+        "--top-p": _SAMPLING,
+        "--min-p": _SAMPLING,
+        "--repeat-penalty": _SAMPLING,
         "--n-predict": _IN_REQUESTS,
-        "--override-generation-config": _IN_REQUESTS,
         "--metrics": "`GET /metrics` needs no flag",
         "-v": "`--log-level debug` logs more",
         "--verbose": "`--log-level debug` logs more",

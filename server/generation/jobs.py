@@ -225,7 +225,8 @@ class JobBuilder:
 
 def resolve_seed(state: ServerState, request: GenerationRequest) -> int:
     """Return the request's seed, or draw one. The reply contains it, so that the client can repeat the request."""
-    return state.draw_seed() if request.seed is None else request.seed
+    seed = request.chosen_seed
+    return state.draw_seed() if seed is None else seed
 
 
 def check_experts(request: GenerationRequest, ready: Ready) -> None:

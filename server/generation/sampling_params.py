@@ -1,45 +1,16 @@
 """Translate a request's sampling fields to the engine's, with the checks that need the model's vocabulary."""
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
-from pathlib import Path
 
 from engine.token_constraints import NO_CONSTRAINTS, TokenConstraints, token_constraints
 from engine.types import SamplingParams
 from server.errors import ApiError, invalid_value
+from server.generation.generation_defaults import GenerationDefaults
 from server.schemas import CompletionRequest, GenerationRequest
-from server.tokenizer.config_files import TokenizerError, read_json
+from server.settings.sampling_defaults import MAX_TOP_K
 
 MIN_REPETITION_PENALTY = 1e-3  # smaller ones are raised to it: they could move logits out of float32's range
-MAX_TOP_K = 2**31 - 1
 MAX_LISTED_IDS = 2**18  # token ids in a request's biases, allowed tokens, bad words and stop ids, times its choices
-
-
-@dataclass(frozen=True)
-class GenerationDefaults:
-    """Values of sampling fields that a request omits. The defaults here leave the model's distribution unchanged."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-
-
-def load_generation_defaults(path: Path) -> GenerationDefaults:
-    """Read the checkpoint's defaults from generation_config.json in the directory `path`.
-
-    Raises TokenizerError (one line, with the file) for a value that a request could not have either.
-    """
-    file = path / "generation_config.json"
-    config = read_json(file) or {}
-    return GenerationDefaults(
-        temperature=_number(file, config, "temperature", 1.0, 0.0, 2.0),
-        top_p=_number(file, config, "top_p", 1.0, 1e-9, 1.0),
-        top_k=_integer(file, config, "top_k", 0, -1, MAX_TOP_K),
-        min_p=_number(file, config, "min_p", 0.0, 0.0, 1.0),
-        repetition_penalty=_number(file, config, "repetition_penalty", 1.0, 1e-9, 2.0),
-    )
 
 
 def sampling_params(
@@ -144,19 +115,3 @@ def check_ids(ids: Iterable[int], vocab_size: int, param: str) -> None:
 
 def _or_default(value: float | None, default: float) -> float:
     return default if value is None else float(value)
-
-
-def _integer(file: Path, config: dict[str, object], name: str, default: int, low: int, high: int) -> int:
-    value = _number(file, config, name, default, low, high)
-    if value != int(value):
-        raise TokenizerError(f"{file}: {name} must be an integer")
-    return int(value)
-
-
-def _number(file: Path, config: dict[str, object], name: str, default: float, low: float, high: float) -> float:
-    value = config.get(name)
-    if value is None:
-        return default
-    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
-        raise TokenizerError(f"{file}: {name} must be a number from {low:g} to {high:g}")
-    return value

@@ -20,8 +20,8 @@ from server.fairness.loop_turns import LoopTurns
 from server.fairness.refusal_pace import RefusalPace
 from server.fairness.request_memory import Lease
 from server.generation.admission import LOADING_RETRY_S, Admission, EngineLoad
+from server.generation.generation_defaults import GenerationDefaults
 from server.generation.reply_size import MAX_REPLY_VALUES
-from server.generation.sampling_params import GenerationDefaults
 from server.observability.memory_pressure import MemoryMonitor
 from server.observability.metrics import Metrics
 from server.sandbox.pool import Sandbox

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from server.chat.rendering import load_template
 from server.chat.template import ChatTemplate
-from server.generation.sampling_params import GenerationDefaults, load_generation_defaults
+from server.generation.generation_defaults import GenerationDefaults, load_generation_defaults
 from server.generation.state import TextFrontend
 from server.lifecycle.errors import StartError
 from server.sandbox.pool import Sandbox
@@ -22,8 +22,9 @@ async def load_texts(settings: Settings, model_dir: Path, sandbox: Sandbox) -> T
 
 
 def load_defaults(settings: Settings, model_dir: Path) -> GenerationDefaults:
-    """Load the checkpoint's sampling defaults, unless the settings say otherwise. Raises TokenizerError."""
-    return load_generation_defaults(model_dir) if settings.generation_config == "auto" else GenerationDefaults()
+    """Load the checkpoint's sampling defaults, with what the settings say instead. Raises TokenizerError."""
+    own = load_generation_defaults(model_dir) if settings.generation_config == "auto" else GenerationDefaults()
+    return own.overridden(settings.override_generation_config)
 
 
 async def load_chat_template(settings: Settings, tokenizer: Tokenizer, sandbox: Sandbox) -> ChatTemplate:

@@ -67,7 +67,7 @@ def fields_of_chat(spellings: Iterable[str]) -> dict[str, str]:
     return {name: OF_CHAT.get(name, "response_format") for name in spellings}
 
 
-Kind = Literal["format", "arguments", "limit", "minimum", "stop", "tokens", "tools", "time", "members"]
+Kind = Literal["format", "arguments", "limit", "minimum", "stop", "tokens", "tools", "time", "adapter", "members"]
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,8 @@ _NAMES: Mapping[Kind, tuple[str, tuple[JsonValue, ...]]] = {
         ("none", "auto", {}, [], False),
     ),
     "time": ("max_time t_max_predict_ms", (-1, 0)),
+    # An adapter is a model here, with a name of its own: another one must not answer.
+    "adapter": ("adapter adapter_id adapter_name lora lora_adapter lora_name lora_path lora_request", ([], {}, "")),
     # Objects of options, which other APIs and client libraries have: rejected for constraints among their members.
     "members": (
         "extra_body generation_config inference_config options parameters sampling_params sampling_parameters",

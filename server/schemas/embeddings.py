@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from server.errors import ApiError, invalid_value
-from server.schemas.generation import Name, Seconds
+from server.schemas.generation import HARMLESS, Name, Seconds
 from server.schemas.prompts import Text, prompts_up_to
 from server.schemas.validation import RequestModel, text_or_list
 from server.strict_json import JsonValue
@@ -39,6 +39,7 @@ class EmbeddedRequest(RequestModel):
     """Common fields of requests whose texts are embedded."""
 
     unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = UNSUPPORTED
+    harmless: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = HARMLESS
     instead: ClassVar[Mapping[str, str]] = {"messages": "input", "output_dimension": "dimensions"}
 
     model: Name | None = None

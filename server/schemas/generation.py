@@ -21,6 +21,7 @@ MAX_BAD_WORDS = 64
 MAX_SECONDS = 365 * 24 * 3600.0
 MAX_LOGPROBS = 20
 MAX_NAME_CHARS = 512
+RANDOM_SEED = -1  # as vLLM, llama.cpp and Ollama have it: as without a seed
 
 CONSTRAINTS = ("response_format", "structured_outputs", *ALIASES)
 OTHER_SPELLINGS = refused_spellings(*CONSTRAINTS)
@@ -58,6 +59,7 @@ CONSTRAINT_FIELDS: Mapping[Kind, str] = {
     "tokens": "logit_bias",
     "tools": "tool_choice",
     "time": "timeout_s",
+    "adapter": "model",
 }
 
 
@@ -130,6 +132,7 @@ class GenerationRequest(StructuredFields):
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     seed: Seed | None = None
+    random_seed: Seed | None = None  # Mistral's name for the same
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
     logit_bias: dict[DecimalId, Bias] = Field(default_factory=dict)
     allowed_token_ids: Annotated[list[int], Field(min_length=1), AfterValidator(_distinct)] | None = None
@@ -161,6 +164,8 @@ class GenerationRequest(StructuredFields):
             raise invalid_value("'prompt_logprobs' cannot be streamed.", "prompt_logprobs")
         if None not in (penalties := {self.repetition_penalty, self.repeat_penalty}) and len(penalties) > 1:
             raise invalid_value("Send only one of 'repetition_penalty' and 'repeat_penalty'.", "repeat_penalty")
+        if None not in (seeds := {self.seed, self.random_seed}) and len(seeds) > 1:
+            raise invalid_value("Send only one of 'seed' and 'random_seed'.", "random_seed")
         self._check_lengths()
         return self
 
@@ -178,6 +183,12 @@ class GenerationRequest(StructuredFields):
     def penalty_of_repetition(self) -> float | None:
         """`repetition_penalty`, under whichever name it was sent."""
         return self.repeat_penalty if self.repetition_penalty is None else self.repetition_penalty
+
+    @property
+    def chosen_seed(self) -> int | None:
+        """The seed, under whichever name it was sent; None: the server draws one."""
+        seed = self.random_seed if self.seed is None else self.seed
+        return None if seed == RANDOM_SEED else seed
 
     @property
     def limit_field(self) -> str:

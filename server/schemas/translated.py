@@ -1,12 +1,13 @@
 """Common fields of the endpoints that translate to chat: chat has them under the same names."""
 
 from abc import abstractmethod
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
 
 from pydantic import Field, JsonValue
 
 from server.schemas.chat import ChatCompletionRequest
-from server.schemas.generation import Name, Seconds, Seed
+from server.schemas.generation import HARMLESS, Name, Seconds, Seed
 from server.schemas.validation import RequestModel
 
 JsonObject = dict[str, JsonValue]
@@ -14,6 +15,8 @@ JsonObject = dict[str, JsonValue]
 
 class TranslatedRequest(RequestModel):
     """A request that is translated to the chat request of `chat_body`."""
+
+    harmless: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = HARMLESS
 
     model: Name | None = None
     stream: bool = False

@@ -185,14 +185,24 @@ def _reject_other_names(model_class: type[RequestModel], body: dict[str, JsonVal
     for name in sorted(body.keys() - model_class.model_fields.keys() - model_class.unsupported.keys()):
         value, kind = body[name], _constrains(name, body[name]) or _lifts_limit(model_class, name, body)
         if kind == "members":
-            members = value if isinstance(value, dict) else {}
-            member = next((key for key in members if _constrains(key, members[key])), None)
-            if member is not None:
-                raise _elsewhere(name, f"Send '{member}' at the top of the body instead.")
+            _reject_members(name, value if isinstance(value, dict) else {}, fields, model_class)
         elif kind is not None and kind not in fields:
             raise _elsewhere(name, "This endpoint has no such constraint.")
         elif kind is not None and value != body.get(fields[kind]):
             raise _elsewhere(name, f"Send '{fields[kind]}' instead.")
+
+
+def _reject_members(
+    name: str, members: Mapping[str, JsonValue], fields: Mapping[Kind, str], model_class: type[RequestModel]
+) -> None:
+    """Reject the first constraint in an object of options that another API has at the top of a request."""
+    for member, value in members.items():
+        kind = _constrains(member, value)
+        if kind is None:
+            continue
+        own = member if member in model_class.model_fields else fields.get(kind)
+        send = f"Send '{own}' at the top of the body instead."
+        raise _elsewhere(name, send if own else "This endpoint has no such constraint.")
 
 
 def _lifts_limit(model_class: type[RequestModel], name: str, body: dict[str, JsonValue]) -> Kind | None:

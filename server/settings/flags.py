@@ -20,7 +20,7 @@ METAVARS_OF_SUFFIXES = {
     "theta": "NUMBER",
     "lora": "NAME=DIR",
 }  # a SIZE takes units, as 1GiB
-METAVARS_OF_NAMES = {"expert_memory": "SIZE|auto"}
+METAVARS_OF_NAMES = {"expert_memory": "SIZE|auto", "override_generation_config": "JSON"}
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,6 @@ def _default(field: FieldInfo) -> str:
     for mark in field.metadata:
         if isinstance(mark, DefaultText):
             return mark.text
-    if field.default is False or field.default in (None, (), ""):  # 0 == False, but it is a default
+    if field.default is False or field.default in (None, (), "", {}):  # 0 == False, but it is a default
         return ""
     return f"{field.default:g}" if isinstance(field.default, float) else str(field.default)

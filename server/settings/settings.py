@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, FilePath, model_validator
 
 from server.model_files.location import model_id
+from server.settings.sampling_defaults import SamplingDefaults
 from server.settings.value_types import (
     MAX_COUNT,
     ApiKeyFile,
@@ -85,7 +86,13 @@ class Settings(BaseModel):
     )
     generation_config: Literal["auto", "none"] = Field(
         "auto",
-        description="Default sampling parameters: auto reads the checkpoint's generation_config.json, none ignores it.",
+        description="Default sampling parameters: auto reads the checkpoint's generation_config.json, or a GGUF file's "
+        "general.sampling fields; none ignores them.",
+    )
+    override_generation_config: SamplingDefaults = Field(
+        {},
+        description='Sampling parameters of requests that name none, as JSON: {"temperature": 0.7, "top_p": 0.9}. They '
+        "come before the checkpoint's.",
     )
 
     strict_params: bool = Field(

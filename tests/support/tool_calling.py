@@ -15,7 +15,7 @@ from engine.grammars.matcher import GrammarCompiler
 from engine.messages import Ready
 from engine.types import Request
 from server.chat.template import ChatTemplate
-from server.generation.sampling_params import GenerationDefaults
+from server.generation.generation_defaults import GenerationDefaults
 from server.generation.state import ServerState, TextFrontend
 from server.tokenizer.tokenizer import Tokenizer
 from tests.support.checkpoints.mistral_tokenizers import v3_tokenizer

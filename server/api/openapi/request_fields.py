@@ -6,7 +6,7 @@ plain defaults are not repeated here: they come from the request models.
 
 from collections.abc import Mapping
 
-_SERVER_DEFAULT = "If absent: the checkpoint's `generation_config.json`, else"
+_SERVER_DEFAULT = "If absent: what `generation_defaults` of `/v1/models` has, usually"
 _EMBEDDING = ("EmbeddingRequest", "RerankRequest", "ScoreRequest")
 _FIRST_TOKENS = (
     "Keep only this many of the first tokens of each text; -1: as many as the model takes. If absent, a text that is "
@@ -23,8 +23,9 @@ SAMPLING: Mapping[str, str] = {
     "repetition_penalty": f"Divides positive logits, and multiplies negative ones, of tokens that prompt or answer "
     f"already have. {_SERVER_DEFAULT} 1 (no effect).",
     "repeat_penalty": "What llama.cpp and Ollama call `repetition_penalty`: send one of them. If absent: that field.",
-    "seed": "Start of the random numbers. Equal requests with equal seeds give equal tokens. If absent: drawn; the "
-    "reply names it.",
+    "seed": "Start of the random numbers. Equal requests with equal seeds give equal tokens. If absent, or -1: drawn; "
+    "the reply names it.",
+    "random_seed": "What Mistral's API calls `seed`: send one of them. If absent: that field.",
     "n": "Number of answers to each prompt. They differ only if temperature is above 0.",
     "logit_bias": "Added to the logits of token ids: an object from id (as text) to number. -100 forbids a token.",
     "allowed_token_ids": "The only token ids that may be generated. If absent: all.",

@@ -174,6 +174,7 @@ class MessagesRequest(PromptFields, TranslatedRequest):
         "stop": "stop_sequences",
         "tools": "tool_choice",
         "time": "timeout_s",
+        "adapter": "model",
     }
 
     max_tokens: Annotated[int, Field(ge=1)]

@@ -10,7 +10,7 @@ from server.errors import invalid_value
 from server.schemas.chat import ChatCompletionRequest
 from server.schemas.constraint_spellings import Kind, refused_spellings
 from server.schemas.embeddings import WHOLE_CONTEXT, Texts
-from server.schemas.generation import Name, Penalty, Seed, StopString, StopStrings
+from server.schemas.generation import HARMLESS, Name, Penalty, Seed, StopString, StopStrings
 from server.schemas.ollama_api.messages import Turns, chat_messages
 from server.schemas.tools import MAX_TOOLS
 from server.schemas.translated import JsonObject, TranslatedRequest
@@ -20,7 +20,6 @@ from server.schemas.validation import ConstrainingObject, RequestModel, text_or_
 CHAT_NAMES = {"num_predict": "max_tokens", "repeat_penalty": "repetition_penalty"}
 NO_EFFECT = {"num_ctx"}  # the context is the server's
 FORMATS = refused_spellings("format").keys() - {"function_call"}  # other names of a format
-RANDOM_SEED = -1  # as without a seed
 MAX_EXACT = 1 << 53  # a decimal beyond it may stand for several integers
 NO_LIMIT = 0  # num_predict is -1 or -2 for as many tokens as the context has room for
 
@@ -64,8 +63,6 @@ class OllamaOptions(ConstrainingObject):
         given = self.model_dump(include=self.model_fields_set - NO_EFFECT, exclude_none=True)
         if given.get("num_predict", 0) <= NO_LIMIT:
             given.pop("num_predict", None)
-        if given.get("seed") == RANDOM_SEED:
-            del given["seed"]
         if given.get("top_p") == 0.0:  # the likeliest token alone
             given |= {"top_p": 1.0, "top_k": 1}
         return {CHAT_NAMES.get(name, name): value for name, value in given.items()}
@@ -95,10 +92,11 @@ class GeneratingRequest(TranslatedRequest):
         "limit": "options.num_predict",
         "stop": "options.stop",
         "time": "timeout_s",
+        "adapter": "model",
     }
     unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = refused_spellings("format")
     instead: ClassVar[Mapping[str, str]] = dict.fromkeys(FORMATS, "format")
-    harmless: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {"think": (False,)}
+    harmless: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {**HARMLESS, "think": (False,)}
 
     stream: bool = True
     format: Literal["", "json"] | dict[str, JsonValue] | None = None

@@ -77,6 +77,7 @@ class ResponsesRequest(TranslatedRequest):
         "limit": "max_output_tokens",
         "tools": "tool_choice",
         "time": "timeout_s",
+        "adapter": "model",
     }
 
     turns_field: ClassVar[str | None] = "input"

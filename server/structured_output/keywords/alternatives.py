@@ -26,6 +26,8 @@ MAX_DEPTH = 4  # of members whose schemas are compared
 def exactly_one(value: JsonValue, document: Document, negated: Callable[[JsonValue], JsonValue]) -> JsonValue:
     """Return the schema of values that follow exactly one of the schemas. Raises NotExpressible."""
     schemas = as_list(value)
+    if _have_tags(schemas, document):
+        return any_of(schemas)
     comparison = _Comparison(document)
     others: list[list[JsonValue]] = [[] for _ in schemas]
     for i, j in combinations(range(len(schemas)), 2):
@@ -33,6 +35,30 @@ def exactly_one(value: JsonValue, document: Document, negated: Callable[[JsonVal
             others[i].append(negated(schemas[j]))
             others[j].append(negated(schemas[i]))
     return any_of([all_of([schema, *excluded]) for schema, excluded in zip(schemas, others, strict=True)])
+
+
+def _have_tags(schemas: list[JsonValue], document: Document) -> bool:
+    """Return whether all schemas are of objects that require the same member, with other listed values in each: a tag,
+    which tells many schemas apart without comparing each with each."""
+    resolved = [document.resolve(schema) for schema in schemas]
+    objects = [schema for schema in resolved if isinstance(schema, dict) and _types(schema) == {"object"}]
+    if len(objects) < len(schemas):
+        return False
+    document.spend(len(objects))
+    required = [set(texts(schema.get("required", []))) for schema in objects]
+    for name in sorted(set.intersection(*required)):
+        members = [document.resolve(as_object(schema.get("properties", {})).get(name, True)) for schema in objects]
+        values = [_tags(member) for member in members]
+        if all(values) and sum(map(len, values)) == len(set.union(*values)):
+            return True
+    return False
+
+
+def _tags(schema: JsonValue) -> set[tuple[str, JsonValue]]:
+    """Return the texts and numbers that a schema lists, with their types; none if it lists others, or no values."""
+    listed = _listed(schema) if isinstance(schema, dict) else None
+    tags = [(_type_of(value), value) for value in listed or [] if isinstance(value, str | int | float)]
+    return set(tags) if listed is not None and len(tags) == len(listed) else set()
 
 
 class _Comparison:

@@ -26,7 +26,8 @@ from model.ops.native.ops import NativeOps
 from model.ops.reference.ops import ReferenceOps
 from model.ops.reference.philox import uniforms
 from model.sampling_batch import MIN_TEMPERATURE
-from server.generation.sampling_params import GenerationDefaults, sampling_params
+from server.generation.generation_defaults import GenerationDefaults
+from server.generation.sampling_params import sampling_params
 from server.schemas import CompletionRequest
 from server.schemas.validation import validate
 from smoe import SamplingParams

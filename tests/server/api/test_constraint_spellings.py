@@ -8,7 +8,7 @@ import pytest
 
 from server.chat.template import ChatTemplate
 from server.errors import ApiError
-from server.generation.sampling_params import GenerationDefaults
+from server.generation.generation_defaults import GenerationDefaults
 from server.generation.state import ServerState, TextFrontend
 from server.schemas import ChatCompletionRequest, CompletionRequest, MessagesRequest, ResponsesRequest
 from server.schemas.validation import RequestModel, unknown_fields, validate
@@ -195,6 +195,7 @@ OTHER_NAMES: list[tuple[str, Any]] = [
     *[("toolConfig", {"functionCallingConfig": {"mode": "ANY"}}), ("inferenceConfig", {"maxTokens": 3})],  # Bedrock
     *[("responseFormat", OPENAI), ("toolChoice", "required"), ("structuredOutputs", {"json": SCHEMA})],  # AI SDK
     *[("output_schema", SCHEMA), ("structured_output", SCHEMA), ("schema", SCHEMA), ("text_format", SCHEMA)],
+    *[("lora", [{"id": 0, "scale": 1.0}]), ("lora_path", "x"), ("adapter_id", "x")],  # llama.cpp, SGLang, TGI
     *[("extra_body", {"guided_json": SCHEMA}), ("extra_body", {"stop": ["x"]})],  # a client's argument, sent as a field
 ]
 
@@ -239,6 +240,9 @@ def test_no_endpoint_ignores_another_apis_constraint(path: str) -> None:
             {"top_k": 3, "guided_json": SCHEMA},
             "Send 'guided_json' at the top of the body instead.",
         ),
+        (CHAT, "extra_body", {"max_new_tokens": 3}, "Send 'max_tokens' at the top of the body instead."),
+        (RESPONSES, "options", {"stop": ["x"]}, "This endpoint has no such constraint."),
+        (CHAT, "lora_path", "/adapters/sql", "Send 'model' instead."),
         (COMPLETIONS, "n_predict", -1, "Send 'max_tokens' instead."),  # else 16 tokens, the default
         (RESPONSES, "max_tokens", 3, "Send 'max_output_tokens' instead."),
         (RESPONSES, "stop", ["x"], "This endpoint has no such constraint."),
@@ -261,6 +265,7 @@ def test_the_error_for_another_apis_name_says_what_to_send(path: str, name: str,
         (CHAT, {"max_new_tokens": None, "n_predict": -1, "stop_sequences": [], "extra_body": {}}),
         (CHAT, {"options": {"num_ctx": 4096}, "extra_body": {"top_k": 3}, "responseFormat": {"type": "text"}}),
         (RESPONSES, {"stop": None, "logit_bias": {}, "min_tokens": 0, "tool_config": {}}),
+        (CHAT, {"lora": [], "adapter_id": None, "model": "sql", "lora_path": "sql"}),
         (MESSAGES, {"max_output_tokens": 9, "parallel_tool_calls": True, "functions": []}),
     ],
 )

@@ -120,14 +120,22 @@ ADDED_BY_ROUTERS = {
 }
 
 
+OTHERS = {
+    "/v1/completions": {"prompt": "a"},
+    "/v1/responses": {"input": "a"},
+    "/v1/messages": {"max_tokens": 1, "messages": [HELLO]},
+    "/api/generate": {"prompt": "a", "stream": False},
+}
+
+
 async def test_what_routers_add_to_a_body_passes_strict_params() -> None:
     state = state_around(FakeEngine(saying("a")))
     state.strict_params = True
     async with client_of(state) as client:
         chat = await client.post("/v1/chat/completions", json={"messages": [HELLO], **ADDED_BY_ROUTERS})
-        completion = await client.post("/v1/completions", json={"prompt": "a", **ADDED_BY_ROUTERS})
-    assert (chat.status_code, completion.status_code) == (200, 200)
-    assert IGNORED_PARAMS_HEADER not in {**chat.headers, **completion.headers}
+        replies = [chat] + [await client.post(path, json={**body, **ADDED_BY_ROUTERS}) for path, body in OTHERS.items()]
+    assert [reply.status_code for reply in replies] == [200] * len(replies)
+    assert not any(IGNORED_PARAMS_HEADER in reply.headers for reply in replies)
 
 
 @pytest.mark.parametrize("extra", [{"no_stop_trim": True}, {"return_hidden_states": True}, {"stream_reasoning": 0}])

@@ -1,25 +1,16 @@
 """server/generation/sampling_params.py: parameters, the checkpoint's defaults, ids outside the vocabulary."""
 
-import json
-from pathlib import Path
-
 import pytest
 
 from engine.token_constraints import token_constraints
 from server.errors import ApiError
-from server.generation.sampling_params import (
-    GenerationDefaults,
-    check_token_ids,
-    load_generation_defaults,
-    packed_constraints,
-    sampling_params,
-)
+from server.generation.generation_defaults import GenerationDefaults
+from server.generation.sampling_params import check_token_ids, packed_constraints, sampling_params
 from server.schemas import (
     CompletionRequest,
     validate,
 )
 from server.strict_json import JsonValue
-from server.tokenizer.tokenizer import TokenizerError
 
 PROMPT: dict[str, JsonValue] = {"model": "m", "prompt": "x"}
 
@@ -51,23 +42,6 @@ def test_every_sampling_field_reaches_the_engine() -> None:
     assert {key: getattr(params, key) for key in expected} == expected
 
 
-def test_the_checkpoints_defaults_apply_to_fields_that_the_request_omits(tmp_path: Path) -> None:
-    file = tmp_path / "generation_config.json"
-    file.write_text(json.dumps({"temperature": 0.3, "top_k": 9, "repetition_penalty": 1.2}))
-    defaults = load_generation_defaults(tmp_path)
-    without, explicit = validate(CompletionRequest, PROMPT), validate(CompletionRequest, {**PROMPT, "temperature": 1})
-    numbers = [
-        sampling_params(request, max_tokens=1, seed=0, prompt_index=0, choice_index=0, defaults=defaults)
-        for request in (without, explicit)
-    ]
-    assert [(p.temperature, p.top_k, p.repetition_penalty) for p in numbers] == [(0.3, 9, 1.2), (1.0, 9, 1.2)]
-    file.write_text('{"temperature": 17}')
-    with pytest.raises(TokenizerError, match="temperature"):
-        load_generation_defaults(tmp_path)
-    file.unlink()
-    assert load_generation_defaults(tmp_path) == GenerationDefaults()
-
-
 def test_a_repetition_penalty_has_llama_cpps_name_too() -> None:
     bodies: list[dict[str, JsonValue]] = [{"repeat_penalty": 1.3}, {"repeat_penalty": 1.3, "repetition_penalty": 1.3}]
     for body in bodies:
@@ -76,6 +50,21 @@ def test_a_repetition_penalty_has_llama_cpps_name_too() -> None:
             request, max_tokens=1, seed=0, prompt_index=0, choice_index=0, defaults=GenerationDefaults()
         )
         assert params.repetition_penalty == 1.3
+
+
+@pytest.mark.parametrize(
+    ("fields", "seed"),
+    [({}, None), ({"seed": -1}, None), ({"seed": -2}, -2), ({"seed": 0}, 0), ({"random_seed": 7}, 7)],
+)
+def test_a_seed_has_mistrals_name_too_and_minus_one_is_none(fields: dict[str, JsonValue], seed: int | None) -> None:
+    assert validate(CompletionRequest, {**PROMPT, **fields}).chosen_seed == seed
+    again = {**fields, "seed": seed, "random_seed": seed}
+    assert validate(CompletionRequest, {**PROMPT, **again}).chosen_seed == seed
+
+
+def test_two_seeds_that_differ_are_refused() -> None:
+    with pytest.raises(ApiError, match="Send only one of 'seed' and 'random_seed'"):
+        validate(CompletionRequest, {**PROMPT, "seed": 1, "random_seed": 2})
 
 
 def test_extreme_values_become_harmless_ones() -> None:

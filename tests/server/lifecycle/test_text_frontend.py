@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from server.generation.sampling_params import GenerationDefaults
+from server.generation.generation_defaults import GenerationDefaults
 from server.lifecycle.errors import StartError
-from server.lifecycle.text_frontend import load_texts
+from server.lifecycle.text_frontend import load_defaults, load_texts
 from server.settings.sources import load_settings
 from tests.support.paths import DEMO
 from tests.support.servers.inline_sandbox import InlineSandbox
@@ -44,3 +44,12 @@ def test_the_checkpoints_sampling_defaults_can_be_ignored(
     (tmp_path / "generation_config.json").write_text('{"temperature": 0.25}')
     settings = load_settings({"model": str(tmp_path), "generation_config": generation_config})
     assert asyncio.run(load_texts(settings, tmp_path, InlineSandbox())).defaults.temperature == temperature
+
+
+@pytest.mark.parametrize("generation_config", ["auto", "none"])
+def test_the_operators_sampling_defaults_come_first(tmp_path: Path, generation_config: str) -> None:
+    (tmp_path / "generation_config.json").write_text('{"temperature": 0.25, "min_p": 0.125}')
+    overrides = '{"temperature": 0.7, "top_k": 40}'
+    settings = load_settings({"generation_config": generation_config, "override_generation_config": overrides})
+    min_p = 0.125 if generation_config == "auto" else 0.0
+    assert load_defaults(settings, tmp_path) == GenerationDefaults(temperature=0.7, top_k=40, min_p=min_p)

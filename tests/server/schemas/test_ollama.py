@@ -68,12 +68,6 @@ def test_a_share_of_zero_is_the_likeliest_token() -> None:
     assert (body["top_p"], body["top_k"]) == (1.0, 1)
 
 
-def test_a_seed_of_minus_one_is_none() -> None:
-    for seed, sent in ((-1, {}), (-2, {"seed": -2}), (0, {"seed": 0})):
-        body = validate(OllamaGenerateRequest, {"prompt": "a", "options": {"seed": seed}}).chat_body()
-        assert {name: value for name, value in body.items() if name == "seed"} == sent
-
-
 def test_a_result_without_a_call_is_refused() -> None:
     body = {"messages": [HELLO, {"role": "assistant", "tool_calls": [call("f")]}, result("1"), result("2")]}
     with pytest.raises(ApiError, match=r"'messages\[3\]' is a result"):

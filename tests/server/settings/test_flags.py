@@ -28,6 +28,7 @@ def test_every_setting_has_a_flag_a_group_and_a_description() -> None:
         ("sliding_window", "model|none|N", "model"),
         ("threads", "N", "one per core"),
         ("verify", "", ""),
+        ("override_generation_config", "JSON", ""),
         ("async_scheduling", "", "on for a single GPU, else off"),
     ],
 )

@@ -218,3 +218,16 @@ def test_what_is_given_counts_and_not_the_launcher(monkeypatch: pytest.MonkeyPat
 def test_a_bad_variable_of_the_launcher_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     _set(monkeypatch, TORCHRUN | {"RANK": "third"})
     assert refusal({}) == "RANK: should be a whole number"
+
+
+def test_sampling_defaults_are_json_in_flags_and_variables_and_a_mapping_in_files(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    expected = {"temperature": 0.7, "top_k": 40}
+    file = tmp_path / "smoe.yaml"
+    file.write_text("override-generation-config:\n  temperature: 0.7\n  top_k: 40\n")
+    text = '{"temperature": 0.7, "top_k": 40}'
+    assert load_settings({}, file).override_generation_config == expected
+    assert load_settings({"override_generation_config": text}).override_generation_config == expected
+    monkeypatch.setenv("SMOE_OVERRIDE_GENERATION_CONFIG", text)
+    assert load_settings({}).override_generation_config == expected

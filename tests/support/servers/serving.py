@@ -19,7 +19,7 @@ from server.api import playground_files
 from server.api.app import create_app
 from server.api.routes.files import UPLOAD_PATHS
 from server.chat.template import ChatTemplate
-from server.generation.sampling_params import GenerationDefaults
+from server.generation.generation_defaults import GenerationDefaults
 from server.generation.state import ServerState, TextFrontend
 from server.http.bounded_reads import BoundedReadProtocol
 from server.http.connections import Connections

@@ -14,7 +14,7 @@ from engine.types import Request, RequestOutput, StepStats
 from server.chat.template import ChatTemplate
 from server.engine_client.client import EngineClient
 from server.engine_client.output_collector import OutputCollector
-from server.generation.sampling_params import GenerationDefaults
+from server.generation.generation_defaults import GenerationDefaults
 from server.generation.state import ServerState, TextFrontend
 from server.http.connections import Connections
 from server.model_files.location import locate_model

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from server.generation.sampling_params import GenerationDefaults
+from server.generation.generation_defaults import GenerationDefaults
 from tests.support.servers.fake_engine import FakeEngine
 from tests.support.servers.serving import MODEL, check_error, client_of, saying, state_around
 

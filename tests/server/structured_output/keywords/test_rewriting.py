@@ -313,6 +313,44 @@ def test_work_grows_with_listed_values_that_are_negated_or_compared() -> None:
     assert rewritten(compared).schema is compared
 
 
+def tagged(tags: list[Any], required: bool = True) -> Schema:
+    """A union of objects, each with its value of `kind`, behind a member that all share."""
+    return {
+        "oneOf": [
+            {
+                "type": "object",
+                "properties": {"id": {"type": "integer"}, "kind": {"const": tag}},
+                "required": ["id", "kind"] if required else ["id"],
+                "additionalProperties": False,
+            }
+            for tag in tags
+        ]
+    }
+
+
+TAGS: list[list[Any]] = [[*range(250)], [f"k{i}" for i in range(250)], [True, "true", 1, 2.5]]
+
+
+@pytest.mark.parametrize("tags", TAGS, ids=["integers", "texts", "mixed"])
+def test_objects_that_a_member_tells_apart_are_no_matter_of_comparing_each_with_each(tags: list[Any]) -> None:
+    grammar = Grammar(tagged(tags))
+    assert not grammar.fault
+    assert grammar.allows(json.dumps({"id": 7, "kind": tags[-1]}, separators=(",", ":")))
+    assert not grammar.allows('{"id":7,"kind":null}')
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [tagged([1, 2, 1.0]), tagged(["a", "b", "a"]), tagged([1, 2], required=False)],
+    ids=["equal numbers", "equal texts", "optional"],
+)
+def test_a_member_that_does_not_tell_objects_apart_is_no_tag(schema: Schema) -> None:
+    """Of two alternatives with equal tags none may be followed, since both would be."""
+    grammar = Grammar(schema)
+    tag = schema["oneOf"][0]["properties"]["kind"]["const"]
+    assert grammar.fault or not grammar.allows(json.dumps({"id": 7, "kind": tag}, separators=(",", ":")))
+
+
 def test_a_recursive_schema_that_is_negated_stays_as_it_is() -> None:
     deep: Schema = {"$ref": "#/$defs/a"}
     for _ in range(10):
