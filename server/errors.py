@@ -34,6 +34,7 @@ _ANTHROPIC_TYPES = {
 }
 
 UPLOAD_RETRY_S = 5.0
+BATCH_RETRY_S = 60.0  # batches take minutes
 
 
 class ApiError(Exception):
@@ -348,6 +349,12 @@ def too_many_uploads(most: int) -> ApiError:
     """The key uploads as many files as it may at a time."""
     message = f"An API key may upload {most} files at a time; try again when one has arrived."
     return _rate_limit(message, "too_many_uploads", UPLOAD_RETRY_S)
+
+
+def too_many_batches(most: int) -> ApiError:
+    """The key has as many batches that have not ended as it may have."""
+    message = f"An API key may have {most} batches that have not ended."
+    return _rate_limit(message, "too_many_batches", BATCH_RETRY_S)
 
 
 def _budget_full(what: str, code: str, retry_after_s: float) -> ApiError:

@@ -130,18 +130,23 @@ def storage_error(error: OSError | sqlite3.Error) -> ApiError | None:
 
 @dataclass(frozen=True)
 class PageLimits:
-    """Objects in a page of a table: `limit` if the client names no number, and `max_limit` at most."""
+    """Objects in a page of a table: `limit` if the client names no number, and `max_limit` at most. `purposes`: of
+    which a client may name one."""
 
     table: Table
     limit: int
     max_limit: int
+    purposes: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> tuple[Schema, ...]:
         """Parameters of the URL."""
+        purpose: Schema = {"name": "purpose", "in": "query", "schema": {"enum": [*self.purposes]}}
         return (
             {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": self.max_limit}},
             {"name": "after", "in": "query", "schema": {"type": "string"}},
+            {"name": "order", "in": "query", "schema": {"enum": ["asc", "desc"]}},
+            *([purpose] if self.purposes else []),
         )
 
 
@@ -160,7 +165,10 @@ def _page(http: HttpRequest, limits: PageLimits) -> dict[str, object]:
         raise invalid_value("'order' must be asc or desc.", "order")
     if after is not None:
         found(access.store.get(table, owner, after), table, "after")
-    items = access.store.page(table, owner, after, limit + 1, newest_first=order == "desc")
+    purpose = http.query_params.get("purpose") if limits.purposes else None
+    if purpose is not None and purpose not in limits.purposes:
+        raise invalid_value(f"'purpose' must be {' or '.join(limits.purposes)}.", "purpose")
+    items = access.store.page(table, owner, after, limit + 1, newest_first=order == "desc", purpose=purpose)
     page = [access.service.with_counts(item) for item in items[:limit]]
     return {
         "object": "list",

@@ -29,12 +29,16 @@ _MODELS = {
 # First parts of the paths of other servers' own APIs.
 _OTHER_APIS = {
     "/v1/messages/batches": "Anthropic's Message Batches API is not served",
+    "/v1/chat/completions/input_tokens": "This URL is not served: POST /tokenize takes the same messages",
+    "/v1/chat/completions/render": "This URL is not served: POST /tokenize takes the same messages",
     "/v1/responses/compact": "This part of the Responses API is not served",
     "/v1/responses/input_tokens": "This part of the Responses API is not served",
     "/api/v0/": "LM Studio's own API is not served",
     "/api/": "This part of Ollama's API is not served",
     "/generate": "TGI's API is not served",
+    "/apply-template": "llama-server's own API is not served",
     "/infill": "llama-server's own API is not served",
+    "/lora-adapters": "llama-server's own API is not served",
     "/props": "llama-server's own API is not served",
     "/slots": "llama-server's own API is not served",
     "/v1/images": "Images are not served",

@@ -176,10 +176,16 @@ class Store:
             row = self._db.execute(query, (object_id, owner)).fetchone()
         return json.loads(row[0]) if row else None
 
-    def page(self, table: Table, owner: str, after: str | None, limit: int, *, newest_first: bool) -> list[Object]:
-        """Return at most `limit` objects that follow the object `after`, in order of creation."""
+    def page(
+        self, table: Table, owner: str, after: str | None, limit: int, *, newest_first: bool, purpose: str | None = None
+    ) -> list[Object]:
+        """Return at most `limit` objects that follow the object `after`, in order of creation. `purpose`: only these
+        files."""
         sign, order = ("<", "DESC") if newest_first else (">", "ASC")
         where, values = "owner = ?", [owner]
+        if purpose is not None:
+            where += " AND json_extract(object, '$.purpose') = ?"
+            values.append(purpose)
         if after is not None:
             where += f" AND number {sign} (SELECT number FROM {table} WHERE id = ? AND owner = ?)"
             values += [after, owner]

@@ -57,7 +57,7 @@ def locate_model(name: str | None, stores: ModelStores) -> Path:
         return _repository(name, stores)
     in_ollama = with_tag(found_models(stores), name, DEFAULT_TAG)
     if len(in_ollama) == 1:
-        return in_ollama[0].path.absolute()
+        return _path_of(in_ollama[0])
     raise ModelNotFoundError(f"{name}: no such file or directory; {LIST_MODELS}")
 
 
@@ -136,4 +136,13 @@ def _only(name: str, found: list[FoundModel]) -> Path:
     if len(names) > 1:
         more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
         raise ModelNotFoundError(f"{name}: name one of the files: {', '.join(names[:MAX_LISTED])}{more}")
-    return found[0].path.absolute()
+    return _path_of(found[0])
+
+
+def _path_of(found: FoundModel) -> Path:
+    """Return a found model's path. Raises ModelNotFoundError if it is only a part of the model."""
+    if found.has_adapter:
+        raise ModelNotFoundError(
+            f"{found.name}: has an adapter in Ollama's format, which is not read; the model without it is {found.path}"
+        )
+    return found.path.absolute()

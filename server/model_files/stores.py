@@ -5,13 +5,13 @@ Nothing is ever downloaded. A model that is found has the name under which `smoe
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 MAX_MANIFEST_BYTES = 1 << 20
 OLLAMA_REGISTRY = "registry.ollama.ai"
-OLLAMA_WEIGHTS = "application/vnd.ollama.image.model"
+OLLAMA_WEIGHTS, OLLAMA_ADAPTER = "application/vnd.ollama.image.model", "application/vnd.ollama.image.adapter"
 LATER_PART = re.compile(r"-(?!00001-of-)\d{5}-of-\d{5}\.gguf$")
 FIRST_PART = re.compile(r"-00001-of-\d{5}$")
 CONFIGS = ("config.json", "params.json")
@@ -33,6 +33,7 @@ class FoundModel:
     name: str  # org/name, org/name:TAG, or a name of Ollama
     path: Path
     store: str
+    has_adapter: bool = False  # of Ollama's, which is not read: the model is not what `path` has
 
 
 def found_models(stores: ModelStores) -> Iterator[FoundModel]:
@@ -108,22 +109,30 @@ def _ollama_models(manifests: Path, blobs: Path) -> Iterator[FoundModel]:
     """Yield the models of Ollama's manifests, which lie in REGISTRY/NAMESPACE/NAME/TAG."""
     for manifest in sorted(_entries(manifests, "*/*/*/*")):
         registry, namespace, name, tag = manifest.relative_to(manifests).parts
-        path = _ollama_weights(manifest, blobs)
+        digests = _ollama_layers(manifest)
+        path = _ollama_weights(digests, blobs)
         if path is not None:
             parts = [*([] if registry == OLLAMA_REGISTRY else [registry]), namespace, name]
             short = parts[1:] if parts[0] == "library" else parts
-            yield FoundModel(f"{'/'.join(short)}:{tag}", path, "Ollama")
+            yield FoundModel(f"{'/'.join(short)}:{tag}", path, "Ollama", has_adapter=OLLAMA_ADAPTER in digests)
 
 
-def _ollama_weights(manifest: Path, blobs: Path) -> Path | None:
-    """Return the file with the weights, which is a GGUF file; None if the manifest names none that exists."""
+def _ollama_layers(manifest: Path) -> dict[str, list[str]]:
+    """Return the digests of a manifest's layers by their media type; none if it cannot be read."""
+    digests: dict[str, list[str]] = {}
     try:
         with manifest.open("rb") as stream:
-            layers = json.loads(stream.read(MAX_MANIFEST_BYTES))["layers"]
-        digests = [str(layer["digest"]) for layer in layers if layer["mediaType"] == OLLAMA_WEIGHTS]
+            for layer in json.loads(stream.read(MAX_MANIFEST_BYTES))["layers"]:
+                digests.setdefault(str(layer["mediaType"]), []).append(str(layer["digest"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    paths = [blobs / digest.replace(":", "-") for digest in digests if re.fullmatch("sha256:[0-9a-f]{64}", digest)]
+        return {}
+    return digests
+
+
+def _ollama_weights(digests: Mapping[str, list[str]], blobs: Path) -> Path | None:
+    """Return the file with the weights, which is a GGUF file; None if the manifest names none that exists."""
+    named = [digest for digest in digests.get(OLLAMA_WEIGHTS, []) if re.fullmatch("sha256:[0-9a-f]{64}", digest)]
+    paths = [blobs / digest.replace(":", "-") for digest in named]
     return paths[0] if len(paths) == 1 and paths[0].is_file() else None
 
 

@@ -40,8 +40,8 @@ def resolve_tool_use(request: ChatCompletionRequest) -> ToolUse | None:
     if not request.tools or choice.type == "none":
         return None
     if request.is_continued:
-        message = "'continue_final_message' continues a text; it cannot be combined with 'tools'."
-        raise invalid_value(message, "continue_final_message")
+        message = "'tools' cannot be called where the last message is continued; 'tool_choice' none allows them."
+        raise invalid_value(message, "tools")
     named = choice.names
     names = frozenset([tool.function.name for tool in request.tools] if named is None else named)
     return ToolUse(tuple(request.tools), names, choice.must_call, request.parallel_tool_calls)

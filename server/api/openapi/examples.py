@@ -39,6 +39,8 @@ _URL_VALUES: Mapping[str, str | int] = {
     "name": "main.js",
     "limit": 20,
     "after": "file-0123456789abcdef",
+    "order": "asc",
+    "purpose": "batch",
     "interval": 5,
     "window": 60,
 }

@@ -144,6 +144,8 @@ PARAMETERS: Mapping[str, str] = {
     "batch_id": "Id of the batch.",
     "limit": "Largest number of entries.",
     "after": "Id of the entry before the first one; the last page's `last_id`.",
+    "order": "`desc`, the newest first, or `asc`. If absent: `desc`.",
+    "purpose": "Only files of this purpose. If absent: all.",
     "interval": "Seconds of each interval.",
     "window": "Count the last so many seconds. If absent: since the start or the last reset.",
     "name": "Path of the file.",

@@ -12,7 +12,7 @@ from server.api.openapi.operations import WITH_BODY, Schema, describe
 from server.api.request_body import read_request
 from server.api.routes import READ
 from server.batch.store import Object
-from server.errors import ApiError, invalid_value
+from server.errors import ApiError, invalid_value, too_many_batches
 from server.schemas import CreateBatchRequest
 
 MAX_OPEN = 100  # batches of one API key that have not ended
@@ -40,8 +40,7 @@ async def create(http: HttpRequest) -> Response:
     if found(item, "files", "input_file_id")["purpose"] != "batch":
         raise invalid_value("'input_file_id' must be a file that was uploaded for a batch.", "input_file_id")
     if await asyncio.to_thread(access.store.num_open_batches, owner) >= MAX_OPEN:
-        message = f"An API key may have {MAX_OPEN} batches that have not ended."
-        raise ApiError(message, status=429, type="rate_limit_error", code="too_many_batches")
+        raise too_many_batches(MAX_OPEN)
     batch = _new_batch(request, int(access.store.clock()))
     stored = await asyncio.to_thread(access.store.add_batch, owner, batch)
     access.service.wake()

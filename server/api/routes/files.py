@@ -30,7 +30,8 @@ MAX_UPLOADS = 4  # of one API key at a time
 MAX_FILES = 1000  # of one API key
 MAX_STORED_BYTES = 1 << 30  # of one API key; results may exceed it, then nothing more can be uploaded
 MAX_NAME_CHARS = 255
-PAGE_LIMITS = PageLimits("files", limit=10_000, max_limit=10_000)  # OpenAI's limits; bounded by what a key may store
+# OpenAI's limits; bounded by what a key may store.
+PAGE_LIMITS = PageLimits("files", limit=10_000, max_limit=10_000, purposes=("batch", "batch_output"))
 FILE_ID: Schema = {"name": "file_id", "in": "path", "required": True, "schema": {"type": "string"}}
 FORM: Schema = {
     "type": "object",

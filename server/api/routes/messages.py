@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from server.api.chat_translation import complete, json_response, prepare_translated, stream, to_chat_request
+from server.api.chat_translation import complete, json_response, prepare_translated, renaming, stream, to_chat_request
 from server.api.chat_turn import render_prompt
 from server.api.formats.anthropic_messages import MessagesReply
 from server.api.openapi import response_schemas
@@ -81,5 +81,6 @@ async def count_tokens(http: HttpRequest) -> Response:
         size=len(await http.body()) // CHECKED_BYTES_PER_CHAR,
         tenant=tenant,
     )
-    token_ids, repair_headers = await render_prompt(chat, state, texts, resolve_tool_use(chat), tenant)
+    with renaming(RENAMED, request.tool_paths):
+        token_ids, repair_headers = await render_prompt(chat, state, texts, resolve_tool_use(chat), tenant)
     return JSONResponse({"input_tokens": len(token_ids)}, headers=headers | repair_headers)

@@ -106,7 +106,7 @@ BAD_SCHEMA = {"type": "object", "properties": {"x": {"type": "no type"}}}
         (
             "/v1/messages",
             {"messages": [{"role": "assistant", "content": "a"}], "tools": [{"name": "f", "input_schema": {}}]},
-            "messages",
+            "tools",
         ),
     ],
 )

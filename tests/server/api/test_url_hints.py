@@ -34,6 +34,8 @@ def test_a_url_that_is_nearly_right_names_the_right_one(path: str, instead: str)
         ("/api/v0/models", "LM Studio"),
         ("/infill", "llama-server"),
         ("/generate", "TGI"),
+        ("/apply-template", "llama-server"),
+        ("/lora-adapters", "llama-server"),
     ],
 )
 def test_the_urls_of_other_servers_say_whose_they_are_and_what_to_call(path: str, named: str) -> None:
@@ -56,6 +58,7 @@ def test_what_ollama_does_with_models_has_a_sentence_about_how_it_is_done_here(p
         ("/v1/chat/completions/models", "OpenAI's clients ends in /v1"),
         ("/v1/chat/completions/v1/chat/completions", "OpenAI's clients ends in /v1"),
         ("/v1/messages/batches", "Anthropic's Message Batches API is not served"),
+        ("/v1/chat/completions/input_tokens", "POST /tokenize takes the same messages"),
         ("/v1/responses/input_tokens", "part of the Responses API is not served"),
         ("/api/chat/completions", "OpenAI's clients ends in /v1"),
         ("/v1/v1/messages", "Anthropic's clients has no /v1"),

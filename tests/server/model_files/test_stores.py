@@ -38,12 +38,14 @@ def _lm_studio(stores: ModelStores, *files: str) -> Path:
     return folder
 
 
-def _ollama(stores: ModelStores, *parts: str, digest: str = f"sha256:{DIGEST}") -> Path:
+def _ollama(stores: ModelStores, *parts: str, digest: str = f"sha256:{DIGEST}", adapter: bool = False) -> Path:
     assert stores.ollama is not None
     manifest = stores.ollama.joinpath("manifests", *parts)
     manifest.parent.mkdir(parents=True, exist_ok=True)
     layers = [{"mediaType": "application/vnd.ollama.image.template", "digest": "sha256:" + "b" * 64}]
     layers.append({"mediaType": "application/vnd.ollama.image.model", "digest": digest})
+    if adapter:
+        layers.append({"mediaType": "application/vnd.ollama.image.adapter", "digest": "sha256:" + "d" * 64})
     manifest.write_text(json.dumps({"layers": layers}))
     blob = stores.ollama / "blobs" / f"sha256-{DIGEST}"
     blob.parent.mkdir(exist_ok=True)
@@ -101,6 +103,15 @@ def test_ollama_models_have_ollamas_names(stores: ModelStores) -> None:
     assert {locate_model(name, stores) for name in names} == {blob}
     with pytest.raises(ModelNotFoundError, match="smoe models"):
         locate_model("mixtral:8x22b", stores)
+
+
+@pytest.mark.parametrize("name", ["tune", "tune:latest"])
+def test_a_model_with_an_adapter_of_ollamas_is_not_taken_for_the_one_without(name: str, stores: ModelStores) -> None:
+    blob = _ollama(stores, "registry.ollama.ai", "library", "tune", "latest", adapter=True)
+    with pytest.raises(ModelNotFoundError) as caught:
+        locate_model(name, stores)
+    adapter = "has an adapter in Ollama's format, which is not read"
+    assert str(caught.value) == f"tune:latest: {adapter}; the model without it is {blob}"
 
 
 @pytest.mark.parametrize("digest", ["sha256:" + "c" * 64, "../../etc/passwd", "sha256:../x"])

@@ -215,9 +215,10 @@ MALFORMED: list[tuple[dict[str, Any], str, str]] = [
     (turns({"role": "user", "content": "y", "tool_call_id": "a"}), "messages[1].tool_call_id", "invalid_value"),
     (
         turns({"role": "assistant", "content": "y"}) | {"continue_final_message": True},
-        "continue_final_message",
+        "tools",
         "invalid_value",
     ),
+    (turns({"role": "assistant", "content": "y", "prefix": True}), "tools", "invalid_value"),
 ]
 
 

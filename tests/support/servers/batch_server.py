@@ -74,6 +74,11 @@ class BatchServer:
         assert len({line["custom_id"] for line in lines}) == len(lines)
         return {line["custom_id"]: line for line in lines}
 
+    async def listed(self, purpose: str) -> set[str]:
+        """Return the ids of the files with this purpose."""
+        files = (await self.clients[0].get("/v1/files", params={"purpose": purpose})).json()["data"]
+        return {file["id"] for file in files}
+
 
 @asynccontextmanager
 async def running(server: BatchServer) -> AsyncIterator[None]:

@@ -34,6 +34,8 @@ async def test_answers_and_errors_are_two_files_and_each_line_is_in_one(server: 
     assert batch["metadata"] == {"job": "1"} and batch["completed_at"] and batch["errors"] is None
     good, bad = await server.results(batch["output_file_id"]), await server.results(batch["error_file_id"])
     assert set(good) == {"a", "b"} and set(bad) == {"bad"}
+    assert await server.listed("batch") == {batch["input_file_id"]}
+    assert await server.listed("batch_output") == {batch["output_file_id"], batch["error_file_id"]}
     assert good["a"]["response"]["body"]["choices"][0]["text"] == " fine" and good["a"]["response"]["request_id"]
     assert bad["bad"]["response"]["status_code"] == 400 and "temperature" in bad["bad"]["error"]["message"]
 
@@ -223,7 +225,9 @@ async def test_a_key_has_bounds_on_files_and_open_batches(server: BatchServer, m
     check_error(await upload(client, line("c")), 400, "storage_full")
     assert (await upload(server.clients[1], b"x")).status_code == 200
     body = {"input_file_id": file_id, "endpoint": "/v1/completions", "completion_window": "24h"}
-    check_error(await client.post("/v1/batches", json=body), 429, "too_many_batches")
+    refused = await client.post("/v1/batches", json=body)
+    check_error(refused, 429, "too_many_batches")
+    assert int(refused.headers["retry-after"]) >= 1
     assert (await client.delete(f"/v1/files/{file_id}")).json() == {"id": file_id, "object": "file", "deleted": True}
     check_error(await client.get(f"/v1/files/{file_id}/content"), 404, "file_not_found", "file_id")
     assert (await upload(client, b"y")).status_code == 200

@@ -35,6 +35,7 @@ async def test_lists_come_in_pages(server: BatchServer) -> None:
     oldest = (await client.get("/v1/files", params={"order": "asc"})).json()
     assert [file["id"] for file in oldest["data"]] == ids
     check_error(await client.get("/v1/files", params={"limit": "0"}), 400, "invalid_value", "limit")
+    check_error(await client.get("/v1/files", params={"purpose": "vision"}), 400, "invalid_value", "purpose")
 
 
 def form_of(content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -40,3 +40,13 @@ async def test_count_tokens_counts_the_prompt_of_the_message() -> None:
         await client.post("/v1/messages", json=BODY)
         counted = await client.post("/v1/messages/count_tokens", json={k: BODY[k] for k in ("model", "messages")})
     assert counted.json() == {"input_tokens": len(engine.submitted[0].prompt_token_ids)}
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
+async def test_a_continued_turn_with_tools_is_refused_by_a_field_of_the_request(path: str) -> None:
+    turns = [*BODY["messages"], {"role": "assistant", "content": "Well,"}]
+    tools = [{"name": "f", "input_schema": {"type": "object"}}]
+    async with client_of(state_around(FakeEngine(saying("fine")))) as client:
+        reply = await client.post(path, json={**BODY, "messages": turns, "tools": tools})
+    assert reply.status_code == 400
+    assert reply.json()["error"]["message"].startswith("'tools' cannot be called where the last message is continued")
