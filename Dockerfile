@@ -29,9 +29,10 @@ RUN if [ "${TORCH_INDEX##*/}" != cpu ]; then \
         apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; \
     fi
 COPY --from=build /opt/smoe /opt/smoe
-# Group 0 may write to the home directory, so that any uid works (OpenShift picks its own).
+# Group 0 may write to the home directory, so that any uid works (OpenShift picks its own). A new volume at .triton, where
+# Triton keeps what it compiles, takes the owner of the directory in the image.
 RUN useradd --uid 10001 --gid 0 --create-home --home-dir /home/smoe --shell /usr/sbin/nologin smoe \
-    && chmod -R g=u /home/smoe
+    && mkdir /home/smoe/.triton && chown 10001:0 /home/smoe/.triton && chmod -R g=u /home/smoe
 ENV HOME=/home/smoe \
     PATH=/opt/smoe/bin:$PATH \
     PYTHONUNBUFFERED=1 \

@@ -6,6 +6,7 @@ from engine.capacity.machine.host_resources import num_cores
 from engine.capacity.sizing import DEFAULT_GPU_BUDGET, served_kv_dtype
 from engine.config import EngineConfig
 from engine.errors import EngineConfigError
+from engine.startup.probe import triton_cache
 from model.dummy_weights import without_numbers
 from model.kv_format import KvDtype
 from model.kv_pool import KvPool
@@ -26,19 +27,23 @@ def compile_kernels(
     """Compile what the largest steps (of `num_rows` rows) and the decode steps of a Triton model launch.
 
     The steps run on a network without numbers, so nothing is computed. Calls on_compiled(done, total). Raises
-    EngineConfigError that names the kernel which does not compile.
+    EngineConfigError that names the kernel which does not compile, or the directory that cannot be written.
     """
     from model.ops.triton.kernel_variants import KernelCompilationError, VariantRecorder, compile_variants
     from model.ops.triton.ops import TritonOps
 
     assert isinstance(model.ops, TritonOps)
     recorder = VariantRecorder(model.ops.launcher_options)
-    launch_steps(config, without_numbers(model, model.ops.launched_by(recorder), NUM_LAYERS), kv_dtype, num_rows)
     try:
+        launch_steps(config, without_numbers(model, model.ops.launched_by(recorder), NUM_LAYERS), kv_dtype, num_rows)
         compile_variants(recorder.variants.values(), config.threads or num_cores(), on_compiled)
     except KernelCompilationError as error:
         raise EngineConfigError(
             f"--backend triton: {error}; --backend reference needs no kernels, but is slow"
+        ) from error
+    except OSError as error:  # Triton writes when it first looks for the GPU's driver
+        raise EngineConfigError(
+            f"--backend triton: {triton_cache()}: {error.strerror}; TRITON_CACHE_DIR names another directory"
         ) from error
 
 

@@ -4,6 +4,7 @@ A separate process, because it imports torch, and because a broken torch or nati
 """
 
 import json
+import os
 import shutil
 import sysconfig
 from dataclasses import asdict, dataclass
@@ -44,11 +45,27 @@ def probe() -> Probe:
 
 
 def launcher_error() -> str | None:
-    """Return what is missing for Triton, which compiles a C launcher for each kernel when it first runs."""
+    """Return what is missing for Triton, which compiles a C launcher for each kernel when it first runs, and keeps what
+    it compiles."""
     if not any(map(shutil.which, C_COMPILERS)):
         return "no C compiler (gcc or clang) is installed"
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
-    return None if header.exists() else f"{header} is missing"
+    if not header.exists():
+        return f"{header} is missing"
+    cache = triton_cache()
+    return None if _may_write(cache) else f"{cache} cannot be written; TRITON_CACHE_DIR names another directory"
+
+
+def triton_cache() -> Path:
+    """Return the directory where Triton keeps what it compiles, as the package triton finds it."""
+    home = os.environ.get("TRITON_HOME") or os.path.expanduser("~/")
+    return Path(os.environ.get("TRITON_CACHE_DIR") or Path(home, ".triton", "cache"))
+
+
+def _may_write(directory: Path) -> bool:
+    """Return whether the directory may be written, or made where it does not exist."""
+    existing = next(parent for parent in (directory.absolute(), *directory.absolute().parents) if parent.exists())
+    return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
 
 
 if __name__ == "__main__":

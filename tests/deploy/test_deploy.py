@@ -185,6 +185,16 @@ def test_compose_mounts_only_files_that_exist() -> None:
         assert (DEPLOY / source).exists(), source
 
 
+def test_compose_has_a_volume_where_triton_writes_in_the_image_of_the_dockerfile() -> None:
+    """A new volume takes the owner of the image's directory: without one it is root's, and the server is not root."""
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    smoe = compose["services"]["smoe"]
+    names = [volume.removesuffix(":/home/smoe/.triton") for volume in smoe["volumes"]]
+    assert smoe["read_only"] and set(names) & set(compose["volumes"])
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    assert "mkdir /home/smoe/.triton" in dockerfile and "chown 10001:0 /home/smoe/.triton" in dockerfile
+
+
 def test_compose_reaps_orphans_and_limits_memory_and_processes_of_every_service() -> None:
     services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
     for service in services.values():
@@ -212,7 +222,7 @@ def test_compose_serves_what_its_environment_names_and_the_bundled_model_without
     [job] = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["scrape_configs"]
     scraped = {target.partition(":")[0] for config in job["static_configs"] for target in config["targets"]}
     assert set(settings.allowed_hosts) == {*scraped, "a.name"}
-    assert smoe["volumes"] == ["${MODELS:-models}:/models:ro"]
+    assert smoe["volumes"][0] == "${MODELS:-models}:/models:ro"
 
 
 def test_compose_opens_ports_on_loopback_alone() -> None:

@@ -38,6 +38,22 @@ def test_the_unit_is_well_protected_by_systemds_own_measure() -> None:
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
+@pytest.mark.systemd
+def test_the_unit_allows_the_system_call_that_its_group_does_not_have() -> None:
+    """A call outside of the filter gets an error; systemd's default kills the process."""
+    service = sections()["Service"]
+    group, *others = service["SystemCallFilter"].split()
+    listed = subprocess.run(["systemd-analyze", "syscall-filter", group], capture_output=True, text=True).stdout
+    assert group == "@system-service" and "read" in listed
+    assert "cachestat" in others and service["SystemCallErrorNumber"] == "EPERM"
+
+
+def test_triton_writes_where_the_unit_lets_it() -> None:
+    service = sections()["Service"]
+    variable, _, directory = service["Environment"].partition("=")
+    assert variable == "TRITON_CACHE_DIR" and directory.startswith(f"/var/lib/{service['StateDirectory']}/")
+
+
 def test_the_unit_stops_later_than_the_server_and_does_not_restart_for_a_wrong_setting() -> None:
     service = sections()["Service"]
     assert int(service["TimeoutStopSec"]) > Settings().shutdown_timeout

@@ -164,7 +164,8 @@ def test_volumes_are_mounted_the_model_read_only_and_tmp_to_write(folder: str) -
     mounts = {mount["mountPath"]: mount for mount in container_of(folder)["volumeMounts"]}
     assert {mount["name"] for mount in mounts.values()} == set(volumes)
     assert mounts["/model"]["readOnly"] is True
-    assert "emptyDir" in volumes[mounts["/tmp"]["name"]]
+    for path in ("/tmp", "/home/smoe/.triton"):  # Triton's, of the image's user
+        assert "emptyDir" in volumes[mounts[path]["name"]]
 
 
 @pytest.mark.parametrize("folder", DEPLOYMENTS)

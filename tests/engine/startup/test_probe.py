@@ -37,6 +37,29 @@ def test_triton_needs_a_compiler_and_a_header(monkeypatch: pytest.MonkeyPatch, t
     assert module.launcher_error() is None
 
 
+@pytest.mark.parametrize("variable", ["TRITON_CACHE_DIR", "TRITON_HOME"])
+def test_a_directory_that_triton_cannot_write_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str
+) -> None:
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    monkeypatch.setattr(shutil, "which", lambda name: "/bin/cc")
+    monkeypatch.setenv(variable, str(tmp_path / "new" / "folder"))
+    assert module.launcher_error() is None
+    monkeypatch.setenv(variable, str(tmp_path / "Python.h"))  # a file; root may write everywhere else
+    assert str(module.launcher_error()).startswith(f"{tmp_path / 'Python.h'}")
+
+
+def test_the_directory_is_the_one_that_triton_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    knobs = pytest.importorskip("triton.knobs")
+    for variables in ({}, {"TRITON_HOME": "/a"}, {"TRITON_HOME": "/a", "TRITON_CACHE_DIR": "/b/c"}):
+        for name in ("TRITON_HOME", "TRITON_CACHE_DIR"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        assert str(module.triton_cache()) == knobs.cache_knobs().dir
+
+
 def test_what_triton_lacks_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
     monkeypatch.setattr(shutil, "which", lambda name: "/bin/cc")
