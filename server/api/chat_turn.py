@@ -46,6 +46,8 @@ class ChatTurn:
     reply_format: ChatFormat
     fields: Mapping[str, str | int]  # of the reply's envelope
     repair_headers: Mapping[str, str]  # name the repairs of the conversation
+    max_tokens: int  # of the reply
+    max_model_len: int
     ignored: Sequence[str]  # parts of the tools' schemas that the output need not follow
 
     def add_to_headers(self, headers: dict[str, str]) -> dict[str, str]:
@@ -67,7 +69,8 @@ async def prepare_chat(http: HttpRequest, request: ChatCompletionRequest, arriva
         token_ids, repair_headers = await _encode(raw, builder), {}
     is_continued = raw is not None or request.is_continued
     prompt = Prompt(truncated(token_ids, request, builder.ready), is_continued=is_continued)
-    completion_limit(request, len(prompt.token_ids), builder.ready)  # reject a long prompt before compiling a grammar
+    # This rejects a long prompt before a grammar is compiled.
+    max_tokens = completion_limit(request, len(prompt.token_ids), builder.ready)
     if request.prediction is not None:
         prompt = replace(prompt, prediction=await _encode_prediction(request.prediction.text, builder))
     generation = await Generation.prepare(builder, [prompt], http.state.record, constraints)
@@ -76,6 +79,8 @@ async def prepare_chat(http: HttpRequest, request: ChatCompletionRequest, arriva
         ChatFormat(request, prompt, texts.tokenizer, _call_formatter(use, generation.http_id)),
         common_fields("chatcmpl", generation, builder.model_name, builder.fingerprint),
         repair_headers,
+        max_tokens,
+        builder.ready.max_model_len,
         ignored,
     )
 

@@ -107,9 +107,8 @@ def _check_num_turns(model_class: type[RequestModel], fields: dict[str, JsonValu
     which takes most of the time; unless the request says how a long one is cut. A list beyond the schema's own bound
     gets the schema's error."""
     turns = fields.get(model_class.turns_field) if model_class.turns_field else None
-    is_cut = fields.get("truncation") == "auto" or fields.get("truncate_prompt_tokens") is not None
     max_turns = ready.max_prompt_tokens
-    if isinstance(turns, list) and max_turns < len(turns) <= MAX_MESSAGES and not is_cut:
+    if isinstance(turns, list) and max_turns < len(turns) <= MAX_MESSAGES and not model_class.cuts_turns(fields):
         raise prompt_too_long(len(turns), max_turns, ready.max_model_len, model_class.turns_field or "")
 
 

@@ -1,52 +1,56 @@
-"""Shorten a response's conversation from its beginning until it fits the context: `"truncation": "auto"`."""
+"""Shorten a conversation from its beginning until it fits the context: `"truncation": "auto"` of Responses, and
+`"truncate": true` of Ollama's chat."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from starlette.requests import Request as HttpRequest
 
 from server.api.chat_translation import prepare_translated
-from server.api.chat_turn import ChatTurn
+from server.api.chat_turn import REPAIRED_HEADER, ChatTurn
 from server.errors import CONTEXT_LENGTH_EXCEEDED, ApiError
-from server.schemas import ResponsesRequest
-from server.schemas.responses_api.items import MessageItem
+from server.schemas.translated import TranslatedRequest, TruncatableRequest
+
+CUT = "dropped-oldest-turns"  # among the repairs of the conversation
 
 
 async def prepare_truncated(
-    http: HttpRequest, request: ResponsesRequest, arrival_s: float, renamed: Mapping[str, str]
+    http: HttpRequest, request: TranslatedRequest, arrival_s: float, renamed: Mapping[str, str]
 ) -> ChatTurn:
-    """Return the response as a chat that is ready to be generated, without as few of its oldest turns as possible.
+    """Return the request as a chat that is ready to be generated; if it may be cut, without as few of its oldest turns
+    as possible.
 
     Turns begin with messages of the user. System and developer messages stay, and so does the last turn: if it alone is
     too long, this raises ApiError 400. Renders the conversation once for each halving of the number of turns.
     """
-    try:
+    if not isinstance(request, TruncatableRequest) or not request.may_be_cut:
         return await prepare_translated(http, request, arrival_s, renamed)
-    except ApiError as error:
-        starts = turn_starts(request)
-        if request.truncation != "auto" or error.code != CONTEXT_LENGTH_EXCEEDED or len(starts) < 2:
-            raise
+    starts = request.turn_starts()
+    if whole := await _fitting(http, request, arrival_s, renamed, is_last=len(starts) < 2):
+        return whole
     lowest, highest = 1, len(starts) - 1  # the first turn that is kept
-    fitting: ChatTurn | None = None
-    while lowest < highest or fitting is None:
+    found: ChatTurn | None = None
+    while lowest < highest or found is None:
         middle = (lowest + highest) // 2
-        try:
-            fitting = await prepare_translated(http, without_turns(request, starts[middle]), arrival_s, renamed)
-            highest = middle
-        except ApiError as error:
-            if error.code != CONTEXT_LENGTH_EXCEEDED or middle == len(starts) - 1:
-                raise
+        shorter = request.without_turns(starts[middle])
+        fitting = await _fitting(http, shorter, arrival_s, renamed, is_last=middle == len(starts) - 1)
+        if fitting is None:
             lowest = middle + 1
-    return fitting
+        else:
+            found, highest = fitting, middle
+    names = [*filter(None, [found.repair_headers.get(REPAIRED_HEADER)]), CUT]
+    return replace(found, repair_headers={REPAIRED_HEADER: ", ".join(names)})
 
 
-def turn_starts(request: ResponsesRequest) -> list[int]:
-    """Return the positions of the user's messages in the input."""
-    return [i for i, item in enumerate(request.input) if isinstance(item, MessageItem) and item.role == "user"]
-
-
-def without_turns(request: ResponsesRequest, start: int) -> ResponsesRequest:
-    """Return the request without what comes before position `start`, except system and developer messages."""
-    kept = [
-        item for item in request.input[:start] if isinstance(item, MessageItem) and item.role in ("system", "developer")
-    ]
-    return request.model_copy(update={"input": [*kept, *request.input[start:]]})
+async def _fitting(
+    http: HttpRequest, request: TruncatableRequest, arrival_s: float, renamed: Mapping[str, str], *, is_last: bool
+) -> ChatTurn | None:
+    """Return the request as a chat, or None if it is too long or leaves too little room for the reply. The last one
+    that can be tried raises its error, and takes what room there is."""
+    try:
+        turn = await prepare_translated(http, request, arrival_s, renamed)
+    except ApiError as error:
+        if is_last or error.code != CONTEXT_LENGTH_EXCEEDED:
+            raise
+        return None
+    return turn if is_last or turn.max_tokens >= request.least_room(turn.max_model_len) else None

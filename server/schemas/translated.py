@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, JsonValue
 
@@ -49,3 +49,24 @@ class TranslatedRequest(RequestModel):
     def shared_body(self) -> JsonObject:
         """Return the fields that need no translation."""
         return self.model_dump(include=set(TranslatedRequest.model_fields))
+
+
+class TruncatableRequest(TranslatedRequest):
+    """A request whose oldest turns may be left out where the conversation is too long."""
+
+    @property
+    @abstractmethod
+    def may_be_cut(self) -> bool:
+        """True if the request allows it."""
+
+    @abstractmethod
+    def turn_starts(self) -> list[int]:
+        """Return the positions of the user's messages."""
+
+    @abstractmethod
+    def without_turns(self, start: int) -> Self:
+        """Return the request without what comes before position `start`, except system and developer messages."""
+
+    def least_room(self, max_model_len: int) -> int:
+        """Return for how many tokens of the reply turns are left out, in a context of `max_model_len`."""
+        return 1

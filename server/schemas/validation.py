@@ -72,6 +72,11 @@ class RequestModel(BaseModel):
         """Return whether an unknown field asks for nothing with this value, so that it is not reported."""
         return _is_one_of(value, cls.harmless.get(name, ()))
 
+    @classmethod
+    def cuts_turns(cls, body: Mapping[str, JsonValue]) -> bool:
+        """Return whether a request says that a conversation that is too long is cut."""
+        return body.get("truncate_prompt_tokens") is not None
+
     @property
     def ignored_parts(self) -> list[str]:
         """Parts of known fields that have no effect, such as tools that only another server can run."""

@@ -50,6 +50,7 @@ LENGTH_AND_END: Mapping[str, str] = {
     "absent, a longer one than fits is a 400.",
     **dict.fromkeys((f"{name}.truncate_prompt_tokens" for name in _EMBEDDING), _FIRST_TOKENS),
     "truncation_side": 'The end that `truncate_prompt_tokens` cuts off. If absent: "left", so the last tokens stay.',
+    "OllamaChatRequest.truncate": "Leave out as few of the oldest turns as make room for the reply; false answers 400.",
     "truncation": '"auto" leaves out as few of the oldest turns as the context requires; "disabled" answers 400.',
     "timeout_s": "Seconds for the whole request, from its arrival. After that it ends with 504. If absent: no limit.",
     "queue_timeout_s": "Seconds that the request may wait for its first step. After that it ends with 503. If absent: "

@@ -15,7 +15,7 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from server.api.chat_translation import complete, json_response, prepare_translated, renaming, stream
+from server.api.chat_translation import complete, json_response, renaming, stream
 from server.api.formats.embeddings import NUMBER_BYTES, numbers_of
 from server.api.formats.ollama import NS, OllamaChatReply, OllamaGenerateReply, OllamaReply, written
 from server.api.formats.reply import reserve_memory
@@ -23,6 +23,7 @@ from server.api.openapi import response_schemas
 from server.api.openapi.operations import GENERATION, NDJSON, WITH_BODY, describe
 from server.api.request_body import read_request
 from server.api.routes import READ
+from server.api.truncation import prepare_truncated
 from server.errors import ollama_error, unsupported_parameter
 from server.generation.embedding import Embedder
 from server.generation.state import ServerState, fingerprint_of, state_of, tenant_of
@@ -256,7 +257,7 @@ async def _respond(
         return JSONResponse(reply.loaded(), headers=headers)
     if request.has_tools and not state.calls_tools:
         raise unsupported_parameter("tools", NO_TOOLS)
-    turn = await prepare_translated(http, named, reply.arrival_s, renamed)
+    turn = await prepare_truncated(http, named, reply.arrival_s, renamed)
     if request.stream:
         return stream(turn, reply, headers, LINES, orjson.dumps)
     await complete(http, turn, reply)

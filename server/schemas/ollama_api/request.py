@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
@@ -13,7 +13,7 @@ from server.schemas.embeddings import WHOLE_CONTEXT, Texts
 from server.schemas.generation import HARMLESS, Name, Penalty, Seed, StopString, StopStrings
 from server.schemas.ollama_api.messages import Turns, chat_messages
 from server.schemas.tools import MAX_TOOLS
-from server.schemas.translated import JsonObject, TranslatedRequest
+from server.schemas.translated import JsonObject, TranslatedRequest, TruncatableRequest
 from server.schemas.validation import ConstrainingObject, RequestModel, text_or_list
 
 # Options under other names in chat. All others have the same name.
@@ -21,6 +21,7 @@ CHAT_NAMES = {"num_predict": "max_tokens", "repeat_penalty": "repetition_penalty
 NO_EFFECT = {"num_ctx"}  # the context is the server's
 FORMATS = refused_spellings("format").keys() - {"function_call"}  # other names of a format
 MAX_EXACT = 1 << 53  # a decimal beyond it may stand for several integers
+ROOM_SHARE = 8  # turns are left out until a reply has this share of the context, or its limit
 NO_LIMIT = 0  # num_predict is -1 or -2 for as many tokens as the context has room for
 
 
@@ -137,13 +138,37 @@ class GeneratingRequest(TranslatedRequest):
         return {"response_format": {"type": "json_schema", "json_schema": {"schema": self.format}}}
 
 
-class OllamaChatRequest(GeneratingRequest):
+class OllamaChatRequest(GeneratingRequest, TruncatableRequest):
     """POST /api/chat."""
 
     turns_field: ClassVar[str | None] = "messages"
+    harmless: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {**GeneratingRequest.harmless, "shift": (False,)}
 
     messages: Turns = Field(default_factory=list)
     tools: Annotated[list[dict[str, JsonValue]], Field(max_length=MAX_TOOLS)] = Field(default_factory=list)
+
+    truncate: bool = True
+
+    @classmethod
+    def cuts_turns(cls, body: Mapping[str, JsonValue]) -> bool:
+        return body.get("truncate") is not False
+
+    @property
+    def may_be_cut(self) -> bool:
+        return self.truncate
+
+    def turn_starts(self) -> list[int]:
+        return [i for i, message in enumerate(self.messages) if message.role == "user"]
+
+    def without_turns(self, start: int) -> Self:
+        system = [message for message in self.messages[:start] if message.role == "system"]
+        return self.model_copy(update={"messages": [*system, *self.messages[start:]]})
+
+    def least_room(self, max_model_len: int) -> int:
+        """Ollama's server shifts its context while a reply grows. This one has to leave room for the reply before."""
+        limit = self.options.num_predict or NO_LIMIT
+        room = max(1, max_model_len // ROOM_SHARE)
+        return min(limit, room) if limit > NO_LIMIT else room
 
     @property
     def is_empty(self) -> bool:

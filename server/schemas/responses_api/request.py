@@ -1,17 +1,17 @@
 """Request model of POST /v1/responses, OpenAI's Responses, translated to chat. The server stores no responses."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, JsonValue, model_validator
 
 from server.errors import invalid_value
 from server.schemas.constraint_spellings import Kind, all_done_by, refused_spellings
 from server.schemas.generation import MAX_LOGPROBS, Name
-from server.schemas.responses_api.items import Items
+from server.schemas.responses_api.items import Items, MessageItem
 from server.schemas.responses_api.tools import Callee, HostedTool, Tool, ToolChoiceParam, callees
 from server.schemas.tools import MAX_TOOLS
-from server.schemas.translated import JsonObject, TranslatedRequest
+from server.schemas.translated import JsonObject, TruncatableRequest
 from server.schemas.validation import ConstrainingObject, RequestModel, named_parts
 
 MAX_INCLUDED = 16
@@ -54,7 +54,7 @@ class TextConfig(ConstrainingObject):
     format: TextFormat | None = None
 
 
-class ResponsesRequest(TranslatedRequest):
+class ResponsesRequest(TruncatableRequest):
     """POST /v1/responses."""
 
     unsupported: ClassVar[Mapping[str, tuple[object, ...]]] = {  # type: ignore[assignment]
@@ -103,6 +103,25 @@ class ResponsesRequest(TranslatedRequest):
         if self.top_logprobs and not self.has_logprobs:
             raise invalid_value(f"'top_logprobs' requires '{LOGPROBS}' in 'include'.", "top_logprobs")
         return self
+
+    @classmethod
+    def cuts_turns(cls, body: Mapping[str, JsonValue]) -> bool:
+        return body.get("truncation") == "auto"
+
+    @property
+    def may_be_cut(self) -> bool:
+        return self.truncation == "auto"
+
+    def turn_starts(self) -> list[int]:
+        return [i for i, item in enumerate(self.input) if isinstance(item, MessageItem) and item.role == "user"]
+
+    def without_turns(self, start: int) -> Self:
+        kept = [
+            item
+            for item in self.input[:start]
+            if isinstance(item, MessageItem) and item.role in ("system", "developer")
+        ]
+        return self.model_copy(update={"input": [*kept, *self.input[start:]]})
 
     @property
     def has_logprobs(self) -> bool:

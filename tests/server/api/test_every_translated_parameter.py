@@ -203,6 +203,7 @@ OLLAMA_CHAT_ROWS: dict[str, Row] = {
     **OLLAMA_ROWS,
     "messages": Row([{"role": "user", "content": "Goodbye"}], prompts_differ),
     "tools": Row([OLLAMA_TOOL], prompts_differ),
+    "truncate": Row(False, lambda b, a: (b.http.status_code, a.http.status_code) == (200, 400), {"messages": LONG}),
 }
 OLLAMA_GENERATE_ROWS: dict[str, Row] = {
     **OLLAMA_ROWS,
