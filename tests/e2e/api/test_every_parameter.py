@@ -150,6 +150,7 @@ SHARED: dict[str, Row] = {
     "include_stop_str_in_output": Row(True, lambda b, a: a.text == b.text + b.choice["stop_reason"], {"stop": "e"}),
     "ignore_eos": Row(True, lambda b, a: len(b.ids) == 1 and len(a.ids) == 12, ALWAYS_EOS),
     "seed": Row(6, lambda b, a: differs(b, a) and (b.body["seed"], a.body["seed"]) == (5, 6), CHANCE),
+    "random_seed": Row(6, lambda b, a: differs(b, a) and a.body["seed"] == 6, {"temperature": 1.5}),
     "n": Row(3, lambda b, a: len(a.body["choices"]) == 3),
     "logit_bias": Row({"300": 100}, lambda b, a: set(a.ids) == {300}),
     "allowed_token_ids": Row([300, 301], lambda b, a: set(a.ids) <= {300, 301}),

@@ -89,6 +89,8 @@ OLLAMA_ROWS: dict[str, Row] = {
             ({"messages": [{"role": "tool", "content": "Zebra"}]}, VALUE, M0),
             ({"tools": [{"type": "function", "function": {"name": "f"}}]}, UNSUPPORTED, None),
             *each("tools", [5, "Zebra", {}], TYPE),
+            *each("truncate", NO_BOOL, TYPE),
+            ({"messages": [{"role": "user", "content": "Zebra " * CONTEXT}]}, CONTEXT_CODE, None),
         ],
     ),
     "ollama: generate": Row(

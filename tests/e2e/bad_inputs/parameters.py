@@ -63,6 +63,13 @@ PARAMETER_ROWS: dict[str, Row] = {
     "max_output_tokens": Row((RESPONSES,), integers("max_output_tokens", 1, None)),
     "min_tokens": Row(OPENAI, [*integers("min_tokens", 0, None), *each("min_tokens", [3, 2**63 - 1], VALUE)]),
     "seed": Row(GENERATING, integers("seed", -(2**63), 2**63 - 1)),
+    "random_seed": Row(
+        OPENAI,
+        [
+            *integers("random_seed", -(2**63), 2**63 - 1),
+            ({"seed": 1, "random_seed": 2}, VALUE, "random_seed"),
+        ],
+    ),
     "logprobs": Row((COMPLETIONS,), [*integers("logprobs", 0, 20), *each("logprobs", [VOCAB, VOCAB - 1], ABOVE)]),
     "top_logprobs": Row(
         (CHAT,),

@@ -97,7 +97,7 @@ TOOL_ROWS: dict[str, Row] = {
                     "continue_final_message": True,
                 },
                 VALUE,
-                "continue_final_message",
+                "tools",
             ),
         ],
     ),
