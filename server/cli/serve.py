@@ -1,5 +1,6 @@
 """`smoe serve`, from its flags to its exit code."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,10 @@ def print_config(flags: Mapping[str, Any], config: Path | None) -> int:
 def format_setting(settings: Settings, name: str) -> str:
     """Return a setting's value in one line. Keys stay secret; a value that is derived at start is "-"."""
     value = getattr(settings, name)
-    if value in (None, (), ""):
+    if value in (None, (), "", {}):
         return "-"
     if name == "api_key":
         return f"{len(value)} of them"
+    if isinstance(value, dict):
+        return json.dumps(value)
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

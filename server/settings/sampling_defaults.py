@@ -42,7 +42,7 @@ def read_overrides(value: object) -> dict[str, float]:
         raise ValueError('should be a JSON object such as {"temperature": 0.7}')
     for name in value:
         if name not in RANGES:
-            raise ValueError(f"has another field than {', '.join(RANGES)}")
+            raise ValueError(f"has a field that is none of {', '.join(RANGES)}")
     return {name: check_default(name, number) for name, number in value.items()}
 
 

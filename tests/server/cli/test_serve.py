@@ -16,6 +16,12 @@ def test_a_key_is_never_shown() -> None:
     assert [format_setting(settings, name) for name in ("api_key", "port", "threads")] == ["2 of them", "8000", "-"]
 
 
+def test_a_setting_in_json_is_shown_as_it_may_be_given() -> None:
+    given = '{"temperature": 0.7}'
+    assert format_setting(load_settings({"override_generation_config": given}), "override_generation_config") == given
+    assert format_setting(load_settings({}), "override_generation_config") == "-"
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

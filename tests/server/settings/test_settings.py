@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("clean_environment")
         (
             "override_generation_config",
             '{"max_new_tokens": 5}',
-            "has another field than temperature, top_p, top_k, min_p, repetition_penalty",
+            "has a field that is none of temperature, top_p, top_k, min_p, repetition_penalty",
         ),
         ("override_generation_config", '{"temperature": 3}', "temperature must be a number from 0 to 2"),
         ("override_generation_config", '{"top_k": 1.5}', "top_k must be an integer"),
