@@ -24,6 +24,7 @@ class Probe:
 
     torch_version: str
     gpus: list[str]  # names
+    gpu_free_bytes: list[int | None]  # of each GPU beside a process' own context; None: the driver does not say
     num_cores: int  # usable by this process
     isas: list[str]  # usable instruction sets of the native library
     fastest_isa: str | None  # of these, what `--isa auto` selects
@@ -40,8 +41,17 @@ def probe() -> Probe:
     except NativeUnavailableError as error:
         native_error = str(error)
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    free = [gpu_free_bytes(i) for i in range(len(gpus))]
     missing = launcher_error() if gpus else None
-    return Probe(torch.__version__, gpus, num_cores(), isas, fastest_isa, native_error, missing)
+    return Probe(torch.__version__, gpus, free, num_cores(), isas, fastest_isa, native_error, missing)
+
+
+def gpu_free_bytes(index: int) -> int | None:
+    """Return the free memory of a GPU, as an engine would find it; None if this process cannot use the GPU."""
+    try:
+        return torch.cuda.mem_get_info(index)[0]
+    except RuntimeError:  # such as out of memory: another process has taken all of it
+        return None
 
 
 def launcher_error() -> str | None:
@@ -53,13 +63,18 @@ def launcher_error() -> str | None:
     if not header.exists():
         return f"{header} is missing"
     cache = triton_cache()
-    return None if _may_write(cache) else f"{cache} cannot be written; TRITON_CACHE_DIR names another directory"
+    if cache is not None and not _may_write(cache):
+        return f"{cache} cannot be written; TRITON_CACHE_DIR names another directory"
+    return None
 
 
-def triton_cache() -> Path:
-    """Return the directory where Triton keeps what it compiles, as the package triton finds it."""
-    home = os.environ.get("TRITON_HOME") or os.path.expanduser("~/")
-    return Path(os.environ.get("TRITON_CACHE_DIR") or Path(home, ".triton", "cache"))
+def triton_cache() -> Path | None:
+    """Return the directory where Triton keeps what it compiles; None if it is not installed."""
+    try:
+        from triton.knobs import cache  # here, since only a machine with a GPU needs it
+    except ImportError:
+        return None
+    return Path(cache.dir)
 
 
 def _may_write(directory: Path) -> bool:

@@ -24,7 +24,7 @@ from engine.capacity.rank_limits import check_gpus
 from engine.errors import EngineConfigError
 from engine.step_log import check_step_log
 from server.cli.colours import WITHOUT_COLOURS, Colours
-from server.cli.plan.memory import PlanError, expert_speeds, make_report
+from server.cli.plan.memory import PlanError, PlanReport, expert_speeds, make_report
 from server.engine_client.launch import package_root
 from server.fairness.budgets import budgets, server_demand, shortage, summary
 from server.http.certificate import CertificateError, check_certificate
@@ -41,6 +41,7 @@ PROBE = (sys.executable, "-m", "engine.startup.probe")
 PROBE_TIMEOUT_S = 120.0  # the first import of torch reads several hundred MB
 MIN_OPEN_FILES = 4096  # each client takes one
 MIN_FREE_BYTES = 1 << 30
+MORE_THAN_ANY = 1 << 60  # bytes; memory that is not known limits no plan
 
 Verdict = Literal["ok", "warn", "fail"]
 
@@ -58,14 +59,15 @@ class Check:
 def run_checks(settings: Settings) -> list[Check]:
     """Check what `smoe serve` would need with these settings."""
     probe = _probe()
-    engine = [probe] if isinstance(probe, Check) else [_torch(settings, probe), _native(settings, probe)]
-    on_gpu = settings.device != "cpu" and not isinstance(probe, Check) and bool(probe["gpus"])
+    on_gpu = _is_on_gpu(settings, probe)
+    engine = [probe] if isinstance(probe, Check) else [_torch(settings, probe, on_gpu=on_gpu), _native(settings, probe)]
+    planned = settings.model_copy(update={"device": "cuda"}) if on_gpu else settings
     return [
         _python(),
         *engine,
         _memory(),
         _budgets(settings, None if on_gpu else _plan(settings)),
-        *check_model(settings),
+        *check_model(planned, _gpu_bytes(settings, probe) if on_gpu else available_bytes()),
         *_files(settings),
         _port(settings),
         _open_files(),
@@ -119,17 +121,40 @@ def _probe() -> dict[str, Any] | Check:
     return report
 
 
-def _torch(settings: Settings, report: dict[str, Any]) -> Check:
+def _is_on_gpu(settings: Settings, probe: dict[str, Any] | Check) -> bool:
+    """Return whether the model goes on GPUs. With --device auto it does where there are any, but packs are for CPUs."""
+    if settings.device != "auto":
+        return settings.device == "cuda"
+    if isinstance(probe, Check) or not probe["gpus"]:
+        return False
+    try:
+        return kind_of(locate_model(settings.model, model_stores())) != "pack"
+    except ModelNotFoundError:
+        return True
+
+
+def _gpu_bytes(settings: Settings, probe: dict[str, Any] | Check) -> int | None:
+    """Return the free memory of each GPU that a rank gets, the least of them; None if it is not known."""
+    if isinstance(probe, Check):
+        return None
+    config = engine_config(settings, Path())
+    free = probe["gpu_free_bytes"][config.first_gpu : config.first_gpu + config.ranks_per_host]
+    return None if len(free) < config.ranks_per_host or None in free else min(free)
+
+
+def _torch(settings: Settings, report: dict[str, Any], *, on_gpu: bool) -> Check:
     gpus = ", ".join(report["gpus"]) or "no GPU"
     needs_gpu = _flag_for_gpus(settings)
     if needs_gpu and (settings.device == "cpu" or not report["gpus"]):
         return Check("torch", "fail", f"{report['torch_version']}; {gpus}, but {needs_gpu} needs one")
-    if report["gpus"] and settings.device != "cpu":
+    if on_gpu:
         try:
             check_gpus(engine_config(settings, Path()), len(report["gpus"]))
         except EngineConfigError as error:
             return Check("torch", "fail", f"{gpus}: {error}")
-    if report["launcher_error"] and settings.device != "cpu" and settings.backend in ("auto", "triton"):
+        if refusal := _refusal_of_gpus(settings):
+            return Check("torch", "fail", f"{gpus}: {refusal}")
+    if report["launcher_error"] and on_gpu and settings.backend in ("auto", "triton"):
         remedy = "Debian: apt-get install gcc libc6-dev python3-dev"
         return Check("torch", "fail", f"{gpus}: the kernels cannot be built: {report['launcher_error']}", remedy)
     return Check("torch", "ok", f"{report['torch_version']}; {gpus}")
@@ -139,6 +164,18 @@ def _flag_for_gpus(settings: Settings) -> str | None:
     """Return the first flag that only a GPU can follow."""
     only_on_gpus = {"device": "cuda", "backend": "triton", "quantization": "fp8"}
     return next((f"--{name} {value}" for name, value in only_on_gpus.items() if getattr(settings, name) == value), None)
+
+
+def _refusal_of_gpus(settings: Settings) -> str | None:
+    """Return why the engine would refuse the backend and the quantization on a GPU; None if it would not."""
+    if settings.backend == "native":
+        return "--backend native runs on the CPU: add --device cpu"
+    flag, is_reference = f"--quantization {settings.quantization}", settings.backend == "reference"
+    if settings.quantization == "lossless" or (settings.quantization == "int4" and not is_reference):
+        return f"{flag} runs on the CPU: add --device cpu; int8 runs on a GPU"
+    if settings.quantization == "fp8" and is_reference:
+        return f"{flag} runs only on the triton backend: drop --backend reference"
+    return None
 
 
 def _native(settings: Settings, report: dict[str, Any]) -> Check:
@@ -181,22 +218,26 @@ def _budgets(settings: Settings, plan: MemoryPlan | None) -> Check:
     return Check("requests", "warn" if too_little else "ok", summary(table, found.memory_share), too_little)
 
 
-def check_model(settings: Settings) -> Iterator[Check]:
-    """Check that the files exist, are complete by their headers, fit into memory, and turn text into tokens."""
+def check_model(settings: Settings, memory_bytes: int | None) -> Iterator[Check]:
+    """Check that the files exist, are complete by their headers, fit `memory_bytes`, and turn text into tokens.
+
+    `memory_bytes`: free on this host, or with --device cuda on each GPU; None if it is not known.
+    """
     name = model_id(settings.model)
     try:
         directory = locate_model(settings.model, model_stores())
-        report = make_report(settings, None)
+        report = make_report(settings, MORE_THAN_ANY if memory_bytes is None else memory_bytes)
     except (ModelNotFoundError, PlanError) as error:
         yield Check("model", "fail", str(error))
         return
     plan, size = report.plan, format_bytes(report.plan.weight_bytes)
-    verdict: Verdict = "ok" if plan.limits else "fail"
+    verdict: Verdict = "fail" if not plan.limits else "warn" if memory_bytes is None else "ok"
     kind = f"{kind}, " if (kind := kind_of(directory)) else ""
     weights = f"{plan.total_parameters:,} parameters, {size} in {plan.kept_formats or plan.weight_kind}"
     if plan.adapters:
         weights += f", and {format_bytes(plan.adapter_bytes)} of adapters"
-    detail = f"{name}: {kind}{weights}; {report.verdict}" + "".join(f"; {warning}" for warning in plan.warnings)
+    warnings = "".join(f"; {warning}" for warning in plan.warnings)
+    detail = f"{name}: {kind}{weights}; {_fit_in_words(report, memory_bytes)}{warnings}"
     would_fit = report.fitting and report.fitting is not plan
     remedy = report.command if would_fit else report.pack_command
     yield Check("model", verdict, detail, shlex.join(remedy) or None)
@@ -206,6 +247,15 @@ def check_model(settings: Settings) -> Iterator[Check]:
         yield from _checksums(directory)
     for part in check_texts(settings, directory, plan.model.vocab_size):
         yield Check(part.name, "ok" if part.is_ok else "fail", part.detail)
+
+
+def _fit_in_words(report: PlanReport, memory_bytes: int | None) -> str:
+    """Return whether the model fits, on a GPU with its free memory. `memory_bytes`: as for check_model()."""
+    if report.plan.config.device != "cuda" or (memory_bytes is None and report.plan.limits is None):
+        return report.verdict
+    if memory_bytes is None:
+        return "whether it fits is not judged: the free memory of the GPU is not known"
+    return f"with {format_bytes(memory_bytes)} free on a GPU: {report.verdict}"
 
 
 def _checksums(checkpoint: Path) -> Iterator[Check]:

@@ -12,7 +12,6 @@ from server.cli import client_commands, complete_command, completion
 from server.cli.bench import commands as bench_commands
 from server.cli.errors import INTERRUPTED, report_error
 from server.cli.explain import command as explain
-from server.cli.help_text import WordsCommand
 from server.cli.plan import flags as flags_of_plan
 from server.cli.run import command as run
 from server.cli.settings.options import given_settings, settings_command
@@ -153,12 +152,14 @@ def plan_command(
     raise typer.Exit(memory_plan.run(given_settings(context), memory, as_json=as_json, write_manifest=write_manifest))
 
 
-@app.command("models", cls=WordsCommand, short_help="List the models on this machine, and which fit.")
+@app.command("models", cls=settings_command("device"), short_help="List the models on this machine, and which fit.")
 def models_command(
+    context: typer.Context,
     memory: Annotated[
         str | None,
         typer.Option(
-            help="Memory to plan for, such as 80GiB; for a GPU, its memory. [default: main memory available here]",
+            help="Memory to plan for, such as 80GiB; for a GPU, its memory, with --device cuda. [default: main memory "
+            "available here]",
             metavar="SIZE",
         ),
     ] = None,
@@ -170,11 +171,11 @@ def models_command(
     (OLLAMA_MODELS). Serve one by the name that is listed.
 
     \b
-    smoe models --memory 80GiB
+    smoe models --memory 80GiB --device cuda
     """
     from server.cli import models
 
-    raise typer.Exit(models.run(memory, as_json=as_json))
+    raise typer.Exit(models.run(given_settings(context), memory, as_json=as_json))
 
 
 @app.command(

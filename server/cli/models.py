@@ -1,8 +1,9 @@
 """`smoe models`: models on this machine, by the names that `smoe serve` accepts, and which of them fit."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import typer
 
@@ -26,27 +27,27 @@ class ListedModel:
     verdict: str
 
 
-def run(memory: str | None, *, as_json: bool) -> int:
+def run(flags: Mapping[str, Any], memory: str | None, *, as_json: bool) -> int:
     """Print the models and return the exit code: 0, or 2 for invalid settings. `memory`: text of --memory."""
     try:
-        load_settings({})
+        load_settings(flags)
         memory_bytes = available_bytes() if memory is None else parse_size_flag("--memory", memory)
     except SettingsError as error:
         return report_error(error)
-    models = list(listed_models(model_stores(), memory_bytes))
+    models = list(listed_models(model_stores(), flags, memory_bytes))
     typer.echo(to_json(models, memory_bytes) if as_json else to_table(models, memory_bytes))
     return 0
 
 
-def listed_models(stores: ModelStores, memory_bytes: int) -> Iterator[ListedModel]:
+def listed_models(stores: ModelStores, flags: Mapping[str, Any], memory_bytes: int) -> Iterator[ListedModel]:
     """Plan each model of the stores from its headers alone."""
     for found in found_models(stores):
-        yield _listed(found, memory_bytes)
+        yield _listed(found, flags, memory_bytes)
 
 
-def _listed(found: FoundModel, memory_bytes: int) -> ListedModel:
+def _listed(found: FoundModel, flags: Mapping[str, Any], memory_bytes: int) -> ListedModel:
     try:
-        report = make_report(load_settings({"model": str(found.path)}), memory_bytes)
+        report = make_report(load_settings({**flags, "model": str(found.path)}), memory_bytes)
     except (PlanError, SettingsError) as error:
         reason = str(error).replace(f"{found.path}: ", "").replace(f"{found.path}/", "")
         return ListedModel(found.name, found.store, str(found.path), None, None, f"not served: {reason}")

@@ -24,6 +24,7 @@ KUBERNETES = re.compile(
 )
 MIN_BYTES_WITHOUT_UNIT = 1 << 20
 ADDRESS_SETTINGS = ("host", "port", "root_path", "ssl_certfile", "ssl_keyfile", "allowed_hosts")
+WITHOUT_ADDRESS = f"{PREFIX}CONFIG_WITHOUT_ADDRESS"  # set by commands for a server of their own, never by people
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # read by torch; the second is its old name
 READY_NAME = "smoe-ready"  # name of the pipe on which a new process reports that it is ready
 FIRST_PROCESS_NAME = "smoe-first-process"  # name of a descriptor of the process whose id the server has for others
@@ -142,9 +143,11 @@ def allows_colours() -> bool:
 
 
 def environment_without_address() -> dict[str, str]:
-    """Return this process' environment without the variables that give a server's address, for one with its own."""
+    """Return this process' environment for a server with an address of its own: variables that give one are left out,
+    and the settings that give one in the file of SMOE_CONFIG do not count."""
     hidden = {PREFIX + name.upper() for name in ADDRESS_SETTINGS}
-    return {name: value for name, value in os.environ.items() if name.upper() not in hidden}
+    kept = {name: value for name, value in os.environ.items() if name.upper() not in hidden}
+    return {**kept, WITHOUT_ADDRESS: "1"}
 
 
 def engine_environment() -> dict[str, str]:
@@ -197,7 +200,7 @@ def unknown_variables() -> list[str]:
     Those that Kubernetes sets for Services named smoe or smoe-... are left out.
     """
     known = {PREFIX + name.upper() for name in (*Settings.model_fields, "config")}
-    given = sorted(name for name in os.environ if name.upper().startswith(PREFIX))
+    given = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name != WITHOUT_ADDRESS)
     unknown = [name for name in given if name.upper() not in known and not KUBERNETES.fullmatch(name)]
     return [f"{name} is not a setting{_suggestion(name, known)}" for name in unknown]
 
@@ -231,7 +234,9 @@ def _read_config(path: Path | None) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise SettingsError(f"--config {path}: should contain `key: value` lines")
-    return {str(key).replace("-", "_").lower(): value for key, value in content.items()}
+    values = {str(key).replace("-", "_").lower(): value for key, value in content.items()}
+    ignored = ADDRESS_SETTINGS if os.environ.get(WITHOUT_ADDRESS) else ()
+    return {name: value for name, value in values.items() if name not in ignored}
 
 
 def _origin(name: str, flags: Mapping[str, Any], variables: Mapping[str, str], otherwise: str) -> str:

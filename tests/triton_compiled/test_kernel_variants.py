@@ -13,6 +13,7 @@ from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from engine.startup import kernel_compilation
 from engine.startup.kernel_compilation import compile_for_rank, compile_kernels
+from engine.startup.probe import triton_cache
 from model.cut import Cut
 from model.dummy_weights import random_model
 from model.group import Unconnected
@@ -138,10 +139,9 @@ def test_a_directory_that_triton_cannot_write_ends_the_load_with_its_name(monkey
     def fails(*arguments: object) -> None:
         raise PermissionError(13, "Permission denied", "/home/smoe/.triton")
 
-    monkeypatch.setenv("TRITON_CACHE_DIR", "/nowhere/cache")
     monkeypatch.setattr(kernel_compilation, "launch_steps", fails)
     model = random_model(CONFIG, torch.bfloat16, torch.device("cpu"), TritonOps(torch.bfloat16), seed=0)
     with pytest.raises(
-        EngineConfigError, match="^--backend triton: /nowhere/cache: Permission denied; TRITON_CACHE_DIR"
+        EngineConfigError, match=f"^--backend triton: {triton_cache()}: Permission denied; TRITON_CACHE_DIR"
     ):
         compile_kernels(EngineConfig(model="", max_num_seqs=2), model, "bfloat16", 20)

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ import typer
 from engine.capacity.memory_plan import MemoryPlan
 from engine.capacity.new_scheduler import CALIBRATION_TOKENS, cpu_token_budget, make_scheduler
 from engine.capacity.sizing import EngineLimits
-from engine.capacity.smaller_plans import weight_flags
 from engine.config import EngineConfig
 from engine.errors import RequestRejectedError
 from engine.planning.fitted_steps import read_fitted
@@ -29,11 +28,8 @@ from server.cli.errors import report_error
 from server.cli.plan.memory import (
     NOTHING_FITS,
     PlanError,
-    adapter_flags,
-    device_flags,
     make_report,
     planned_settings,
-    rank_flags,
 )
 from server.settings.settings import Settings
 from server.settings.sources import SettingsError, parse_size_flag
@@ -68,13 +64,15 @@ class CapacityError(Exception):
 def run(flags: Mapping[str, Any], memory: str | None, load: Load, *, as_json: bool) -> int:
     """Print the answer; return the exit code: 0, 1 if no number of servers is enough, 2 for bad input."""
     try:
-        plan = make_report(_settings(flags, load), _memory(memory, load)).fitting
+        report = make_report(_settings(flags, load), _memory(memory, load))
+        plan = report.fitting
         if plan is None or plan.limits is None:
             raise CapacityError("the model does not fit the memory: see smoe plan without --rate")
         answer = capacity(plan, plan.limits, load)
     except (SettingsError, PlanError, CapacityError, WorkloadError, TraceError) as error:
         return report_error(error)
-    typer.echo(json.dumps(_as_fields(answer), indent=2) if as_json else "\n".join(_lines(answer, load, plan)))
+    lines = _lines(answer, load, plan, report.command)
+    typer.echo(json.dumps(_as_fields(answer), indent=2) if as_json else "\n".join(lines))
     return NOTHING_FITS if answer.best is None else 0
 
 
@@ -194,7 +192,8 @@ def _outcomes(answer: Answer) -> list[tuple[str, Outcome | None]]:
     return [("best", answer.best), ("one_less", answer.one_less), ("alone", answer.alone)]
 
 
-def _lines(answer: Answer, load: Load, plan: MemoryPlan) -> Iterator[str]:
+def _lines(answer: Answer, load: Load, plan: MemoryPlan, command: Sequence[str]) -> Iterator[str]:
+    """Yield the table, the verdict and `command`, which serves the plan, with the best budget of a step."""
     limits = f"first token within {load.slo_ttft:g} s and gaps of at most {load.slo_gap:g} s for {PERCENT} %"
     yield f"{_load_in_words(load)}; {limits}"
     if load.hardware is not None:
@@ -210,8 +209,7 @@ def _lines(answer: Answer, load: Load, plan: MemoryPlan) -> Iterator[str]:
     hosts = plan.config.nnodes * answer.best.num_replicas
     yield f"verdict: {servers} enough" + (f", on {hosts} hosts" if plan.config.nnodes > 1 else "")
     budget = ["--max-num-batched-tokens", str(answer.best.max_num_batched_tokens)]
-    flags = [*budget, *adapter_flags(plan.config), *device_flags(plan.config), *weight_flags(plan)]
-    yield shlex.join(["smoe", "serve", *flags, *rank_flags(plan.config)])
+    yield shlex.join([*command, *budget])
 
 
 def _row(outcome: Outcome) -> str:

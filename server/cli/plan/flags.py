@@ -8,8 +8,8 @@ import typer
 MemoryFlag = Annotated[
     str | None,
     typer.Option(
-        help="Memory to plan for, such as 80GiB; for a GPU, its memory; with --nnodes, of each host. [default: "
-        "main memory available here, or of --hardware]",
+        help="Memory to plan for, such as 80GiB; for a GPU, its memory, with --device cuda; with --nnodes, of each "
+        "host. [default: main memory available here, or of --hardware]",
         metavar="SIZE",
     ),
 ]

@@ -6,6 +6,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+import torch
 
 from engine.startup import probe as module
 from engine.startup.probe import probe
@@ -29,6 +30,19 @@ def test_without_the_library_the_reason_is_reported(monkeypatch: pytest.MonkeyPa
     assert (found.isas, found.fastest_isa, found.native_error) == ([], None, "not built")
 
 
+def test_the_free_memory_of_each_gpu_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mem_get_info(index: int) -> tuple[int, int]:
+        if index:
+            raise torch.OutOfMemoryError("CUDA error: out of memory")
+        return 70 << 30, 80 << 30
+
+    for name, value in {"device_count": lambda: 2, "get_device_name": "GPU {}".format}.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", mem_get_info)
+    found = probe()
+    assert (found.gpus, found.gpu_free_bytes) == (["GPU 0", "GPU 1"], [70 << 30, None])
+
+
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
 def test_triton_needs_a_compiler_and_a_header(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiler: str) -> None:
     (tmp_path / "Python.h").touch()
@@ -48,16 +62,6 @@ def test_a_directory_that_triton_cannot_write_is_named(
     assert module.launcher_error() is None
     monkeypatch.setenv(variable, str(tmp_path / "Python.h"))  # a file; root may write everywhere else
     assert str(module.launcher_error()).startswith(f"{tmp_path / 'Python.h'}")
-
-
-def test_the_directory_is_the_one_that_triton_uses(monkeypatch: pytest.MonkeyPatch) -> None:
-    knobs = pytest.importorskip("triton.knobs")
-    for variables in ({}, {"TRITON_HOME": "/a"}, {"TRITON_HOME": "/a", "TRITON_CACHE_DIR": "/b/c"}):
-        for name in ("TRITON_HOME", "TRITON_CACHE_DIR"):
-            monkeypatch.delenv(name, raising=False)
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-        assert str(module.triton_cache()) == knobs.cache_knobs().dir
 
 
 def test_what_triton_lacks_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

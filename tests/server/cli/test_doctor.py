@@ -22,12 +22,14 @@ from server.fairness import budgets
 from server.settings.sources import load_settings
 from tests.server.cli.test_main import smoe
 from tests.support.checkpoints.adapters import random_tensors, save_adapter
+from tests.support.checkpoints.header_only import MIXTRAL_8X7B, save_headers
 from tests.support.paths import DEMO
 from tests.support.tls import CERTIFICATE, EXPIRED_CERTIFICATE, EXPIRED_KEY, KEY
 
 REPORT = {
     "torch_version": "2.11",
     "gpus": [],
+    "gpu_free_bytes": [],
     "num_cores": 2,
     "isas": ["portable", "avx2"],
     "fastest_isa": "avx2",
@@ -237,6 +239,84 @@ def test_flags_that_only_gpus_follow_fail_without_one(flags: dict[str, str], mon
     set_probe(monkeypatch, gpus=["H100"])
     assert run_check("torch", **flags).verdict == "ok"
     assert run_check("torch", **flags, device="cpu").verdict == "fail"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"backend": "native"}, "--backend native runs on the CPU: add --device cpu"),
+        ({"quantization": "lossless"}, "--quantization lossless runs on the CPU: add --device cpu"),
+        ({"quantization": "int4"}, "--quantization int4 runs on the CPU: add --device cpu"),
+        ({"quantization": "int4", "backend": "triton"}, "--quantization int4 runs on the CPU: add --device cpu"),
+        ({"quantization": "lossless", "backend": "reference"}, "--quantization lossless runs on the CPU"),
+        ({"quantization": "fp8", "backend": "reference"}, "--quantization fp8 runs only on the triton backend"),
+    ],
+)
+def test_flags_that_no_gpu_follows_fail_on_one(
+    flags: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_probe(monkeypatch, gpus=["H100"], gpu_free_bytes=[70 << 30])
+    for device in ("auto", "cuda"):
+        check = run_check("torch", **flags, device=device)
+        assert check.verdict == "fail" and check.detail.startswith(f"H100: {words}")
+    assert run_check("torch", quantization="int4", backend="reference").verdict == "ok"
+    assert words not in run_check("torch", **flags, device="cpu").detail
+
+
+@pytest.fixture(scope="module")
+def mixtral(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_headers(tmp_path_factory.mktemp("doctor") / "Mixtral-8x7B", MIXTRAL_8X7B))
+
+
+def model_on_gpus(monkeypatch: pytest.MonkeyPatch, free_gib: list[int | None], **flags: object) -> Check:
+    """Return the check of the model on a machine with GPUs and too little main memory for any of its formats."""
+    monkeypatch.setattr(doctor, "available_bytes", lambda: 16 << 30)
+    free = [None if size is None else size << 30 for size in free_gib]
+    set_probe(monkeypatch, gpus=["H100"] * len(free), gpu_free_bytes=free)
+    return run_check("model", **flags)
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_a_model_for_a_gpu_is_judged_by_the_memory_of_the_gpu(
+    device: str, mixtral: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = {"model": mixtral, "device": device}
+    check = model_on_gpus(monkeypatch, [70], **flags, quantization="fp8")
+    assert check.verdict == "ok" and " in fp8; with 70.0 GiB free on a GPU: fits" in check.detail, check.detail
+    check = model_on_gpus(monkeypatch, [24], **flags, quantization="fp8")
+    assert check.verdict == "fail" and check.remedy is None, "a GPU takes no int4, and packs are for CPUs"
+    check = model_on_gpus(monkeypatch, [70], **flags)
+    assert check.verdict == "fail" and "--quantization int8 --device cuda" in str(check.remedy)
+    assert model_on_gpus(monkeypatch, [70], model=mixtral, device="cpu").verdict == "fail"
+
+
+def test_of_several_gpus_those_of_the_ranks_count(mixtral: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = {"model": mixtral, "tensor_parallel_size": 2, "first_gpu": 1}
+    check = model_on_gpus(monkeypatch, [10, 70, 60], **flags)
+    assert check.verdict == "ok" and "with 60.0 GiB free on a GPU: fits" in check.detail
+    assert model_on_gpus(monkeypatch, [70, 70, 10], **flags).verdict == "fail"
+    for unknown in ([70, 70, None], [70, 70]):
+        assert "is not judged" in model_on_gpus(monkeypatch, unknown, **flags).detail
+
+
+@pytest.mark.parametrize("free_gib", [[None], []])
+def test_whether_a_model_fits_a_gpu_is_not_judged_if_its_memory_is_not_known(
+    free_gib: list[int | None], mixtral: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = model_on_gpus(monkeypatch, free_gib, model=mixtral, device="cuda")
+    assert check.verdict == "warn" and "whether it fits is not judged" in check.detail and check.remedy is None
+    check = model_on_gpus(monkeypatch, free_gib, model=mixtral, device="cuda", max_model_len=99_999)
+    assert check.verdict == "fail" and "--max-model-len 99999 exceeds the model's context" in check.detail
+
+
+def test_packs_and_what_only_cpus_compute_stay_on_the_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    packed = tmp_path / "packed"
+    assert smoe("pack", str(DEMO), "-o", str(packed)).returncode == 0
+    set_probe(monkeypatch, gpus=["H100"], gpu_free_bytes=[0], launcher_error="no C compiler (gcc or clang)")
+    assert run_check("torch", model=str(packed)).verdict == run_check("model", model=str(packed)).verdict == "ok"
+    assert "packs are for the native backend on a CPU" in run_check("model", model=str(packed), device="cuda").detail
+    adapter = save_adapter(tmp_path, random_tensors(load_config(DEMO)[0], rank=8))
+    assert "not computed on a GPU" in run_check("model", lora=[f"sql={adapter}"]).detail
 
 
 def test_instructions_that_the_cpu_lacks_fail(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,22 @@ def test_models_of_all_stores_are_listed_with_their_fit(home: Path) -> None:
     assert all("not served: " in line and str(home) not in line for line in table[1:3])
 
 
+@pytest.mark.parametrize(
+    ("device", "verdicts"),
+    [
+        ("cpu", {"org/big": "fits with --quantization int4", "org/small:Q8_0": "fits in own blocks"}),
+        ("cuda", {"org/big": "does not fit", "org/small:Q8_0": "fits in bfloat16"}),
+    ],
+)
+def test_formats_are_those_of_the_device(device: str, verdicts: dict[str, str], home: Path) -> None:
+    folder = home / ".lmstudio" / "models" / "org"
+    save_headers(folder / "big", MIXTRAL_8X7B)
+    (folder / "small").mkdir()
+    write_gguf(folder / "small" / "small.Q8_0.gguf", GgufShape(), all_of("Q8_0"))
+    listed = json.loads(_models("--memory", "30GiB", "--device", device, "--json").stdout)["models"]
+    assert {model["name"]: model["verdict"] for model in listed} == verdicts
+
+
 def test_a_machine_without_models_says_so(home: Path) -> None:
     result = _models()
     assert result.exit_code == 0 and result.stdout.startswith("no models in the caches")

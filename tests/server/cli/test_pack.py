@@ -48,7 +48,7 @@ def test_a_pack_is_checked_and_a_flipped_byte_is_named(packed: Path, tmp_path: P
 
 
 def test_doctor_and_plan_know_a_pack(packed: Path) -> None:
-    checks = list(check_model(load_settings({"model": str(packed)})))
+    checks = list(check_model(load_settings({"model": str(packed)}), 1 << 30))
     assert {check.verdict for check in checks} == {"ok"}
     model = checks[0]
     assert model.detail.startswith("demo-int8: pack, ") and " in int8; " in model.detail

@@ -12,7 +12,6 @@ from msgspec.structs import replace
 from engine.capacity.memory_plan import MemoryPlan, plan_memory
 from engine.config import EngineConfig
 from server.cli import doctor
-from server.cli.plan import memory as memory_plan
 from server.cli.plan.memory import PlanReport, make_report
 from server.settings.engine_config import engine_config
 from server.settings.settings import Settings
@@ -99,7 +98,7 @@ def needs(report: PlanReport) -> str:
 
 
 @pytest.mark.parametrize("seed", range(NUM_SHAPES))
-def test_every_recommendation_fits(seed: int, scale: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_recommendation_fits(seed: int, scale: int, tmp_path: Path) -> None:
     rng = random.Random(seed)
     path = save_headers(tmp_path, random_shape(rng), rng.choice(["BF16", "F32"]))
     for _ in range(NUM_PLANS * scale):
@@ -115,15 +114,12 @@ def test_every_recommendation_fits(seed: int, scale: int, tmp_path: Path, monkey
             assert_fits(plan_memory(served_with(report.command, given), memory_bytes))
         assert_named_sizes_suffice(report)
         assert_named_flags_fit(report)
-        assert_doctor_agrees(settings, report, memory_bytes, monkeypatch)
+        assert_doctor_agrees(settings, report, memory_bytes)
 
 
-def assert_doctor_agrees(
-    settings: Settings, report: PlanReport, memory_bytes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def assert_doctor_agrees(settings: Settings, report: PlanReport, memory_bytes: int) -> None:
     """The check passes only if these settings fit; its remedy is the plan's command."""
-    monkeypatch.setattr(memory_plan, "available_bytes", lambda: memory_bytes)
-    check = next(doctor.check_model(settings))
+    check = next(doctor.check_model(settings, memory_bytes))
     assert (check.verdict == "ok") == bool(report.plan.limits)
     is_smaller = report.fitting is not None and report.fitting is not report.plan
     assert check.remedy == (shlex.join(report.command if is_smaller else report.pack_command) or None)

@@ -102,6 +102,6 @@ def test_what_cannot_be_served_exits_with_the_reason(packed: Path) -> None:
 def test_doctor_measures_the_disk(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "disk_sample", lambda pack: DiskSample(3 << 29, (3 << 29) / 1.5e9))
     settings = load_settings({"model": str(packed), "expert_memory": "2MiB"})
-    [check] = [check for check in check_model(settings) if check.name == "experts"]
+    [check] = [check for check in check_model(settings, GIB) if check.name == "experts"]
     read = "9 of 40 fit memory; the disk reads 1.50 GB/s (1.5 GiB of the pack read in 1.07 s): tokens/s"
     assert check.verdict == "ok" and check.detail.startswith(read)

@@ -14,8 +14,16 @@ import pytest
 
 from server.cli.client.api_client import ApiError
 from server.cli.run import command, own_server
-from server.settings.sources import environment_without_address, load_settings
+from server.settings.settings import Settings
+from server.settings.sources import (
+    WITHOUT_ADDRESS,
+    environment_without_address,
+    load_settings,
+    origins,
+    unknown_variables,
+)
 from tests.support.ports import free_port
+from tests.support.tls import CERTIFICATE, KEY
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
@@ -89,7 +97,22 @@ def test_its_own_server_does_not_inherit_an_address(monkeypatch: pytest.MonkeyPa
     for variable, value in {**kept, "SMOE_HOST": "::", "smoe_port": "1", "SMOE_SSL_CERTFILE": "/no"}.items():
         monkeypatch.setenv(variable, value)
     given = environment_without_address()
+    del given[WITHOUT_ADDRESS]
     assert {name: value for name, value in given.items() if name.upper().startswith("SMOE_")} == kept
+
+
+def test_its_own_server_takes_all_but_the_address_from_the_file_of_settings(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tls = f"ssl-certfile: {CERTIFICATE}\nSSL_KEYFILE: {KEY}\n"
+    address = "host: '::'\nport: 1\nroot-path: /smoe\nallowed_hosts: [name.example]\n"
+    (tmp_path / "smoe.yaml").write_text(f"{tls}{address}dtype: float32\n")
+    monkeypatch.setenv("SMOE_CONFIG", str(tmp_path / "smoe.yaml"))
+    assert load_settings({}).ssl_certfile == CERTIFICATE
+    monkeypatch.setattr(os, "environ", environment_without_address())
+    assert load_settings({}) == Settings(dtype="float32")
+    assert set(origins({}).values()) == {"default", str(tmp_path / "smoe.yaml")}
+    assert unknown_variables() == []
 
 
 @pytest.mark.parametrize(
