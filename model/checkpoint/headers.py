@@ -22,11 +22,13 @@ PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 def read_headers(directory: Path, single_name: str = SINGLE_NAME) -> dict[str, StoredTensor]:
     """Return all tensors of the checkpoint by name: those of the file `single_name`, or of the files in its index.
 
+    As in transformers, the file comes before an index: where it is saved into a folder of parts, their index stays.
+
     Raises CheckpointError for missing, damaged or foreign files, and for tensors that are in two files or not in the
     file that the index names.
     """
     index_name = f"{single_name}.index.json"
-    index = _read_index(directory / index_name)
+    index = {} if _exists(directory / single_name) else _read_index(directory / index_name)
     tensors: dict[str, StoredTensor] = {}
     for file in _files(directory, index, single_name):
         for tensor in _read_header(file):

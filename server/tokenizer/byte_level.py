@@ -32,6 +32,7 @@ class ByteLevelEncoder:
 
     is_byte_level = True
     has_dummy_prefix = False
+    prefixes_each_text: bool | None = None
     unk_id: int | None = None
 
     def __init__(self, path: Path, description: Json) -> None:

@@ -69,6 +69,7 @@ class TokenizerSettings:
     """Settings from the JSON files; None or empty where the files do not set them."""
 
     added_tokens: tuple[AddedToken, ...]
+    lists_added_tokens: bool  # a file lists all of them; else they are in tokenizer.json alone, if there are any
     bos_token: str | None
     eos_token: str | None
     unk_token: str | None
@@ -90,6 +91,7 @@ def read_settings(path: Path) -> TokenizerSettings:
     special |= _additional_special(config_path, config) | _additional_special(map_path, special_map)
     return TokenizerSettings(
         added_tokens=tuple(_added_tokens(path, config, special)),
+        lists_added_tokens="added_tokens_decoder" in config,
         bos_token=named["bos_token"],
         eos_token=named["eos_token"],
         unk_token=named["unk_token"],
@@ -177,8 +179,11 @@ def _flag_or_none(config: Json, name: str) -> bool | None:
 
 
 def _additional_special(path: Path, config: Json) -> set[str]:
-    values = config.get("additional_special_tokens")
-    texts = (_token_text(path, value) for value in values) if isinstance(values, list) else ()
+    texts: set[str | None] = set()
+    for name in ("additional_special_tokens", "extra_special_tokens"):  # transformers 4's name, and 5's
+        values = config.get(name)
+        listed = values.values() if isinstance(values, dict) else values if isinstance(values, list) else ()
+        texts |= {_token_text(path, value) for value in listed}
     return {text for text in texts if text}
 
 

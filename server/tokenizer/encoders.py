@@ -34,6 +34,8 @@ NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 SPACE = "\u2581"
 _PREPEND: Json = {"type": "Prepend", "prepend": SPACE}
 _MARK_SPACES: Json = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+# Pre-tokenizers of the type Metaspace put no space in front of a text that has one, unless the normalizer doubles it.
+_DOUBLE_FIRST: Json = {"type": "Replace", "pattern": {"Regex": rf"\A{SPACE}"}, "content": 2 * SPACE}
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -46,6 +48,9 @@ class TextEncoder(Protocol):
     eos_id: int | None
     unk_id: int | None
     has_dummy_prefix: bool  # text is encoded as if it had a space in front
+    # The file puts that space in front of each text between control tokens, or of the first at most. None: the
+    # checkpoint's setting `legacy` decides.
+    prefixes_each_text: bool | None
     adds_bos: bool  # the file puts the start token in front of a text
     adds_eos: bool  # the file puts the end token behind a text
     normalizer: Normalizer
@@ -72,6 +77,7 @@ class SpacedPieces:
 
     is_byte_level = False
     normalizer: Normalizer = "none"
+    prefixes_each_text: bool | None = None
     adds_bos = True  # unless tokenizer_config.json says otherwise, as in LlamaTokenizer
 
     def bytes_of_piece(self, piece: str) -> bytes:
@@ -89,6 +95,7 @@ class SentencePieceEncoder(SpacedPieces):
             self._load(path, (read_file(path) or b"") if model is None else model)
 
     def _load(self, path: Path, model: bytes) -> None:
+        self._prefixes_spaces: bool | None = None  # a text that begins with a space; None: as any other
         self._with_prefix = _load_model(model, path)
         self._without_prefix = _load_model(model + NO_DUMMY_PREFIX, path)
         processor = self._with_prefix
@@ -101,7 +108,17 @@ class SentencePieceEncoder(SpacedPieces):
         self.has_dummy_prefix = processor.encode("a") != self._without_prefix.encode("a")
         self.adds_eos = False
 
+    def take_rules(self, description: Json) -> None:
+        """Follow the rules of a tokenizer.json beside the model file, as transformers does."""
+        self.prefixes_each_text = _prefixes_each_text(description)
+        if _normalizer(description) == "spaces":
+            self.normalizer = "spaces"
+        if _metaspaces(description):
+            self._prefixes_spaces = _DOUBLE_FIRST in _normalizers(description)
+
     def encode(self, text: str, *, with_prefix: bool) -> list[int]:
+        if self._prefixes_spaces is not None and text.startswith((" ", SPACE)):
+            with_prefix = self._prefixes_spaces
         processor = self._with_prefix if with_prefix else self._without_prefix
         ids: list[int] = processor.encode(text)
         return ids
@@ -117,7 +134,7 @@ class HfTokenizerEncoder(SpacedPieces):
 
     def _load(self, path: Path, description: Json) -> None:
         model = description.get("model")
-        if not isinstance(model, dict) or not model.get("byte_fallback"):
+        if not isinstance(model, dict) or not has_byte_fallback(description):
             raise TokenizerError(
                 f"{path}: only byte-pair vocabularies are supported, byte-level ones and those with byte fallback"
             )
@@ -134,7 +151,10 @@ class HfTokenizerEncoder(SpacedPieces):
         unk_token = model.get("unk_token")
         self.unk_id = vocabulary.get(unk_token) if isinstance(unk_token, str) else None
         self.has_dummy_prefix = self._adds_prefix(path)
-        self.adds_eos = control_tokens_around(description)[1] == "</s>"
+        self.prefixes_each_text = _prefixes_each_text(description)
+        first, last = control_tokens_around(description)
+        self.adds_bos = first is not None or not description.get("post_processor")
+        self.adds_eos = last == "</s>"
 
     def encode(self, text: str, *, with_prefix: bool) -> list[int]:
         return encoded(self._with_prefix if with_prefix else self._without_prefix, text)
@@ -144,6 +164,12 @@ class HfTokenizerEncoder(SpacedPieces):
             return self.encode("a", with_prefix=True) != self.encode("a", with_prefix=False)
         except ApiError:
             raise TokenizerError(f"{path}: its rules give up on the text 'a'") from None
+
+
+def has_byte_fallback(description: Json) -> bool:
+    """Return whether a tokenizer.json has a vocabulary of SentencePiece's kind."""
+    model = description.get("model")
+    return isinstance(model, dict) and bool(model.get("byte_fallback"))
 
 
 def _load_model(model: bytes, path: Path) -> sentencepiece.SentencePieceProcessor:
@@ -162,19 +188,39 @@ def _id_or_none(token_id: int) -> int | None:
     return token_id if token_id >= 0 else None
 
 
-def _normalizer(description: Json) -> Normalizer:
+def _normalizers(description: Json) -> list[object]:
+    """Return the file's normalizers in their order; [None] without any."""
     normalizer = description.get("normalizer")
     steps = normalizer.get("normalizers", [normalizer]) if isinstance(normalizer, dict) else [normalizer]
+    return steps if isinstance(steps, list) else [steps]
+
+
+def _metaspaces(description: Json) -> list[Json]:
+    """Return the pre-tokenizers that put a space in front of a text, perhaps."""
+    pre_tokenizer = description.get("pre_tokenizer")
+    steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer]) if isinstance(pre_tokenizer, dict) else []
+    found = steps if isinstance(steps, list) else []
+    return [step for step in found if isinstance(step, dict) and step.get("type") == "Metaspace"]
+
+
+def _prefixes_each_text(description: Json) -> bool:
+    """Return whether the file puts a space in front of each text between control tokens, instead of the first alone."""
+    schemes = [metaspace.get("prepend_scheme", "always") for metaspace in _metaspaces(description)]
+    return "always" in schemes or _PREPEND in _normalizers(description)
+
+
+def _normalizer(description: Json) -> Normalizer:
+    steps = _normalizers(description)
     if steps in ([None], []):
         return "none"
-    is_known = isinstance(steps, list) and all(step in (_PREPEND, _MARK_SPACES) for step in steps)
+    is_known = all(step in (_PREPEND, _MARK_SPACES) for step in steps)
     return "spaces" if is_known and _MARK_SPACES in steps else "other"
 
 
 def _without_prefix(description: Json) -> Json:
     """Copy the description without its rule for the leading space, which can be a normalizer or a pre-tokenizer."""
     changed: Json = json.loads(json.dumps(description))
-    normalizer, pre_tokenizer = changed.get("normalizer"), changed.get("pre_tokenizer")
+    normalizer = changed.get("normalizer")
     if isinstance(normalizer, dict):
         steps = normalizer.get("normalizers")
         changed["normalizer"] = {
@@ -183,6 +229,6 @@ def _without_prefix(description: Json) -> Json:
                 step for step in (steps if isinstance(steps, list) else [normalizer]) if step.get("type") != "Prepend"
             ],
         }
-    if isinstance(pre_tokenizer, dict) and pre_tokenizer.get("type") == "Metaspace":
-        pre_tokenizer["prepend_scheme"] = "never"
+    for metaspace in _metaspaces(changed):
+        metaspace["prepend_scheme"] = "never"
     return changed

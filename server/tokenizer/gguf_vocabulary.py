@@ -7,14 +7,20 @@ byte-level vocabularies.
 
 import math
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from engine.capacity.gguf_vocabulary import GgufVocabulary, read_gguf_vocabulary
 from engine.errors import EngineConfigError
 from server.tokenizer.byte_level import ByteLevelEncoder
-from server.tokenizer.config_files import MAX_PIECE_CHARS, NoTokenizerError, TokenizerError, TokenizerSettings
+from server.tokenizer.config_files import (
+    MAX_PIECE_CHARS,
+    AddedToken,
+    NoTokenizerError,
+    TokenizerError,
+    TokenizerSettings,
+)
 from server.tokenizer.encoders import SentencePieceEncoder
 from server.tokenizer.gguf_byte_level import tokenizer_json
 from server.tokenizer.token_table import ENDS, MARKS
@@ -23,6 +29,7 @@ UNKNOWN, CONTROL, BYTE = 2, 3, 6
 BPE = 2  # model_type in trainer_spec
 VARINT, LENGTH, FIXED32 = 0, 2, 5  # wire types
 USER_DEFINED = 4
+ADDED_SCORE = -1000.0  # that llama.cpp's converter gives to added tokens
 MARKED_TURN = "[INST]"  # a control token in vocabularies of version 3, plain text in version 1
 
 
@@ -55,7 +62,8 @@ def sentencepiece_model(vocabulary: GgufVocabulary, path: Path) -> bytes:
 
 def _settings(vocabulary: GgufVocabulary) -> TokenizerSettings:
     return TokenizerSettings(
-        added_tokens=(),
+        added_tokens=() if vocabulary.is_byte_level else tuple(_added(vocabulary)),
+        lists_added_tokens=True,
         bos_token=None,
         eos_token=None,
         unk_token=None,
@@ -67,6 +75,15 @@ def _settings(vocabulary: GgufVocabulary) -> TokenizerSettings:
         is_legacy=MARKED_TURN not in vocabulary.tokens,
         chat_template=vocabulary.chat_template,
     )
+
+
+def _added(vocabulary: GgufVocabulary) -> Iterator[AddedToken]:
+    """Yield tokens that were added to the pieces: these cut a text wherever they stand in it, as in transformers and
+    llama.cpp. SentencePiece alone would not. Converters give them a score that no piece of a model has."""
+    named, scores = _named_ids(vocabulary), vocabulary.scores or [0.0] * len(vocabulary.tokens)
+    for token_id, (text, kind, score) in enumerate(zip(vocabulary.tokens, vocabulary.types, scores, strict=True)):
+        if kind == USER_DEFINED and score <= ADDED_SCORE and text and token_id not in named:
+            yield AddedToken(token_id, text, is_special=False)
 
 
 def _end_ids(vocabulary: GgufVocabulary) -> tuple[int, ...]:

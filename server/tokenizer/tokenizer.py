@@ -25,10 +25,11 @@ from server.tokenizer.config_files import (
     read_json,
     read_settings,
 )
-from server.tokenizer.encoders import SPACE, HfTokenizerEncoder, SentencePieceEncoder, TextEncoder
+from server.tokenizer.encoders import SPACE, HfTokenizerEncoder, SentencePieceEncoder, TextEncoder, has_byte_fallback
 from server.tokenizer.gguf_vocabulary import read_gguf_tokenizer
 from server.tokenizer.tekken import BOS, EOS, tokenizer_json_of_tekken
 from server.tokenizer.token_table import TokenTable
+from server.tokenizer.tokenizer_json import added_tokens as tokens_of_json
 
 __all__ = ["NoTokenizerError", "Tokenizer", "TokenizerError", "load_tokenizer"]
 
@@ -55,7 +56,7 @@ def load_tokenizer(path: Path) -> "Tokenizer":
             if not _has_byte_level_json(path):  # beside it Llama 3's tokenizer.model is another format, tiktoken's
                 raise
         else:
-            return _build(model, pieces, settings, settings.added_tokens, _version(model))
+            return _build(model, pieces, settings, _added_beside(path, pieces, settings), _version(model))
     model = path / "tokenizer.json"
     description = read_json(model)
     if description is not None:
@@ -78,6 +79,25 @@ def _of_tekken(model: Path, content: Json, settings: TokenizerSettings) -> "Toke
     encoder = ByteLevelEncoder(model, description)
     named = replace(settings, bos_token=settings.bos_token or BOS, eos_token=settings.eos_token or EOS)
     return _build(model, encoder, named, (*encoder.added_tokens, *settings.added_tokens), version)
+
+
+def _added_beside(path: Path, encoder: SentencePieceEncoder, settings: TokenizerSettings) -> tuple[AddedToken, ...]:
+    """Return the added tokens of a checkpoint with a tokenizer.model.
+
+    Transformers 5 lists them in tokenizer.json alone. That file, which transformers prefers, is read if no other lists
+    them, or if one is looked for in the text that its normalizer makes; then its rule for prefixes counts, too.
+    """
+    added = settings.added_tokens
+    if settings.lists_added_tokens and not any(token.is_normalized and not token.is_special for token in added):
+        return added
+    file = path / "tokenizer.json"
+    description = read_json(file) or {}
+    if not has_byte_fallback(description):
+        return added
+    with name_damage(file):
+        encoder.take_rules(description)
+        known = {token.id for token in added}
+        return (*added, *(token for token in tokens_of_json(file, description) if token.id not in known))
 
 
 def _has_byte_level_json(path: Path) -> bool:
@@ -130,7 +150,8 @@ class Tokenizer:
         version: int | None = None,
     ) -> None:
         self._encoder = encoder
-        self._is_legacy = settings.is_legacy
+        each = encoder.prefixes_each_text
+        self._is_legacy = settings.is_legacy if each is None else each
         self.version = version
         self.chat_template = settings.chat_template
         self._table = TokenTable(encoder, settings, added_tokens)

@@ -24,7 +24,9 @@ EXPERT_NAMES = {"gate": "w1", "up": "w3", "down": "w2"}
 # Names of the same part in files of other programs.
 ALIASES = {"fp8": {"weight_scale_inv": "weight_scale"}, "fp8-blocks": {"weight_scale": "weight_scale_inv"}}
 # Scales of FP8 caches: keys and values are stored in smoe's own formats.
-CACHE_SCALES = re.compile(r"model\.layers\.\d+\.self_attn\.((k|v|q|prob)_(output_)?scale|(k|v|q)_proj\.output_scale)")
+CACHE_SCALES = re.compile(
+    r"model\.layers\.\d+\.self_attn\.((kv|k|v|q|prob)_(output_)?scale|(k|v|q)_proj\.(output|k|v|q)_scale)"
+)
 
 
 def quantized_weights(path: Path, config: ModelConfig, encoding: PackedEncoding) -> dict[str, StoredWeight]:
@@ -70,10 +72,12 @@ def _by_weight(tensors: Iterator[StoredTensor], shapes: Mapping[str, Shape]) -> 
     found: dict[str, dict[str, StoredTensor]] = {}
     unknown = []
     for tensor in tensors:
+        if CACHE_SCALES.fullmatch(tensor.name):
+            continue
         name, part = _weight_and_part(tensor.name, shapes)
         if name:
             found.setdefault(name, {})[part] = tensor
-        elif not STORED_ANGLES.fullmatch(tensor.name) and not CACHE_SCALES.fullmatch(tensor.name):
+        elif not STORED_ANGLES.fullmatch(tensor.name):
             unknown.append(tensor)
     if unknown:
         names = [tensor.name for tensor in unknown]

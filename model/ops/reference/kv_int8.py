@@ -37,4 +37,5 @@ def quantize(rows: Tensor) -> Tensor:
 def dequantize(cached: Tensor) -> Tensor:
     """Dequantize rows: int8 [..., K + 4] -> float32 [..., K]."""
     numbers, scale = cached[..., :-SCALE_BYTES], cached[..., -SCALE_BYTES:]
-    return numbers.float() * scale.contiguous().view(torch.float32)
+    # A slice of one row counts as contiguous, but its storage begins anywhere.
+    return numbers.float() * scale.clone(memory_format=torch.contiguous_format).view(torch.float32)

@@ -172,5 +172,17 @@ def test_swapped_shards_are_refused(checkpoint: Path) -> None:
     "weight_map", [None, {}, [], {"a": 7}, {"a": "../x.safetensors"}, {"a": "/etc/passwd"}, {"a": "b.bin"}]
 )
 def test_an_index_that_leads_elsewhere_is_refused(weight_map: object, checkpoint: Path) -> None:
+    (checkpoint / FILE).unlink()
     write_index(checkpoint, weight_map)
     _assert_refused(checkpoint, "index.json.*(no weight_map|not the name)")
+
+
+def test_a_single_file_comes_before_the_index_of_parts_that_were_there_before_it(checkpoint: Path) -> None:
+    """As in transformers, which leaves the index where it saves one file into the folder."""
+    older = {"a": torch.zeros(2, 3), "b": torch.zeros(5), "c": torch.zeros(1)}
+    for is_complete in (True, False):
+        if is_complete:
+            save_file(older, checkpoint / "old.safetensors")
+        write_index(checkpoint, dict.fromkeys(older, "old.safetensors"))
+        assert {header.file.name for header in read_headers(checkpoint).values()} == {FILE}
+        (checkpoint / "old.safetensors").unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """Tokenizers rebuilt from GGUF files encode exactly as the SentencePiece models that the files were made from."""
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,30 @@ def test_the_rebuilt_tokenizer_gives_the_same_ids_and_texts(model: Path, tmp_pat
     original = _checkpoint(tmp_path / "original", model)
     rebuilt = load_tokenizer(write_vocabulary(tmp_path / "a.gguf", model))
     assert_equal_tokenizers(rebuilt, original, [*TEXTS, *random_texts(random.Random(0), original, 200 * scale)])
+
+
+def test_tokens_that_were_added_cut_a_text_as_in_the_checkpoint(tmp_path: Path) -> None:
+    """llama.cpp's converter gives them the score -1000; those of the model file, such as the line break, do not cut."""
+    model = DEMO / "tokenizer.model"
+    fields = vocabulary_fields(model)
+    tokens, scores, types = (list(fields[f"tokenizer.ggml.{name}"]) for name in ("tokens", "scores", "token_type"))
+    added = {"<think>": len(tokens), "<call>": len(tokens) + 1}
+    gguf = write_vocabulary(
+        tmp_path / "a.gguf",
+        model,
+        tokens=[*tokens, *added],
+        scores=[*scores, -1000.0, -1000.0],
+        token_type=[*types, 4, 4],
+    )
+    _checkpoint(tmp_path / "original", model)
+    (tmp_path / "original" / "added_tokens.json").write_text(json.dumps(added))
+    original, rebuilt = load_tokenizer(tmp_path / "original"), load_tokenizer(gguf)
+    rng = random.Random(1)
+    parts = [*added, " ", "hello", " the sea", "\n", "a<", "think>", "</s>"]
+    for text in ("".join(rng.choices(parts, k=6)) for _ in range(300)):
+        assert rebuilt.encode(text) == original.encode(text), text
+        assert rebuilt.encode_with_specials(text) == original.encode_with_specials(text), text
+    assert rebuilt.special_token_id("<think>") is None
 
 
 def test_merges_replace_equal_scores(tmp_path: Path) -> None:

@@ -45,6 +45,19 @@ def test_fp8_values_are_those_of_torch() -> None:
     assert torch.equal(torch.from_numpy(FP8_VALUES).nan_to_num(7777), expected.nan_to_num(7777))
 
 
+CACHE_SCALES = ["kv_scale", "k_scale", "v_scale", "prob_output_scale", "k_proj.k_scale", "v_proj.v_scale"]
+
+
+@pytest.mark.parametrize("name", [*CACHE_SCALES, "k_proj.output_scale"])
+def test_scales_of_a_cache_in_fp8_are_passed_over(name: str, plain: Path, tmp_path: Path) -> None:
+    """vLLM, TGI and ModelOpt have their own names for them."""
+    expected = save_quantized(plain, tmp_path / "a", "FP8")
+    scale = {f"model.layers.0.self_attn.{name}": torch.ones(1)}
+    edit_tensors(tmp_path / "a", lambda tensors: tensors.update(scale))
+    found = _read(tmp_path / "a")
+    assert all(torch.equal(found[each], weight.float()) for each, weight in expected.items())
+
+
 def test_a_gate_with_a_part_of_gptq_or_a_quantized_gate_is_read(plain: Path, tmp_path: Path) -> None:
     """Some GPTQ files have one of the two."""
     expected = save_quantized(plain, tmp_path / "a", "GPTQ")

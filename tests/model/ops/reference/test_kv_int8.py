@@ -34,6 +34,13 @@ def test_the_definition_is_the_nearest_byte_of_the_rows_own_scale() -> None:
         assert (dequantize(quantize(row)) - row).abs().max() <= 0.501 * expected_scale
 
 
+def test_one_row_of_any_size_is_read_back() -> None:
+    """The scale of one row is contiguous, wherever it begins."""
+    for head_dim in range(1, 14):
+        row = torch.randn(1, head_dim)
+        assert (dequantize(quantize(row)) - row).abs().max() <= 0.501 * row.abs().max() / 127
+
+
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
 def test_nan_or_infinity_makes_its_row_and_no_other_nan(number: float) -> None:
     rows = torch.randn(3, 2, 8)
