@@ -26,7 +26,10 @@ def open_step_log(path: str) -> FileIO:
     if os.path.exists(path) and not os.path.isfile(path):
         raise EngineConfigError(f"--step-log {path}: is not a regular file")
     try:
-        return FileIO(path, "a")
+        file = FileIO(path, "a+")
+        if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+            file.write(b"\n")  # the last line was written only in part
+        return file
     except OSError as error:
         raise EngineConfigError(f"--step-log {path}: {error.strerror}") from None
 

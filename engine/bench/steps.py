@@ -133,6 +133,11 @@ class StepBench:
         """Return the median duration of a step after all prompts are computed, and the experts that its rows chose."""
         num_prompt = max(1, context - DECODE_STEPS // 2)
         budget = self._engine.loaded.limits.max_num_batched_tokens
+        if batch >= budget:
+            raise EngineConfigError(
+                f"a batch of {batch} leaves no room for prompts in steps of {budget} tokens, what this machine "
+                "computes in half a second; --batches takes smaller ones"
+            )
         # Prompts get the budget that decoding sequences leave. The first sequences decode during the last prompts.
         # One more step, without a prompt, shows that all are computed.
         first_steps = batch * (1 + num_prompt // max(1, budget - batch)) + 1
@@ -153,8 +158,8 @@ class StepBench:
         experts.pop_new_counts()
         chosen = []
         for _ in range(COUNTED_STEPS):
-            self._engine.step()
-            for layer in experts.pop_new_counts() or ():
+            stats = self._engine.step().stats  # has the counts of a step that took long
+            for layer in stats.expert_tokens or experts.pop_new_counts() or ():
                 chosen.append(sum(count > 0 for count in layer))
         return mean(chosen) if chosen else None
 

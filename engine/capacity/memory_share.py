@@ -77,9 +77,9 @@ def scaled(usual: int, ample: int, least: int, memory_share: float) -> int:
 
 
 def kv_demand(config: EngineConfig, model: ModelConfig, limits: EngineLimits) -> KvDemand:
-    """Return the demand of a KV cache. Sizes that the user set never shrink, nor does a cache on several hosts, each of
-    which has a limit of its own."""
-    block_bytes = kv_block_bytes(config, model)
+    """Return the demand of this host's part of a KV cache. Sizes that the user set never shrink, nor does a cache on
+    several hosts, each of which has a limit of its own."""
+    block_bytes = _block_bytes_here(config, model)
     return KvDemand((limits.num_blocks + 1) * block_bytes, (_least_blocks(config, model, limits) + 1) * block_bytes)
 
 
@@ -104,11 +104,16 @@ def size_within_limit(
     if weight_bytes is None:
         return replace(limits, memory_share=fit(limit_bytes, 0, server).memory_share)
     found = fit(limit_bytes, weight_bytes, server, kv_demand(config, model, limits))
-    num_blocks = found.kv_bytes // kv_block_bytes(config, model) - 1
+    num_blocks = found.kv_bytes // _block_bytes_here(config, model) - 1
     if num_blocks == limits.num_blocks:
         return replace(limits, memory_share=found.memory_share)
     max_model_len, warnings = context_limit(config, model, num_blocks, limits.max_num_batched_tokens)
     return EngineLimits(num_blocks, max_model_len, limits.max_num_batched_tokens, warnings, found.memory_share)
+
+
+def _block_bytes_here(config: EngineConfig, model: ModelConfig) -> int:
+    """Return the bytes of a block on this host: each of several has the KV heads of its ranks."""
+    return kv_block_bytes(config, model) // config.nnodes
 
 
 def _least_blocks(config: EngineConfig, model: ModelConfig, limits: EngineLimits) -> int:

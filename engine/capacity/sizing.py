@@ -207,6 +207,10 @@ def context_limit(
         lowered = fits < model.context_len
         text = f"context lowered from {model.context_len} to {fits} tokens: more does not fit the KV cache"
         return fits, (text,) if lowered else ()
+    if configured < 2:
+        raise EngineConfigError(
+            f"--max-model-len {configured} holds no request: a prompt and a token of a reply take 2"
+        )
     if configured > model.context_len:
         raise EngineConfigError(
             f"--max-model-len {configured} exceeds the model's context of {model.context_len}; "

@@ -58,7 +58,7 @@ class GrammarQueue:
         assert request.grammar is not None
         key = (request.request_id if request.group is None else request.group), request.grammar
         build = self._builds.get(key)
-        if build is None:
+        if build is None or build.cancelled():  # of a choice that was canceled before its build began
             build = self._places.submit(request.tenant, partial(_build, self._compiler, request.grammar))
             self._builds[key] = build
         self._pending[request.request_id] = request, build

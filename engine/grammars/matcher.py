@@ -23,7 +23,7 @@ LIMITS = llguidance.LLParserLimits(
     max_grammar_size=100_000,  # symbols
     initial_lexer_fuel=400_000,  # about 50,000 per ms
     step_lexer_fuel=100_000,  # per mask; about 14,000 per ms
-    step_max_items=50_000,  # per mask; about 20,000 per ms
+    step_max_items=6_000,  # per mask: twice what schemas need; in ambiguous grammars up to 20 ms (decision 127)
     max_lexer_states=50_000,  # 1 to 2 kB each
     verbose_errors=False,
 )

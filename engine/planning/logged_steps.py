@@ -1,6 +1,7 @@
 """The lines of a step log (engine/step_log.py), and what they say about a single client's requests."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -27,14 +28,19 @@ class LoggedStep(msgspec.Struct, frozen=True):
 
 
 def read_step_log(path: Path) -> list[LoggedStep]:
-    """Return the steps of a log, but a last one that is written only in part. Raises MeasurementError and OSError."""
+    """Return the steps of a log without those that were written only in part, as on a full disk, after each of which a
+    new server has begun. Raises MeasurementError and OSError."""
     *lines, rest = path.read_bytes().split(b"\n")
-    if rest and not lines:
+    steps = [step for step in map(_step_of, lines) if step is not None]
+    if 2 * len(steps) < len(lines) or (rest and not lines):
         raise MeasurementError("is not a step log")
-    try:
-        return [msgspec.json.decode(line, type=LoggedStep) for line in lines]
-    except msgspec.DecodeError:
-        raise MeasurementError("is not a step log") from None
+    return steps
+
+
+def _step_of(line: bytes) -> LoggedStep | None:
+    with suppress(msgspec.DecodeError):
+        return msgspec.json.decode(line, type=LoggedStep)
+    return None
 
 
 def first_token_s(steps: Iterable[LoggedStep]) -> Iterator[float]:

@@ -29,9 +29,9 @@ def measure_token_budget(config: EngineConfig, model: ModelConfig, runner: Model
     Reading the weights is a large part of a small step on a CPU that multiplies fast. So if by this estimate a larger
     step fits too, it is timed and decides.
     """
-    count = _num_tokens(limits)
+    count = _num_tokens(config, limits)
     budget = cpu_token_budget(count, _step_seconds(config, model, runner, limits, count))
-    larger = min(LARGER_STEP_TOKENS, limits.max_prompt_tokens)
+    larger = _num_tokens(config, limits, LARGER_STEP_TOKENS)
     if larger <= count or budget < larger:
         return budget
     return cpu_token_budget(larger, _step_seconds(config, model, runner, limits, larger, num_steps=1))
@@ -48,10 +48,11 @@ def sampled_token_budget(
     count.
     """
     config = msgspec.structs.replace(config, max_num_seqs=1)
-    num_blocks = -(-_num_tokens(limits) // config.block_size) + 1
+    num_tokens = max(1, min(CALIBRATION_TOKENS, limits.max_prompt_tokens))
+    num_blocks = -(-num_tokens // config.block_size) + 1
     limits = replace(limits, num_blocks=num_blocks)
     runners = [_small_runner(_first_layers(model, ops, count), config, kv_dtype, limits) for count in (1, 2)]
-    num_steps, num_tokens = 2, _num_tokens(limits)
+    num_steps = 2
     if expert_store_of(model) is not None:
         num_steps = 1
         _step_seconds(config, runners[1].model.config, runners[1], limits, num_tokens=1, num_steps=1)
@@ -59,8 +60,10 @@ def sampled_token_budget(
     return cpu_token_budget(num_tokens, one + (model.config.num_layers - 1) * max(two - one, two / 4))
 
 
-def _num_tokens(limits: EngineLimits) -> int:
-    return max(1, min(CALIBRATION_TOKENS, limits.max_prompt_tokens))
+def _num_tokens(config: EngineConfig, limits: EngineLimits, wanted: int = CALIBRATION_TOKENS) -> int:
+    """Return how many tokens of a prompt one step computes, at most `wanted`: where attention has a window, prompts may
+    be longer than the KV cache."""
+    return max(1, min(wanted, limits.max_prompt_tokens, limits.num_blocks * config.block_size))
 
 
 def _step_seconds(

@@ -132,7 +132,18 @@ def test_a_last_line_without_an_end_is_not_read(tmp_path: Path) -> None:
     for cut in (1, 10, len(line)):
         path.write_bytes(line + line[:-cut])
         assert read_step_log(path) == [step]
-    for content in (line[:-10], line[:10] + b"\n" + line):
+    for content in (line[:-10], line[:10] + b"\n", 2 * (line[:10] + b"\n") + line):
         path.write_bytes(content)
         with pytest.raises(MeasurementError, match=r"^is not a step log$"):
             read_step_log(path)
+
+
+def test_a_log_that_a_full_disk_cut_is_read_after_the_next_start(tmp_path: Path) -> None:
+    path, step = tmp_path / "steps.jsonl", LoggedStep(1.0, 0.5, StepShape(1, 1, 1, 0))
+    line = msgspec.json.encode(step) + b"\n"
+    path.write_bytes(3 * line + line[:-7])
+    for _ in range(2):
+        with open_step_log(str(path)) as file:
+            file.write(line)
+    assert read_step_log(path) == 5 * [step]
+    assert path.read_bytes() == 3 * line + line[:-7] + b"\n" + 2 * line

@@ -13,6 +13,7 @@ from engine.bench.__main__ import run
 from engine.bench.steps import COUNTED_STEPS, Costs, StepBench
 from engine.config import EngineConfig
 from engine.engine import Engine
+from engine.errors import EngineConfigError
 from engine.startup.loading import load_random
 from model.bench.roofline import Roofline, RooflineProbe
 from model.bench.shapes import PRESETS
@@ -63,9 +64,29 @@ def test_the_experts_of_decode_steps_are_counted_by_layer() -> None:
     counts = iter([[[9, 9, 9, 9]] * 2, *([[[1, 0, 0, 3], [1, 1, 0, 1]]] * COUNTED_STEPS)])
     bench = StepBench.__new__(StepBench)
     bench._engine = SimpleNamespace(  # type: ignore[assignment]
-        experts=SimpleNamespace(pop_new_counts=lambda: next(counts)), step=lambda: None
+        experts=SimpleNamespace(pop_new_counts=lambda: next(counts)),
+        step=lambda: SimpleNamespace(stats=SimpleNamespace(expert_tokens=None)),
     )
     assert bench._num_chosen() == 2.5
+
+
+def test_steps_that_take_long_report_their_experts_themselves() -> None:
+    """An engine reports counts a few times a second: after a long step none are left to ask for."""
+    bench = StepBench.__new__(StepBench)
+    reported = SimpleNamespace(stats=SimpleNamespace(expert_tokens=[[1, 0, 0, 3], [1, 1, 0, 1]]))
+    bench._engine = SimpleNamespace(  # type: ignore[assignment]
+        experts=SimpleNamespace(pop_new_counts=lambda: None), step=lambda: reported
+    )
+    assert bench._num_chosen() == 2.5
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_batch_that_fills_a_step_is_refused_by_that_name() -> None:
+    engine = tiny_engine()
+    bench = StepBench(engine, RooflineProbe(engine.loaded.runner.model.ops, torch.device("cpu")), "bfloat16")
+    budget = engine.loaded.limits.max_num_batched_tokens
+    with pytest.raises(EngineConfigError, match=f"batch of {budget} leaves no room for prompts in steps of {budget}"):
+        bench._decode(budget, 4)
 
 
 @pytest.mark.usefixtures("fast")

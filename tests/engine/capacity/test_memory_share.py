@@ -143,3 +143,15 @@ def test_a_cache_on_several_hosts_is_not_measured_by_the_limit_of_one() -> None:
     config = EngineConfig(model="m", nnodes=2, tensor_parallel_size=2)
     demand = kv_demand(config, MODEL, size_engine(config, MODEL, FREE, BUDGET))
     assert demand.least_bytes == demand.usual_bytes
+
+
+@pytest.mark.parametrize("nnodes", [2, 4, 8])
+def test_each_of_several_hosts_has_its_part_of_the_cache(nnodes: int) -> None:
+    """With the free memory and the weights of one host on each, requests have the share that they have on one."""
+    sizes = {"server_bytes": 900 * MIB, "ample_server_bytes": 600 * MIB, "min_server_bytes": 400 * MIB}
+    for missing, share in ((0, 1.0), (150 * MIB, 0.75)):
+        config = EngineConfig(model="m", nnodes=nnodes, tensor_parallel_size=nnodes, **sizes)  # type: ignore[arg-type]
+        usual = size_engine(config, MODEL, nnodes * FREE, BUDGET)
+        limit = WEIGHTS + 900 * MIB + (usual.num_blocks + 1) * kv_block_bytes(config, MODEL) // nnodes
+        found = size_within_limit(config, MODEL, nnodes * FREE, BUDGET, 0.5, WEIGHTS, limit - missing)
+        assert (found.num_blocks, found.memory_share) == (usual.num_blocks, pytest.approx(share))

@@ -50,6 +50,8 @@ def test_a_derived_context_is_lowered_to_what_fits_and_a_set_one_is_refused_with
 def test_a_length_beyond_the_context_is_refused_with_one_that_fits_the_cache_too(model: ModelConfig) -> None:
     with pytest.raises(EngineConfigError, match="--max-model-len 160 fits"):
         context_limit(config(max_model_len=5000), model, num_blocks=10, budget=512)
+    with pytest.raises(EngineConfigError, match="--max-model-len 1 holds no request"):
+        context_limit(config(max_model_len=1), model, num_blocks=10, budget=512)
 
 
 def test_free_memory_without_room_for_a_block_names_what_is_needed(model: ModelConfig) -> None:

@@ -154,6 +154,20 @@ def test_a_cancelled_choice_does_not_cancel_the_build_of_the_others() -> None:
     assert not queue.is_compiling(1)
 
 
+def test_a_choice_that_comes_after_a_cancelled_one_gets_a_build_of_its_own() -> None:
+    """The build of the first one is canceled before it begins, and is still in the thread's queue."""
+    compiler = FakeCompiler()
+    queue = queue_with(compiler)
+    queue.submit(of_group(9, 0, "first"))
+    assert compiler.started.wait(60)
+    queue.submit(of_group(1, 1))
+    assert queue.cancel(1)
+    queue.submit(of_group(1, 2))
+    compiler.may_finish.set()
+    wait_for_all(queue)
+    assert [c.request.request_id for c in queue.pop_completed()] == [0, 2]
+
+
 def test_one_tenant_with_many_builds_does_not_hold_up_another() -> None:
     compiler = FakeCompiler()
     queue = queue_with(compiler)

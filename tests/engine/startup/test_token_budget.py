@@ -81,3 +81,11 @@ def test_a_larger_step_that_fits_decides(
     limits = EngineLimits(num_blocks=100, max_model_len=1000, max_num_batched_tokens=2048)
     assert measure_token_budget(EngineConfig(model=""), MODEL, runner, limits) == budget
     assert sizes == [64, 64, 512][:num_steps]
+
+
+def test_a_cache_that_holds_less_than_the_measured_step_leaves_all_rows_to_requests() -> None:
+    """With a window, prompts may be longer than the KV cache: the measured one is not, and ends in its step."""
+    engine = LocalEngine(DEMO, max_num_seqs=1, threads=1, sliding_window=16, num_kv_blocks=3)
+    for _ in range(3):
+        [completion] = engine.generate([1, 5, 6], SamplingParams(max_tokens=2, ignore_eos=True))
+        assert len(completion.token_ids) == 2

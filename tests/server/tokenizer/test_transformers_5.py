@@ -1,5 +1,5 @@
-"""Tokenizers that transformers 5 saved, whose rules and added tokens are in tokenizer.json alone, with a tokenizer.model
-beside it or without. The package that reads this file is the oracle."""
+"""Tokenizers that transformers 5 saved: rules and added tokens are in tokenizer.json alone, with a tokenizer.model or
+without. The package that reads this file is the oracle."""
 
 import json
 import random
