@@ -25,6 +25,7 @@ LENIENT: dict[str, JsonValue] = {"lenient": True, "coerce_one_of": True}  # unsu
 ANY_OBJECT: dict[str, JsonValue] = {"type": "object"}
 MAX_MEMBERS_OF_ONE = 1000  # of one object in a schema: work grows with the square
 MAX_MEMBERS = 2500
+MAX_OPTIONAL = 490  # properties of one object: of each of 500 llguidance follows 4 items at once, and gives up at 2,000
 COMPACT: Mapping[str, JsonValue] = {"item_separator": ",", "key_separator": ":"}
 # In one regular expression or grammar: work grows with the square of those in a row, 0.3 s for a thousand of \w*.
 MAX_OPTIONAL_PARTS = 1000
@@ -188,11 +189,13 @@ def _check_inline_schemas(grammar: str, param: str) -> None:
 
 
 def _check_size(schema: dict[str, JsonValue], num_chars: int, param: str) -> None:
-    sizes = [len(value) for _, value in _members(schema) if isinstance(value, dict)]
+    objects = [value for _, value in _members(schema) if isinstance(value, dict)]
+    sizes = [*map(len, objects)]
     for size, limit, what in (
         (num_chars, MAX_GRAMMAR_CHARS, "characters as JSON in ASCII"),
         (max(sizes), MAX_MEMBERS_OF_ONE, "members in one object"),
         (sum(sizes), MAX_MEMBERS, "members in all its objects"),
+        (max(map(_num_optional, objects)), MAX_OPTIONAL, "optional properties in one object"),
     ):
         if size > limit:
             raise too_large(param, f"it has {size:,} {what}, and this server takes {limit:,}")
@@ -202,6 +205,14 @@ def _check_size(schema: dict[str, JsonValue], num_chars: int, param: str) -> Non
         if name == "patternProperties" and isinstance(value, dict):
             for pattern in value:
                 _check_regex(pattern, param)
+
+
+def _num_optional(schema: dict[str, JsonValue]) -> int:
+    properties, required = schema.get("properties"), schema.get("required")
+    if not isinstance(properties, dict):
+        return 0
+    names = [name for name in required if isinstance(name, str)] if isinstance(required, list) else []
+    return len(properties.keys() - set(names))
 
 
 def _members(value: JsonValue, name: str = "") -> Iterator[tuple[str, JsonValue]]:

@@ -139,6 +139,12 @@ INVALID: list[tuple[dict[str, Any], str, str, str]] = [  # fields, param, code, 
         "it has 2,000 members in one object, and this server takes 1,000",
     ),
     (
+        schema(type="object", properties={f"p{i}": {} for i in range(600)}, required=[f"p{i}" for i in range(109)]),
+        OF_SCHEMA,
+        "invalid_value",
+        "it has 491 optional properties in one object, and this server takes 490",
+    ),
+    (
         schema(enum=[f"value {i}" for i in range(10_000)]),
         OF_SCHEMA,
         "invalid_value",
