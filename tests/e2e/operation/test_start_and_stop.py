@@ -101,6 +101,7 @@ def other_architecture(path: Path) -> str:
 
 
 def missing_shard(path: Path) -> str:
+    (path / "model.safetensors").unlink()
     index = {"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
     (path / "model.safetensors.index.json").write_text(json.dumps(index))
     return "model-00001-of-00002.safetensors"
