@@ -77,7 +77,7 @@ def merge_deltas(deltas: Sequence[Delta]) -> Delta:
         positions=[position for delta in deltas for position in delta.positions],
         routing=[position for delta in deltas for position in delta.routing],
         gates=[position for delta in deltas for position in delta.gates],
-        prompt_logprobs=deltas[0].prompt_logprobs,
+        prompt_logprobs=next((d.prompt_logprobs for d in deltas if d.prompt_logprobs is not None), None),
         is_first=True,
         finish_reason=deltas[-1].finish_reason,
         stop_reason=deltas[-1].stop_reason,

@@ -14,6 +14,7 @@ from server.observability.metric_families import Outcome
 
 logger = logging.getLogger("smoe.access")
 MAX_PATH_CHARS = 128
+MAX_METHOD_CHARS = 32
 MIN_ERROR_STATUS = 400
 
 
@@ -105,7 +106,10 @@ class AccessLog:
         health probes, at level debug.
         """
         is_error = status is not None and status >= MIN_ERROR_STATUS
-        fields: dict[str, str | int | float] = {"request_id": record.request_id, "method": record.method}
+        fields: dict[str, str | int | float] = {
+            "request_id": record.request_id,
+            "method": record.method[:MAX_METHOD_CHARS],
+        }
         fields["path"] = record.path[:MAX_PATH_CHARS]
         if status is not None:
             fields["status"] = status

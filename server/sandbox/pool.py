@@ -220,6 +220,8 @@ class SandboxPool:
         self._server = None
         for worker in list(self._workers.values()):
             self._on_server_gone(worker)
+        if self._restart is not None and not self._restart.done():
+            return  # the server that is being prepared has ended; its restart goes on
         self._restart = asyncio.get_running_loop().create_task(self._start_again())
 
     def _on_server_gone(self, worker: WorkerHandle) -> None:
@@ -233,6 +235,7 @@ class SandboxPool:
         while not self._is_closed:
             await asyncio.sleep(RESTART_S[min(self._num_restarts, len(RESTART_S) - 1)])
             self._num_restarts += 1
+            server = None
             try:
                 server = ForkServer(self._on_exited, self._on_server_lost)
                 for name in self._prepared:
@@ -242,6 +245,9 @@ class SandboxPool:
                 return
             except (OSError, ForkServerLost, SandboxError):
                 logger.exception("the sandbox could not be started; trying again")
+                self._server = None
+                if server is not None:
+                    server.close()
 
     async def _build(self, server: ForkServer, name: str) -> None:
         """Build a prepared object in the fork server. Raises ForkServerLost or JobFailed."""

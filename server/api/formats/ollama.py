@@ -9,10 +9,24 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+import orjson
+
 from server.api.formats.event_reply import Event, EventReply, call_arguments
 from server.generation.usage import Usage, expert_tokens
 
 NS = 1_000_000_000
+
+
+# Characters at which clients that split a stream into lines cut one, though they are no end of a line of JSON.
+_CUT_AT = {character.encode(): f"\\u{ord(character):04x}".encode() for character in "\u2028\u2029\u0085"}
+
+
+def line(record: object, default: Callable[[Any], Any] | None = None) -> bytes:
+    """Return a record as one line of JSON, however its reader finds the ends of lines."""
+    content = orjson.dumps(record, default)
+    for character, escaped in _CUT_AT.items():
+        content = content.replace(character, escaped)
+    return content
 
 
 def written(moment: datetime) -> str:

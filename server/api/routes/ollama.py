@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 
 from server.api.chat_translation import complete, json_response, renaming, stream
 from server.api.formats.embeddings import NUMBER_BYTES, numbers_of
-from server.api.formats.ollama import NS, OllamaChatReply, OllamaGenerateReply, OllamaReply, written
+from server.api.formats.ollama import NS, OllamaChatReply, OllamaGenerateReply, OllamaReply, line, written
 from server.api.formats.reply import reserve_memory
 from server.api.openapi import response_schemas
 from server.api.openapi.operations import GENERATION, NDJSON, WITH_BODY, describe
@@ -58,7 +58,7 @@ NO_TOOLS = (
 )
 RENAMED_IN_PROMPT = {**RENAMED, r"messages\b.*": "prompt"}
 LINES = EventFormat(
-    b"", b"", lambda error: orjson.dumps(ollama_error(error)), separator=b"\n", media_type="application/x-ndjson"
+    b"", b"", lambda error: line(ollama_error(error)), separator=b"\n", media_type="application/x-ndjson"
 )
 
 SomeRequest = TypeVar("SomeRequest", bound=RequestModel)
@@ -259,7 +259,7 @@ async def _respond(
         raise unsupported_parameter("tools", NO_TOOLS)
     turn = await prepare_truncated(http, named, reply.arrival_s, renamed)
     if request.stream:
-        return stream(turn, reply, headers, LINES, orjson.dumps)
+        return stream(turn, reply, headers, LINES, line)
     await complete(http, turn, reply)
     return json_response(reply.record, turn, headers)
 

@@ -42,7 +42,7 @@ def _have_tags(schemas: list[JsonValue], document: Document) -> bool:
     which tells many schemas apart without comparing each with each."""
     resolved = [document.resolve(schema) for schema in schemas]
     objects = [schema for schema in resolved if isinstance(schema, dict) and _types(schema) == {"object"}]
-    if len(objects) < len(schemas):
+    if not objects or len(objects) < len(schemas):
         return False
     document.spend(len(objects))
     required = [set(texts(schema.get("required", []))) for schema in objects]

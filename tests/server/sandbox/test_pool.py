@@ -8,9 +8,11 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from server.sandbox import pool as pool_module
 from server.sandbox.errors import (
     Crashed,
     JobFailed,
@@ -20,6 +22,7 @@ from server.sandbox.errors import (
     SandboxFull,
     TookTooLong,
 )
+from server.sandbox.fork_server import ForkServer
 from server.sandbox.job import Job, JobUse, Limits
 from server.sandbox.pool import SandboxPool
 from tests.support.conditions import until
@@ -131,6 +134,34 @@ async def test_a_fork_server_that_ends_is_replaced_with_what_was_prepared(pool: 
     os.kill(first[0], signal.SIGKILL)
     await until(lambda: pool.pids not in ((), first))
     assert await pool.run(Job(jobs.add, (2,), int, prepared="base")) == 42
+
+
+async def test_of_fork_servers_that_end_while_they_are_prepared_none_is_left(
+    pool: SandboxPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory may be short for long: as many servers as ended ones would be started at once, and stay."""
+    await pool.prepare("base", jobs.base, 40)
+    started: list[ForkServer] = []
+
+    def start(*callbacks: Any) -> ForkServer:
+        started.append(ForkServer(*callbacks))
+        return started[-1]
+
+    async def build(server: ForkServer, name: str) -> None:
+        if len(started) < 4:
+            os.kill(server.pid, signal.SIGKILL)
+        if len(started) == 4:
+            raise JobFailed("MemoryError", "there is none")
+        await real_build(server, name)
+
+    real_build = pool._build
+    monkeypatch.setattr(pool_module, "ForkServer", start)
+    monkeypatch.setattr(pool_module, "RESTART_S", (0.0,))
+    monkeypatch.setattr(pool, "_build", build)
+    os.kill(pool.pids[0], signal.SIGKILL)
+    await until(lambda: len(started) >= 5 and pool.pids != ())
+    assert await pool.run(Job(jobs.add, (2,), int, prepared="base")) == 42
+    assert len(started) == 5 and [server._process.poll() is None for server in started] == [False] * 4 + [True]
 
 
 async def test_every_worker_finds_a_prepared_object(pool: SandboxPool, tmp_path: Path) -> None:

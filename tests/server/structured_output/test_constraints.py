@@ -131,6 +131,8 @@ LARGE_MULTIPLES: list[tuple[dict[str, Any], str]] = [  # a schema, a part of the
 INVALID: list[tuple[dict[str, Any], str, str, str]] = [  # fields, param, code, a part of the message
     (schema(type="obj"), OF_SCHEMA, "invalid_value", "not valid"),
     (schema(**{"$ref": "#"}), OF_SCHEMA, "invalid_value", "no text"),
+    (schema(oneOf=[]), OF_SCHEMA, "invalid_value", ""),
+    (schema(anyOf=[]), OF_SCHEMA, "invalid_value", ""),
     (schema(**{"$ref": "http://10.0.0.1/x"}), OF_SCHEMA, "invalid_value", "outside itself"),
     (
         schema(type="object", properties={f"p{i}": {} for i in range(2000)}),

@@ -74,6 +74,16 @@ async def test_the_values_are_those_of_an_echoed_prompt() -> None:
     assert listed == choice["logprobs"]["token_logprobs"][: len(ids)]
 
 
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+async def test_they_are_there_if_the_first_tokens_add_no_text(path: str) -> None:
+    """The answer "a" may be the beginning of the stop string."""
+    plain, held = await post(path, prompt_logprobs=1), await post(path, prompt_logprobs=1, stop=["ab", " ab"])
+    found = [
+        body["prompt_logprobs"] if path == CHAT else body["choices"][0]["prompt_logprobs"] for body in (plain, held)
+    ]
+    assert found[0] == found[1] and len(found[0]) > 1
+
+
 async def test_other_logprobs_keep_their_own_number() -> None:
     body = await post(CHAT, logprobs=True, top_logprobs=1, prompt_logprobs=3)
     assert [len(entry["top_logprobs"]) for entry in body["choices"][0]["logprobs"]["content"]] == [1, 1]

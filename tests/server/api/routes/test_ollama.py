@@ -319,3 +319,11 @@ async def test_what_is_served_is_listed_and_described() -> None:
     family = shown["model_info"]["general.architecture"]
     assert shown["model_info"][f"{family}.context_length"] == READY.max_model_len
     assert shown["capabilities"] == ["completion"] and shown["template"]
+
+
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\u0085"])
+async def test_a_line_is_one_line_for_clients_that_know_more_ends_of_lines(character: str) -> None:
+    """Python's str.splitlines(), by which httpx and Ollama's package read a stream, knows eight."""
+    reply, _ = await post("/api/generate", PROMPT, text=f"one{character}two")
+    records = [json.loads(line) for line in reply.text.splitlines()]
+    assert "".join(record["response"] for record in records) == f"one{character}two"
