@@ -3,6 +3,8 @@
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from email.message import Message
+from email.utils import collapse_rfc2231_value
 
 from server.errors import ApiError
 
@@ -10,8 +12,6 @@ MAX_PARTS = 16
 MAX_HEAD_BYTES = 4096  # of a part's headers
 MAX_FIELD_BYTES = 4096  # of a field that is no file
 BOUNDARY = re.compile(r'multipart/form-data\s*;.*\bboundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))', re.IGNORECASE)
-NAME = re.compile(rb'[;\s]name="([^"\r\n]*)"', re.IGNORECASE)
-FILENAME = re.compile(rb'[;\s]filename="((?:[^"\\\r\n]|\\.)*)"', re.IGNORECASE)
 
 Write = Callable[[bytes], Awaitable[None]]
 
@@ -126,15 +126,14 @@ def _described(head: bytes) -> tuple[str, str]:
     """Return the field's name and its file's."""
     padding, _, headers = head.partition(b"\r\n")
     lines = [line for line in headers.split(b"\r\n") if line.lower().startswith(b"content-disposition:")]
-    name = NAME.search(lines[0]) if len(lines) == 1 else None
-    if padding.strip(b" \t") or name is None:
+    if padding.strip(b" \t") or len(lines) != 1:
         raise _malformed()
-    filename = FILENAME.search(lines[0])
-    return _text(name[1]), _text(filename[1]) if filename else ""
-
-
-def _text(value: bytes) -> str:
-    return value.decode("utf-8", "replace")
+    parsed = Message()  # it knows quoted, bare and encoded values (RFC 2231)
+    parsed["content-disposition"] = lines[0].partition(b":")[2].decode("utf-8", "replace").strip()
+    name = parsed.get_param("name", header="content-disposition")
+    if name is None:
+        raise _malformed()
+    return collapse_rfc2231_value(name), parsed.get_filename("")
 
 
 def _malformed() -> ApiError:

@@ -16,7 +16,7 @@ from server.batch.lines import BatchError, BatchLine
 from server.fairness.event_loop import off_loop, uninterrupted
 
 RETRIED = frozenset({408, 429, 503})  # the server is busy, loading or restarting
-OWN_LIMIT = "queue_timeout"  # code of a 503: the line's own limit has passed, and would again
+OWN_LIMIT = "'queue_timeout_s'"  # named by a 503: the line's own limit has passed, and would again
 MAX_WAIT_S = 30.0  # between two tries
 GIVE_UP_S = 600.0  # without any answer from the server
 INLINE_BYTES = 1 << 16  # an answer with a longer body is written in a thread
@@ -125,7 +125,7 @@ class Runner:
             try:
                 answer = await self._send(line)
                 self._answered_s = self._clock()
-                if answer.status not in RETRIED or _error_of(_json(answer.body)).get("code") == OWN_LIMIT:
+                if answer.status not in RETRIED or OWN_LIMIT in _error_message(_json(answer.body)):
                     return answer
                 wait_s = max(wait_s, answer.retry_after_s)
             except NoAnswerError as error:

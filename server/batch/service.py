@@ -178,9 +178,8 @@ class BatchService:
             counts = {"total": num_lines, "completed": 0, "failed": 0}
             changes = {"status": "in_progress", "in_progress_at": self._now(), "request_counts": counts}
             batch = await asyncio.to_thread(self.store.update_batch, batch["id"], ("validating",), changes)
-        end = "cancelled"
-        if batch["status"] != "cancelling":
-            end = await self._answer(owner, batch)
+        known_ends = {"cancelling": "cancelled", "finalizing": "completed"}
+        end = known_ends.get(batch["status"]) or await self._answer(owner, batch)
         await self._finish(owner, batch, end)
 
     async def _validate(self, batch: Object) -> int | None:

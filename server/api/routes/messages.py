@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse, Response
 from server.api.chat_translation import complete, json_response, prepare_translated, renaming, stream, to_chat_request
 from server.api.chat_turn import render_prompt
 from server.api.formats.anthropic_messages import MessagesReply
+from server.api.formats.reply import reserve_memory
 from server.api.openapi import response_schemas
 from server.api.openapi.operations import GENERATION, WITH_BODY, describe
 from server.api.request_body import read_request
@@ -51,6 +52,7 @@ async def messages(http: HttpRequest) -> Response:
     await state_of(http).check_queue(tenant_of(http))
     request, headers = await read_request(http, MessagesRequest)
     turn = await prepare_translated(http, request, arrival_s, RENAMED)
+    reserve_memory(http, turn.generation.reply_bytes, turn.generation.num_choices)
     reply = MessagesReply(f"msg_{http.state.request_id}", str(turn.fields["model"]))
     if request.stream:
         return stream(turn, reply, headers, ANTHROPIC)

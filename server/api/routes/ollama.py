@@ -258,6 +258,7 @@ async def _respond(
     if request.has_tools and not state.calls_tools:
         raise unsupported_parameter("tools", NO_TOOLS)
     turn = await prepare_truncated(http, named, reply.arrival_s, renamed)
+    reserve_memory(http, turn.generation.reply_bytes, turn.generation.num_choices)
     if request.stream:
         return stream(turn, reply, headers, LINES, line)
     await complete(http, turn, reply)

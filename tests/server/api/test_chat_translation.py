@@ -163,3 +163,25 @@ async def test_a_call_that_is_sent_whole_is_no_silence() -> None:
     assert [moment for moment, _ in sent] == [12.0, 24.0, 28.0]
     first, _, last = (body.splitlines() for _, body in sent)
     assert json.loads(first[0])["message"] == {"role": "assistant", "content": ""} and len(last) == 2
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses", "/api/chat"])
+async def test_numbers_of_a_reply_hold_memory_until_they_are_sent_and_are_refused_beyond_it(path: str) -> None:
+    engine = FakeEngine(saying("fine"), held=True)
+    state = state_around(engine)
+    turns = {"input": "Hello"} if path == "/v1/responses" else {"messages": HELLO}
+    limit = {"/v1/messages": "max_tokens", "/v1/responses": "max_output_tokens"}.get(path, "num_predict")
+    limits = {limit: 10} if path != "/api/chat" else {"options": {limit: 10}}
+    body = {"model": MODEL, **turns, **limits, "expert_usage": True, "stream": False}
+    async with client_of(state) as client:
+        first = asyncio.create_task(client.post(path, json=body))
+        await engine.until(lambda: bool(engine.submitted))
+        num_bytes = state.reply_memory.used_bytes
+        state.reply_memory.resize(num_bytes)
+        second = await client.post(path, json=body)
+        while engine.step():
+            pass
+        assert (await first).status_code == 200
+    assert num_bytes and second.status_code == 429
+    assert state.reply_memory.used_bytes == 0

@@ -61,12 +61,27 @@ async def test_a_preamble_an_epilogue_and_a_quoted_boundary_are_legal() -> None:
 
 
 @pytest.mark.parametrize(
+    ("parameters", "name", "filename"),
+    [
+        ("name=a; filename=b.jsonl", "a", "b.jsonl"),  # bare words, as small HTTP libraries write
+        ('NAME="a"; FileName="b c;d.jsonl"', "a", "b c;d.jsonl"),
+        (r'filename="name=\"z\""; name="a"', "a", 'name="z"'),
+        ("name=\"a\"; filename*=UTF-8''na%C3%AFve.jsonl", "a", "naïve.jsonl"),
+    ],
+)
+async def test_parameters_are_read_in_each_of_their_spellings(parameters: str, name: str, filename: str) -> None:
+    fields, _, _ = await read(TYPE, GOOD.replace(b'name="a"', parameters.encode()))
+    assert fields == {name: Part(filename, b"x")}
+
+
+@pytest.mark.parametrize(
     "body",
     [
         b"",
         b"x",
         GOOD.removesuffix(b"--\r\n"),
         GOOD.replace(b'name="a"', b"named"),
+        GOOD.replace(b'name="a"', rb'filename="name=\"a\""'),
         GOOD.replace(b"\r\n\r\n", b"\r\n"),
         GOOD.replace(b"--B--", GOOD),
         GOOD.replace(b"--B--\r\n", b"") * 17 + b"--B--",

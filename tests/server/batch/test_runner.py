@@ -15,7 +15,7 @@ from server.batch.lines import BatchError, BatchLine
 from server.batch.runner import GIVE_UP_S, Progress, Runner
 from server.bench.http_client import Endpoint
 from server.cli.run_batch import sender
-from server.errors import queue_timeout
+from server.errors import anthropic_error, queue_timeout
 from tests.support.conditions import until
 from tests.support.servers.fake_engine import FakeEngine
 from tests.support.servers.running import free_port
@@ -118,14 +118,15 @@ async def test_a_busy_server_and_a_cut_answer_are_asked_again(tmp_path: Path) ->
     assert answers(tmp_path / "out.jsonl")["a"]["response"]["body"] == {}
 
 
-async def test_a_limit_of_the_line_itself_that_has_passed_is_its_answer(tmp_path: Path) -> None:
-    body = json.dumps(queue_timeout(0.0).body()).encode()
+@pytest.mark.parametrize("error", [queue_timeout(0.0).body(), anthropic_error(queue_timeout(0.0))])
+async def test_a_limit_of_the_line_itself_that_has_passed_is_its_answer(tmp_path: Path, error: dict[str, Any]) -> None:
+    body = json.dumps(error).encode()
     waited = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
     async with scripted(waited, OK) as (url, seen):
         progress = await run(url, tmp_path / "out.jsonl", [line("a", queue_timeout_s=0.001)])
     assert (len(seen), progress.num_failed) == (1, 1)
     answer = answers(tmp_path / "out.jsonl")["a"]
-    assert answer["response"]["body"]["error"]["code"] == "queue_timeout"
+    assert answer["response"]["body"] == error
     assert answer["error"] == {"code": "503", "message": "The request waited longer than its 'queue_timeout_s'."}
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from server.batch import journal, lines, results, service
+from server.batch.journal import Journal
 from server.batch.lines import BatchLine
 from server.batch.runner import Answer
 from server.batch.service import BatchService
@@ -63,7 +64,7 @@ async def ended(store: Store, batch_id: str) -> Object:
     def batch() -> Object:
         return store.get("batches", OWNER, batch_id) or {}
 
-    await until(lambda: batch()["status"] in ("completed", "failed"))
+    await until(lambda: batch()["status"] in ("completed", "expired", "failed"))
     return batch()
 
 
@@ -205,6 +206,20 @@ async def test_the_end_of_the_server_waits_for_one_line_and_the_next_start_goes_
     async with running(batches):
         batch = await ended(batches.store, batch_id)
     assert batch["status"] == "completed" and batch["request_counts"]["completed"] == 3
+
+
+async def test_a_batch_whose_results_were_being_written_is_completed_however_late(tmp_path: Path) -> None:
+    batches = new_service(tmp_path)
+    batch_id = start(batches.store, b"\n".join(map(line, "abc")))
+    with Journal(batches.store.journal_path(batch_id)) as answers:
+        for name in "abc":
+            answers.append({"custom_id": name, "error": None, "response": {}})
+    counts = {"total": 3, "completed": 3, "failed": 0}
+    changes = {"status": "finalizing", "request_counts": counts, "expires_at": 1.0}
+    batches.store.update_batch(batch_id, ("validating",), changes)
+    async with running(batches):
+        batch = await ended(batches.store, batch_id)
+    assert batch["status"] == "completed" and batch["request_counts"] == counts
 
 
 async def test_a_request_too_many_is_named_by_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
