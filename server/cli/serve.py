@@ -9,6 +9,7 @@ import typer
 
 from server.cli.errors import report_error, report_logged_error
 from server.cli.settings.loading import load_settings
+from server.lifecycle.restart.early_hangup import EarlyHangup
 from server.settings.settings import Settings
 from server.settings.sources import SettingsError, launcher_attempt, origins
 
@@ -18,6 +19,7 @@ def run(flags: Mapping[str, Any], config: Path | None, started_s: float) -> int:
 
     `started_s`: time.monotonic() when the command began.
     """
+    hangup = EarlyHangup()
     try:
         settings = load_settings(flags, config)
     except SettingsError as error:
@@ -29,10 +31,10 @@ def run(flags: Mapping[str, Any], config: Path | None, started_s: float) -> int:
         if settings.node_rank:
             from server.lifecycle.node import serve_node
 
-            return serve_node(settings, attempt)
+            return serve_node(settings, attempt, hangup)
         from server.lifecycle.serve import serve
 
-        return serve(settings, started_s, launcher_attempt=attempt)
+        return serve(settings, started_s, launcher_attempt=attempt, hangup=hangup)
     except StartError as error:
         report_logged_error(error, settings.log_format)
         return error.exit_code

@@ -19,6 +19,7 @@ from server.engine_client.supervisor import EngineEvents, EngineSupervisor, Supe
 from server.http.listener import ListenError, listen
 from server.lifecycle.errors import StartError, process_error
 from server.lifecycle.health_page import HealthPage
+from server.lifecycle.restart.early_hangup import EarlyHangup
 from server.lifecycle.startup_report import SIGHUP_IGNORED, StartupReport
 from server.model_files.location import ModelNotFoundError, described, locate_model
 from server.observability.log_stream import logging_to, open_standard_streams
@@ -29,10 +30,11 @@ from server.settings.sources import model_stores
 RANK_COMMAND = (sys.executable, "-m", "engine.host_rank")
 
 
-def serve_node(settings: Settings, launcher_attempt: int | None) -> int:
+def serve_node(settings: Settings, launcher_attempt: int | None, hangup: EarlyHangup | None = None) -> int:
     """Run the ranks of this host until a signal or their end; return the exit code. Raises StartError.
 
-    `launcher_attempt`: None unless torchrun has started this process, and starts it again.
+    `launcher_attempt`: None unless torchrun has started this process, and starts it again. `hangup`: the handler of
+    SIGHUP until now.
     """
     if are_assertions_off():
         raise StartError(NO_ASSERTIONS)
@@ -47,7 +49,7 @@ def serve_node(settings: Settings, launcher_attempt: int | None) -> int:
         report = StartupReport(output, style=settings.log_format)
         node = Node(settings, model_dir, launcher_attempt, report)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(node.run(listener))
+            return runner.run(node.run(listener, hangup))
 
 
 @dataclass(frozen=True)
@@ -83,12 +85,15 @@ class Node:
         config = SupervisorConfig(RANK_COMMAND, restarts=launcher_attempt is None)
         self._supervisor = EngineSupervisor(config, events)
 
-    async def run(self, listener: socket.socket | None) -> int:
-        """Run until a signal or the end of the ranks; return the exit code."""
+    async def run(self, listener: socket.socket | None, hangup: EarlyHangup | None = None) -> int:
+        """Run until a signal or the end of the ranks; return the exit code. `hangup`: see serve_node()."""
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._is_over.set)
-        loop.add_signal_handler(signal.SIGHUP, self._on_sighup)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+            loop.add_signal_handler(signal.SIGHUP, self._on_sighup)
+            if hangup is not None:
+                hangup.pass_on(self._on_sighup)
         settings = self._settings
         self._report.line(
             f"smoe loads {described(self._model_dir)}; host {settings.node_rank} of {settings.nnodes} joins rank 0 at "

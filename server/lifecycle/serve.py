@@ -17,6 +17,7 @@ from server.http.connections import raise_file_limit
 from server.http.listener import ListenError, listen
 from server.lifecycle.errors import StartError, process_error
 from server.lifecycle.interpreter import tune_interpreter
+from server.lifecycle.restart.early_hangup import EarlyHangup
 from server.lifecycle.restart.keeper import become_keeper
 from server.lifecycle.restart.predecessor import Inheritance
 from server.model_files.location import ModelNotFoundError, locate_model
@@ -31,12 +32,13 @@ def serve(
     engine_command: Sequence[str] = ENGINE_COMMAND,
     *,
     launcher_attempt: int | None = None,
+    hangup: EarlyHangup | None = None,
 ) -> int:
     """Run the server until a signal or the engine's end; return the exit code. Raises StartError.
 
     `started_s`: time.monotonic() at the start of the command. `engine_command`: see launch_engine().
     `launcher_attempt`: see server/settings/sources.py; torchrun starts the engine again, together with the ranks of
-    other hosts.
+    other hosts. `hangup`: the handler of SIGHUP until now.
     """
     if are_assertions_off():
         raise StartError(NO_ASSERTIONS)
@@ -61,7 +63,7 @@ def serve(
             server = Server(
                 settings, model_dir, listener, started_s, inherited, output, engine_command, launcher_attempt
             )
-            code = runner.run(server.run(engine))
+            code = runner.run(server.run(engine, hangup))
         finally:
             engine.end()
     if server.is_handed_over and not inherited.has_predecessor:  # otherwise the first process is the keeper

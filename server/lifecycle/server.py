@@ -43,8 +43,9 @@ from server.http.uvicorn_server import HttpServer, RequestTracker
 from server.lifecycle.batches import batch_service
 from server.lifecycle.errors import StartError, process_error
 from server.lifecycle.memory_bounds import apply_memory_share, memory_monitor, with_server_memory
+from server.lifecycle.restart.early_hangup import EarlyHangup
 from server.lifecycle.restart.keeper import hold_signals
-from server.lifecycle.restart.predecessor import Inheritance
+from server.lifecycle.restart.predecessor import Inheritance, free_port
 from server.lifecycle.restart.reload import Reload
 from server.lifecycle.shutdown import Shutdown
 from server.lifecycle.startup_report import SIGHUP_IGNORED, StartupReport, held_bytes, lines_when_ready
@@ -120,13 +121,15 @@ class Server:
         """True once another process has taken over."""
         return self._reload.is_handed_over
 
-    async def run(self, engine: LaunchedEngine) -> int:
-        """Load, serve and shut down; return the exit code. `engine`: the first engine process."""
+    async def run(self, engine: LaunchedEngine, hangup: EarlyHangup | None = None) -> int:
+        """Load, serve and shut down; return the exit code. `engine`: the first one; `hangup`: see serve()."""
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._on_signal, signum)
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
             loop.add_signal_handler(signal.SIGHUP, self._on_sighup)
+            if hangup is not None:
+                hangup.pass_on(self._on_sighup)
         if self._inherited.first_process_fd is not None:
             loop.add_reader(self._inherited.first_process_fd, self._on_first_process_gone)
         self._metrics.watch(
@@ -156,8 +159,7 @@ class Server:
         return code
 
     def _on_signal(self, signum: signal.Signals) -> None:
-        if signum == signal.SIGTERM:  # the terminal sends SIGINT to both processes
-            self._reload.pass_on(signum)
+        self._reload.pass_on(signum)
         self._shutdown.on_signal(signum)
 
     def _on_sighup(self) -> None:
@@ -172,10 +174,16 @@ class Server:
         asyncio.get_running_loop().remove_reader(self._inherited.first_process_fd)
         if self._http is not None and self._state.texts is not None:
             self._http.stop_accepting()
-            with contextlib.suppress(OSError):  # another process has done it
-                self._listener.shutdown(socket.SHUT_RDWR)
+            free_port(self._listener)
         self._report.line("stopping: the first process of this server was killed")
         self._shutdown.on_signal(signal.SIGTERM)
+
+    def _on_successors_lost(self) -> None:
+        """Refuse connections, which nobody would answer, and end soon: whoever started the server can start another."""
+        if self._shutdown.hasten():
+            if self._inherited.has_predecessor or self._inherited.listener is None:  # not one of systemd, which waits
+                free_port(self._listener)
+            self._report.line("stopping: the process that has taken over has ended")
 
     async def _hand_over(self) -> None:
         """Accept nothing more, close idle connections, drain the others."""
@@ -221,6 +229,7 @@ class Server:
             first_process_fd=self._inherited.first_process_fd,
             hand_over=self._hand_over,
             on_hangup=self._shutdown.on_signal,
+            on_lost=self._on_successors_lost,
         )
 
     def _new_state(self) -> ServerState:

@@ -40,6 +40,7 @@ class Shutdown:
         self._hand_over_timeout_s: float | None = None
         self._signal: signal.Signals | None = None
         self._failure: tuple[str, int] | None = None  # message and exit code
+        self._exit_code = 0  # without a failure
 
     def on_signal(self, signum: signal.Signals) -> None:
         """Start the drain; called again, end it."""
@@ -67,6 +68,17 @@ class Shutdown:
         """
         self._hand_over_timeout_s = timeout_s
         self._requested.set()
+
+    def hasten(self) -> bool:
+        """End the drain of a hand-over as soon as one on a signal, with exit code 1.
+
+        Returns False, and does nothing, if a signal came already.
+        """
+        if self._signal is not None:
+            return False
+        self._exit_code = 1
+        asyncio.get_running_loop().call_later(self._drain_timeout_s, self._is_late.set)
+        return True
 
     def fail(self, message: str, exit_code: int) -> None:
         """Report a failure and request the end. Ignored once the end was requested."""
@@ -98,7 +110,7 @@ class Shutdown:
         await self._client.stop()
         if self._failure is not None:
             return self._failure[1]
-        return 128 + self._signal if self._signal is not None and self._second_signal.is_set() else 0
+        return 128 + self._signal if self._signal is not None and self._second_signal.is_set() else self._exit_code
 
     async def _drain(self) -> None:
         """Wait until no request is running, for a second signal, or for the timeout."""

@@ -34,6 +34,30 @@ def become_keeper() -> NoReturn:
     os.execv(sys.executable, [sys.executable, "-I", "-S", __file__])
 
 
+def servers() -> list[int]:
+    """Return the ids of the live children in this process group: servers that have taken over, or load.
+
+    Engines and sandboxes have groups of their own. Children that have ended are left to whoever waits for them.
+    """
+    with open(f"/proc/self/task/{os.getpid()}/children") as children:
+        return [pid for pid in map(int, children.read().split()) if _is_live_server(pid)]
+
+
+def _is_live_server(pid: int) -> bool:
+    try:
+        is_server = os.getpgid(pid) == os.getpgrp()
+        return is_server and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    except (ProcessLookupError, ChildProcessError):
+        return False
+
+
+def send_to(pids: list[int], signum: int) -> None:
+    """Send a signal to processes, except those that have ended."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signum)
+
+
 def main() -> int:
     """Wait until no server is left; return the exit code of the last one."""
     exit_code = 0
@@ -48,7 +72,7 @@ def main() -> int:
 
 
 def _has_server() -> bool:
-    """Return whether a child in this process group is left. Engines and sandboxes have groups of their own."""
+    """Return whether a child in this process group is left, ended or not."""
     try:
         os.waitid(os.P_PGID, os.getpgrp(), os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
@@ -57,13 +81,9 @@ def _has_server() -> bool:
 
 
 def _pass_on(received: signal.struct_siginfo) -> None:
-    """Send the signal to all children, unless the terminal has sent it to them too."""
-    if received.si_signo == signal.SIGCHLD or received.si_code > 0:  # above 0: from the kernel
-        return
-    with open(f"/proc/self/task/{os.getpid()}/children") as children:
-        for pid in map(int, children.read().split()):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, received.si_signo)
+    """Send the signal to the servers, unless the terminal has sent it to them too."""
+    if received.si_signo != signal.SIGCHLD and received.si_code <= 0:  # above 0: from the kernel
+        send_to(servers(), received.si_signo)
 
 
 if __name__ == "__main__":

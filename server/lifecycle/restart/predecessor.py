@@ -1,5 +1,6 @@
 """Take over the listening socket of the process before this one, or of systemd."""
 
+import contextlib
 import os
 import socket
 
@@ -41,3 +42,9 @@ class Inheritance:
                 return candidate
             candidate.detach()
         return None
+
+
+def free_port(listener: socket.socket) -> None:
+    """Refuse connections in every process that has the socket."""
+    with contextlib.suppress(OSError):  # another process has done it
+        listener.shutdown(socket.SHUT_RDWR)

@@ -6,7 +6,6 @@ to the first process (pidfd_open(2)).
 """
 
 import asyncio
-import contextlib
 import fcntl
 import os
 import signal
@@ -45,7 +44,6 @@ class Successor:
             for fd in (theirs, *fds.values()):
                 os.close(fd)
         self._ready_end = ready_end
-        self._has_exited = False
 
     async def wait_ready(self, timeout_s: float) -> bool:
         """Return True once the process is ready. If it ends first or takes longer, it is ended: False."""
@@ -62,13 +60,6 @@ class Successor:
             loop.remove_reader(self._ready_end)
             os.close(self._ready_end)
         if not is_ready:
-            self.send_signal(signal.SIGKILL)
+            os.kill(self.pid, signal.SIGKILL)  # it can have ended, but nobody else waits for it
             await asyncio.to_thread(os.waitpid, self.pid, 0)
-            self._has_exited = True
         return is_ready
-
-    def send_signal(self, signum: int) -> None:
-        """Send a signal to the process, unless it has ended."""
-        if not self._has_exited:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signum)

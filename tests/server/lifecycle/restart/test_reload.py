@@ -38,6 +38,7 @@ async def test_a_second_signal_before_the_event_loop_turns_starts_no_second_proc
 
     monkeypatch.setattr(reload, "Successor", lambda *_: FakeSuccessor(made))
     monkeypatch.setattr(reload, "become_subreaper", lambda: None)
+    monkeypatch.setattr(reload, "servers", list)
     monkeypatch.setattr(reload.ControllingTerminal, "is_gone", lambda _: False)
     with socket.socket() as listener:
         changes = Reload(
@@ -47,6 +48,7 @@ async def test_a_second_signal_before_the_event_loop_turns_starts_no_second_proc
             first_process_fd=None,
             hand_over=hand_over,
             on_hangup=lambda _: None,
+            on_lost=lambda: None,
         )
         changes.on_signal()
         changes.on_signal()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -154,6 +155,58 @@ def test_sigterm_during_the_drain_reaches_both_processes(checkpoint: Path) -> No
             assert "error" in events(streams[0])[-2]
         assert server.exit_code() == 0
         assert not Path(f"/proc/{new}").exists()
+
+
+def test_sigterm_ends_all_generations_while_the_first_one_drains(checkpoint: Path) -> None:
+    """The second generation hands over and ends while the first one still has a stream."""
+    with running("gate", checkpoint, shutdown_timeout="0.2") as server:
+        server.wait_ready()
+        with open_streams(server, 1) as streams:
+            generations = [hang_up(server) for _ in range(2)]
+            wait_until(lambda: servers_below(server.process.pid) == generations[1:])
+            server.process.terminate()
+            assert "error" in events(streams[0])[-2]
+        assert server.exit_code() == 0
+        assert not any(Path(f"/proc/{generation}").exists() for generation in generations)
+
+
+@pytest.mark.parametrize("num_restarts", [1, 2])
+def test_without_the_process_that_has_taken_over_the_server_frees_the_port_and_ends(
+    checkpoint: Path, num_restarts: int
+) -> None:
+    """The process before it still has a stream, and the port would accept connections that nobody answers."""
+    with running("gate", checkpoint) as server:
+        server.wait_ready()
+        draining = server.process.pid
+        if num_restarts > 1:
+            draining = hang_up(server)
+            wait_until(lambda: set(child_commands(server.process.pid)) == {draining})
+        engine = engine_of(draining)
+        with open_streams(server, 1) as streams:
+            os.kill(hang_up(server), signal.SIGKILL)
+            server.read_until("stopping: the process that has taken over has ended")
+            listen("127.0.0.1", int(server.url.rsplit(":", 1)[1])).close()
+            os.kill(engine, signal.SIGUSR1)
+            assert events(streams[0])[-1] == "[DONE]"
+        assert server.exit_code() in (128 + signal.SIGKILL, 1)
+
+
+def test_sigint_that_no_terminal_sends_reaches_the_new_process(checkpoint: Path) -> None:
+    in_session = partial(subprocess.Popen, start_new_session=True)
+    with running("gate", checkpoint, popen=in_session, shutdown_timeout="0.2") as server:
+        server.wait_ready()
+        with open_streams(server, 1):
+            new = hang_up(server)
+            server.process.send_signal(signal.SIGINT)
+            assert server.exit_code() == 0
+        assert not Path(f"/proc/{new}").exists()
+
+
+def test_sighup_before_the_event_loop_restarts_as_later(checkpoint: Path) -> None:
+    with running("count", checkpoint, early_hangup="yes") as server:
+        server.read_until(TAKEN_OVER)
+        server.process.terminate()
+        assert server.exit_code() == 0
 
 
 def test_under_nohup_sighup_is_ignored(checkpoint: Path) -> None:
