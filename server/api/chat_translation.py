@@ -9,7 +9,7 @@ from dataclasses import replace
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from server.api.chat_turn import ChatTurn, prepare_chat
+from server.api.chat_turn import ChatTurn, RenderedChat, prepare_rendered, render_chat
 from server.api.formats.event_reply import Event, EventReply
 from server.api.formats.json_pieces import Default, in_pieces
 from server.api.formats.reply import chunks_in_turns, render_logprobs
@@ -45,9 +45,24 @@ async def prepare_translated(
     http: HttpRequest, request: TranslatedRequest, arrival_s: float, renamed: Mapping[str, str]
 ) -> ChatTurn:
     """Return the request as a chat that is ready to be generated. Raises ApiError with this endpoint's field names."""
+    return await prepare_translation(http, request, await render_translated(http, request, arrival_s, renamed), renamed)
+
+
+async def render_translated(
+    http: HttpRequest, request: TranslatedRequest, arrival_s: float, renamed: Mapping[str, str]
+) -> RenderedChat:
+    """Return the request as a chat whose prompt is known. Raises ApiError with this endpoint's field names."""
     chat = await to_chat_request(http, request, renamed, request.chat_class)
     with renaming(renamed, request.tool_paths):
-        turn = await prepare_chat(http, chat, arrival_s)
+        return await render_chat(http, chat, arrival_s)
+
+
+async def prepare_translation(
+    http: HttpRequest, request: TranslatedRequest, chat: RenderedChat, renamed: Mapping[str, str]
+) -> ChatTurn:
+    """Return a rendered chat ready to be generated. Raises ApiError with the field names of `request`'s endpoint."""
+    with renaming(renamed, request.tool_paths):
+        turn = await prepare_rendered(http, chat)
     return replace(turn, ignored=[_renamed(path, renamed, request.tool_paths) for path in turn.ignored])
 
 

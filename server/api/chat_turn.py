@@ -46,8 +46,6 @@ class ChatTurn:
     reply_format: ChatFormat
     fields: Mapping[str, str | int]  # of the reply's envelope
     repair_headers: Mapping[str, str]  # name the repairs of the conversation
-    max_tokens: int  # of the reply
-    max_model_len: int
     ignored: Sequence[str]  # parts of the tools' schemas that the output need not follow
 
     def add_to_headers(self, headers: dict[str, str]) -> dict[str, str]:
@@ -55,13 +53,39 @@ class ChatTurn:
         return {**add_ignored_params(headers, self.ignored), **self.repair_headers}
 
 
+@dataclass(frozen=True)
+class RenderedChat:
+    """A chat whose prompt is known and fits. It may be dropped: its tenant's work has not been charged to it yet."""
+
+    request: ChatCompletionRequest
+    builder: JobBuilder
+    use: ToolUse | None
+    prompt: Prompt
+    max_tokens: int  # of the reply
+    repair_headers: Mapping[str, str]
+
+    @property
+    def max_model_len(self) -> int:
+        """How many tokens prompt and reply may have together."""
+        return self.builder.ready.max_model_len
+
+
 async def prepare_chat(http: HttpRequest, request: ChatCompletionRequest, arrival_s: float) -> ChatTurn:
-    """Check the request against the model, tokenize its conversation and build its generation. Raises ApiError."""
+    """Check the request against the model, tokenize its conversation and build its generation. Raises ApiError.
+
+    A prompt that is too long is rejected before any grammar is made or compiled.
+    """
+    return await prepare_rendered(http, await render_chat(http, request, arrival_s))
+
+
+async def render_chat(http: HttpRequest, request: ChatCompletionRequest, arrival_s: float) -> RenderedChat:
+    """Check the request against the model and tokenize its conversation. Raises ApiError."""
     builder = await JobBuilder.from_request(http, request, arrival_s)
     state, texts = builder.state, builder.texts
     await builder.check_queue(1)
     use = resolve_tool_use(request)
-    constraints, ignored = await _tool_constraints(use, builder)
+    if use is not None and not texts.chat_template.takes_tools:
+        check_can_be_emulated(use, is_allowed=state.tool_emulation)
     raw = request.raw_prompt
     if raw is None:
         token_ids, repair_headers = await render_prompt(request, state, texts, use, builder.tenant)
@@ -69,18 +93,25 @@ async def prepare_chat(http: HttpRequest, request: ChatCompletionRequest, arriva
         token_ids, repair_headers = await _encode(raw, builder), {}
     is_continued = raw is not None or request.is_continued
     prompt = Prompt(truncated(token_ids, request, builder.ready), is_continued=is_continued)
-    # This rejects a long prompt before a grammar is compiled.
     max_tokens = completion_limit(request, len(prompt.token_ids), builder.ready)
+    return RenderedChat(request, builder, use, prompt, max_tokens, repair_headers)
+
+
+async def prepare_rendered(http: HttpRequest, chat: RenderedChat) -> ChatTurn:
+    """Compile the chat's grammar and build its generation, which takes the work that the tenant owes. Raises ApiError.
+
+    Call it once for a request.
+    """
+    request, builder, prompt = chat.request, chat.builder, chat.prompt
+    constraints, ignored = await _tool_constraints(chat.use, builder)
     if request.prediction is not None:
         prompt = replace(prompt, prediction=await _encode_prediction(request.prediction.text, builder))
     generation = await Generation.prepare(builder, [prompt], http.state.record, constraints)
     return ChatTurn(
         generation,
-        ChatFormat(request, prompt, texts.tokenizer, _call_formatter(use, generation.http_id)),
+        ChatFormat(request, prompt, builder.texts.tokenizer, _call_formatter(chat.use, generation.http_id)),
         common_fields("chatcmpl", generation, builder.model_name, builder.fingerprint),
-        repair_headers,
-        max_tokens,
-        builder.ready.max_model_len,
+        chat.repair_headers,
         ignored,
     )
 
@@ -117,8 +148,6 @@ async def _tool_constraints(use: ToolUse | None, builder: JobBuilder) -> tuple[l
         return [], []
     request, state, texts = builder.request, builder.state, builder.texts
     assert isinstance(request, ChatCompletionRequest)
-    if not texts.chat_template.takes_tools:
-        check_can_be_emulated(use, is_allowed=state.tool_emulation)
     marker_id = texts.tokenizer.special_token_id(CALLS_MARKER) if texts.chat_template.takes_tools else None
     # Always in a thread: small schemas may take long to rewrite.
     in_thread = partial(

@@ -14,6 +14,8 @@ from server.cli.terminal_text import escape_controls
 from server.model_files.stores import FoundModel, ModelStores, found_models
 from server.settings.sources import SettingsError, load_settings, model_stores, parse_size_flag
 
+HAS_ADAPTER = "has an adapter in Ollama's format, which is not read"  # as `smoe serve` refuses such a model
+
 
 @dataclass(frozen=True)
 class ListedModel:
@@ -22,7 +24,7 @@ class ListedModel:
     name: str
     store: str
     path: str
-    stored_bytes: int | None  # weights on disk; None if smoe cannot read them
+    stored_bytes: int | None  # weights on disk; None if the model is not served
     fits_as: str | None  # format in which the weights fit, the largest first; None: they do not fit
     verdict: str
 
@@ -46,13 +48,19 @@ def listed_models(stores: ModelStores, flags: Mapping[str, Any], memory_bytes: i
 
 
 def _listed(found: FoundModel, flags: Mapping[str, Any], memory_bytes: int) -> ListedModel:
+    if found.has_adapter:
+        return _not_served(found, HAS_ADAPTER)
     try:
         report = make_report(load_settings({**flags, "model": str(found.path)}), memory_bytes)
     except (PlanError, SettingsError) as error:
         reason = str(error).replace(f"{found.path}: ", "").replace(f"{found.path}/", "")
-        return ListedModel(found.name, found.store, str(found.path), None, None, f"not served: {reason}")
+        return _not_served(found, reason)
     kind = report.fitting.weight_kind if report.fitting else None
     return ListedModel(found.name, found.store, str(found.path), report.plan.stored_bytes, kind, _verdict(report))
+
+
+def _not_served(found: FoundModel, reason: str) -> ListedModel:
+    return ListedModel(found.name, found.store, str(found.path), None, None, f"not served: {reason}")
 
 
 def _verdict(report: PlanReport) -> str:

@@ -240,7 +240,8 @@ class Connection(H11Protocol):
             }
             reason = HTTPStatus(error.status).phrase
             response = h11.Response(status_code=error.status, headers=list(headers.items()), reason=reason.encode())
-            for event in (response, h11.Data(data=body), h11.EndOfMessage()):
+            content = () if self.conn._request_method == b"HEAD" else (h11.Data(data=body),)
+            for event in (response, *content, h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
             self.on_rejection(error.status)
         if self.cycle is not None:  # the head was valid: the app has begun, or will, and must not answer too

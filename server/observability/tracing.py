@@ -19,12 +19,14 @@ from opentelemetry.trace import SpanKind, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from engine.types import Timing
-from server.observability.access_log import RequestRecord
+from server.observability.access_log import MAX_METHOD_CHARS, RequestRecord
+from server.observability.metrics import HTTP_METHODS
 
 MAX_CHOICES = 16  # with spans of their own; a request may have thousands
 FAILED = frozenset({"error", "timeout"})
 MIN_FAILED_STATUS = 500  # semantic conventions: a server's span is not in error for 4xx
 TRACES_PATH = "/v1/traces"
+KNOWN_METHODS = HTTP_METHODS | {"CONNECT", "TRACE"}  # semantic conventions: those of RFC 9110, and PATCH
 EXPORT_TIMEOUT_S = 5.0  # also the longest delay of the server's end
 # Semantic conventions for generative AI: gen_ai.operation.name, by route.
 OPERATIONS = {
@@ -80,7 +82,7 @@ class Tracing:
         epoch_ns = self._wall_clock_ns() - round(now_s * 1e9)
         client = self._propagator.extract(record.trace_headers, context=Context())
         span = self._tracer.start_span(
-            f"{record.method} {record.route or 'other'}",
+            f"{record.method if record.method in KNOWN_METHODS else 'HTTP'} {record.route or 'other'}",
             context=client,
             kind=SpanKind.SERVER,
             attributes=attributes_of(record, status, self._model),
@@ -112,7 +114,7 @@ class Tracing:
 def attributes_of(record: RequestRecord, status: int | None, model: str) -> dict[str, Any]:
     """Return the attributes of a request's span: semantic conventions' names, and smoe's own for the rest."""
     attributes: dict[str, Any] = {
-        "http.request.method": record.method,
+        **method_attributes(record.method),
         "smoe.request_id": record.request_id,
         "smoe.choices": len(record.outcomes),
     }
@@ -131,6 +133,13 @@ def attributes_of(record: RequestRecord, status: int | None, model: str) -> dict
         names = {"operation.name": operation, "provider.name": "smoe", "response.model": model}
         attributes |= {f"gen_ai.{name}": value for name, value in names.items()}
     return attributes
+
+
+def method_attributes(method: str) -> dict[str, str]:
+    """Return the attributes of a request's method. One that a client invents has a common name, as conventions ask."""
+    if method in KNOWN_METHODS:
+        return {"http.request.method": method}
+    return {"http.request.method": "_OTHER", "http.request.method_original": method[:MAX_METHOD_CHARS]}
 
 
 def phases_of(timing: Timing, end_s: float) -> Iterator[tuple[str, float, float]]:

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from server.errors import ApiError, invalid_value
+from server.schemas.constraint_spellings import Kind
 from server.schemas.generation import HARMLESS, Name, Seconds
 from server.schemas.prompts import Text, prompts_up_to
 from server.schemas.validation import RequestModel, text_or_list
@@ -40,6 +41,8 @@ class EmbeddedRequest(RequestModel):
 
     unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = UNSUPPORTED
     harmless: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = HARMLESS
+    constraint_fields: ClassVar[Mapping[Kind, str] | None] = {"adapter": "model"}
+    writes_output: ClassVar[bool] = False
     instead: ClassVar[Mapping[str, str]] = {"messages": "input", "output_dimension": "dimensions"}
 
     model: Name | None = None

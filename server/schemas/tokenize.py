@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from server.errors import ApiError
 from server.schemas.chat import HINTS_OF_CHAT, INSTEAD_IN_CHAT, UNSUPPORTED_IN_CHAT
 from server.schemas.conversation import ChatTemplateKwargs, Conversation, Turns
-from server.schemas.generation import Name
+from server.schemas.generation import HARMLESS, Name
 from server.schemas.tools import Tools, check_tools
 from server.schemas.validation import RequestModel
 from server.strict_json import JsonValue
@@ -20,6 +20,7 @@ class TokenizeRequest(RequestModel):
 
     unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = UNSUPPORTED_IN_CHAT
     instead: ClassVar[Mapping[str, str]] = INSTEAD_IN_CHAT
+    harmless: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = HARMLESS
     hints: ClassVar[Mapping[str, str]] = HINTS_OF_CHAT
     turns_field: ClassVar[str | None] = "messages"
 
@@ -58,6 +59,8 @@ class TokenizeRequest(RequestModel):
 
 class DetokenizeRequest(RequestModel):
     """POST /detokenize."""
+
+    harmless: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = HARMLESS
 
     model: Name | None = None
     tokens: list[int]

@@ -19,6 +19,7 @@ from server.strict_json import PLAIN_NAME, JsonValue
 MAX_UNKNOWN_FIELDS = 32  # names in the header that reports ignored fields
 UNPRINTABLE = "?"  # replaces names that cannot be part of a header
 MISSING = "missing_required_parameter"
+NO_CONSTRAINT = "This endpoint has no such constraint."
 WRONG_FORM = ("invalid_type", "invalid_value")  # codes of values that may be right in another API
 # A required field that is missing, and the one that was sent: the endpoint that takes it.
 _ELSEWHERE = {
@@ -63,8 +64,9 @@ class RequestModel(BaseModel):
     harmless: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {}
     instead: ClassVar[Mapping[str, str]] = {}  # fields that do the work of unsupported ones
     hints: ClassVar[Mapping[str, str]] = {}  # sentences added to errors of fields that other APIs write otherwise
-    # The field for each kind of constraint that other APIs name otherwise. None: the endpoint writes no output.
+    # The field for each kind of constraint that other APIs name otherwise. None: no kind means anything here.
     constraint_fields: ClassVar[Mapping[Kind, str] | None] = None
+    writes_output: ClassVar[bool] = True  # False: kinds of constraints without a field mean nothing, and are no error
     turns_field: ClassVar[str | None] = None  # list of a conversation's turns, each of which takes a token or more
 
     @classmethod
@@ -190,24 +192,28 @@ def _reject_other_names(model_class: type[RequestModel], body: dict[str, JsonVal
     for name in sorted(body.keys() - model_class.model_fields.keys() - model_class.unsupported.keys()):
         value, kind = body[name], _constrains(name, body[name]) or _lifts_limit(model_class, name, body)
         if kind == "members":
-            _reject_members(name, value if isinstance(value, dict) else {}, fields, model_class)
-        elif kind is not None and kind not in fields:
-            raise _elsewhere(name, "This endpoint has no such constraint.")
-        elif kind is not None and value != body.get(fields[kind]):
+            _reject_members(name, value, fields, model_class)
+        elif kind is not None and kind not in fields and model_class.writes_output:
+            raise _elsewhere(name, NO_CONSTRAINT)
+        elif kind is not None and kind in fields and value != body.get(fields[kind]):
             raise _elsewhere(name, f"Send '{fields[kind]}' instead.")
 
 
-def _reject_members(
-    name: str, members: Mapping[str, JsonValue], fields: Mapping[Kind, str], model_class: type[RequestModel]
-) -> None:
-    """Reject the first constraint in an object of options that another API has at the top of a request."""
-    for member, value in members.items():
+def _reject_members(name: str, members: JsonValue, fields: Mapping[Kind, str], model_class: type[RequestModel]) -> None:
+    """Reject the first constraint in an object of options that another API has at the top of a request, or in such an
+    object inside it. Any other value than an object has none."""
+    for member, value in members.items() if isinstance(members, dict) else ():
         kind = _constrains(member, value)
-        if kind is None:
-            continue
-        own = member if member in model_class.model_fields else fields.get(kind)
-        send = f"Send '{own}' at the top of the body instead."
-        raise _elsewhere(name, send if own else "This endpoint has no such constraint.")
+        if kind == "members":
+            _reject_members(name, value, fields, model_class)
+        elif kind is not None and (kind in fields or model_class.writes_output):
+            own = member if member in model_class.model_fields else fields.get(kind)
+            raise _elsewhere(name, NO_CONSTRAINT if own is None else _instead_of_member(own))
+
+
+def _instead_of_member(field: str) -> str:
+    """`field`: the field to send, with its path if it is not at the top of the body."""
+    return f"Send '{field}' instead." if "." in field else f"Send '{field}' at the top of the body instead."
 
 
 def _lifts_limit(model_class: type[RequestModel], name: str, body: dict[str, JsonValue]) -> Kind | None:

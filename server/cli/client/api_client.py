@@ -96,8 +96,10 @@ class ApiClient:
         try:
             connection = kind(self._address, timeout=CONNECT_TIMEOUT_S)
             connection.connect()
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            if isinstance(error, UnicodeError):  # a label that is empty or too long
+                reason = "DNS has no such names"
             kind_of_error = NoServerError if tls_fault(error) is None else ApiError
             raise kind_of_error(unreachable(error, self._address, reason)) from None
         connection.sock.settimeout(READ_TIMEOUT_S)

@@ -95,7 +95,8 @@ def serving(settings: Mapping[str, Any]) -> Iterator[tuple[str | None, str]]:
         yield None, " on the server that runs here"
         return
     for signum in ENDING_SIGNALS:
-        signal.signal(signum, _exit)
+        if signal.getsignal(signum) is not signal.SIG_IGN:  # as SIGHUP is under nohup
+            signal.signal(signum, _exit)
     line = StatusLine(sys.stderr, is_on=colours_of(sys.stderr).is_on)
     with own_server(serve_arguments(settings), state_dir() / LOG_NAME) as server:
         try:

@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field, JsonValue, model_validator
 
 from server.errors import ApiError, invalid_value
 from server.schemas.constraint_spellings import Kind, all_done_by, refused_spellings
-from server.schemas.generation import MAX_STOP_STRINGS, Name, StopString
+from server.schemas.generation import HARMLESS, MAX_STOP_STRINGS, Name, StopString
 from server.schemas.messages_api.blocks import Text, Turns
 from server.schemas.tools import MAX_TOOLS
 from server.schemas.translated import JsonObject, TranslatedRequest
@@ -90,6 +90,7 @@ class PromptFields(RequestModel):
     instead: ClassVar[Mapping[str, str]] = all_done_by(
         "output_config.format", refused_spellings("output_config", "output_format")
     )
+    harmless: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = HARMLESS
 
     turns_field: ClassVar[str | None] = "messages"
 

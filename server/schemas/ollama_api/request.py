@@ -97,7 +97,7 @@ class GeneratingRequest(TranslatedRequest):
     }
     unsupported: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = refused_spellings("format")
     instead: ClassVar[Mapping[str, str]] = dict.fromkeys(FORMATS, "format")
-    harmless: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {**HARMLESS, "think": (False,)}
+    harmless: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {**HARMLESS, "shift": (False,), "think": (False,)}
 
     stream: bool = True
     format: Literal["", "json"] | dict[str, JsonValue] | None = None
@@ -142,7 +142,6 @@ class OllamaChatRequest(GeneratingRequest, TruncatableRequest):
     """POST /api/chat."""
 
     turns_field: ClassVar[str | None] = "messages"
-    harmless: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {**GeneratingRequest.harmless, "shift": (False,)}
 
     messages: Turns = Field(default_factory=list)
     tools: Annotated[list[dict[str, JsonValue]], Field(max_length=MAX_TOOLS)] = Field(default_factory=list)
@@ -197,6 +196,7 @@ class OllamaGenerateRequest(GeneratingRequest):
     hints: ClassVar[Mapping[str, str]] = {
         "suffix": "No model that is served here was trained to fill in the text between two others."
     }
+    harmless: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = {**GeneratingRequest.harmless, "truncate": (False,)}
 
     prompt: str = ""
     system: str = ""
@@ -223,6 +223,10 @@ class OllamaGenerateRequest(GeneratingRequest):
 
 class EmbeddingTextsRequest(RequestModel):
     """Common fields of /api/embed and /api/embeddings."""
+
+    harmless: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = HARMLESS
+    constraint_fields: ClassVar[Mapping[Kind, str] | None] = {"adapter": "model"}
+    writes_output: ClassVar[bool] = False
 
     model: Name | None = None
     keep_alive: JsonValue = None
@@ -257,6 +261,8 @@ class OllamaEmbeddingsRequest(EmbeddingTextsRequest):
 
 class OllamaShowRequest(RequestModel):
     """POST /api/show. `name` is the older name of `model`."""
+
+    harmless: ClassVar[Mapping[str, tuple[JsonValue, ...]]] = HARMLESS
 
     model: Name | None = None
     name: Name | None = None

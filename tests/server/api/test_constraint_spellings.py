@@ -10,7 +10,17 @@ from server.chat.template import ChatTemplate
 from server.errors import ApiError
 from server.generation.generation_defaults import GenerationDefaults
 from server.generation.state import ServerState, TextFrontend
-from server.schemas import ChatCompletionRequest, CompletionRequest, MessagesRequest, ResponsesRequest
+from server.schemas import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    MessagesRequest,
+    OllamaEmbeddingsRequest,
+    OllamaEmbedRequest,
+    RerankRequest,
+    ResponsesRequest,
+    ScoreRequest,
+)
 from server.schemas.validation import RequestModel, unknown_fields, validate
 from tests.support.servers.fake_engine import FakeEngine
 from tests.support.servers.inline_sandbox import InlineSandbox
@@ -241,6 +251,9 @@ def test_no_endpoint_ignores_another_apis_constraint(path: str) -> None:
             "Send 'guided_json' at the top of the body instead.",
         ),
         (CHAT, "extra_body", {"max_new_tokens": 3}, "Send 'max_tokens' at the top of the body instead."),
+        (CHAT, "extra_body", {"options": {"num_predict": 3}}, "Send 'max_tokens' at the top of the body instead."),
+        (RESPONSES, "extra_body", {"parameters": {"grammar": GBNF}}, "Send 'text.format' instead."),
+        (MESSAGES, "parameters", {"response_format": OPENAI}, "Send 'output_config.format' instead."),
         (RESPONSES, "options", {"stop": ["x"]}, "This endpoint has no such constraint."),
         (CHAT, "lora_path", "/adapters/sql", "Send 'model' instead."),
         (COMPLETIONS, "n_predict", -1, "Send 'max_tokens' instead."),  # else 16 tokens, the default
@@ -264,6 +277,7 @@ def test_the_error_for_another_apis_name_says_what_to_send(path: str, name: str,
         (COMPLETIONS, {"n_predict": None}),
         (CHAT, {"max_new_tokens": None, "n_predict": -1, "stop_sequences": [], "extra_body": {}}),
         (CHAT, {"options": {"num_ctx": 4096}, "extra_body": {"top_k": 3}, "responseFormat": {"type": "text"}}),
+        (CHAT, {"extra_body": {"options": {"num_ctx": 4096}, "top_k": 3}}),
         (RESPONSES, {"stop": None, "logit_bias": {}, "min_tokens": 0, "tool_config": {}}),
         (CHAT, {"lora": [], "adapter_id": None, "model": "sql", "lora_path": "sql"}),
         (MESSAGES, {"max_output_tokens": 9, "parallel_tool_calls": True, "functions": []}),
@@ -321,3 +335,41 @@ def test_a_constraint_inside_an_object_under_another_apis_name_is_refused(
 )
 def test_members_that_constrain_nothing_are_accepted(path: str, fields: dict[str, Any]) -> None:
     validate(MODELS[path], {**BASE[path], **fields})
+
+
+EMBEDDED: list[tuple[type[RequestModel], dict[str, Any]]] = [
+    (EmbeddingRequest, {"model": MODEL, "input": "a"}),
+    (RerankRequest, {"model": MODEL, "query": "a", "documents": ["b"]}),
+    (ScoreRequest, {"model": MODEL, "text_1": "a", "text_2": "b"}),
+    (OllamaEmbedRequest, {"model": MODEL, "input": "a"}),
+    (OllamaEmbeddingsRequest, {"model": MODEL, "prompt": "a"}),
+]
+
+
+@pytest.mark.parametrize(("model", "body"), EMBEDDED)
+def test_texts_are_not_embedded_without_the_adapter_that_another_apis_name_asks_for(
+    model: type[RequestModel], body: dict[str, Any]
+) -> None:
+    for name, value in (("lora", [{"id": 0, "scale": 1.0}]), ("lora_path", "x"), ("adapterId", "x")):
+        with pytest.raises(ApiError) as caught:
+            validate(model, {**body, name: value})
+        assert caught.value.message == f"'{name}' is not supported here. Send 'model' instead."
+        with pytest.raises(ApiError) as caught:
+            validate(model, {**body, "extra_body": {"max_tokens": 3, name: value}})
+        assert caught.value.message.endswith("Send 'model' at the top of the body instead.")
+    validate(model, {**body, "lora": [], "adapter_id": None, "lora_path": MODEL})
+
+
+@pytest.mark.parametrize(("model", "body"), EMBEDDED)
+def test_constraints_on_an_output_mean_nothing_where_none_is_written(
+    model: type[RequestModel], body: dict[str, Any]
+) -> None:
+    others = {
+        "max_tokens": 3,
+        "stop": ["x"],
+        "response_format": OPENAI,
+        "extra_body": {"max_tokens": 3},
+        "n_predict": -1,
+    }
+    validate(model, {**body, **others})
+    assert unknown_fields(model, {**body, **others}) == sorted(others)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from server.api import request_body
+from server.api.openapi.document import REQUEST_MODELS
 from server.api.request_body import IGNORED_PARAMS_HEADER, unknown_params
 from server.errors import CONTEXT_LENGTH_EXCEEDED
 from server.schemas import (
@@ -124,18 +125,33 @@ OTHERS = {
     "/v1/completions": {"prompt": "a"},
     "/v1/responses": {"input": "a"},
     "/v1/messages": {"max_tokens": 1, "messages": [HELLO]},
+    "/v1/messages/count_tokens": {"messages": [HELLO]},
+    "/tokenize": {"prompt": "a"},
+    "/detokenize": {"tokens": [5]},
+    "/v1/embeddings": {"input": "a"},
+    "/v1/rerank": {"query": "a", "documents": ["b"]},
+    "/v1/score": {"text_1": "a", "text_2": "b"},
+    "/api/chat": {"messages": [HELLO]},
     "/api/generate": {"prompt": "a", "stream": False},
+    "/api/embed": {"input": "a"},
+    "/api/embeddings": {"prompt": "a"},
+    "/api/show": {},
 }
 
 
 async def test_what_routers_add_to_a_body_passes_strict_params() -> None:
     state = state_around(FakeEngine(saying("a")))
-    state.strict_params = True
+    state.strict_params = state.embeddings = True
     async with client_of(state) as client:
         chat = await client.post("/v1/chat/completions", json={"messages": [HELLO], **ADDED_BY_ROUTERS})
         replies = [chat] + [await client.post(path, json={**body, **ADDED_BY_ROUTERS}) for path, body in OTHERS.items()]
     assert [reply.status_code for reply in replies] == [200] * len(replies)
     assert not any(IGNORED_PARAMS_HEADER in reply.headers for reply in replies)
+
+
+def test_what_routers_add_is_known_to_every_endpoint() -> None:
+    for model in REQUEST_MODELS:
+        assert all(model.is_idle(name, value) for name, value in ADDED_BY_ROUTERS.items()), model
 
 
 @pytest.mark.parametrize("extra", [{"no_stop_trim": True}, {"return_hidden_states": True}, {"stream_reasoning": 0}])

@@ -1,17 +1,22 @@
 """server/api/truncation.py: Ollama's chat drops its oldest turns. Responses: test_codex_requests.py."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import httpx
+import msgspec
 import pytest
 
 from server.api.chat_turn import REPAIRED_HEADER
 from server.api.truncation import CUT
-from tests.support.servers.fake_engine import MAX_MODEL_LEN, FakeEngine
+from server.fairness.event_loop import INLINE_CHARS
+from server.fairness.heavy_work import CHARS_PER_TOKEN, HeavyWork
+from tests.support.servers.fake_engine import MAX_MODEL_LEN, READY, FakeEngine
 from tests.support.servers.serving import MODEL, client_of, saying, state_around
 
 pytestmark = pytest.mark.anyio
 
+T = TypeVar("T")
 SYSTEM = {"role": "system", "content": "Rules"}
 LAST = {"role": "user", "content": "Now?"}
 
@@ -85,3 +90,29 @@ async def test_the_last_turn_stays_and_takes_what_room_there_is() -> None:
 async def test_truncate_false_answers_400() -> None:
     reply, _, _ = await chat(conversation(40), truncate=False)
     assert reply.status_code == 400 and "maximum context length" in reply.json()["error"]
+
+
+class CountedWork(HeavyWork):
+    """Counts the characters of the work that is charged to tenants."""
+
+    num_chars = 0
+
+    async def run(self, work: Callable[[], T], *, size: int, tenant: int) -> T:
+        self.num_chars += size if size > INLINE_CHARS else 0
+        return await super().run(work, size=size, tenant=tenant)
+
+
+async def test_a_cut_conversation_is_charged_all_of_its_attempts_and_prepared_once() -> None:
+    work, charged = CountedWork(), []
+    says = saying("fine")
+    engine = FakeEngine(lambda request: charged.append(work.num_chars) or says(request))
+    engine.ready = msgspec.structs.replace(READY, max_model_len=4096, max_prompt_tokens=4096)
+    state = state_around(engine)
+    state.heavy_work = work
+    messages = [SYSTEM, *(message for number in range(40) for message in turn(number, 500)), LAST]
+    async with client_of(state) as client:
+        reply = await client.post("/api/chat", json={"model": MODEL, "messages": messages, "stream": False})
+    assert reply.status_code == 200 and CUT in reply.headers[REPAIRED_HEADER]
+    [request], [num_chars] = engine.submitted, charged
+    assert request.overhead_tokens == num_chars // CHARS_PER_TOKEN
+    assert (request.request_id, engine.new_request_id()) == (1, 2)

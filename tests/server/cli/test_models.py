@@ -7,6 +7,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from server.cli.main import app
+from server.model_files.location import ModelNotFoundError, locate_model
+from server.model_files.stores import ModelStores
 from tests.support.checkpoints.gguf import GgufShape, all_of, write_fields, write_gguf
 from tests.support.checkpoints.header_only import MIXTRAL_8X7B, save_headers
 
@@ -50,6 +52,25 @@ def test_models_of_all_stores_are_listed_with_their_fit(home: Path) -> None:
     ]
     assert table[0].endswith("does not fit") and "fits in own blocks" in table[3]
     assert all("not served: " in line and str(home) not in line for line in table[1:3])
+
+
+def test_a_model_with_an_adapter_of_ollama_is_not_served_whatever_its_weights_are(home: Path) -> None:
+    ollama = home / ".ollama" / "models"
+    (ollama / "blobs").mkdir(parents=True)
+    write_gguf(ollama / "blobs" / ("sha256-" + "a" * 64), GgufShape(), all_of("Q8_0"))
+    weights = {"mediaType": "application/vnd.ollama.image.model", "digest": "sha256:" + "a" * 64}
+    adapter = {"mediaType": "application/vnd.ollama.image.adapter", "digest": "sha256:" + "b" * 64}
+    tags = ollama / "manifests" / "registry.ollama.ai" / "library" / "small"
+    tags.mkdir(parents=True)
+    (tags / "latest").write_text(json.dumps({"layers": [weights]}))
+    (tags / "tuned").write_text(json.dumps({"layers": [weights, adapter]}))
+    listed = {model["name"]: model for model in json.loads(_models("--memory", "1GiB", "--json").stdout)["models"]}
+    assert listed["small:latest"]["verdict"] == "fits in own blocks"
+    tuned = listed["small:tuned"]
+    assert tuned["verdict"] == "not served: has an adapter in Ollama's format, which is not read"
+    assert (tuned["stored_bytes"], tuned["fits_as"]) == (None, None)
+    with pytest.raises(ModelNotFoundError, match=tuned["verdict"].removeprefix("not served: ")):
+        locate_model("small:tuned", ModelStores(home, ollama=ollama))
 
 
 @pytest.mark.parametrize(

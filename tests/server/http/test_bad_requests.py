@@ -160,3 +160,26 @@ async def test_a_malformed_chunk_right_behind_its_head_gets_one_400_and_no_trace
         writer.close()
     assert answer.startswith(b"HTTP/1.1 400 ") and answer.count(b"\r\n\r\n") == 1
     assert [record.getMessage() for record in caplog.records if record.exc_info] == []
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"HEAD /ping HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzebra\r\n",
+        b"HEAD http:///ping HTTP/1.1\r\nhost: x\r\n\r\n",
+    ],
+    ids=["a malformed chunk", "a target without a host"],
+)
+async def test_a_head_request_that_is_no_valid_http_gets_a_400_without_a_body(
+    sent: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """RFC 9110, section 9.3.2. The length is that of the body that a GET would get."""
+    state = state_around(FakeEngine(saying("x")))
+    async with listening(state) as url:
+        reader, writer = await opened(url, sent)
+        answer = await reader.read()
+        writer.close()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ") and b"content-length: " in head and body == b""
+    assert http_counts(state) == {("other", "other", "400"): 1}
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == []

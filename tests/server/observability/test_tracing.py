@@ -161,6 +161,27 @@ def test_attributes_have_the_names_of_the_semantic_conventions(route: str, opera
     }
 
 
+@pytest.mark.parametrize(
+    ("method", "name", "attributes"),
+    [
+        ("DELETE", "DELETE /v1/completions", {"http.request.method": "DELETE"}),
+        ("TRACE", "TRACE /v1/completions", {"http.request.method": "TRACE"}),
+        *(
+            (method, "HTTP /v1/completions", {"http.request.method": "_OTHER", "http.request.method_original": original})
+            for method, original in (("post", "post"), ("INVENTED", "INVENTED"), ("X" * 5000, "X" * 32))
+        ),
+    ],
+)
+def test_a_method_that_a_client_invents_makes_no_name_of_its_own(
+    method: str, name: str, attributes: dict[str, str]
+) -> None:
+    traces, found = Traces(), record()
+    found.method = method
+    traces.tracing.request_ended(found, 405)
+    sent = traces.by_name()[name].attributes or {}
+    assert {key: value for key, value in sent.items() if key.startswith("http.request.")} == attributes
+
+
 @pytest.mark.anyio
 async def test_a_real_request_is_traced_without_its_text_and_a_poll_is_not() -> None:
     traces = Traces()

@@ -160,6 +160,15 @@ async def test_fields_without_effect_are_accepted_and_others_named() -> None:
     assert reply.headers["x-smoe-ignored-params"] == "strange, options.mirostat"
 
 
+async def test_a_prompt_that_is_not_to_be_cut_is_as_usual() -> None:
+    as_usual = {"truncate": False, "shift": False}
+    for path, body in (("/api/chat", CHAT), ("/api/generate", PROMPT)):
+        reply, _ = await post(path, {**body, **as_usual})
+        assert reply.status_code == 200 and "x-smoe-ignored-params" not in reply.headers
+    reply, _ = await post("/api/generate", {**PROMPT, "truncate": True, "shift": True})
+    assert reply.headers["x-smoe-ignored-params"] == "shift, truncate"
+
+
 async def test_tools_are_called_and_their_results_find_their_calls() -> None:
     engine = FakeEngine(calling('[TOOL_CALLS] [{"name": "weather", "arguments": {"city": "Rome"}}]'))
     first = {"model": MODEL, "messages": HELLO, "tools": [WEATHER]}
@@ -212,6 +221,7 @@ async def test_the_tag_of_a_served_name_may_be_left_out() -> None:
         ("/api/chat", {**CHAT, "options": {"num_predict": -3}}, 400, "options.num_predict"),
         ("/api/chat", {**CHAT, "options": {"max_tokens": 3}}, 400, "Send 'options.num_predict' instead"),
         ("/api/chat", {**CHAT, "max_tokens": 3}, 400, "Send 'options.num_predict' instead"),
+        ("/api/chat", {**CHAT, "extra_body": {"options": {"stop": "x"}}}, 400, "Send 'options.stop' instead"),
         ("/api/chat", {**CHAT, "response_format": {"type": "json_object"}}, 400, "Send 'format' instead"),
         ("/api/chat", {**CHAT, "tool_choice": "required"}, 400, "This endpoint has no such constraint"),
         ("/api/chat", {**CHAT, "function_call": {"name": "f"}}, 400, "'function_call' is not supported"),

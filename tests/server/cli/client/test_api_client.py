@@ -9,7 +9,7 @@ import pytest
 
 from server.bench.http_client import Endpoint
 from server.cli.chat.session import served_model
-from server.cli.client.api_client import ApiClient, ApiError
+from server.cli.client.api_client import ApiClient, ApiError, NoServerError
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 CHUNK = b'data: {"choices": []}\n\n'
@@ -66,6 +66,13 @@ def test_a_server_without_models_is_an_error(body: bytes) -> None:
 def test_an_invalid_url_is_an_error_in_one_line(url: str) -> None:
     with pytest.raises(ApiError):
         ApiClient(url, None).get("/v1/models")
+
+
+@pytest.mark.parametrize("host", ["a..b", ".a", f"{'a' * 64}.example", "ä" * 64])
+def test_a_host_that_dns_cannot_have_is_a_server_that_is_not_there(host: str) -> None:
+    with pytest.raises(NoServerError, match=f"^no server at {host}:1 .DNS has no such names.: start one") as raised:
+        ApiClient(f"http://{host}:1", None).get("/v1/models")
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("key", ["ключ", "a\nb", "\x7f", "a "])

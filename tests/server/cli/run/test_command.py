@@ -1,13 +1,16 @@
 """`smoe run` uses the server that runs if it fits; the flags of its own one."""
 
+import contextlib
 import json
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -80,6 +83,27 @@ def test_the_running_server_is_used_if_it_is_ready_and_serves_the_model(
 def test_without_a_server_there_is_none_to_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMOE_PORT", str(free_port()))
     assert not command._is_served({})
+
+
+@pytest.mark.parametrize(
+    ("before", "expected"), [(signal.SIG_IGN, signal.SIG_IGN), (signal.SIG_DFL, command._exit)], ids=["nohup", "default"]
+)
+def test_under_nohup_sighup_is_ignored(before: Any, expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextlib.contextmanager
+    def fake_server(*_: object) -> Iterator[Any]:
+        yield SimpleNamespace(wait_ready=lambda show: None, url="http://127.0.0.1:1")
+
+    monkeypatch.setattr(command, "_is_served", lambda settings: False)
+    monkeypatch.setattr(own_server, "own_server", fake_server)
+    previous = {signum: signal.getsignal(signum) for signum in command.ENDING_SIGNALS}
+    signal.signal(signal.SIGHUP, before)
+    try:
+        with command.serving({}):
+            assert signal.getsignal(signal.SIGHUP) == expected
+            assert signal.getsignal(signal.SIGTERM) == command._exit
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
 
 
 def test_settings_become_flags_that_mean_the_same() -> None:
