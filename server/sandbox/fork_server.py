@@ -49,6 +49,11 @@ class ForkServer:
         """Process id."""
         return self._process.pid
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it takes no commands any more: it was lost, or closed."""
+        return self._is_closed
+
     def send(self, command: Command, fds: tuple[int, ...] = ()) -> None:
         """Send a command with copies of file descriptors. Raises ForkServerLost."""
         if self._is_closed:

@@ -235,19 +235,31 @@ class SandboxPool:
         while not self._is_closed:
             await asyncio.sleep(RESTART_S[min(self._num_restarts, len(RESTART_S) - 1)])
             self._num_restarts += 1
-            server = None
             try:
-                server = ForkServer(self._on_exited, self._on_server_lost)
-                for name in self._prepared:
-                    await self._build(server, name)
-                self._server = server
-                self._fork_missing()
+                await self._start_prepared()
                 return
             except (OSError, ForkServerLost, SandboxError):
                 logger.exception("the sandbox could not be started; trying again")
-                self._server = None
-                if server is not None:
-                    server.close()
+
+    async def _start_prepared(self) -> None:
+        """Start a fork server that has all prepared objects, and its workers.
+
+        Raises OSError, ForkServerLost, JobFailed.
+        """
+        server = ForkServer(self._on_exited, self._on_server_lost)
+        try:
+            built: set[str] = set()
+            while missing := [name for name in self._prepared if name not in built]:  # more may come meanwhile
+                await self._build(server, missing[0])
+                built.add(missing[0])
+            self._server = server
+            self._fork_missing()
+            if server.is_closed:
+                raise ForkServerLost
+        except BaseException:
+            self._server = None
+            server.close()
+            raise
 
     async def _build(self, server: ForkServer, name: str) -> None:
         """Build a prepared object in the fork server. Raises ForkServerLost or JobFailed."""

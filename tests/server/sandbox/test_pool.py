@@ -24,6 +24,7 @@ from server.sandbox.errors import (
 )
 from server.sandbox.fork_server import ForkServer
 from server.sandbox.job import Job, JobUse, Limits
+from server.sandbox.messages import Command, Fork
 from server.sandbox.pool import SandboxPool
 from tests.support.conditions import until
 from tests.support.servers import sandbox_jobs as jobs
@@ -162,6 +163,103 @@ async def test_of_fork_servers_that_end_while_they_are_prepared_none_is_left(
     await until(lambda: len(started) >= 5 and pool.pids != ())
     assert await pool.run(Job(jobs.add, (2,), int, prepared="base")) == 42
     assert len(started) == 5 and [server._process.poll() is None for server in started] == [False] * 4 + [True]
+
+
+async def test_fork_servers_that_are_lost_when_their_workers_are_started_are_replaced(
+    pool: SandboxPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first takes no worker any more, the second takes one of two."""
+    forks: list[int] = []  # by new fork server
+
+    class Lost(ForkServer):
+        def __init__(self, *callbacks: Any) -> None:
+            super().__init__(*callbacks)
+            forks.append(0)
+
+        def send(self, command: Command, fds: tuple[int, ...] = ()) -> None:
+            if isinstance(command, Fork):
+                forks[-1] += 1
+                if forks in ([1], [1, 2]):
+                    os.kill(self.pid, signal.SIGKILL)
+                    self._process.wait()
+            super().send(command, fds)
+
+    await pool.prepare("base", jobs.base, 40)
+    monkeypatch.setattr(pool_module, "ForkServer", Lost)
+    monkeypatch.setattr(pool_module, "RESTART_S", (0.0,))
+    os.kill(pool.pids[0], signal.SIGKILL)
+    await until(lambda: pool._restart is not None and pool._restart.done())
+    assert len(pool._idle) == 2
+    assert await pool.run(Job(jobs.add, (2,), int, prepared="base")) == 42
+    assert forks == [1, 2, 2]
+
+
+async def test_a_fork_server_that_ends_as_soon_as_it_is_prepared_is_replaced(
+    pool: SandboxPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last reply and its end are seen together."""
+    await pool.prepare("base", jobs.base, 40)
+    built = end_after_build(pool, monkeypatch)
+    os.kill(pool.pids[0], signal.SIGKILL)
+    await until(lambda: pool._restart is not None and pool._restart.done())
+    assert len(pool._idle) == 2
+    assert await pool.run(Job(jobs.add, (2,), int, prepared="base")) == 42
+    assert len(built) == 2
+
+
+def end_after_build(pool: SandboxPool, monkeypatch: pytest.MonkeyPatch) -> list[ForkServer]:
+    """Kill the first fork server that has built what was prepared. Return those that have."""
+    built: list[ForkServer] = []
+    real_build = pool._build
+
+    async def build(server: ForkServer, name: str) -> None:
+        await real_build(server, name)
+        built.append(server)
+        if len(built) == 1:
+            os.kill(server.pid, signal.SIGKILL)
+            await until(lambda: server.is_closed)
+
+    monkeypatch.setattr(pool_module, "RESTART_S", (0.0,))
+    monkeypatch.setattr(pool, "_build", build)
+    return built
+
+
+async def test_a_successor_has_what_was_prepared_while_it_was_started(
+    pool: SandboxPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await pool.prepare("base", jobs.base, 40)
+    ends: list[BaseException | None] = []
+    real_build = pool._build
+
+    async def build(server: ForkServer, name: str) -> None:
+        if pool._server is None and not ends:
+            ends.extend(await asyncio.gather(pool.prepare("other", jobs.base, 1), return_exceptions=True))
+        await real_build(server, name)
+
+    monkeypatch.setattr(pool, "_build", build)
+    os.kill(pool.pids[0], signal.SIGKILL)
+    await until(lambda: pool._restart is not None and pool._restart.done())
+    assert [type(end) for end in ends] == [Killed]
+    assert len(pool._idle) == 2
+    sums = [await pool.run(Job(jobs.add, (2,), int, prepared=name)) for name in ("base", "other")]
+    assert sums == [42, 3]
+
+
+async def test_closing_ends_a_fork_server_that_is_being_prepared(
+    pool: SandboxPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await pool.prepare("base", jobs.base, 40)
+    started: list[ForkServer] = []
+
+    async def build(server: ForkServer, name: str) -> None:
+        started.append(server)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(pool, "_build", build)
+    os.kill(pool.pids[0], signal.SIGKILL)
+    await until(lambda: bool(started))
+    pool.close()
+    await until(lambda: state_of(started[0].pid) in ("", "Z"))
 
 
 async def test_every_worker_finds_a_prepared_object(pool: SandboxPool, tmp_path: Path) -> None:
