@@ -23,8 +23,19 @@ LIMITS = llguidance.LLParserLimits(
     max_grammar_size=100_000,  # symbols
     initial_lexer_fuel=400_000,  # about 50,000 per ms
     step_lexer_fuel=100_000,  # per mask; about 14,000 per ms
-    step_max_items=6_000,  # per mask: twice what schemas need; in ambiguous grammars up to 20 ms (decision 127)
+    step_max_items=6_000,  # per mask: in ambiguous grammars up to 20 ms (decision 127)
     max_lexer_states=50_000,  # 1 to 2 kB each
+    verbose_errors=False,
+)
+# The last line of a grammar that reads a text in few ways, such as a schema: there an item costs 0.3 to 1 us.
+FEW_READINGS = "// few readings\n"
+LIMITS_OF_FEW_READINGS = llguidance.LLParserLimits(
+    max_items_in_row=20_000,
+    max_grammar_size=LIMITS.max_grammar_size,
+    initial_lexer_fuel=LIMITS.initial_lexer_fuel,
+    step_lexer_fuel=LIMITS.step_lexer_fuel,
+    step_max_items=20_000,  # an object of 700 optional properties needs up to 19,700 (decision 128)
+    max_lexer_states=LIMITS.max_lexer_states,
     verbose_errors=False,
 )
 SILENT = 0
@@ -63,7 +74,8 @@ class GrammarCompiler:
 
     def parser(self, grammar: str) -> llguidance.LLMatcher:
         """Return a parser of its own at the start of its text. Raises GrammarError."""
-        parser = llguidance.LLMatcher(self._tokenizer, grammar, log_level=SILENT, limits=LIMITS)
+        limits = LIMITS_OF_FEW_READINGS if grammar.endswith(FEW_READINGS) else LIMITS
+        parser = llguidance.LLMatcher(self._tokenizer, grammar, log_level=SILENT, limits=limits)
         if parser.is_error():
             raise GrammarError(parser.get_error())
         return parser

@@ -3,8 +3,7 @@
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from email.message import Message
-from email.utils import collapse_rfc2231_value
+from urllib.parse import unquote_to_bytes
 
 from server.errors import ApiError
 
@@ -12,6 +11,11 @@ MAX_PARTS = 16
 MAX_HEAD_BYTES = 4096  # of a part's headers
 MAX_FIELD_BYTES = 4096  # of a field that is no file
 BOUNDARY = re.compile(r'multipart/form-data\s*;.*\bboundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))', re.IGNORECASE)
+# A parameter of a header, and its value in quotes or without. It never goes back, so time is linear in the length.
+PARAMETER = re.compile(r';([^=;"]*+)(?:=\s*+(?:"((?:[^"\\]|\\.)*+)"\s*+|([^;"]*+)))?+', re.DOTALL)
+ESCAPED = re.compile(r'\\(["\\])')  # other backslashes are themselves: browsers send C:\dir\x.txt
+# Of encoded values, with Python's names. Other codecs of Python may raise anything, or return lone surrogates.
+CHARSETS = {"": "utf-8", "utf-8": "utf-8", "us-ascii": "ascii", "iso-8859-1": "latin-1"}
 
 Write = Callable[[bytes], Awaitable[None]]
 
@@ -128,12 +132,52 @@ def _described(head: bytes) -> tuple[str, str]:
     lines = [line for line in headers.split(b"\r\n") if line.lower().startswith(b"content-disposition:")]
     if padding.strip(b" \t") or len(lines) != 1:
         raise _malformed()
-    parsed = Message()  # it knows quoted, bare and encoded values (RFC 2231)
-    parsed["content-disposition"] = lines[0].partition(b":")[2].decode("utf-8", "replace").strip()
-    name = parsed.get_param("name", header="content-disposition")
+    parameters = _parameters(lines[0].decode("utf-8", "replace"))
+    name = _value(parameters, "name")
     if name is None:
         raise _malformed()
-    return collapse_rfc2231_value(name), parsed.get_filename("")
+    return name, (_value(parameters, "filename") or "").strip()
+
+
+def _parameters(header: str) -> dict[str, str]:
+    """Return the values of a header's parameters by their names in small letters; the first one of each name counts."""
+    values: dict[str, str] = {}
+    start = header.find(";")
+    while 0 <= start < len(header):
+        match = PARAMETER.match(header, start)
+        if match is None:  # something follows a value in quotes, or a quote is not closed
+            raise _malformed()
+        name, quoted, bare = match.groups()
+        if quoted is not None:
+            values.setdefault(name.strip().lower(), ESCAPED.sub(r"\1", quoted))
+        elif bare is not None:
+            values.setdefault(name.strip().lower(), bare.strip())
+        start = match.end()
+    return values
+
+
+def _value(parameters: dict[str, str], name: str) -> str | None:
+    """Return a parameter's value. If there is one that is neither encoded nor divided (RFC 2231), it is that one."""
+    segments = {key.removeprefix(name): value for key, value in parameters.items() if key.startswith(name + "*")}
+    joined = _joined(segments) if segments else None
+    return parameters.get(name, joined)
+
+
+def _joined(segments: dict[str, str]) -> str:
+    """Return the value of "*", or of "*0", "*1" and so on; those with a star at the end are encoded (RFC 2231)."""
+    if segments.keys() == {"*"}:
+        segments = {"*0*": segments["*"]}
+    keys = [f"*{number}" if f"*{number}" in segments else f"*{number}*" for number in range(len(segments))]
+    if segments.keys() != set(keys):
+        raise _malformed()
+    charset, texts = "", [segments[key] for key in keys]
+    if any(key.endswith("*") for key in keys) and texts[0].count("'") >= 2:
+        charset, _, texts[0] = texts[0].split("'", 2)
+    if charset.lower() not in CHARSETS:
+        raise _malformed()
+    pairs = zip(keys, texts, strict=True)
+    value = b"".join(unquote_to_bytes(text) if key.endswith("*") else text.encode() for key, text in pairs)
+    return value.decode(CHARSETS[charset.lower()], "replace")
 
 
 def _malformed() -> ApiError:

@@ -2,11 +2,12 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import llguidance
 
+from engine.grammars.matcher import FEW_READINGS
 from server.errors import ApiError, invalid_value
 from server.schemas.generation import GenerationRequest
 from server.schemas.structured import MAX_GRAMMAR_CHARS, ResponseFormat, StructuredOutputs
@@ -15,6 +16,7 @@ from server.structured_output.gbnf import as_lark
 from server.structured_output.inline_schemas import inline_schemas
 from server.structured_output.keywords.rewriting import Rewritten, rewritten
 from server.structured_output.multiples import WorkBudget, check_states, count_states
+from server.structured_output.optional_properties import TooManyAlternatives, most_optional
 
 # The model chooses each token among those that the grammar allows. Where the grammar allows one text only, llguidance
 # could force that text's usual tokens, but each token would then cost time in proportion to the text's length.
@@ -25,7 +27,7 @@ LENIENT: dict[str, JsonValue] = {"lenient": True, "coerce_one_of": True}  # unsu
 ANY_OBJECT: dict[str, JsonValue] = {"type": "object"}
 MAX_MEMBERS_OF_ONE = 1000  # of one object in a schema: work grows with the square
 MAX_MEMBERS = 2500
-MAX_OPTIONAL = 490  # properties of one object: of each of 500 llguidance follows 4 items at once, and gives up at 2,000
+MAX_OPTIONAL = 700  # properties of one object and its alternatives: llguidance follows up to 28 items for each of them
 COMPACT: Mapping[str, JsonValue] = {"item_separator": ",", "key_separator": ":"}
 # In one regular expression or grammar: work grows with the square of those in a row, 0.3 s for a thousand of \w*.
 MAX_OPTIONAL_PARTS = 1000
@@ -59,7 +61,8 @@ class Constraint:
     @property
     def grammar(self) -> str:
         """Serialized grammar, as the engine expects it."""
-        serialized: str = llguidance.LLMatcher.grammar_from_lark(f"{self.lark}\n{OPTIONS}")
+        last_line = "" if self.is_whole_grammar else FEW_READINGS
+        serialized: str = llguidance.LLMatcher.grammar_from_lark(f"{self.lark}\n{OPTIONS}{last_line}")
         return serialized
 
 
@@ -195,10 +198,10 @@ def _check_size(schema: dict[str, JsonValue], num_chars: int, param: str) -> Non
         (num_chars, MAX_GRAMMAR_CHARS, "characters as JSON in ASCII"),
         (max(sizes), MAX_MEMBERS_OF_ONE, "members in one object"),
         (sum(sizes), MAX_MEMBERS, "members in all its objects"),
-        (max(map(_num_optional, objects)), MAX_OPTIONAL, "optional properties in one object"),
     ):
         if size > limit:
             raise too_large(param, f"it has {size:,} {what}, and this server takes {limit:,}")
+    _check_optional(schema, objects, param)
     for name, value in _members(schema):
         if name == "pattern" and isinstance(value, str):
             _check_regex(value, param)
@@ -207,12 +210,14 @@ def _check_size(schema: dict[str, JsonValue], num_chars: int, param: str) -> Non
                 _check_regex(pattern, param)
 
 
-def _num_optional(schema: dict[str, JsonValue]) -> int:
-    properties, required = schema.get("properties"), schema.get("required")
-    if not isinstance(properties, dict):
-        return 0
-    names = [name for name in required if isinstance(name, str)] if isinstance(required, list) else []
-    return len(properties.keys() - set(names))
+def _check_optional(schema: dict[str, JsonValue], objects: Collection[dict[str, JsonValue]], param: str) -> None:
+    try:
+        num = most_optional(schema, objects, MAX_OPTIONAL)
+    except TooManyAlternatives:
+        raise too_large(param, "its parts apply to the same values in too many ways") from None
+    if num > MAX_OPTIONAL:
+        what = "optional properties in one object and its alternatives"
+        raise too_large(param, f"it has {num:,} {what}, and this server takes {MAX_OPTIONAL:,}")
 
 
 def _members(value: JsonValue, name: str = "") -> Iterator[tuple[str, JsonValue]]:

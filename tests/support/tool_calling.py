@@ -61,7 +61,7 @@ def v3_state(engine: FakeEngine) -> ServerState:
 
 
 def ready_with_vocab(vocab_size: int) -> Ready:
-    return msgspec.structs.replace(READY, vocab_size=vocab_size, max_model_len=2048, max_prompt_tokens=2048)
+    return msgspec.structs.replace(READY, vocab_size=vocab_size, max_model_len=32768, max_prompt_tokens=32768)
 
 
 def calling(text: str) -> Callable[[Request], Sequence[int]]:

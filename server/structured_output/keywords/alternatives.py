@@ -19,7 +19,7 @@ from server.structured_output.keywords.document import (
 
 MAX_COMPARISONS = 2_000  # of subschemas; llguidance compares larger ones itself, though not as closely
 MAX_LISTED = 64  # values of a schema that are compared one by one
-COMPARED_AT_ONCE = 32  # pairs of listed values take as much time as one schema
+VALUES_PER_WORK = 32  # values, names or pairs of values that take as much time as one schema
 MAX_DEPTH = 4  # of members whose schemas are compared
 
 
@@ -41,12 +41,12 @@ def _have_tags(schemas: list[JsonValue], document: Document) -> bool:
     """Return whether all schemas are of objects that require the same member, with other listed values in each: a tag,
     which tells many schemas apart without comparing each with each."""
     resolved = [document.resolve(schema) for schema in schemas]
-    objects = [schema for schema in resolved if isinstance(schema, dict) and _types(schema) == {"object"}]
+    objects = [schema for schema in resolved if isinstance(schema, dict) and _types(schema, document) == {"object"}]
     if not objects or len(objects) < len(schemas):
         return False
-    document.spend(len(objects))
-    required = [set(texts(schema.get("required", []))) for schema in objects]
+    required = [_required(schema, document) for schema in objects]
     for name in sorted(set.intersection(*required)):
+        document.spend(len(objects))
         members = [document.resolve(as_object(schema.get("properties", {})).get(name, True)) for schema in objects]
         values = [_tags(member) for member in members]
         if all(values) and sum(map(len, values)) == len(set.union(*values)):
@@ -82,13 +82,13 @@ class _Comparison:
             return one is False or other is False
         listed, others_listed = _listed(one), _listed(other)
         if listed is not None and others_listed is not None:
-            self._document.spend(len(listed) * len(others_listed) // COMPARED_AT_ONCE)
+            self._document.spend(len(listed) * len(others_listed) // VALUES_PER_WORK)
             return not any(is_equal(value, another) for value in listed for another in others_listed)
-        common = _types(one) & _types(other)
+        common = _types(one, self._document) & _types(other, self._document)
         return not common or (common == {"object"} and depth < MAX_DEPTH and self._member_tells(one, other, depth))
 
     def _member_tells(self, one: JsonObject, other: JsonObject, depth: int) -> bool:
-        required = {*texts(one.get("required", [])), *texts(other.get("required", []))}
+        required = _required(one, self._document) | _required(other, self._document)
         members, others = as_object(one.get("properties", {})), as_object(other.get("properties", {}))
         shared = [name for name in members if name in others and name in required]
         return any(self.are_disjoint(members[name], others[name], depth + 1) for name in shared)
@@ -102,12 +102,22 @@ def _listed(schema: JsonObject) -> list[JsonValue] | None:
     return values if isinstance(values, list) and len(values) <= MAX_LISTED else None
 
 
-def _types(schema: JsonObject) -> set[str]:
+def _required(schema: JsonObject, document: Document) -> set[str]:
+    """Return the names of the members that an object must have. Raises TooMuchWork, NotExpressible."""
+    names = as_list(schema.get("required", []))
+    document.spend(len(names) // VALUES_PER_WORK)
+    return set(texts(names))
+
+
+def _types(schema: JsonObject, document: Document) -> set[str]:
     values = [schema["const"]] if "const" in schema else schema.get("enum")
     if isinstance(values, list):
-        return set(map(_type_of, values))
-    kind = schema.get("type", list(ALL_TYPES))
-    types = [kind] if isinstance(kind, str) else texts(kind)
+        types = map(_type_of, values)
+    else:
+        kind = schema.get("type", list(ALL_TYPES))
+        values = [kind] if isinstance(kind, str) else as_list(kind)
+        types = map(str, values)
+    document.spend(len(values) // VALUES_PER_WORK)
     return {"number" if one == "integer" else one for one in types}
 
 

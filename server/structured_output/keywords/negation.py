@@ -98,7 +98,9 @@ class Negation:
         return any_of([_member(name, self.of(schema)) for name, schema in as_object(value).items()])
 
     def _of_required(self, value: JsonValue, _: JsonObject) -> JsonValue:
-        return any_of([{"type": "object", "properties": {name: False}} for name in texts(value)])
+        names = texts(value)
+        self._document.spend(len(names))
+        return any_of([{"type": "object", "properties": {name: False}} for name in names])
 
     def _of_dependent_required(self, value: JsonValue, _: JsonObject) -> JsonValue:
         return any_of([self._of_dependency(name, {"required": names}) for name, names in as_object(value).items()])

@@ -1,6 +1,5 @@
 """Token masks against a naive oracle, and grammars in the engine: a failing one ends only its own request."""
 
-import json
 import random
 import re
 import weakref
@@ -127,18 +126,6 @@ def test_a_grammar_that_reads_a_text_in_many_ways_ends_before_its_masks_take_lon
             matcher.bitmask(generated, 0)
             generated += letters[:10]
     assert 100 < len(generated) < 260
-
-
-def test_an_object_of_490_optional_properties_fits_the_limits(
-    compiler: GrammarCompiler, vocabulary: Vocabulary
-) -> None:
-    """llguidance's own limit of 2,000 items for a place in the text is reached with 500."""
-    members = {f"p{i}": {"type": "integer"} for i in range(490)}
-    schema = json.dumps({"type": "array", "items": {"type": "object", "properties": members}})
-    matcher, text = compiler.matcher(serialized(f"start: %json {schema}")), b'[{"p1":1'
-    letters = {token: i for i, token in enumerate(vocabulary.tokens) if len(token) == 1}
-    for length in range(len(text) + 1):
-        assert any(matcher.bitmask([letters[text[i : i + 1]] for i in range(length)], 0))
 
 
 def all_texts(alphabet: str, low: int, high: int) -> set[str]:

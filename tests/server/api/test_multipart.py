@@ -67,11 +67,60 @@ async def test_a_preamble_an_epilogue_and_a_quoted_boundary_are_legal() -> None:
         ('NAME="a"; FileName="b c;d.jsonl"', "a", "b c;d.jsonl"),
         (r'filename="name=\"z\""; name="a"', "a", 'name="z"'),
         ("name=\"a\"; filename*=UTF-8''na%C3%AFve.jsonl", "a", "naïve.jsonl"),
+        (r'filename="x\\"; name="a"', "a", "x\\"),
+        (r'filename="x;y\\"; name="a";', "a", "x;y\\"),
+        (r'name="a"; filename="\"x\""', "a", '"x"'),
+        (r'name="a"; filename="C:\dir\x.txt"', "a", r"C:\dir\x.txt"),  # old browsers
+        ('name="a"; filename="a%22b.txt"', "a", "a%22b.txt"),  # what browsers write for a quote
+        ("name*=b%20c; filename*=it's%20d", "b c", "it's d"),
+        ("name=a; filename*=''na%C3%AFve", "a", "naïve"),
+        ("name=a; filename*=ISO-8859-1'en'%e9'", "a", "é'"),
+        ("name=a; filename*=us-ascii''x%E9", "a", "x\ufffd"),
+        ("name=a; filename*=utf-8''%ED%A0%80x", "a", "\ufffd\ufffd\ufffdx"),  # a surrogate
+        ("name=a; filename*=utf-8''é€😀", "a", "é€😀"),
+        ("name*0=a; name*1=%62; filename*1*=%AF; filename*0*=utf-8''%C3", "a%62", "ï"),
+        ("name=a; name=b; filename=c; filename*=utf-8''d", "a", "c"),
     ],
 )
 async def test_parameters_are_read_in_each_of_their_spellings(parameters: str, name: str, filename: str) -> None:
     fields, _, _ = await read(TYPE, GOOD.replace(b'name="a"', parameters.encode()))
     assert fields == {name: Part(filename, b"x")}
+
+
+@pytest.mark.parametrize("parameters", ["", "; filename", '; filename="', "; filename*=utf-8''", "; filename*0="])
+@pytest.mark.parametrize("text", [";", "\\", '"', "'", "=", " ", "*", "%", '\\"', '";', '="', ' ="\\'])
+async def test_any_text_after_the_name_is_read_or_refused(parameters: str, text: str) -> None:
+    line = 'name="a"' + parameters + text * ((MAX_HEAD_BYTES - 100) // len(text))
+    for end in ("", '"', ";", "x"):
+        try:
+            fields, _, _ = await read(TYPE, GOOD.replace(b'name="a"', (line + end).encode()))
+        except ApiError as error:
+            assert (error.status, error.code) == (400, "invalid_form")
+        else:
+            assert fields.keys() == {"a"}
+
+
+BAD_PARAMETERS = (
+    b"name=file; filename*=unicode_escape''%5Cud800",  # a lone surrogate
+    b"name=file; filename*=utf-7''+2AA-",  # one too
+    b"name*=unicode_escape''%5Cud800",
+    b"name=file; filename*=idna''x",
+    b"name=file; filename*=undefined''x",
+    b"name=file; filename*=punycode''x%FF",
+    b"name=file; filename*=a%00b''x",
+    b"name=file; filename*=a\0b''x",
+    b"name=file; filename*=a; filename*0=b",
+    b"name=file; filename=x; filename*=a; filename*0=b",
+    b"name*=a; name*0=b",
+    b"name=file; filename*0=a; filename*2=b",
+    b"name=file; filename*0=a; filename*0*=b",
+    b"name=file; filename*x=a",
+    b'name=file; filename="x',
+    b'name=file; filename="x\\"',
+    b'name=file; filename="x"y',
+    b'name=file; filename=x"y',
+    b"name",
+)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +131,7 @@ async def test_parameters_are_read_in_each_of_their_spellings(parameters: str, n
         GOOD.removesuffix(b"--\r\n"),
         GOOD.replace(b'name="a"', b"named"),
         GOOD.replace(b'name="a"', rb'filename="name=\"a\""'),
+        *(GOOD.replace(b'name="a"', parameters) for parameters in BAD_PARAMETERS),
         GOOD.replace(b"\r\n\r\n", b"\r\n"),
         GOOD.replace(b"--B--", GOOD),
         GOOD.replace(b"--B--\r\n", b"") * 17 + b"--B--",
@@ -90,7 +140,7 @@ async def test_parameters_are_read_in_each_of_their_spellings(parameters: str, n
         GOOD.replace(b"\r\n\r\n", b"\r\na: " + b"b" * MAX_HEAD_BYTES + b"\r\n\r\n"),
         b"--B\r\n" + b"a" * MAX_HEAD_BYTES * 2,
     ],
-    ids=lambda body: repr(body)[:60],
+    ids=lambda body: repr(body)[:100],
 )
 async def test_a_malformed_form_is_refused(body: bytes) -> None:
     for cuts in ([], list(range(len(body)))):

@@ -167,7 +167,11 @@ def test_attributes_have_the_names_of_the_semantic_conventions(route: str, opera
         ("DELETE", "DELETE /v1/completions", {"http.request.method": "DELETE"}),
         ("TRACE", "TRACE /v1/completions", {"http.request.method": "TRACE"}),
         *(
-            (method, "HTTP /v1/completions", {"http.request.method": "_OTHER", "http.request.method_original": original})
+            (
+                method,
+                "HTTP /v1/completions",
+                {"http.request.method": "_OTHER", "http.request.method_original": original},
+            )
             for method, original in (("post", "post"), ("INVENTED", "INVENTED"), ("X" * 5000, "X" * 32))
         ),
     ],

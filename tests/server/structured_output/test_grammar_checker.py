@@ -69,7 +69,7 @@ FAULTS: dict[str, tuple[str, str]] = {
 async def test_each_message_of_llguidance_is_recognized(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails after an upgrade that rewords a message; the checker's table then needs the new words."""
     if part == "too big":  # a schema beyond the real limit would take seconds
-        monkeypatch.setattr(matcher, "LIMITS", llguidance.LLParserLimits(max_grammar_size=50))
+        monkeypatch.setattr(matcher, "LIMITS_OF_FEW_READINGS", llguidance.LLParserLimits(max_grammar_size=50))
     lark, reason = FAULTS[part]
     constraint = Constraint(lark, "a.param")
     compiler = GrammarCompiler(tokenizer().vocabulary(), tokenizer().vocab_size, tokenizer().eos_ids)

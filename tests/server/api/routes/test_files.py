@@ -124,6 +124,20 @@ async def test_bad_uploads_are_one_line(server: BatchServer) -> None:
     check_error(await client.post("/v1/files", files={"file": ("a", b"x")}, data=more), 400, "unsupported_parameter")
 
 
+@pytest.mark.parametrize(
+    "filename", [b"*=unicode_escape''%5Cud800", b"*=utf-7''+2AA-", b"*=idna''x", b"*=a%00b''x", b"*=a; filename*0=b"]
+)
+async def test_a_name_that_cannot_be_read_is_refused_and_files_are_listed(server: BatchServer, filename: bytes) -> None:
+    client = server.clients[0]
+    form = b'--B\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+    form += b'--B\r\ncontent-disposition: form-data; name="file"; filename' + filename + b"\r\n\r\n{}\r\n--B--\r\n"
+    headers = {"content-type": "multipart/form-data; boundary=B"}
+    check_error(await client.post("/v1/files", content=form, headers=headers), 400, "invalid_form")
+    stored = (await upload(client, b"x")).json()["id"]
+    files = await client.get("/v1/files")
+    assert files.status_code == 200 and [file["id"] for file in files.json()["data"]] == [stored]
+
+
 async def test_a_full_disk_is_named(server: BatchServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: Upload, piece: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -86,7 +86,9 @@ def test_without_a_server_there_is_none_to_use(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    ("before", "expected"), [(signal.SIG_IGN, signal.SIG_IGN), (signal.SIG_DFL, command._exit)], ids=["nohup", "default"]
+    ("before", "expected"),
+    [(signal.SIG_IGN, signal.SIG_IGN), (signal.SIG_DFL, command._exit)],
+    ids=["nohup", "default"],
 )
 def test_under_nohup_sighup_is_ignored(before: Any, expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     @contextlib.contextmanager

@@ -12,6 +12,9 @@ import pytest
 
 from server.errors import ApiError
 from server.structured_output.constraints import schema_constraint
+from server.structured_output.keywords.alternatives import exactly_one
+from server.structured_output.keywords.document import Document, TooMuchWork
+from server.structured_output.keywords.negation import Negation
 from server.structured_output.keywords.rewriting import rewritten
 
 Schema = dict[str, Any]
@@ -349,6 +352,30 @@ def test_a_member_that_does_not_tell_objects_apart_is_no_tag(schema: Schema) -> 
     grammar = Grammar(schema)
     tag = schema["oneOf"][0]["properties"]["kind"]["const"]
     assert grammar.fault or not grammar.allows(json.dumps({"id": 7, "kind": tag}, separators=(",", ":")))
+
+
+def with_names(names: list[str], kinds: list[Any]) -> Schema:
+    return {"oneOf": [{"type": "object", "properties": {"kind": {"const": kind}}, "required": names} for kind in kinds]}
+
+
+LONG: list[Schema] = [
+    with_names([*(f"a{i}" for i in range(600)), "kind"], [*range(100)]),  # as a tag, each name is tried for each object
+    with_names(["a"] * 9000, [*range(20)]),
+    {"oneOf": [{"$ref": "#/a"}] * 30, "a": {"enum": [*range(9000)]}},
+]
+
+
+@pytest.mark.parametrize("schema", LONG, ids=["tags", "names", "values"])
+def test_names_and_values_count_as_work(schema: Schema) -> None:
+    with pytest.raises(TooMuchWork):
+        exactly_one(schema["oneOf"], Document(schema, 200), lambda value: {"not": value})
+
+
+def test_names_that_are_negated_count_as_work() -> None:
+    """Those that are too many for one value stay, but have been made."""
+    schema: Schema = {"type": "object", "required": [f"a{i}" for i in range(600)]}
+    with pytest.raises(TooMuchWork):
+        Negation(Document(schema, 200)).of({"allOf": [schema] * 20})
 
 
 def test_a_recursive_schema_that_is_negated_stays_as_it_is() -> None:
