@@ -26,10 +26,7 @@ def open_step_log(path: str) -> FileIO:
     if os.path.exists(path) and not os.path.isfile(path):
         raise EngineConfigError(f"--step-log {path}: is not a regular file")
     try:
-        file = FileIO(path, "a+")
-        if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
-            file.write(b"\n")  # the last line was written only in part
-        return file
+        return FileIO(path, "a+")
     except OSError as error:
         raise EngineConfigError(f"--step-log {path}: {error.strerror}") from None
 
@@ -48,6 +45,7 @@ class StepLog:
     def __init__(self, file: FileIO, window: int | None, clock: Callable[[], float] = time.monotonic) -> None:
         """Write to `file`, which is open. `window`: of attention."""
         self._file: FileIO | None = file
+        self._before = b"\n" if _ends_within_a_line(file) else b""
         self._window = window
         self._clock = clock
         self._begun_s = 0.0
@@ -74,10 +72,15 @@ class StepLog:
             return
         step = LoggedStep(self._begun_s, self._clock() - self._begun_s, self._shape, self._added)
         self._shape, self._added = None, []
-        line = msgspec.json.encode(step) + b"\n"
+        line, self._before = self._before + msgspec.json.encode(step) + b"\n", b""
         try:
             if self._file.write(line) < len(line):
                 raise OSError(errno.EIO, "a line was written only in part")
         except OSError as error:
             log.warning("--step-log: no more steps are written: %s", error.strerror)
             self._file = None
+
+
+def _ends_within_a_line(file: FileIO) -> bool:
+    """Return whether the last line was written only in part, as on a full disk."""
+    return file.tell() > 0 and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n"

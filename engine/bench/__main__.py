@@ -66,9 +66,10 @@ def _steps(task: Task) -> dict[str, Any]:
 
 
 def _each_step(bench: StepBench, task: Task) -> Iterator[Any]:
+    batches = bench.fitting(task.rows, lambda reason: sys.stderr.write(f"  left out: {reason}\n"))
     yield from bench.prefill(task.prefills)
     for context in task.contexts:
-        yield from bench.decode(task.rows, context)
+        yield from bench.decode(batches, context)
 
 
 def _results(task: Task, numerics: str, roofline: Roofline) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import mean, median
 
@@ -89,6 +89,23 @@ class StepBench:
         self._rng = random.Random(0)
         self._last_id = 0
 
+    def fitting(self, batches: Sequence[int], on_left_out: Callable[[str], object]) -> list[int]:
+        """Return the batches beside which a step has room for prompts, and say which have none. Raises
+        EngineConfigError if that is all of them."""
+        budget = self._engine.loaded.limits.max_num_batched_tokens
+        fitting = [batch for batch in batches if batch < budget]
+        reasons = [
+            f"a batch of {batch} leaves no room for prompts in steps of {budget} tokens, what this machine computes in "
+            "half a second"
+            for batch in batches
+            if batch >= budget
+        ]
+        if not fitting:
+            raise EngineConfigError(f"{reasons[0]}; --batches takes smaller ones")
+        for reason in reasons:
+            on_left_out(reason)
+        return fitting
+
     def decode(self, batches: Sequence[int], context: int) -> Iterator[StepTime]:
         """Measure decode steps of `batch` sequences with about `context` positions each."""
         window = self._costs.config.window
@@ -133,11 +150,7 @@ class StepBench:
         """Return the median duration of a step after all prompts are computed, and the experts that its rows chose."""
         num_prompt = max(1, context - DECODE_STEPS // 2)
         budget = self._engine.loaded.limits.max_num_batched_tokens
-        if batch >= budget:
-            raise EngineConfigError(
-                f"a batch of {batch} leaves no room for prompts in steps of {budget} tokens, what this machine "
-                "computes in half a second; --batches takes smaller ones"
-            )
+        assert batch < budget, "the batch leaves no room for prompts"
         # Prompts get the budget that decoding sequences leave. The first sequences decode during the last prompts.
         # One more step, without a prompt, shows that all are computed.
         first_steps = batch * (1 + num_prompt // max(1, budget - batch)) + 1

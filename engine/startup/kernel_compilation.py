@@ -1,6 +1,7 @@
 """Compile a GPU's kernels when the engine loads: all variants at once, in threads, before the first step needs one."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from engine.capacity.machine.host_resources import num_cores
 from engine.capacity.sizing import DEFAULT_GPU_BUDGET, served_kv_dtype
@@ -42,9 +43,17 @@ def compile_kernels(
             f"--backend triton: {error}; --backend reference needs no kernels, but is slow"
         ) from error
     except OSError as error:  # Triton writes when it first looks for the GPU's driver
-        raise EngineConfigError(
-            f"--backend triton: {triton_cache()}: {error.strerror}; TRITON_CACHE_DIR names another directory"
-        ) from error
+        raise EngineConfigError(f"--backend triton: {_reason(error)}") from error
+
+
+def _reason(error: OSError) -> str:
+    """Return what failed, and what helps if it is Triton's cache or a directory above it."""
+    if not isinstance(error.filename, str):
+        return str(error)
+    path, cache = Path(error.filename), triton_cache()
+    is_in_cache = cache is not None and (path.is_relative_to(cache) or cache.is_relative_to(path))
+    remedy = "; TRITON_CACHE_DIR names another directory" if is_in_cache else ""
+    return f"{path}: {error.strerror}{remedy}"
 
 
 def compile_for_rank(config: EngineConfig, model: Mixtral, backend: str, on_compiled: Callable[[], None]) -> None:

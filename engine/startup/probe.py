@@ -30,6 +30,7 @@ class Probe:
     fastest_isa: str | None  # of these, what `--isa auto` selects
     native_error: str | None  # reason if there is no native library
     launcher_error: str | None  # what Triton lacks to build its launchers, on a machine with a GPU
+    cache_error: str | None  # why Triton cannot keep what it compiles, there
 
 
 def probe() -> Probe:
@@ -42,8 +43,8 @@ def probe() -> Probe:
         native_error = str(error)
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     free = [gpu_free_bytes(i) for i in range(len(gpus))]
-    missing = launcher_error() if gpus else None
-    return Probe(torch.__version__, gpus, free, num_cores(), isas, fastest_isa, native_error, missing)
+    of_triton = (launcher_error(), cache_error()) if gpus else (None, None)
+    return Probe(torch.__version__, gpus, free, num_cores(), isas, fastest_isa, native_error, *of_triton)
 
 
 def gpu_free_bytes(index: int) -> int | None:
@@ -55,17 +56,19 @@ def gpu_free_bytes(index: int) -> int | None:
 
 
 def launcher_error() -> str | None:
-    """Return what is missing for Triton, which compiles a C launcher for each kernel when it first runs, and keeps what
-    it compiles."""
+    """Return what is missing for Triton, which compiles a C launcher for each kernel when it first runs."""
     if not any(map(shutil.which, C_COMPILERS)):
         return "no C compiler (gcc or clang) is installed"
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
     if not header.exists():
         return f"{header} is missing"
-    cache = triton_cache()
-    if cache is not None and not _may_write(cache):
-        return f"{cache} cannot be written; TRITON_CACHE_DIR names another directory"
     return None
+
+
+def cache_error() -> str | None:
+    """Return why Triton cannot keep what it compiles."""
+    cache = triton_cache()
+    return None if cache is None or _may_write(cache) else f"{cache} cannot be written"
 
 
 def triton_cache() -> Path | None:
@@ -79,7 +82,10 @@ def triton_cache() -> Path | None:
 
 def _may_write(directory: Path) -> bool:
     """Return whether the directory may be written, or made where it does not exist."""
-    existing = next(parent for parent in (directory.absolute(), *directory.absolute().parents) if parent.exists())
+    directory = directory.absolute()
+    existing = next(
+        path for path in (directory, *directory.parents) if os.path.exists(path)
+    )  # no error if none may look
     return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
 
 

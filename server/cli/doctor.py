@@ -154,9 +154,13 @@ def _torch(settings: Settings, report: dict[str, Any], *, on_gpu: bool) -> Check
             return Check("torch", "fail", f"{gpus}: {error}")
         if refusal := _refusal_of_gpus(settings):
             return Check("torch", "fail", f"{gpus}: {refusal}")
-    if report["launcher_error"] and on_gpu and settings.backend in ("auto", "triton"):
-        remedy = "Debian: apt-get install gcc libc6-dev python3-dev"
-        return Check("torch", "fail", f"{gpus}: the kernels cannot be built: {report['launcher_error']}", remedy)
+    if on_gpu and settings.backend in ("auto", "triton"):
+        for fault, remedy in (
+            ("launcher_error", "Debian: apt-get install gcc libc6-dev python3-dev"),
+            ("cache_error", "TRITON_CACHE_DIR names another directory"),
+        ):
+            if report[fault]:
+                return Check("torch", "fail", f"{gpus}: the kernels cannot be built: {report[fault]}", remedy)
     return Check("torch", "ok", f"{report['torch_version']}; {gpus}")
 
 

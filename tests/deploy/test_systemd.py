@@ -48,6 +48,11 @@ def test_the_unit_allows_the_system_call_that_its_group_does_not_have() -> None:
     assert "cachestat" in others and service["SystemCallErrorNumber"] == "EPERM"
 
 
+def test_ranks_may_ask_for_the_addresses_of_their_host() -> None:
+    """gloo and NCCL do, by getifaddrs(), which opens such a socket and fails without one."""
+    assert "AF_NETLINK" in sections()["Service"]["RestrictAddressFamilies"].split()
+
+
 def test_triton_writes_where_the_unit_lets_it() -> None:
     service = sections()["Service"]
     variable, _, directory = service["Environment"].partition("=")

@@ -20,7 +20,7 @@ from engine.planning.step_shape import StepShape
 from engine.planning.step_time_model import MeasurementError
 from engine.process import Channel, EngineProcess
 from engine.scheduling.step_plan import StepPlan
-from engine.step_log import StepLog, open_step_log
+from engine.step_log import StepLog, check_step_log, open_step_log
 from engine.types import Request, SamplingParams
 from tests.support.conditions import LIMIT_S
 from tests.support.paths import DEMO
@@ -117,7 +117,7 @@ def test_a_line_that_is_written_in_part_ends_the_log(tmp_path: Path, caplog: pyt
         def write(self, line: bytes) -> int:
             return len(line) - 1
 
-    written = StepLog(str(tmp_path / "steps.jsonl"), None)
+    written = StepLog(open_step_log(str(tmp_path / "steps.jsonl")), None)
     written._file = AlmostFull()  # type: ignore[assignment]
     for _ in range(2):
         written.begin()
@@ -142,8 +142,13 @@ def test_a_log_that_a_full_disk_cut_is_read_after_the_next_start(tmp_path: Path)
     path, step = tmp_path / "steps.jsonl", LoggedStep(1.0, 0.5, StepShape(1, 1, 1, 0))
     line = msgspec.json.encode(step) + b"\n"
     path.write_bytes(3 * line + line[:-7])
-    for _ in range(2):
-        with open_step_log(str(path)) as file:
-            file.write(line)
+    check_step_log(str(path))
+    with open_step_log(str(path)) as file:
+        assert path.read_bytes() == 3 * line + line[:-7]  # on a full disk not even an end of line can be written
+        written = StepLog(file, None, iter((1.0, 1.5, 1.0, 1.5)).__next__)
+        for _ in range(2):
+            written.begin()
+            written._shape = step.shape
+            written.end()
     assert read_step_log(path) == 5 * [step]
     assert path.read_bytes() == 3 * line + line[:-7] + b"\n" + 2 * line

@@ -1,6 +1,7 @@
 """Kernels are compiled at load: all variants, in parallel, with progress; one that fails is named."""
 
 from dataclasses import replace
+from pathlib import Path
 from threading import Barrier
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,6 @@ from engine.config import EngineConfig
 from engine.errors import EngineConfigError
 from engine.startup import kernel_compilation
 from engine.startup.kernel_compilation import compile_for_rank, compile_kernels
-from engine.startup.probe import triton_cache
 from model.cut import Cut
 from model.dummy_weights import random_model
 from model.group import Unconnected
@@ -135,13 +135,24 @@ def test_a_kernel_that_does_not_compile_ends_the_load_with_one_line(monkeypatch:
     assert "\n" not in str(caught.value)
 
 
-def test_a_directory_that_triton_cannot_write_ends_the_load_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*arguments: object) -> None:
-        raise PermissionError(13, "Permission denied", "/home/smoe/.triton")
+OF_CACHE = "; TRITON_CACHE_DIR names another directory"
+FAULTS = [
+    (PermissionError(13, "Permission denied", "/c/triton/AB"), f"/c/triton/AB: Permission denied{OF_CACHE}"),
+    (OSError(28, "No space left on device", "/c"), f"/c: No space left on device{OF_CACHE}"),
+    (FileNotFoundError(2, "No such file or directory", "/sbin/ldconfig"), "/sbin/ldconfig: No such file or directory"),
+    (OSError("no libcuda"), "no libcuda"),
+]
 
+
+@pytest.mark.parametrize(("fault", "line"), FAULTS, ids=["in the cache", "above it", "elsewhere", "without a file"])
+def test_a_file_that_triton_fails_at_ends_the_load_with_its_name(
+    monkeypatch: pytest.MonkeyPatch, fault: OSError, line: str
+) -> None:
+    def fails(*arguments: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(kernel_compilation, "triton_cache", lambda: Path("/c/triton"))
     monkeypatch.setattr(kernel_compilation, "launch_steps", fails)
     model = random_model(CONFIG, torch.bfloat16, torch.device("cpu"), TritonOps(torch.bfloat16), seed=0)
-    with pytest.raises(
-        EngineConfigError, match=f"^--backend triton: {triton_cache()}: Permission denied; TRITON_CACHE_DIR"
-    ):
+    with pytest.raises(EngineConfigError, match=f"^--backend triton: {line}$"):
         compile_kernels(EngineConfig(model="", max_num_seqs=2), model, "bfloat16", 20)

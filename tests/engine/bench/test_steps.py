@@ -81,12 +81,17 @@ def test_steps_that_take_long_report_their_experts_themselves() -> None:
 
 
 @pytest.mark.usefixtures("fast")
-def test_a_batch_that_fills_a_step_is_refused_by_that_name() -> None:
+def test_batches_that_fill_a_step_are_left_out_and_if_none_is_left_refused() -> None:
+    """Before anything is measured: an error would lose what was."""
     engine = tiny_engine()
     bench = StepBench(engine, RooflineProbe(engine.loaded.runner.model.ops, torch.device("cpu")), "bfloat16")
     budget = engine.loaded.limits.max_num_batched_tokens
-    with pytest.raises(EngineConfigError, match=f"batch of {budget} leaves no room for prompts in steps of {budget}"):
-        bench._decode(budget, 4)
+    reasons: list[str] = []
+    assert bench.fitting([1, budget, budget - 1], reasons.append) == [1, budget - 1]
+    assert len(reasons) == 1
+    assert reasons[0].startswith(f"a batch of {budget} leaves no room for prompts in steps of {budget} tokens")
+    with pytest.raises(EngineConfigError, match=f"{reasons[0]}; --batches takes smaller ones"):
+        bench.fitting([budget, budget + 1], reasons.append)
 
 
 @pytest.mark.usefixtures("fast")

@@ -4,6 +4,7 @@ import os
 import shutil
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,13 +56,29 @@ def test_triton_needs_a_compiler_and_a_header(monkeypatch: pytest.MonkeyPatch, t
 def test_a_directory_that_triton_cannot_write_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str
 ) -> None:
-    (tmp_path / "Python.h").touch()
-    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
-    monkeypatch.setattr(shutil, "which", lambda name: "/bin/cc")
     monkeypatch.setenv(variable, str(tmp_path / "new" / "folder"))
-    assert module.launcher_error() is None
-    monkeypatch.setenv(variable, str(tmp_path / "Python.h"))  # a file; root may write everywhere else
-    assert str(module.launcher_error()).startswith(f"{tmp_path / 'Python.h'}")
+    assert module.cache_error() is None
+    (tmp_path / "file").touch()  # root may write everywhere else
+    monkeypatch.setenv(variable, str(tmp_path / "file"))
+    assert str(module.cache_error()).startswith(f"{tmp_path / 'file'}")
+
+
+def test_a_directory_that_may_not_be_looked_at_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As in another user's home, where Path.exists() raises PermissionError."""
+    private, stat = tmp_path / "private", os.stat
+    private.mkdir()
+
+    def stat_of_others(path: Any, **options: Any) -> os.stat_result:
+        if str(path).startswith(f"{private}/"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(private / "triton" / "cache"))
+    monkeypatch.setattr(os, "stat", stat_of_others)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != private)
+    assert module.cache_error() == f"{private / 'triton' / 'cache'} cannot be written"
 
 
 def test_what_triton_lacks_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

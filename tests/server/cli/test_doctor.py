@@ -35,6 +35,7 @@ REPORT = {
     "fastest_isa": "avx2",
     "native_error": None,
     "launcher_error": None,
+    "cache_error": None,
 }
 
 
@@ -389,6 +390,14 @@ def test_a_gpu_without_a_c_compiler_fails_unless_the_cpu_is_used(monkeypatch: py
     assert check.verdict == "fail" and "no C compiler" in check.detail and "apt-get install gcc" in str(check.remedy)
     assert run_check("torch", device="cpu").verdict == "ok"
     assert run_check("torch", backend="reference").verdict == "ok"
+
+
+def test_a_cache_that_triton_cannot_write_has_a_remedy_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_probe(monkeypatch, gpus=["H100"], cache_error="/home/smoe/.triton/cache cannot be written")
+    check = run_check("torch")
+    assert (check.verdict, check.remedy) == ("fail", "TRITON_CACHE_DIR names another directory")
+    assert "/home/smoe/.triton/cache cannot be written" in check.detail
+    assert run_check("torch", device="cpu").verdict == "ok"
 
 
 @pytest.mark.parametrize(
