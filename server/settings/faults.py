@@ -16,7 +16,6 @@ SENTENCES = {
     "string_type": "should be text",
     "tuple_type": "should be a list",
     "path_type": "should be the path of a file",
-    "path_not_file": "there is no such file",
     "extra_forbidden": "there is no such setting",
 }
 BOUNDS = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FilePath, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from server.model_files.location import model_id
 from server.settings.sampling_defaults import SamplingDefaults
@@ -18,6 +18,8 @@ from server.settings.value_types import (
     Bytes,
     Count,
     DistinctNames,
+    File,
+    FileOrPipe,
     HostNames,
     HttpUrl,
     LogLevel,
@@ -81,7 +83,7 @@ class Settings(BaseModel):
         description="Answer /v1/load_lora_adapter and /v1/unload_lora_adapter. Whoever may send requests may then let "
         "the server read adapters from any directory.",
     )
-    chat_template: Annotated[FilePath | None, DefaultText("the checkpoint's template")] = Field(
+    chat_template: Annotated[FileOrPipe | None, DefaultText("the checkpoint's template")] = Field(
         None, description="Jinja file with the chat template."
     )
     generation_config: Literal["auto", "none"] = Field(
@@ -134,10 +136,10 @@ class Settings(BaseModel):
         "all. Other requests get 403.",
     )
     root_path: RootPath = Field("", description="Path prefix that a reverse proxy adds.")
-    ssl_keyfile: FilePath | None = Field(
+    ssl_keyfile: File | None = Field(
         None, description="File with the private TLS key, to serve HTTPS. Needs the certificate too."
     )
-    ssl_certfile: FilePath | None = Field(
+    ssl_certfile: File | None = Field(
         None, description="File with the TLS certificate, to serve HTTPS. Needs the key too."
     )
     max_body_bytes: Annotated[Bytes, DefaultText("1MiB")] = Field(

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from server.model_files.stores import ModelStores
 from server.settings.faults import describe
 from server.settings.settings import PREFIX, Settings, flag_name
-from server.settings.value_types import parse_size
+from server.settings.value_types import IS_SUCCESSOR, READ_ONCE, parse_size
 
 FIRST_INHERITED_FD = 3  # as for all programs that systemd starts: sd_listen_fds(3)
 MAX_INHERITED = 16
@@ -54,7 +54,7 @@ def load_settings(flags: Mapping[str, Any], config_file: Path | None = None) -> 
     given = {**file, **variables, **flags}
     launched = _launched(given)
     try:
-        return Settings.model_validate({**launched, **given})
+        return Settings.model_validate({**launched, **given}, context={IS_SUCCESSOR: _is_successor()})
     except ValidationError as error:
         raise SettingsError(_one_line(error, flags, variables, launched, config_file)) from None
 
@@ -176,6 +176,12 @@ def inherited_descriptors() -> dict[str, int]:
     return {known[i] if i < len(known) and known[i] else str(fd): fd for i, fd in enumerate(fds)}
 
 
+def _is_successor() -> bool:
+    """Return whether SIGHUP has started this process, beside one that waits for it. Before inherited_descriptors."""
+    names = os.environ.get("LISTEN_FDNAMES", "").split(":")
+    return READY_NAME in names and os.environ.get("LISTEN_PID") == str(os.getpid())
+
+
 def successor_environment(names: Sequence[str]) -> dict[str, str]:
     """Return this process' environment with the variables that announce inherited descriptors of these names.
 
@@ -218,18 +224,21 @@ def _config_file(given: Path | None) -> Path | None:
 def _read_config(path: Path | None) -> dict[str, Any]:
     """Return the YAML file's values by setting. Keys may have dashes, as flags do, and capitals, as variables do.
 
-    Raises SettingsError.
+    Raises SettingsError; also for an empty file at SIGHUP, when the new server would have no keys.
     """
     if path is None:
         return {}
     import yaml  # only here: most starts have no file
 
     try:
-        content = yaml.safe_load(path.read_text())
+        text = path.read_text()
+        content = yaml.safe_load(text)
     except OSError as error:
         raise SettingsError(f"--config {path}: {error.strerror}") from None
     except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: not UTF-8, or a date such as 2026-99-99
         raise SettingsError(f"--config {path}: this is not YAML") from None
+    if not text.strip() and _is_successor():
+        raise SettingsError(f"--config {path}: is empty; {READ_ONCE}")
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -1,13 +1,15 @@
-"""Types of settings whose values are parsed or checked beyond pydantic's own types: sizes, lists, names, key files."""
+"""Types of settings whose values are parsed or checked beyond pydantic's own types: sizes, lists, names, files."""
 
+import os
 import re
+import stat
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 MAX_SIZE_DIGITS = 20
@@ -18,6 +20,8 @@ SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", re.IGNORECASE | re.ASCII)
 COUNT = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)([kKmM])", re.ASCII)
 OTHER_UNIT = re.compile(r"\d[\d.]*\s*[A-Za-z]+", re.ASCII)
 COUNT_UNITS = {"k": 10**3, "m": 10**6, "K": 2**10, "M": 2**20}
+READ_ONCE = "a pipe can be read only once"
+IS_SUCCESSOR = "is_successor"  # in pydantic's context of a validation: whether SIGHUP has started this process
 HOST_NAME = re.compile(r"\*|[\w-][\w.-]*|\[?[0-9a-f]*(?::[0-9a-f.]*){2,}\]?", re.IGNORECASE | re.ASCII)
 
 
@@ -88,6 +92,7 @@ def read_key_file(path: object) -> object:
     try:
         with open(path, encoding="utf-8-sig") as file:
             text = file.read(MAX_KEY_FILE_CHARACTERS + 1)
+            is_pipe = stat.S_ISFIFO(os.fstat(file.fileno()).st_mode)
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or NUL in the path
         raise ValueError(f"cannot be read: {getattr(error, 'strerror', None) or 'it is not text'}") from None
     if len(text) > MAX_KEY_FILE_CHARACTERS:
@@ -95,8 +100,38 @@ def read_key_file(path: object) -> object:
     lines = (line.strip() for line in text.split("\n"))
     keys = tuple(line for line in lines if line and not line.startswith("#"))
     if not keys:
-        raise ValueError("has no keys; write one per line")
+        raise ValueError("has no keys; write one per line" + (f"; {READ_ONCE}" if is_pipe else ""))
     return KeyFile(Path(path), keys)
+
+
+def _check_file(path: Path) -> Path:
+    """Return the path of a file that is read several times, so that it is no pipe. Raises ValueError."""
+    if stat.S_ISFIFO(_status(path).st_mode):
+        raise ValueError(f"is read several times, but {READ_ONCE}; give a file")
+    return path
+
+
+def _check_file_or_pipe(path: Path, info: ValidationInfo) -> Path:
+    """Return the path of a file that each process reads once, so that the first one can read a pipe.
+
+    At SIGHUP the pipe is empty for the new process, and a file that is empty then is being written. Raises ValueError.
+    """
+    if _status(path).st_size == 0 and (info.context or {}).get(IS_SUCCESSOR):  # pipes have no size
+        raise ValueError(f"is empty; {READ_ONCE}")
+    return path
+
+
+def _status(path: Path) -> os.stat_result:
+    """Return the status of a file or a pipe. Raises ValueError."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, ValueError):  # ValueError: NUL in the path
+        raise ValueError("there is no such file") from None
+    except OSError as error:  # such as below a folder that this user may not enter
+        raise ValueError(error.strerror) from None
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISFIFO(status.st_mode):
+        raise ValueError("should be a file" + (", not a directory" if stat.S_ISDIR(status.st_mode) else ""))
+    return status
 
 
 def _check_distinct(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -151,6 +186,8 @@ LogLevel = Annotated[
     Literal["debug", "info", "warning", "error"],
     BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value),
 ]
+File = Annotated[Path, AfterValidator(_check_file)]
+FileOrPipe = Annotated[Path, AfterValidator(_check_file_or_pipe)]
 ApiKeyFile = Annotated[KeyFile | None, BeforeValidator(read_key_file)]
 LoraPaths = Annotated[Names, AfterValidator(_check_lora)]
 HostNames = Annotated[Names, AfterValidator(_check_host_names)]

@@ -8,12 +8,14 @@ import pytest
 from server.settings.settings import Settings
 from server.settings.sources import (
     ALLOCATOR_VARIABLES,
+    READY_NAME,
     SettingsError,
     engine_environment,
     launcher_attempt,
     load_settings,
     model_stores,
     origins,
+    successor_environment,
     unknown_variables,
 )
 
@@ -126,6 +128,79 @@ def test_a_bad_file_is_refused_and_named(tmp_path: Path, text: str, part: str) -
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     assert "No such file" in refusal({}, tmp_path / "none.yaml")
+
+
+@pytest.fixture
+def successor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make this process one that SIGHUP has started."""
+    for name, value in successor_environment(("http", READY_NAME)).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+
+
+def drained_pipe() -> int:
+    """Return the reading end of a pipe that has been read to its end."""
+    reader, writer = os.pipe()
+    os.close(writer)
+    return reader
+
+
+@pytest.mark.usefixtures("successor")
+@pytest.mark.parametrize("text", ["", " \n\n"])
+def test_at_sighup_an_empty_config_file_is_refused_so_that_no_server_loses_its_keys(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str
+) -> None:
+    config = yaml_file(tmp_path, text)
+    assert refusal({}, config) == f"--config {config}: is empty; a pipe can be read only once"
+    monkeypatch.setenv("SMOE_CONFIG", str(config))
+    assert refusal({"api_key": ["a"]}) == f"--config {config}: is empty; a pipe can be read only once"
+
+
+@pytest.mark.usefixtures("successor")
+def test_at_sighup_a_config_that_was_a_pipe_is_refused() -> None:
+    reader = drained_pipe()
+    path = Path(f"/dev/fd/{reader}")
+    assert refusal({}, path) == f"--config {path}: is empty; a pipe can be read only once"
+    os.close(reader)
+
+
+@pytest.mark.usefixtures("successor")
+def test_at_sighup_a_config_file_is_read_again_even_if_all_its_lines_are_comments(tmp_path: Path) -> None:
+    assert load_settings({}, yaml_file(tmp_path, "port: 1003\n")).port == 1003
+    assert load_settings({}, yaml_file(tmp_path, "# port: 1003\n")) == Settings()
+
+
+@pytest.mark.parametrize(
+    "variables", [{}, {"LISTEN_PID": "1"}, {"LISTEN_FDNAMES": "http"}], ids=["none", "of another", "of systemd"]
+)
+@pytest.mark.parametrize("text", ["", "# port: 1003\n"])
+def test_a_first_process_may_have_an_empty_config_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variables: dict[str, str], text: str
+) -> None:
+    if variables:
+        _set(monkeypatch, {"LISTEN_PID": str(os.getpid()), "LISTEN_FDNAMES": f"http:{READY_NAME}"} | variables)
+    assert load_settings({}, yaml_file(tmp_path, text)) == Settings()
+
+
+def test_a_chat_template_may_come_from_a_pipe_that_is_not_read_here() -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"template")
+    path = Path(f"/dev/fd/{reader}")
+    assert load_settings({"chat_template": str(path)}).chat_template == path
+    assert os.read(reader, 99) == b"template"
+    os.close(reader)
+    os.close(writer)
+
+
+@pytest.mark.usefixtures("successor")
+def test_at_sighup_a_chat_template_that_was_a_pipe_or_is_empty_is_refused(tmp_path: Path) -> None:
+    reader, file = drained_pipe(), tmp_path / "x.jinja"
+    file.touch()
+    for path in (f"/dev/fd/{reader}", str(file)):
+        assert refusal({"chat_template": path}) == "--chat-template: is empty; a pipe can be read only once"
+    file.write_text("{{ messages }}")
+    assert load_settings({"chat_template": str(file)}).chat_template == file
+    os.close(reader)
 
 
 @pytest.mark.parametrize(

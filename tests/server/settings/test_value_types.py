@@ -1,5 +1,6 @@
-"""server/settings/value_types.py: sizes with units, lists from environment variables, files with keys."""
+"""server/settings/value_types.py: sizes with units, lists from environment variables, files."""
 
+import errno
 import os
 import threading
 from pathlib import Path
@@ -114,6 +115,59 @@ def test_a_bad_key_file_is_refused_in_one_line(tmp_path: Path, content: bytes) -
     with pytest.raises(SettingsError, match=r"\A--api-key-file: [^\n]+\Z") as caught:
         load_settings({"api_key_file": key_file(tmp_path, content)})
     assert "same\n" not in str(caught.value)
+
+
+def test_a_pipe_without_keys_is_refused_with_the_reason_that_it_has_at_sighup() -> None:
+    reader, writer = os.pipe()
+    os.close(writer)
+    with pytest.raises(SettingsError) as caught:
+        load_settings({"api_key_file": f"/dev/fd/{reader}"})
+    assert str(caught.value) == "--api-key-file: has no keys; write one per line; a pipe can be read only once"
+    os.close(reader)
+
+
+FILES = ("chat_template", "ssl_keyfile", "ssl_certfile")
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    ("path", "fault"),
+    [
+        ("/no/where", "there is no such file"),
+        ("a\0b", "there is no such file"),
+        ("/", "should be a file, not a directory"),
+        ("/dev/null", "should be a file"),
+        (f"{__file__}/x", "Not a directory"),
+        ("a" * 300, "File name too long"),
+        (3, "should be the path of a file"),
+    ],
+)
+def test_a_path_that_is_no_file_is_refused_in_one_line(name: str, path: object, fault: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings({name: path})
+    assert str(caught.value) == f"--{name.replace('_', '-')}: {fault}"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_below_a_folder_that_may_not_be_entered_is_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def refuse(path: Path, **_: object) -> os.stat_result:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setenv(f"SMOE_{name.upper()}", "/etc/letsencrypt/live/a.example/file.pem")
+    monkeypatch.setattr(Path, "stat", refuse)  # root may enter any folder
+    with pytest.raises(SettingsError) as caught:
+        load_settings({})
+    assert str(caught.value) == f"SMOE_{name.upper()}: Permission denied"
+
+
+def test_a_certificate_and_its_key_cannot_be_pipes(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("ssl-keyfile", "ssl-certfile"):
+        with pytest.raises(SettingsError) as caught:
+            load_settings({name.replace("-", "_"): str(tmp_path / "pipe")})
+        assert str(caught.value) == f"--{name}: is read several times, but a pipe can be read only once; give a file"
 
 
 @pytest.mark.parametrize("path", ["/nowhere/keys", "/", "a\0b", ""])
