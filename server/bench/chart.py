@@ -1,6 +1,7 @@
 """Draws tokens per second against clients. Needs matplotlib: `pip install 'smoe[bench]'`."""
 
 import importlib.util
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,22 @@ def check_available() -> None:
     """Raise ChartError if matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ChartError("--plot needs matplotlib: pip install 'smoe[bench]'")
+
+
+def check_can_draw(path: Path, *, is_open_loop: bool) -> None:
+    """Raise ChartError if a chart of a measurement that has not begun could not be drawn into this file."""
+    if is_open_loop:
+        raise ChartError("--plot draws closed loops: give neither --rate nor --trace")
+    check_available()
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    if not os.path.isdir(path.parent):
+        raise ChartError(f"--plot {path}: no such folder")
+    if os.path.isdir(path) or not os.access(path if os.path.exists(path) else path.parent, os.W_OK):
+        raise ChartError(f"--plot {path}: no file can be written there")
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix and path.suffix[1:].lower() not in kinds:
+        raise ChartError(f"--plot {path}: the name should end in one of {', '.join(f'.{kind}' for kind in kinds)}")
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -58,5 +75,7 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
     axes.legend()
     try:
         figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise ChartError(f"--plot {path}: {error.strerror or error}") from None
+    except ValueError as error:  # a suffix that is no format
         raise ChartError(f"--plot {path}: {error}") from None

@@ -12,11 +12,11 @@ import ssl
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 import h11
 
 from server.bench.authorization import bearer
+from server.bench.server_url import authority, parse_server_url
 from server.bench.unreachable import TRY_TLS, tls_fault
 
 READ_BYTES = 1 << 16
@@ -53,12 +53,8 @@ class Endpoint:
         """Parse "http://host:8000", with or without "/v1" at its end. Raises ValueError, also for the key."""
         if api_key is not None:
             bearer(api_key)
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{url}: should be like http://127.0.0.1:8000")
-        is_tls = parts.scheme == "https"
-        root = parts.path.rstrip("/").removesuffix("/v1")
-        return cls(parts.hostname, parts.port or (443 if is_tls else 80), root, is_tls, api_key)
+        parts = parse_server_url(url)
+        return cls(parts.host, parts.port, parts.root, parts.is_tls, api_key)
 
     @property
     def url(self) -> str:
@@ -67,8 +63,9 @@ class Endpoint:
 
     def head(self, method: str, path: str, body_len: int) -> h11.Request:
         """Return the head of a request after whose response the server closes the connection."""
+        host = self.host if self.host.isascii() else self.host.encode("idna").decode()
         headers = [
-            ("Host", self._authority),
+            ("Host", authority(host, self.port)),
             ("Connection", "close"),
             ("Content-Type", "application/json"),
             ("Content-Length", str(body_len)),
@@ -79,8 +76,7 @@ class Endpoint:
 
     @property
     def _authority(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
+        return authority(self.host, self.port)
 
 
 class BodyDecoder:
@@ -164,8 +160,7 @@ class Response:
 @asynccontextmanager
 async def request(endpoint: Endpoint, method: str, path: str, body: bytes = b"") -> AsyncGenerator[Response, None]:
     """Send a request and yield the response when its head has arrived. Raises OSError and HttpError."""
-    context = ssl.create_default_context() if endpoint.is_tls else None
-    reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port, ssl=context)
+    reader, writer = await _connect(endpoint)
     try:
         connection = h11.Connection(h11.CLIENT, MAX_HEAD_BYTES)
         writer.write((connection.send(endpoint.head(method, path, len(body))) or b"") + body)
@@ -173,6 +168,14 @@ async def request(endpoint: Endpoint, method: str, path: str, body: bytes = b"")
         yield await _read_head(connection, reader, endpoint)
     finally:
         writer.close()
+
+
+async def _connect(endpoint: Endpoint) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    context = ssl.create_default_context() if endpoint.is_tls else None
+    try:
+        return await asyncio.open_connection(endpoint.host, endpoint.port, ssl=context)
+    except UnicodeError:  # a label that is empty or too long
+        raise OSError("DNS has no such names") from None
 
 
 async def _read_head(connection: h11.Connection, reader: asyncio.StreamReader, endpoint: Endpoint) -> Response:

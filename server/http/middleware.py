@@ -6,10 +6,12 @@ rejected here has cost no parsing and no engine work.
 
 import hmac
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import http_version_not_supported, invalid_api_key, is_anthropic
@@ -50,11 +52,12 @@ def with_middleware(
     `request_memory` bounds the bodies of all requests but uploads: POST requests of `upload_paths`, which the app reads
     piece by piece. `outermost` adds a middleware around those that can reject.
     """
+    routes = _paths_of(app)
     limited = BodyLimit(app, max_body_bytes, request_memory)
-    app = UploadLimit(app, limited, with_prefix(upload_paths, root_path), max_upload_bytes) if upload_paths else limited
+    app = UploadLimit(app, limited, below(root_path, upload_paths), max_upload_bytes) if upload_paths else limited
     if api_keys:
         open_paths = OPEN_PATHS | open_paths | (frozenset() if metrics_auth else METRICS_PATHS)
-        app = ApiKeys(app, api_keys, with_prefix(open_paths, root_path))
+        app = ApiKeys(app, api_keys, below(root_path, open_paths))
     if allowed_origins:
         app = CORSMiddleware(
             app,
@@ -74,11 +77,11 @@ def with_middleware(
         app = HostCheck(
             app,
             accepted_hosts,
-            health_paths=with_prefix(OPEN_PATHS, root_path),
-            metrics_paths=with_prefix(METRICS_PATHS, root_path),
+            health_paths=below(root_path, OPEN_PATHS),
+            metrics_paths=below(root_path, METRICS_PATHS),
         )
-    counted = RequestMetrics(HttpVersions(outermost(app)), on_http)
-    return RootPath(RequestIds(counted, access_log or AccessLog(), with_prefix(OPEN_PATHS, root_path)), root_path)
+    counted = RequestMetrics(RootPath(HttpVersions(outermost(app)), root_path, routes), on_http)
+    return RequestIds(counted, access_log or AccessLog(), with_prefix(OPEN_PATHS, root_path))
 
 
 def for_batches(
@@ -99,16 +102,56 @@ def with_prefix(paths: frozenset[str], root_path: str) -> frozenset[str]:
     return frozenset(prefix + path for path in paths for prefix in ("", root_path))
 
 
-class RootPath:
-    """Sets the path prefix that a proxy adds. Routes are found with and without it."""
+def below(root_path: str, paths: frozenset[str]) -> frozenset[str]:
+    """Return the paths as they are inside RootPath: all with the prefix."""
+    return frozenset(root_path + path for path in paths)
 
-    def __init__(self, app: ASGIApp, root_path: str) -> None:
+
+def _paths_of(app: ASGIApp) -> frozenset[str]:
+    """Return the path templates of the app's routes; FastAPI's own list lacks those of included routers."""
+    routes: Any = getattr(getattr(app, "state", None), "routes", None) or getattr(app, "routes", ())
+    return frozenset(route.path for route in routes if hasattr(route, "path"))
+
+
+class RootPath:
+    """Finds routes with and without the path prefix that a proxy adds.
+
+    Sets the prefix, and a path that has it in front of the route's path, as ASGI wants them: whatever is inside removes
+    it once. The prefix alone leads to the page below it, whose links need the slash.
+    """
+
+    def __init__(self, app: ASGIApp, root_path: str, routes: Iterable[str]) -> None:
+        """`routes`: path templates of the app's routes."""
         self._app = app
         self._root_path = root_path
+        self._fixed = frozenset(path for path in routes if "{" not in path)
+        folders = {path.split("/", 2)[1] for path in routes if path.count("/") > 1}
+        self._folders = tuple(f"/{name}/" for name in folders)
+        self._begins_routes = any(f"{path}/".startswith(f"{root_path}/") for path in routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["root_path"] = self._root_path
+        if self._root_path and scope["type"] == "http":
+            path = self._without_prefix(scope["path"])
+            if not path and scope["method"] in ("GET", "HEAD"):
+                await RedirectResponse(self._root_path + "/")(scope, receive, send)
+                return
+            scope["path"] = self._root_path + (path or "/")
         await self._app(scope, receive, send)
+
+    def _without_prefix(self, path: str) -> str:
+        """Return the path below the prefix, or the whole path if it is meant without a prefix."""
+        if not f"{path}/".startswith(f"{self._root_path}/"):
+            return path
+        inner = path[len(self._root_path) :]
+        if not self._begins_routes:
+            return inner
+        # The prefix begins URLs of the server, as /api does: /api/version is Ollama's, or /version behind a proxy that
+        # does not remove the prefix. Proxies usually remove it, so a path that is a route as a whole is that route.
+        if path in self._fixed:
+            return path
+        is_below = not inner or inner in self._fixed or inner.startswith(self._folders)
+        return inner if is_below else path
 
 
 class RequestIds:

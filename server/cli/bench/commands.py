@@ -119,16 +119,19 @@ def _serve(given: dict[str, Any]) -> int:
     as_json, plot = given.pop("as_json"), given.pop("plot")
     try:
         if plot is not None:
-            chart.check_available()
+            chart.check_can_draw(plot, is_open_loop=given["rate"] is not None or given["trace"] is not None)
         result = uvloop.run(serve.measure(serve.parse_options(given), sys.stderr))
-        if plot is not None and not result["interrupted"]:
-            chart.draw([result], plot)
     except (WorkloadError, HttpError, OSError, chart.ChartError) as error:
         return report_error(error)
     typer.echo(json.dumps(result) if as_json else table(result["runs"]))
     if result["interrupted"]:
         typer.echo("smoe: interrupted; the figures are of the requests that had ended", err=True)
         return INTERRUPTED
+    try:
+        if plot is not None:
+            chart.draw([result], plot)
+    except chart.ChartError as error:
+        return report_error(error)
     return 1 if any(run["errors"] for run in result["runs"]) else 0
 
 

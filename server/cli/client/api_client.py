@@ -2,12 +2,13 @@
 
 import http.client
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
 from server.bench.authorization import bearer
+from server.bench.server_url import parse_server_url
 from server.bench.unreachable import TRY_TLS, tls_fault, unreachable
 
 CONNECT_TIMEOUT_S = 10.0
@@ -30,20 +31,12 @@ class ApiClient:
     def __init__(self, url: str, api_key: str | None) -> None:
         """Raises ApiError if the URL or the key is invalid."""
         try:
-            parts = urlsplit(url if "://" in url else f"http://{url}")
-        except ValueError:  # a bracket that is not closed
-            raise ApiError(f"{url}: should be like http://127.0.0.1:8000") from None
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ApiError(f"{url}: should be like http://127.0.0.1:8000")
-        self.url = url
-        self.api_key = api_key
-        self._is_tls = parts.scheme == "https"
-        self._address = parts.netloc
-        self._root = parts.path.rstrip("/").removesuffix("/v1")
-        try:
+            self._server = parse_server_url(url)
             self._authorization = {"Authorization": bearer(api_key)} if api_key else {}
         except ValueError as error:
             raise ApiError(str(error)) from None
+        self.url = url
+        self.api_key = api_key
 
     def get(self, path: str) -> Any:
         """Return the JSON at `path`. Raises ApiError."""
@@ -52,7 +45,7 @@ class ApiClient:
 
     def post(self, path: str, fields: Mapping[str, object]) -> Any:
         """Return the JSON reply to a request. Raises ApiError."""
-        with self._request("POST", path, json.dumps(fields).encode()) as response:
+        with self._request("POST", path, _body(fields)) as response:
             return json.loads(response.read())
 
     def stream(
@@ -62,7 +55,7 @@ class ApiClient:
 
         Raises ApiError, also between chunks.
         """
-        body = json.dumps({**fields, "stream": True}).encode()
+        body = _body({**fields, "stream": True})
         with self._request("POST", path, body, headers) as response:
             for line in response:
                 if line.startswith(b"data: "):
@@ -79,31 +72,43 @@ class ApiClient:
         headers = {"Content-Type": "application/json", **self._authorization, **extra}
         with closing(self._connect()) as connection:
             try:
-                connection.request(method, self._root + path, body, headers)
+                connection.request(method, self._server.root + path, body, headers)
                 response = connection.getresponse()
                 if response.status != http.client.OK:
                     raise ApiError(_error_message(response))
                 yield response
             except http.client.BadStatusLine:  # or nothing at all: what a TLS server answers to a request without TLS
-                raise ApiError(CLOSED_EARLY + ("" if self._is_tls else TRY_TLS)) from None
+                raise ApiError(CLOSED_EARLY + ("" if self._server.is_tls else TRY_TLS)) from None
             except (OSError, http.client.HTTPException):
                 raise ApiError(CLOSED_EARLY) from None
             except ValueError:
-                raise ApiError(f"the server at {self._address} is not smoe: its answer is not JSON") from None
+                raise ApiError(f"the server at {self._server.authority} is not smoe: its answer is not JSON") from None
 
     def _connect(self) -> http.client.HTTPConnection:
-        kind = http.client.HTTPSConnection if self._is_tls else http.client.HTTPConnection
+        kind = http.client.HTTPSConnection if self._server.is_tls else http.client.HTTPConnection
         try:
-            connection = kind(self._address, timeout=CONNECT_TIMEOUT_S)
+            connection = kind(self._server.host, self._server.port, timeout=CONNECT_TIMEOUT_S)
             connection.connect()
         except (OSError, http.client.HTTPException, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             if isinstance(error, UnicodeError):  # a label that is empty or too long
                 reason = "DNS has no such names"
             kind_of_error = NoServerError if tls_fault(error) is None else ApiError
-            raise kind_of_error(unreachable(error, self._address, reason)) from None
+            raise kind_of_error(unreachable(error, self._server.authority, reason)) from None
         connection.sock.settimeout(READ_TIMEOUT_S)
         return connection
+
+
+def check_finite(fields: Mapping[str, object]) -> None:
+    """Raise ApiError, in the words of a flag, if a number of a request is NaN or infinite, which JSON cannot have."""
+    for name, value in fields.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ApiError(f"--{name.replace('_', '-')} {value}: should be a finite number")
+
+
+def _body(fields: Mapping[str, object]) -> bytes:
+    check_finite(fields)
+    return json.dumps(fields).encode()
 
 
 def _chunk(chunk: dict[str, Any]) -> dict[str, Any]:

@@ -107,8 +107,7 @@ class PlanReport:
         weights = weight_flags(plan)
         theta = [] if plan.config.rope_theta is None else ["--rope-theta", f"{plan.config.rope_theta:.17g}"]
         experts = [] if plan.experts is None else ["--expert-memory", str(plan.experts.num_bytes)]
-        config = plan.config
-        others = [*adapter_flags(config), *device_flags(config), *rank_flags(config)]
+        others = [*adapter_flags(plan.config), *device_flags(plan.config), *rank_flags(plan.config)]
         return ["smoe", "serve", *named, *theta, *weights, *experts, *others, *length, *size]
 
 
@@ -197,6 +196,8 @@ def rank_flags(config: EngineConfig) -> list[str]:
 
 def planned_settings(flags: Mapping[str, Any]) -> Settings:
     """Return the settings of the first host, whose address no plan needs. Raises SettingsError."""
+    if flags.get("model") == "":  # pathlib would take it for the working directory
+        raise SettingsError("MODEL is empty: name a model, such as smoe-demo (see smoe models)")
     return load_settings({"master_addr": SOME_HOST, **flags} if "nnodes" in flags else flags)
 
 

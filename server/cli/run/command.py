@@ -54,12 +54,13 @@ def run_command(
     \b
     smoe run smoe-demo "Count from 3 to 7."
     """
-    from server.cli.client.api_client import ApiError
+    from server.cli.client.api_client import ApiError, check_finite
 
     fields = without_none(
         max_tokens=max_tokens, temperature=temperature, experts_per_token=experts_per_token, seed=seed
     )
     try:
+        check_finite(fields)  # before a model loads
         with serving(given_settings(context)) as (url, at):
             client = client_of(url, None)
             if prompt is None:

@@ -40,3 +40,35 @@ def test_a_file_of_another_command_is_rejected(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     file.write_text('{"kind": "kernels"}')
     assert "smoe bench serve --json" in command("chart", str(file), "--plot", "x.png").stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ("--plot {}/none/x.png", "no such folder"),
+        ("--plot {}", "no file can be written there"),
+        ("--plot {}/x.nope", "the name should end in one of"),
+        ("--plot {}/x.png --rate 2", "neither --rate nor --trace"),
+        ("--plot {}/x.png --trace {}/x.jsonl", "neither --rate nor --trace"),
+    ],
+)
+def test_a_plot_that_cannot_be_drawn_is_rejected_before_the_measurement(
+    arguments: str, part: str, tmp_path: Path
+) -> None:
+    result = command("serve", "http://127.0.0.1:1", *arguments.replace("{}", str(tmp_path)).split())
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert part in result.stderr and len(result.stderr.splitlines()) == 1, result.stderr
+
+
+def test_the_figures_are_printed_even_if_the_plot_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def measured(*_: object) -> dict[str, object]:
+        return {"label": "one", "interrupted": False, "runs": [{"clients": 1, "output_tokens_per_s": 9.0, "errors": 0}]}
+
+    def full(*_: object) -> None:
+        raise chart.ChartError("--plot: No space left on device")
+
+    monkeypatch.setattr("server.bench.serve.measure", measured)
+    monkeypatch.setattr(chart, "draw", full)
+    result = command("serve", "http://127.0.0.1:1", "--json", "--plot", str(tmp_path / "x.png"))
+    assert json.loads(result.stdout)["runs"][0]["output_tokens_per_s"] == 9.0
+    assert (result.exit_code, result.stderr) == (2, "smoe: --plot: No space left on device\n")

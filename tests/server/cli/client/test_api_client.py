@@ -90,3 +90,11 @@ def test_headers_of_a_call_are_sent_beside_the_clients_own() -> None:
         assert list(client.stream("/v1/completions", {}, {"X-Session-Id": "abc"})) == []
     head = received[0].split(b"\r\n\r\n")[0].split(b"\r\n")
     assert {b"X-Session-Id: abc", b"Content-Type: application/json"} <= set(head)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_number_that_json_cannot_have_is_refused_by_the_name_of_its_flag(value: float) -> None:
+    client = ApiClient("http://127.0.0.1:1", None)
+    for send in (client.post, lambda path, fields: list(client.stream(path, fields))):
+        with pytest.raises(ApiError, match=f"^--experts-per-token {value}: should be a finite number$"):
+            send("/v1/completions", {"temperature": 0.5, "experts_per_token": value})

@@ -14,8 +14,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from server.cli.client.api_client import ApiError
+from server.cli.main import app
 from server.cli.run import command, own_server
 from server.settings.settings import Settings
 from server.settings.sources import (
@@ -184,3 +186,9 @@ def test_logs_that_are_created_at_the_same_moment_are_two_files(
         first, second = threads.map(own_server._new_log, [tmp_path / "run.log"] * 2)
     with first, second:
         assert not os.path.sameopenfile(first.fileno(), second.fileno())
+
+
+def test_an_infinite_temperature_is_refused_before_a_server_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "serving", None)
+    result = CliRunner().invoke(app, ["run", "smoe-demo", "Hello", "--temperature", "inf"])
+    assert (result.exit_code, result.stderr) == (2, "smoe: --temperature inf: should be a finite number\n")
