@@ -9,7 +9,7 @@ import typer
 
 from server.cli.errors import report_error, report_logged_error
 from server.cli.settings.loading import load_settings
-from server.lifecycle.restart.early_hangup import EarlyHangup
+from server.lifecycle.restart.early_hangup import note_hangups
 from server.settings.settings import Settings
 from server.settings.sources import SettingsError, launcher_attempt, origins
 
@@ -19,7 +19,7 @@ def run(flags: Mapping[str, Any], config: Path | None, started_s: float) -> int:
 
     `started_s`: time.monotonic() when the command began.
     """
-    hangup = EarlyHangup()
+    hangup = note_hangups()
     try:
         settings = load_settings(flags, config)
     except SettingsError as error:

@@ -18,7 +18,6 @@ from server.http.listener import ListenError, listen
 from server.lifecycle.errors import StartError, process_error
 from server.lifecycle.interpreter import tune_interpreter
 from server.lifecycle.restart.early_hangup import EarlyHangup
-from server.lifecycle.restart.keeper import become_keeper
 from server.lifecycle.restart.predecessor import Inheritance
 from server.model_files.location import ModelNotFoundError, locate_model
 from server.observability.log_stream import logging_to, open_standard_streams
@@ -66,8 +65,7 @@ def serve(
             code = runner.run(server.run(engine, hangup))
         finally:
             engine.end()
-    if server.is_handed_over and not inherited.has_predecessor:  # otherwise the first process is the keeper
-        become_keeper()
+    server.finish()
     return code
 
 

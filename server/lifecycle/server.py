@@ -44,11 +44,12 @@ from server.lifecycle.batches import batch_service
 from server.lifecycle.errors import StartError, process_error
 from server.lifecycle.memory_bounds import apply_memory_share, memory_monitor, with_server_memory
 from server.lifecycle.restart.early_hangup import EarlyHangup
-from server.lifecycle.restart.keeper import hold_signals
-from server.lifecycle.restart.predecessor import Inheritance, free_port
+from server.lifecycle.restart.keeper import hold_orders, hold_signals
+from server.lifecycle.restart.predecessor import Inheritance
 from server.lifecycle.restart.reload import Reload
 from server.lifecycle.shutdown import Shutdown
-from server.lifecycle.startup_report import SIGHUP_IGNORED, StartupReport, held_bytes, lines_when_ready
+from server.lifecycle.signals import SignalHandlers
+from server.lifecycle.startup_report import StartupReport, held_bytes, lines_when_ready
 from server.lifecycle.text_frontend import load_texts
 from server.lifecycle.trace_export import start_tracing
 from server.model_files.location import described
@@ -116,22 +117,13 @@ class Server:
         self._ahead: asyncio.Task[None] | None = None  # work for later requests
         self._batch_runs: asyncio.Task[None] | None = None
 
-    @property
-    def is_handed_over(self) -> bool:
-        """True once another process has taken over."""
-        return self._reload.is_handed_over
-
     async def run(self, engine: LaunchedEngine, hangup: EarlyHangup | None = None) -> int:
         """Load, serve and shut down; return the exit code. `engine`: the first one; `hangup`: see serve()."""
         loop = asyncio.get_running_loop()
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, self._on_signal, signum)
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
-            loop.add_signal_handler(signal.SIGHUP, self._on_sighup)
-            if hangup is not None:
-                hangup.pass_on(self._on_sighup)
-        if self._inherited.first_process_fd is not None:
-            loop.add_reader(self._inherited.first_process_fd, self._on_first_process_gone)
+        SignalHandlers(self._shutdown, self._reload, self._report, num_hosts=self._settings.nnodes).install(hangup)
+        self._inherited.watch(
+            on_predecessor_gone=self._on_predecessor_gone, on_first_process_gone=self._on_first_process_gone
+        )
         self._metrics.watch(
             num_connections=lambda: len(self._connections), num_tasks=lambda: len(asyncio.all_tasks(loop))
         )
@@ -152,37 +144,33 @@ class Server:
             watch.stop()
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)
-        if self.is_handed_over:
+        hold_orders()
+        if self._reload.is_handed_over:
             hold_signals()
         for probe in probes:
             probe.cancel()
         return code
 
-    def _on_signal(self, signum: signal.Signals) -> None:
-        self._reload.pass_on(signum)
-        self._shutdown.on_signal(signum)
+    def finish(self) -> None:
+        """The last act, after the event loop: see Reload.finish()."""
+        self._reload.finish()
 
-    def _on_sighup(self) -> None:
-        if self._settings.nnodes > 1:
-            self._report.line(SIGHUP_IGNORED)
-        elif self._reload.is_handed_over or not self._shutdown.is_requested:
-            self._reload.on_signal()
+    def _on_predecessor_gone(self) -> None:
+        """End: whoever watches the server has seen it end, or holds the port open for one that nobody would answer."""
+        self._shutdown.fail("the process that this one was to replace is gone", 1)
 
     def _on_first_process_gone(self) -> None:
         """Free the port and drain: whoever started the server saw it end, and may start another one."""
-        assert self._inherited.first_process_fd is not None
-        asyncio.get_running_loop().remove_reader(self._inherited.first_process_fd)
         if self._http is not None and self._state.texts is not None:
             self._http.stop_accepting()
-            free_port(self._listener)
+            self._inherited.free_port(self._listener)
         self._report.line("stopping: the first process of this server was killed")
-        self._shutdown.on_signal(signal.SIGTERM)
+        self._shutdown.request(signal.SIGTERM)
 
     def _on_successors_lost(self) -> None:
         """Refuse connections, which nobody would answer, and end soon: whoever started the server can start another."""
         if self._shutdown.hasten():
-            if self._inherited.has_predecessor or self._inherited.listener is None:  # not one of systemd, which waits
-                free_port(self._listener)
+            self._inherited.free_port(self._listener)
             self._report.line("stopping: the process that has taken over has ended")
 
     async def _hand_over(self) -> None:
@@ -225,8 +213,8 @@ class Server:
         return Reload(
             self._listener,
             self._report,
+            self._inherited,
             timeout_s=self._settings.reload_timeout,
-            first_process_fd=self._inherited.first_process_fd,
             hand_over=self._hand_over,
             on_hangup=self._shutdown.on_signal,
             on_lost=self._on_successors_lost,
@@ -391,5 +379,5 @@ class Server:
             self._report.line(line)
         assert self._http is not None
         self._http.accept()
-        if not self._inherited.report_ready():  # whoever watches the server has seen it end
-            self._shutdown.fail("the process that this one was to replace is gone", 1)
+        if not self._inherited.report_ready():
+            self._on_predecessor_gone()

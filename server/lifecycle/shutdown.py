@@ -17,7 +17,8 @@ T = TypeVar("T")
 class Shutdown:
     """Reason for the end of the server, and its exit code.
 
-    The first signal lets running requests finish in time; a second one ends them at once.
+    The first signal lets running requests finish in time; a second one ends them at once. What is sent to the whole
+    process group comes again as an order of the process before this one. So signals are counted, and orders are not.
     """
 
     def __init__(
@@ -35,17 +36,26 @@ class Shutdown:
         self._report = report
         self._drain_timeout_s = drain_timeout_s
         self._requested = asyncio.Event()  # by a signal or a failure
-        self._second_signal = asyncio.Event()
+        self._second_signal = asyncio.Event()  # to this process, or to the one before it
         self._is_late = asyncio.Event()  # a signal came after the hand-over, and its time for the drain is over
         self._hand_over_timeout_s: float | None = None
-        self._signal: signal.Signals | None = None
+        self._own_signal: signal.Signals | None = None  # the first that was sent to this process
+        self._signal: signal.Signals | None = None  # the last, also of an order
         self._failure: tuple[str, int] | None = None  # message and exit code
         self._exit_code = 0  # without a failure
 
     def on_signal(self, signum: signal.Signals) -> None:
         """Start the drain; called again, end it."""
-        if self._signal is not None:
+        is_first = self._own_signal is None or signum == self._own_signal == signal.SIGHUP  # the kernel's and a shell's
+        self._own_signal = self._own_signal or signum
+        self.request(signum, is_urgent=not is_first)
+
+    def request(self, signum: signal.Signals, *, is_urgent: bool = False) -> None:
+        """Start the drain, or end it, for what another process has seen. May be repeated."""
+        if is_urgent:
             self._second_signal.set()
+        elif self._signal is not None:
+            return
         elif self._hand_over_timeout_s is None and (num := self._in_flight.num_requests):
             requests = "1 request still runs" if num == 1 else f"{num:,} requests still run"
             again = "Ctrl-C again" if signum == signal.SIGINT else "a second signal"
@@ -55,6 +65,11 @@ class Shutdown:
         self._signal = signum
         self._client.drain()
         self._requested.set()
+
+    @property
+    def is_urgent(self) -> bool:
+        """True once running requests are not waited for."""
+        return self._second_signal.is_set()
 
     @property
     def is_requested(self) -> bool:

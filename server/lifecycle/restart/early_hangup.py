@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from server.lifecycle.restart.terminal import ControllingTerminal
@@ -28,3 +29,9 @@ class EarlyHangup:
             signal.signal(signal.SIGHUP, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGHUP)
         self._has_come = True
+
+
+@cache
+def note_hangups() -> EarlyHangup:
+    """Return the handler of this process, which the first call installs."""
+    return EarlyHangup()

@@ -15,7 +15,6 @@ import sys
 from server.http.limits.read_limiter import resolve
 from server.settings.sources import FIRST_INHERITED_FD, FIRST_PROCESS_NAME, READY_NAME, successor_environment
 
-LISTENER_NAME = "http"
 SHELL = "/bin/sh"
 RUN = 'LISTEN_PID=$$ exec "$@"'  # the variable names the process that gets the sockets: only a child knows its id
 FREE_FD = 10  # above the inherited descriptors, so that none is overwritten
@@ -24,11 +23,11 @@ FREE_FD = 10  # above the inherited descriptors, so that none is overwritten
 class Successor:
     """A new process that loads, and takes over when it is ready."""
 
-    def __init__(self, listener: socket.socket, first_process_fd: int | None) -> None:
+    def __init__(self, listener: socket.socket, listener_name: str, first_process_fd: int | None) -> None:
         """Start the command line of this process again. `first_process_fd`: of the first process; None: the system has
         no such descriptors. Raises OSError."""
         ready_end, theirs = os.pipe()
-        given = {LISTENER_NAME: listener.fileno(), READY_NAME: theirs, FIRST_PROCESS_NAME: first_process_fd}
+        given = {listener_name: listener.fileno(), READY_NAME: theirs, FIRST_PROCESS_NAME: first_process_fd}
         fds = {name: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FREE_FD) for name, fd in given.items() if fd is not None}
         try:
             self.pid = os.posix_spawn(

@@ -1,5 +1,6 @@
-"""Tell the signals that a terminal causes from those that somebody sends."""
+"""Tell a SIGHUP that a closed terminal has caused from one that somebody has sent."""
 
+import errno
 import os
 
 
@@ -7,26 +8,16 @@ class ControllingTerminal:
     """The terminal that the process was started from, if any."""
 
     def __init__(self) -> None:
-        self._existed = _foreground_group() is not None
+        self._existed = _exists()
 
     def is_gone(self) -> bool:
         """Return True if there was a terminal and it was closed since."""
-        return self._existed and _foreground_group() is None
-
-    def sends_interrupts(self) -> bool:
-        """Return True if Ctrl-C sends SIGINT to this process, and to all others of its process group."""
-        return _foreground_group() == os.getpgrp()
+        return self._existed and not _exists()
 
 
-def _foreground_group() -> int | None:
-    """Return the process group that the terminal sends its signals to; None without a terminal."""
+def _exists() -> bool:
     try:
-        terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY)
-    except OSError:
-        return None
-    try:
-        return os.tcgetpgrp(terminal)
-    except OSError:
-        return 0
-    finally:
-        os.close(terminal)
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError as error:
+        return error.errno in (errno.EMFILE, errno.ENFILE)  # there are no free descriptors
+    return True

@@ -17,7 +17,9 @@ from server.settings.settings import Settings
 def test_under_nohup_sighup_stays_ignored_so_that_the_ranks_inherit_that(before: object, is_reported: bool) -> None:
     """A program that is started gets the default action of a signal that has a handler, and ignores one that is."""
     report = Mock(spec=StartupReport)
-    node = Node(Settings(nnodes=2, node_rank=1, master_addr="127.0.0.1", tensor_parallel_size=2), Path("model"), 0, report)
+    node = Node(
+        Settings(nnodes=2, node_rank=1, master_addr="127.0.0.1", tensor_parallel_size=2), Path("model"), 0, report
+    )
     during: list[object] = []
 
     async def started(*_: object) -> None:

@@ -15,31 +15,43 @@ from server.lifecycle.restart import keeper
 # Starts the keeper as a server does: with its successor as a child, here another Python program.
 AS_SERVER = """
 import os, sys
-from server.lifecycle.restart.keeper import become_keeper, become_subreaper, hold_signals
+from server.lifecycle.restart.keeper import ORDERS, become_keeper, become_subreaper, hold_signals
 become_subreaper()
 hold_signals()
-os.posix_spawn(sys.executable, [sys.executable, "-c", sys.argv[1]], os.environ, setsigmask=[])
-become_keeper()
+os.posix_spawn(sys.executable, [sys.executable, "-c", sys.argv[1]], os.environ, setsigmask=ORDERS.values())
+become_keeper(*map(int, sys.argv[2:]))
 """
 IMPORTS = "import os, signal, sys\n"
-SERVES = """
-def end(signum, frame):
+ENDS = """
+def on_signal(signum, frame):
     print("got", signum, flush=True)
     os._exit(CODE)
-for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-    signal.signal(signum, end)
+"""
+DRAINS = """
+known = set()
+def on_signal(signum, frame):
+    if signum not in known:
+        os.write(1, f"got {signum}\\n".encode())
+    known.add(signum)
+    if len(known) == 2:
+        os._exit(0)
+"""
+WAITS = """
+for signum in (signal.SIGHUP, *range(signal.SIGRTMIN, signal.SIGRTMIN + 4)):
+    signal.signal(signum, on_signal)
+signal.pthread_sigmask(signal.SIG_SETMASK, [])
 os.write(1, b"ready\\n")
 while True:
     signal.pause()
 """
+SERVES = ENDS + WAITS
 
 
 @contextlib.contextmanager
-def kept(script: str) -> Iterator["subprocess.Popen[str]"]:
+def kept(script: str, *order: int) -> Iterator["subprocess.Popen[str]"]:
     """Start a keeper whose server is a program, in a process group of its own."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", AS_SERVER, IMPORTS + script], stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
+    command = [sys.executable, "-c", AS_SERVER, IMPORTS + script, *map(str, order)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
         yield process
     finally:
@@ -61,13 +73,22 @@ def test_the_exit_code_is_the_servers(script: str, code: int) -> None:
         assert process.wait(60) == code
 
 
-@pytest.mark.parametrize("signum", keeper.PASSED_ON)
-def test_each_signal_is_passed_on(signum: signal.Signals) -> None:
+def test_a_hangup_is_passed_on() -> None:
     with kept(SERVES.replace("CODE", "5")) as process:
         assert read_line(process) == "ready"
-        process.send_signal(signum)
-        assert read_line(process) == f"got {signum.value}"
+        process.send_signal(signal.SIGHUP)
+        assert read_line(process) == f"got {signal.SIGHUP.value}"
         assert process.wait(60) == 5
+
+
+@pytest.mark.parametrize("signum", keeper.STOPS)
+def test_each_stop_is_passed_on_as_an_order_and_the_second_one_as_an_urgent_one(signum: signal.Signals) -> None:
+    with kept(DRAINS + WAITS) as process:
+        assert read_line(process) == "ready"
+        for is_urgent in (False, True):
+            process.send_signal(signum)
+            assert read_line(process) == f"got {keeper.stop_order(signum, is_urgent=is_urgent)}"
+        assert process.wait(60) == 0
 
 
 def test_a_later_generation_becomes_a_child_and_is_waited_for() -> None:
@@ -77,6 +98,28 @@ def test_a_later_generation_becomes_a_child_and_is_waited_for() -> None:
         process.send_signal(signal.SIGTERM)
         assert read_line(process).startswith("got")
         assert process.wait(60) == 6
+
+
+@pytest.mark.parametrize("is_before", [True, False], ids=["before the keeper", "to the keeper"])
+def test_a_later_generation_hears_of_the_stop_that_the_one_before_it_did_not_pass_on(*, is_before: bool) -> None:
+    """The second server ends when its starter has been told, who ends without a word to it."""
+    told = keeper.stop_order(signal.SIGTERM, is_urgent=False)
+    deaf = f"""
+first = os.getpid()
+if os.fork():
+    signal.sigwait([{told}])
+    os.kill(os.getpid(), signal.SIGKILL)
+while signal.sigtimedwait([{told}], 0.01) is None:
+    continue
+print("told", os.getppid() != first, flush=True)
+os._exit(3)
+"""
+    with kept("os.write(1, b'ready\\n')\n" + deaf, *[told] * is_before) as process:
+        assert read_line(process) == "ready"
+        if not is_before:
+            process.terminate()
+        assert read_line(process) == "told True"
+        assert process.wait(60) == 3
 
 
 def test_orphans_of_other_groups_are_reaped_and_do_not_decide_the_exit_code() -> None:

@@ -1,5 +1,6 @@
 """server/lifecycle/restart/predecessor.py: descriptors that are passed at the start, and what is none of ours."""
 
+import asyncio
 import os
 import socket
 from pathlib import Path
@@ -37,7 +38,10 @@ def close(fds: list[int]) -> None:
             continue
 
 
-def test_the_listening_socket_is_taken_and_the_predecessor_hears_when_this_process_is_ready(passed: list[int]) -> None:
+@pytest.mark.anyio
+async def test_the_listening_socket_is_taken_and_the_predecessor_hears_when_this_process_is_ready(
+    passed: list[int],
+) -> None:
     inherited = Inheritance()
     assert inherited.listener is not None and inherited.has_predecessor
     with inherited.listener, socket.create_connection(inherited.listener.getsockname()):
@@ -49,9 +53,15 @@ def test_the_listening_socket_is_taken_and_the_predecessor_hears_when_this_proce
     close(passed)
 
 
-def test_a_predecessor_that_is_gone_is_noticed(passed: list[int]) -> None:
+@pytest.mark.anyio
+async def test_a_predecessor_that_is_gone_is_noticed(
+    passed: list[int],
+) -> None:
     inherited = Inheritance()
+    noticed = asyncio.Event()
+    inherited.watch(on_predecessor_gone=noticed.set, on_first_process_gone=lambda: None)
     os.close(passed[-1])
+    await noticed.wait()
     assert not inherited.report_ready()
     assert inherited.listener is not None
     inherited.listener.close()

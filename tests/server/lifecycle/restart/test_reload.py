@@ -7,6 +7,8 @@ from unittest.mock import Mock
 import pytest
 
 from server.lifecycle.restart import reload
+from server.lifecycle.restart.keeper import Servers
+from server.lifecycle.restart.predecessor import LISTENER_NAME, Inheritance
 from server.lifecycle.restart.reload import Reload
 from server.lifecycle.startup_report import StartupReport
 from tests.support.conditions import until
@@ -38,14 +40,14 @@ async def test_a_second_signal_before_the_event_loop_turns_starts_no_second_proc
 
     monkeypatch.setattr(reload, "Successor", lambda *_: FakeSuccessor(made))
     monkeypatch.setattr(reload, "become_subreaper", lambda: None)
-    monkeypatch.setattr(reload, "servers", list)
+    monkeypatch.setattr(reload, "Servers", lambda: Mock(spec=Servers, pids=list))
     monkeypatch.setattr(reload.ControllingTerminal, "is_gone", lambda _: False)
     with socket.socket() as listener:
         changes = Reload(
             listener,
             report,
+            Mock(spec=Inheritance, first_process_fd=None, listener_name=LISTENER_NAME),
             timeout_s=60,
-            first_process_fd=None,
             hand_over=hand_over,
             on_hangup=lambda _: None,
             on_lost=lambda: None,

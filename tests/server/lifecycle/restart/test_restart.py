@@ -1,63 +1,31 @@
 """server/lifecycle/restart/ with real processes and a fake engine: SIGHUP replaces the server and drops nothing."""
 
 import asyncio
-import contextlib
 import os
-import pty
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from functools import partial
+import socket
 from pathlib import Path
 
 import httpx
 import pytest
 
 from server.http.listener import listen
-from server.lifecycle.restart.successor import RUN
+from tests.server.lifecycle.restart.generations import (
+    TAKEN_OVER,
+    child_commands,
+    engine_of,
+    hang_up,
+    has_ended,
+    loading,
+    of_systemd,
+    open_streams,
+    servers_below,
+)
 from tests.support.conditions import until, wait_until
-from tests.support.paths import FAKE_ENGINE_SERVER, ROOT
 from tests.support.servers.server_process import LONG, Server, events, forked, running
 from tests.support.servers.serving import TLS_FILES
 
 NUM_STREAMS = 30
-TAKEN_OVER = "SIGHUP: process .* has taken over"
-
-
-def child_commands(pid: int) -> dict[int, str]:
-    """Return the command lines of a process' children, without those that end meanwhile."""
-    commands: dict[int, str] = {}
-    for child in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            commands[child] = Path(f"/proc/{child}/cmdline").read_text()
-    return commands
-
-
-def engine_of(pid: int) -> int:
-    (engine,) = [child for child, command in child_commands(pid).items() if "fake_engine_process" in command]
-    return engine
-
-
-def servers_below(pid: int) -> list[int]:
-    return [child for child, command in child_commands(pid).items() if FAKE_ENGINE_SERVER.name in command]
-
-
-def hang_up(server: Server) -> int:
-    """Send SIGHUP, wait until a new process has taken over, return its id."""
-    server.process.send_signal(signal.SIGHUP)
-    line = server.read_until(TAKEN_OVER)
-    return int(line.split()[2])
-
-
-@contextlib.contextmanager
-def open_streams(server: Server, count: int) -> Iterator[list[Iterator[str]]]:
-    """Start streams and read the first event of each."""
-    with contextlib.ExitStack() as stack:
-        lines = [stack.enter_context(server.stream()).iter_lines() for _ in range(count)]
-        for stream in lines:
-            assert next(stream).startswith("data: ")
-        yield lines
 
 
 @pytest.mark.parametrize("flags", [{}, TLS_FILES], ids=["plain", "TLS"])
@@ -146,30 +114,6 @@ def test_without_the_first_process_the_server_finishes_its_streams_and_frees_the
         server.process.stderr.read()  # until the last process has ended
 
 
-def test_sigterm_during_the_drain_reaches_both_processes(checkpoint: Path) -> None:
-    with forked("gate", checkpoint, shutdown_timeout="0.2") as server:
-        server.wait_ready()
-        with open_streams(server, 1) as streams:
-            new = hang_up(server)
-            server.process.terminate()
-            assert "error" in events(streams[0])[-2]
-        assert server.exit_code() == 0
-        assert not Path(f"/proc/{new}").exists()
-
-
-def test_sigterm_ends_all_generations_while_the_first_one_drains(checkpoint: Path) -> None:
-    """The second generation hands over and ends while the first one still has a stream."""
-    with running("gate", checkpoint, shutdown_timeout="0.2") as server:
-        server.wait_ready()
-        with open_streams(server, 1) as streams:
-            generations = [hang_up(server) for _ in range(2)]
-            wait_until(lambda: servers_below(server.process.pid) == generations[1:])
-            server.process.terminate()
-            assert "error" in events(streams[0])[-2]
-        assert server.exit_code() == 0
-        assert not any(Path(f"/proc/{generation}").exists() for generation in generations)
-
-
 @pytest.mark.parametrize("num_restarts", [1, 2])
 def test_without_the_process_that_has_taken_over_the_server_frees_the_port_and_ends(
     checkpoint: Path, num_restarts: int
@@ -189,17 +133,6 @@ def test_without_the_process_that_has_taken_over_the_server_frees_the_port_and_e
             os.kill(engine, signal.SIGUSR1)
             assert events(streams[0])[-1] == "[DONE]"
         assert server.exit_code() in (128 + signal.SIGKILL, 1)
-
-
-def test_sigint_that_no_terminal_sends_reaches_the_new_process(checkpoint: Path) -> None:
-    in_session = partial(subprocess.Popen, start_new_session=True)
-    with running("gate", checkpoint, popen=in_session, shutdown_timeout="0.2") as server:
-        server.wait_ready()
-        with open_streams(server, 1):
-            new = hang_up(server)
-            server.process.send_signal(signal.SIGINT)
-            assert server.exit_code() == 0
-        assert not Path(f"/proc/{new}").exists()
 
 
 def test_sighup_before_the_event_loop_restarts_as_later(checkpoint: Path) -> None:
@@ -223,50 +156,66 @@ def test_under_nohup_sighup_is_ignored(checkpoint: Path) -> None:
         signal.signal(signal.SIGHUP, previous)
 
 
-def test_a_closed_terminal_ends_the_server(checkpoint: Path) -> None:
-    """Started by hand in a window that is then closed: nobody could see or stop it."""
-    ours, theirs = pty.openpty()
-    take_terminal = (
-        "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
-    )
-    command = [sys.executable, str(FAKE_ENGINE_SERVER), "count", f"model={checkpoint}", "port=0"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", take_terminal, *command],
-        stdin=theirs,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        text=True,
-    )
-    os.close(theirs)
-    try:
-        Server(process).wait_ready()
-        os.close(ours)
-        assert process.wait(60) == 0
-    finally:
-        process.kill()
-        process.communicate()
+def test_a_process_that_loads_ends_when_the_one_in_charge_is_killed(checkpoint: Path) -> None:
+    """Otherwise the port accepts connections that nobody answers until it has loaded."""
+    with running("gate", checkpoint) as server:
+        server.wait_ready()
+        with open_streams(server, 1) as streams:
+            in_charge = hang_up(server)
+            new = loading(server, in_charge)
+            wait_until(lambda: "fake_engine_process" in str(child_commands(new)))
+            os.kill(engine_of(new), signal.SIGSTOP)  # it never becomes ready
+            os.kill(in_charge, signal.SIGKILL)
+            server.read_until("stopping: the process that has taken over has ended")
+            assert has_ended(new)
+            listen("127.0.0.1", int(server.url.rsplit(":", 1)[1])).close()
+            os.kill(engine_of(server.process.pid), signal.SIGUSR1)
+            assert events(streams[0])[-1] == "[DONE]"
+        assert server.exit_code() == 1
 
 
 def test_a_socket_of_systemd_is_served(checkpoint: Path) -> None:
-    command = [sys.executable, str(FAKE_ENGINE_SERVER), "count", f"model={checkpoint}", "port=1", "served_model_name=m"]
-    with listen("127.0.0.1", 0) as listener:
+    with listen("127.0.0.1", 0) as listener, of_systemd("count", checkpoint, listener) as server:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        os.set_inheritable(listener.fileno(), True)
-        process = subprocess.Popen(
-            ["sh", "-c", f"exec 3<&0 0</dev/null; {RUN}", "sh", *command],
-            stdin=listener.fileno(),  # a redirection of the shell makes it descriptor 3
-            stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "LISTEN_FDS": "1"},
-            text=True,
-        )
-        try:
-            server = Server(process)
-            server.wait_ready()
-            assert server.url == url
-            assert httpx.post(f"{url}/v1/completions", json={**LONG, "stream": False}).status_code == 200
-            process.terminate()
-            assert process.wait(60) == 0
-        finally:
-            process.kill()
-            process.communicate()
+        server.wait_ready()
+        assert server.url == url
+        assert httpx.post(f"{url}/v1/completions", json={**LONG, "stream": False}).status_code == 200
+        server.process.terminate()
+        assert server.exit_code() == 0
+
+
+def is_open(listener: socket.socket) -> bool:
+    return bool(listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
+@pytest.mark.parametrize("num_restarts", [1, 2])
+def test_a_socket_of_systemd_stays_open_when_the_process_that_has_taken_over_is_lost(
+    checkpoint: Path, num_restarts: int
+) -> None:
+    """systemd starts the service again with it."""
+    with listen("127.0.0.1", 0) as listener, of_systemd("gate", checkpoint, listener) as server:
+        server.wait_ready()
+        draining = server.process.pid
+        if num_restarts > 1:
+            draining = hang_up(server)
+            wait_until(lambda: set(child_commands(server.process.pid)) == {draining})
+        engine = engine_of(draining)
+        with open_streams(server, 1) as streams:
+            os.kill(hang_up(server), signal.SIGKILL)
+            server.read_until("stopping: the process that has taken over has ended")
+            os.kill(engine, signal.SIGUSR1)
+            assert events(streams[0])[-1] == "[DONE]"
+        server.exit_code()
+        assert is_open(listener)
+
+
+def test_a_socket_of_systemd_stays_open_when_the_first_process_is_killed(checkpoint: Path) -> None:
+    with listen("127.0.0.1", 0) as listener, of_systemd("gate", checkpoint, listener) as server:
+        server.wait_ready()
+        new = hang_up(server)
+        wait_until(lambda: set(child_commands(server.process.pid)) == {new})
+        server.process.kill()
+        server.read_until("stopping: the first process of this server was killed")
+        assert server.process.stderr is not None
+        server.process.stderr.read()  # until the last process has ended
+        assert is_open(listener)
