@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from engine.distributed.keepalive import limit_silence
 from engine.distributed.packets import HEADER, KINDS, PacketKind
 
 HELLO_S = 10.0  # for a connection to say which rank it is
 LOOK_S = 0.2  # that a look at all connections lasts at most
 MAX_STRANGERS = 64  # connections that have not said it; one more ends the oldest
 MAX_BYTES = 1 << 16  # of a packet
-KEEPALIVE = {socket.TCP_KEEPIDLE: 5, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}  # gone after 20 s of silence
+ENDED = select.POLLRDHUP | select.POLLHUP | select.POLLERR  # nothing more comes than what is there
 
 Packet = tuple[PacketKind, bytes]
 
@@ -80,10 +81,19 @@ class Guests:
 
     def look(self, hear: Callable[[Guest], bool]) -> None:
         """Accept and receive what there is; wait for it for LOOK_S at most. `hear` receives what a guest sends, and
-        returns False if the connection is of no more use. Raises OSError."""
-        events = [fd for fd, _ in self._poll.poll(LOOK_S * 1000)]
-        useless = [fd for fd in events if fd in self._by_fd and not hear(self._by_fd[fd])]
-        for fd in {*useless, *self._unwelcome()}:
+        returns False if the connection is of no more use.
+
+        Guests that have ended are heard to their last word and released before any other is heard: a rank may have
+        ended and come again since the last look. Raises OSError.
+        """
+        events = dict(self._poll.poll(LOOK_S * 1000))
+        for fd in [fd for fd, event in events.items() if event & ENDED]:
+            while fd in self._by_fd:
+                self._hear(fd, hear)
+        for fd in events:
+            if fd in self._by_fd:
+                self._hear(fd, hear)
+        for fd in self._unwelcome():
             self.release(self._by_fd[fd]).close()
         if self._listener.fileno() in events:
             with suppress(BlockingIOError, ConnectionError):  # gone again
@@ -99,14 +109,18 @@ class Guests:
         for guest in self:
             guest.connection.close()
 
+    def _hear(self, fd: int, hear: Callable[[Guest], bool]) -> None:
+        """Hear a guest once; close its connection if it is of no more use."""
+        guest = self._by_fd[fd]
+        if not hear(guest):
+            self.release(guest).close()
+
     def _accept(self) -> None:
         connection, address = self._listener.accept()
         connection.setblocking(False)
-        for option, value in KEEPALIVE.items():  # a host that vanishes while others are awaited may come again
-            connection.setsockopt(socket.IPPROTO_TCP, option, value)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        limit_silence(connection)  # a host that vanishes while others are awaited may come again
         self._by_fd[connection.fileno()] = Guest(connection, address[0], self._clock())
-        self._poll.register(connection, select.POLLIN)
+        self._poll.register(connection, select.POLLIN | select.POLLRDHUP)
 
     def _unwelcome(self) -> list[int]:
         """Return the descriptors of the strangers that are too many, the oldest, or have been silent for too long."""

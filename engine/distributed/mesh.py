@@ -17,6 +17,7 @@ import msgspec
 from torch.distributed import Store  # type: ignore[attr-defined]
 
 from engine.distributed.arrivals import Guest, Guests
+from engine.distributed.keepalive import limit_silence
 from engine.distributed.packets import PacketKind, send_packet
 from model.cut import Cut
 from model.group import GroupEndedError
@@ -56,7 +57,7 @@ def prepare_connection(connection: socket.socket, timeout_s: float) -> None:
     """Send small packets at once, and give up a host that acknowledges nothing for `timeout_s`."""
     connection.settimeout(None)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(timeout_s * 1000))
+    limit_silence(connection, timeout_s)
 
 
 def _connect(cut: Cut, store: Store, address: str, timeout_s: float, opened: ExitStack) -> Connections:

@@ -43,6 +43,7 @@ class PacketKind(IntEnum):
     POPULATE = 12  # to a rank: write the whole KV pool, so that it has its memory
     GRAPHS = 14  # to a rank: capture decode steps whose block tables have this width
     GREETING = 13  # from a rank to another one, not to rank 0 alone: engine/distributed/mesh.py
+    TAKEN = 15  # to a rank on another host: its number has a connection, perhaps a dead one; it may ask again; as text
 
 
 KINDS = frozenset(PacketKind)

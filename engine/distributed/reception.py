@@ -6,13 +6,15 @@
       | DESCRIBED       |     its numerics and checkpoint
       |            JOIN |     once all are there: the port of the store by which they find each other
 
-Whoever does not fit gets FAILED with a reason, and rank 0 goes on waiting for the right one.
+Whoever does not fit gets FAILED with a reason, and rank 0 continues to wait for the right one. A rank whose number has
+a connection already gets TAKEN and asks again for a while: after a loss of power that connection may be its own, dead.
 """
 
 import logging
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import msgspec
 
@@ -20,13 +22,22 @@ from engine.config import EngineConfig
 from engine.distributed.agreement import Hello, RankDescription, difference, refusal
 from engine.distributed.arrivals import Guest, Guests
 from engine.distributed.packets import PacketKind, send_packet
-from engine.errors import EngineConfigError
+from engine.errors import EngineConfigError, EngineError, FatalEngineError
 
 JOIN_S = 600.0  # for all ranks to come: hosts start at different times
 MAX_FAULTS = 100  # that are logged: whoever reaches the port can cause them
 MAX_FAULT_CHARS = 300
 
 log = logging.getLogger("smoe.engine")
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Answer to a connection that is sent away."""
+
+    reason: str  # one line for the other host's log
+    misfit: int | None = None  # the rank, if its settings or checkpoint do not fit
+    kind: PacketKind = PacketKind.FAILED
 
 
 class Reception:
@@ -47,22 +58,26 @@ class Reception:
         self._clock = clock
         self._guests = Guests(listener, clock)
         self._last_fault = ""
-        self._failed_rank: int | None = None  # which the last fault is about
+        self._misfit: int | None = None  # rank whose settings or checkpoint are the last fault
         self._num_faults = 0
 
     def wait(
         self, on_wait: Callable[[], None], timeout_s: float = JOIN_S, find_ended: Callable[[], dict[int, str]] = dict
     ) -> list[Guest]:
         """Return ranks 1, 2, ... when all are there. Calls `on_wait` meanwhile. `find_ended` returns ranks that will
-        not come any more, and how they ended. Raises EngineConfigError."""
+        not come any more, and how they ended.
+
+        Raises EngineConfigError if the last fault is a rank's settings or checkpoint, else FatalEngineError: the ranks
+        may come after a restart.
+        """
         deadline_s = self._clock() + timeout_s
         while missing := self._missing():
             if self._clock() > deadline_s:
                 self.close()
-                raise EngineConfigError(self._explain(missing, timeout_s))
+                raise self._error(self._explain(missing, timeout_s), self._misfit is not None)
             ended = find_ended()
             self._guests.look(self._hear)
-            self._refuse(ended)
+            self._raise_if_gone(ended)
             on_wait()
         for guest in [guest for guest in self._guests if not guest.is_present]:
             guest.connection.close()
@@ -72,12 +87,16 @@ class Reception:
         """Close all connections."""
         self._guests.close()
 
-    def _refuse(self, ended: dict[int, str]) -> None:
-        """Raise EngineConfigError with the reason of a rank that has ended, once all that it said is heard."""
+    def _raise_if_gone(self, ended: dict[int, str]) -> None:
+        """Raise the reason of a rank that has ended, once all that it said is heard; see wait()."""
         for rank, end in ended.items():
             if all(guest.rank != rank for guest in self._guests):
                 self.close()
-                raise EngineConfigError(self._last_fault if rank == self._failed_rank else end)
+                is_misfit = rank == self._misfit
+                raise self._error(self._last_fault if is_misfit else end, is_misfit)
+
+    def _error(self, message: str, is_misfit: bool) -> EngineError:
+        return EngineConfigError(message) if is_misfit else FatalEngineError(message)
 
     def _missing(self) -> list[int]:
         present = {guest.rank for guest in self._guests if guest.is_present}
@@ -90,7 +109,6 @@ class Reception:
 
     def _hear(self, guest: Guest) -> bool:
         """Receive what a guest sends and answer a packet; return False if the connection is of no more use."""
-        reason = ""
         try:
             packet = guest.receive()
             if packet is None:
@@ -100,39 +118,49 @@ class Reception:
                 reason = content.decode(errors="replace")
                 self._note(f"rank {guest.rank} on {guest.address} ended: {reason}", guest.rank)
                 return False
-            if reason := self._answer(guest, kind, content):
-                self._note(f"{guest.address} was refused: {reason}")
-                send_packet(guest.connection, PacketKind.FAILED, reason.encode())
+            if refusal := self._answer(guest, kind, content):
+                self._send_away(guest, refusal)
+                return False
         except (OSError, msgspec.MsgspecError):
             return False
-        return not reason
+        return True
 
-    def _note(self, fault: str, failed_rank: int | None = None) -> None:
+    def _send_away(self, guest: Guest, refusal: Refusal) -> None:
+        """Note a refusal, once if the rank asks again and again, and send it. Raises OSError."""
+        fault = f"{guest.address} was refused: {refusal.reason}"
+        if refusal.kind is not PacketKind.TAKEN or fault != self._last_fault:
+            self._note(fault, refusal.misfit)
+        send_packet(guest.connection, refusal.kind, refusal.reason.encode())
+
+    def _note(self, fault: str, misfit: int | None = None) -> None:
         """Log why somebody is sent away, and keep it for the end of a wait in vain. A stranger may have written it.
 
-        `failed_rank`: the rank that said why it ends."""
+        `misfit`: the rank whose settings or checkpoint are the fault."""
         text = " ".join(fault[:MAX_FAULT_CHARS].split())
         self._last_fault = "".join(character if character.isprintable() else "?" for character in text)
-        self._failed_rank = failed_rank
+        self._misfit = misfit
         self._num_faults += 1
         if self._num_faults <= MAX_FAULTS:
             log.warning("%s", self._last_fault)
 
-    def _answer(self, guest: Guest, kind: PacketKind, content: bytes) -> str:
+    def _answer(self, guest: Guest, kind: PacketKind, content: bytes) -> Refusal | None:
         """Answer a packet; return why the rank is refused, if it is. Raises OSError and MsgspecError."""
         if kind is PacketKind.HELLO and guest.rank is None:
             hello = msgspec.msgpack.decode(content, type=Hello)
             if reason := refusal(hello, self._config, self._version):
-                return reason
+                return Refusal(reason, hello.rank)
             if any(other.rank == hello.rank for other in self._guests):
-                return f"rank {hello.rank} is there already: another host has the same --node-rank"
+                reason = f"rank {hello.rank} is there already: another host has the same --node-rank"
+                return Refusal(reason, kind=PacketKind.TAKEN)
             guest.rank = hello.rank
             send_packet(guest.connection, PacketKind.CONFIG, msgspec.msgpack.encode(self._config))
-            return ""
+            return None
         if kind is PacketKind.DESCRIBED and guest.rank is not None:
             other = msgspec.msgpack.decode(content, type=RankDescription)
             if reason := difference(guest.rank, self._own, other):
-                return reason
+                return Refusal(reason, guest.rank)
             guest.is_present = True
-            return ""
-        return "this is no rank of smoe"
+            if guest.rank == self._misfit:  # it fits now
+                self._misfit = None
+            return None
+        return Refusal("this is no rank of smoe")

@@ -1,6 +1,7 @@
 """Strangers at rank 0's port: bounded in number and time, and no rank waits for one of them."""
 
 import logging
+import select
 import socket
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,12 +15,13 @@ from engine.config import EngineConfig
 from engine.distributed.agreement import Hello, RankDescription
 from engine.distributed.arrivals import HELLO_S, MAX_BYTES, MAX_STRANGERS, Guest
 from engine.distributed.joining import join
-from engine.distributed.packets import HEADER, PacketKind, send_packet
+from engine.distributed.packets import HEADER, PacketKind, receive_packet, send_packet
 from engine.distributed.reception import MAX_FAULT_CHARS, MAX_FAULTS, Reception
 from tests.support.conditions import LIMIT_S, wait_until
 
 OWN = RankDescription("native.4-avx2", "0123")
 HELLO = msgspec.msgpack.encode(Hello(1, 2, 2, "1"))
+DESCRIBED = msgspec.msgpack.encode(OWN)
 
 
 class Clock:
@@ -69,6 +71,13 @@ def waiting_rank_0() -> Iterator[tuple[Port, ExitStack]]:
         yield Port(number, reception, clock, threads.submit(reception.wait, lambda: None, 3600.0), config), stack
 
 
+def events_of(guest: Guest) -> int:
+    """Return what poll() reports for a guest's connection."""
+    poll = select.poll()
+    poll.register(guest.connection, select.POLLIN | select.POLLRDHUP)
+    return sum(event for _, event in poll.poll(0))
+
+
 def is_closed(connection: socket.socket) -> bool:
     """Return whether the other end is closed; it has sent nothing."""
     connection.setblocking(False)
@@ -102,6 +111,40 @@ def test_a_packet_may_come_byte_by_byte() -> None:
         wait_until(lambda: [guest.rank for guest in port.reception._guests] == [1])
         send_packet(rank, PacketKind.DESCRIBED, msgspec.msgpack.encode(OWN))
         assert [guest.rank for guest in port.waiting.result(LIMIT_S)] == [1]
+
+
+@pytest.mark.parametrize(
+    ("last_words", "fault"),
+    [
+        (b"", ""),
+        (HEADER.pack(PacketKind.DESCRIBED, len(DESCRIBED)) + DESCRIBED, ""),
+        (HEADER.pack(PacketKind.FAILED, 3) + b"why", "rank 1 on 127.0.0.1 ended: why"),
+    ],
+    ids=["none", "described", "failed"],
+)
+def test_a_rank_that_ended_and_came_again_since_the_last_look_is_received(last_words: bytes, fault: str) -> None:
+    config = EngineConfig(model="/m", tensor_parallel_size=2, nnodes=2)
+    with socket.create_server(("127.0.0.1", 0)) as listener, ExitStack() as stack:
+        reception = Reception(listener, config, OWN, "1")
+        stack.callback(reception.close)
+        before, again = (
+            stack.enter_context(socket.create_connection(listener.getsockname(), LIMIT_S)) for _ in range(2)
+        )
+        send_packet(before, PacketKind.HELLO, HELLO)
+        again.sendall(HEADER.pack(PacketKind.HELLO, len(HELLO)))
+        while [(guest.rank, len(guest.received)) for guest in reception._guests] != [(1, 0), (None, HEADER.size)]:
+            reception._guests.look(reception._hear)
+        before.sendall(last_words)
+        again.sendall(HELLO)
+        receive_packet(before)
+        before.close()
+        first, second = reception._guests
+        wait_until(lambda: bool(events_of(first) & select.POLLRDHUP and events_of(second)))
+        reception._guests.look(reception._hear)
+        assert [guest.rank for guest in reception._guests] == [1]
+        answer = receive_packet(again)
+        assert answer is not None and answer[0] is PacketKind.CONFIG
+        assert reception._last_fault == fault
 
 
 def test_of_too_many_silent_strangers_the_oldest_are_sent_away_and_the_rank_joins() -> None:

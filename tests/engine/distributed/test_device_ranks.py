@@ -99,7 +99,7 @@ def test_a_start_makes_the_ranks_and_they_generate_what_one_does_until_one_is_ki
 def test_a_rank_that_ends_before_it_joins_ends_the_start(alone: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     code = "import os, sys; os.read(int(sys.argv[1]), 1); sys.exit(3)"
     monkeypatch.setattr(host_processes, "HOST_RANK_COMMAND", (sys.executable, "-c", code))
-    with pytest.raises(EngineConfigError, match=r"^rank 1 exited with 3$"), ranks_of(alone):
+    with pytest.raises(FatalEngineError, match=r"^rank 1 exited with 3$"), ranks_of(alone):
         pass
 
 
