@@ -109,19 +109,22 @@ class EngineProcess:
 
     def run(self) -> int:
         """Serve until the peer closes the socket, or until the engine fails. Return the exit code."""
+        ready = False
         try:
             if are_assertions_off():
                 raise EngineConfigError(NO_ASSERTIONS)
             engine, early = self._start()
             with closing_ranks(engine.loaded.ranks):
                 self.channel.send(ready_message(engine.config, engine.loaded))
+                ready = True
                 self._serve(engine, early)
         except PeerClosedError:
             return 0
         except (CheckpointError, EngineConfigError) as error:
             return self._fail(str(error), USER_ERROR)
         except (FatalEngineError, GroupEndedError) as error:  # a group may end before the first step, which explains it
-            log.exception("the engine ends with all of its requests")
+            if ready:  # a start that fails is the one line of Failed
+                log.exception("the engine ends with all of its requests")
             return self._fail(str(error) or LOST_GROUP, CRASH)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):

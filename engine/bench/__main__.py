@@ -1,7 +1,7 @@
 """`python -m engine.bench TASK`: the process with torch behind `smoe bench kernels` and `smoe bench engine`.
 
 TASK is the JSON of a Task. Standard output gets one JSON object, standard error a line per measurement. Settings that
-cannot work print one line and exit 2.
+cannot work print one line and exit 2, ranks that end 1.
 """
 
 import sys
@@ -15,7 +15,7 @@ from engine.bench.steps import StepBench
 from engine.bench.task import Task
 from engine.capacity.sizing import served_dtype, served_kv_dtype
 from engine.engine import Engine
-from engine.errors import EngineConfigError
+from engine.errors import EngineConfigError, FatalEngineError
 from engine.startup.backend import choose_backend
 from engine.startup.loading import DTYPES, choose_device, load_random
 from model.bench.kernels import Setting, measure_kernels
@@ -110,6 +110,9 @@ def main() -> int:
     except (EngineConfigError, CheckpointError) as error:
         sys.stderr.write(f"smoe: {error}\n")
         return 2
+    except FatalEngineError as error:  # ranks that do not come, or that end
+        sys.stderr.write(f"smoe: {error}\n")
+        return 1
     sys.stdout.buffer.write(msgspec.json.encode(results) + b"\n")
     return 0
 

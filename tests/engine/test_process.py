@@ -17,7 +17,7 @@ import pytest
 
 from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.errors import PeerClosedError
+from engine.errors import FatalEngineError, PeerClosedError
 from engine.grammars.build_queue import GrammarQueue
 from engine.heartbeat import Heartbeat
 from engine.messages import (
@@ -151,11 +151,14 @@ def test_one_receive_reads_all_messages_that_have_arrived(monkeypatch: pytest.Mo
     [
         (GroupEndedError("rank 1 is gone"), "rank 1 is gone"),
         (GroupEndedError(), LOST_GROUP),
+        (FatalEngineError("rank 1 does not come"), "rank 1 does not come"),
         (MemoryError(), NO_MEMORY),
     ],
-    ids=["a named rank", "the group", "memory"],
+    ids=["a named rank", "the group", "a rank that does not come", "memory"],
 )
-def test_a_start_that_fails_says_why(fault: Exception, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_start_that_fails_says_why_and_logs_no_traceback(
+    fault: Exception, message: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def fail(_: EngineProcess) -> None:
         raise fault
 
@@ -165,6 +168,7 @@ def test_a_start_that_fails_says_why(fault: Exception, message: str, monkeypatch
         assert EngineProcess(Channel(theirs), Heartbeat()).run() == CRASH
         reader: FrameReader[FromEngine] = FrameReader(FromEngine)
         assert reader.feed(ours.recv(1 << 16)) == [Failed(message, CRASH)]
+    assert not caplog.records
 
 
 def test_an_aborted_request_that_is_still_in_the_socket_is_never_queued() -> None:
