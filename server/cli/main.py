@@ -15,13 +15,14 @@ from typer.core import TyperGroup
 
 from server.cli import client_commands, complete_command, completion
 from server.cli.bench import commands as bench_commands
-from server.cli.errors import INTERRUPTED, report_error
+from server.cli.errors import EXIT_CODE, INTERRUPTED, report_error
 from server.cli.explain import command as explain
 from server.cli.plan import flags as flags_of_plan
 from server.cli.run import command as run
 from server.cli.settings.options import given_settings, settings_command
 from server.cli.top import command as top
 from server.cli.usage_errors import usage_line
+from server.lifecycle.standard_streams import is_output_lost, open_closed_streams
 
 # The order of the help: what a first day needs comes first.
 HELP_ORDER = (
@@ -246,6 +247,7 @@ def experts_command(
 
 def main() -> None:
     """Run the `smoe` command. An invalid command line prints one line and exits with 2."""
+    open_closed_streams()
     try:
         code = completion.run(sys.argv[1:])
         code = app(prog_name="smoe", standalone_mode=False) if code is None else code
@@ -254,4 +256,8 @@ def main() -> None:
         code = 2
     except typer.Abort:
         code = INTERRUPTED
-    sys.exit(code)
+    except OSError:
+        if not is_output_lost(after_error=True):
+            raise
+        code = EXIT_CODE
+    sys.exit(EXIT_CODE if not code and is_output_lost() else code)

@@ -22,7 +22,7 @@ from server.lifecycle.health_page import HealthPage
 from server.lifecycle.restart.early_hangup import EarlyHangup
 from server.lifecycle.startup_report import SIGHUP_IGNORED, StartupReport
 from server.model_files.location import ModelNotFoundError, described, locate_model
-from server.observability.log_stream import logging_to, open_standard_streams
+from server.observability.log_stream import logging_to
 from server.settings.engine_config import engine_config
 from server.settings.settings import Settings
 from server.settings.sources import model_stores
@@ -38,7 +38,6 @@ def serve_node(settings: Settings, launcher_attempt: int | None, hangup: EarlyHa
     """
     if are_assertions_off():
         raise StartError(NO_ASSERTIONS)
-    open_standard_streams()
     try:
         model_dir = locate_model(settings.model, model_stores())
         # Under torchrun processes share a host, and it watches them itself.

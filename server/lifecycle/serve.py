@@ -20,7 +20,7 @@ from server.lifecycle.interpreter import tune_interpreter
 from server.lifecycle.restart.early_hangup import EarlyHangup
 from server.lifecycle.restart.predecessor import Inheritance
 from server.model_files.location import ModelNotFoundError, locate_model
-from server.observability.log_stream import logging_to, open_standard_streams
+from server.observability.log_stream import logging_to
 from server.settings.settings import Settings
 from server.settings.sources import model_stores
 
@@ -42,7 +42,6 @@ def serve(
     if are_assertions_off():
         raise StartError(NO_ASSERTIONS)
     tune_interpreter()
-    open_standard_streams()
     inherited = Inheritance()
     try:
         model_dir = locate_model(settings.model, model_stores())

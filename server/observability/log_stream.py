@@ -141,13 +141,3 @@ def logging_to(
     finally:
         root.removeHandler(handler)
         stream.end()
-
-
-def open_standard_streams() -> None:
-    """Open /dev/null for those of the descriptors 0, 1 and 2 that are closed.
-
-    Otherwise the next socket gets such a descriptor, and its client the log lines.
-    """
-    while (fd := os.open(os.devnull, os.O_RDWR)) <= STDERR:
-        continue
-    os.close(fd)

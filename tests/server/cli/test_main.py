@@ -142,3 +142,31 @@ def test_an_invalid_command_line_gets_one_line_and_exit_code_2(arguments: tuple[
     assert refused.returncode == 2
     assert refused.stderr.startswith("smoe: ") and refused.stderr.count("\n") == 1
     assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [("--version",), ("--help",), ("plan",)], ids=str)
+def test_output_that_a_full_disk_loses_is_reported_in_one_line(arguments: tuple[str, ...], unbuffered: str) -> None:
+    command = [sys.executable, "-m", "server", *arguments]
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "w") as full:
+        lost = subprocess.run(
+            command, cwd=ROOT, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (lost.returncode, lost.stderr) == (2, "smoe: standard output: No space left on device\n")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_command_runs_with_closed_streams_and_writes_into_no_file_of_its_own(closed: str) -> None:
+    script = (
+        "import os, sys\n"
+        "sys.argv = ['smoe', 'plan']\n"
+        "from server.cli.main import main\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        "    os._exit(int(os.open(os.devnull, os.O_RDONLY) <= 2) or 2 * int(str(sys.exception()) != '0'))\n"
+    )
+    shell = ["sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, script]
+    ended = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")

@@ -14,10 +14,12 @@ from server.engine_client import restart_policy
 from server.lifecycle.errors import StartError
 from server.lifecycle.restart.early_hangup import EarlyHangup
 from server.lifecycle.serve import serve
+from server.lifecycle.standard_streams import open_closed_streams
 from server.observability import throughput_log
 from server.settings.sources import load_settings
 
 if __name__ == "__main__":
+    open_closed_streams()
     mode, *flags = sys.argv[1:]
     given = dict(flag.split("=", 1) for flag in flags)
     if given.pop("without_delays", None):
