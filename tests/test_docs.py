@@ -27,6 +27,7 @@ MAX_README_LINES = 120
 
 # Flags of other programs that the pages name.
 FOREIGN_FLAGS = {
+    "--unix-socket",  # curl
     *("--build", "--build-arg", "--init"),  # docker
     *("--exclude", "--include", "--local-dir"),  # hf
     *("--torch-backend", "--pip-args", "--extra-index-url"),  # uv, pipx, pip

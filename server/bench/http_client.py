@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import h11
 
 from server.bench.authorization import bearer
-from server.bench.server_url import authority, parse_server_url
+from server.bench.server_url import UNIX, authority, parse_server_url
 from server.bench.unreachable import TRY_TLS, tls_fault
 
 READ_BYTES = 1 << 16
@@ -47,6 +47,7 @@ class Endpoint:
     root: str = ""
     is_tls: bool = False
     api_key: str | None = None
+    uds: str = ""  # path of a Unix socket, which takes the place of host and port
 
     @classmethod
     def parse(cls, url: str, api_key: str | None = None) -> "Endpoint":
@@ -54,12 +55,14 @@ class Endpoint:
         if api_key is not None:
             bearer(api_key)
         parts = parse_server_url(url)
-        return cls(parts.host, parts.port, parts.root, parts.is_tls, api_key)
+        return cls(parts.host, parts.port, parts.root, parts.is_tls, api_key, parts.uds)
 
     @property
     def url(self) -> str:
         """The URL without /v1 and without the key."""
-        return f"{'https' if self.is_tls else 'http'}://{self._authority}{self.root}"
+        if self.uds:
+            return UNIX + self.uds
+        return f"{'https' if self.is_tls else 'http'}://{authority(self.host, self.port)}{self.root}"
 
     def head(self, method: str, path: str, body_len: int) -> h11.Request:
         """Return the head of a request after whose response the server closes the connection."""
@@ -73,10 +76,6 @@ class Endpoint:
         if self.api_key is not None:
             headers.append(("Authorization", bearer(self.api_key)))
         return h11.Request(method=method, target=self.root + path, headers=headers)
-
-    @property
-    def _authority(self) -> str:
-        return authority(self.host, self.port)
 
 
 class BodyDecoder:
@@ -171,6 +170,8 @@ async def request(endpoint: Endpoint, method: str, path: str, body: bytes = b"")
 
 
 async def _connect(endpoint: Endpoint) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    if endpoint.uds:
+        return await asyncio.open_unix_connection(endpoint.uds)
     context = ssl.create_default_context() if endpoint.is_tls else None
     try:
         return await asyncio.open_connection(endpoint.host, endpoint.port, ssl=context)

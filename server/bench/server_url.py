@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from urllib.parse import SplitResult, quote, urlsplit
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
+UNIX = "unix:"
 IN_PATHS = "/%!$&'()*+,;=:@"  # besides letters, digits and -._~; a % is taken for one that encodes already
 
 
@@ -15,11 +16,12 @@ class ServerUrl:
     port: int
     root: str  # everything before /v1, as a request line may have it
     is_tls: bool
+    uds: str = ""  # path of a Unix socket, which takes the place of host and port
 
     @property
     def authority(self) -> str:
-        """Host and port."""
-        return authority(self.host, self.port)
+        """Host and port, or the path of a Unix socket after "unix:"."""
+        return UNIX + self.uds if self.uds else authority(self.host, self.port)
 
 
 def authority(host: str, port: int) -> str:
@@ -28,7 +30,12 @@ def authority(host: str, port: int) -> str:
 
 
 def parse_server_url(url: str) -> ServerUrl:
-    """Parse "http://host:8000", with or without the scheme and "/v1" at its end. Raises ValueError, in one line."""
+    """Parse "http://host:8000", with or without the scheme and "/v1" at its end, or "unix:/run/smoe.sock".
+
+    Raises ValueError, in one line.
+    """
+    if url.startswith(UNIX):
+        return _parse_unix(url)
     shown = "the URL" if "@" in url else url  # what may have a password is not shown
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
@@ -40,6 +47,14 @@ def parse_server_url(url: str) -> ServerUrl:
         raise ValueError(f"{shown}: should be like http://127.0.0.1:8000")
     root = quote(parts.path, safe=IN_PATHS, errors="surrogateescape").rstrip("/").removesuffix("/v1")
     return ServerUrl(parts.hostname, _port(parts, shown), root, parts.scheme == "https")
+
+
+def _parse_unix(url: str) -> ServerUrl:
+    path = url.removeprefix(UNIX)
+    path = path.removeprefix("//")  # unix:///run/smoe.sock
+    if not path or "\0" in path:
+        raise ValueError(f"{url!r}: should be like unix:/run/smoe.sock")
+    return ServerUrl("localhost", DEFAULT_PORTS["http"], "", is_tls=False, uds=path)
 
 
 def _port(parts: SplitResult, shown: str) -> int:

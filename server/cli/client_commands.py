@@ -15,9 +15,10 @@ from server.cli.terminal_text import write_note, write_text
 
 if TYPE_CHECKING:
     from server.cli.client.api_client import ApiClient
+    from server.settings.settings import Settings
 
 UrlFlag = Annotated[
-    str | None, typer.Option("--url", help="URL of the server. [default: from SMOE_HOST and SMOE_PORT]")
+    str | None, typer.Option("--url", help="URL of the server. [default: from SMOE_HOST and SMOE_PORT, or SMOE_UDS]")
 ]
 KeyFlag = Annotated[
     str | None,
@@ -57,7 +58,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("doctor", cls=settings_command(), short_help="Check what would prevent a start of the server.")(
         doctor_command
     )
-    settings = settings_command("host", "port", "ssl_certfile", "ssl_keyfile")
+    settings = settings_command("host", "port", "uds", "ssl_certfile", "ssl_keyfile")
     app.command("health", cls=settings, short_help="Ask the server here whether it is alive.")(health_command)
 
 
@@ -246,9 +247,15 @@ def client_of(url: str | None, api_key: str | None) -> "ApiClient":
     except SettingsError as error:
         raise ApiError(str(error)) from None
     key = api_key or next(iter(settings.api_keys), None)
+    return ApiClient(url or _url_of(settings), key)
+
+
+def _url_of(settings: "Settings") -> str:
+    if settings.uds is not None:
+        return f"unix:{settings.uds}"
     scheme = "http" if settings.ssl_certfile is None else "https"
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return ApiClient(url or f"{scheme}://{host}:{settings.port}", key)
+    return f"{scheme}://{host}:{settings.port}"
 
 
 def _history_file() -> Path:

@@ -28,7 +28,7 @@ from server.cli.plan.memory import PlanError, PlanReport, expert_speeds, make_re
 from server.engine_client.launch import package_root
 from server.fairness.budgets import budgets, server_demand, shortage, summary
 from server.http.certificate import CertificateError, check_certificate
-from server.http.listener import ListenError, listen
+from server.http.listener import ListenError, listen_as
 from server.lifecycle.batches import check_batch_dir
 from server.lifecycle.errors import StartError
 from server.lifecycle.text_checks import check_texts
@@ -328,9 +328,12 @@ def _writable(name: str, flag: str, check: Callable[[], None]) -> Check:
 
 def _port(settings: Settings) -> Check:
     try:
-        listen(settings.host, settings.port).close()
+        listen_as(settings).close()
     except ListenError as error:
         return Check("port", "fail", str(error))
+    if settings.uds is not None:
+        settings.uds.unlink(missing_ok=True)
+        return Check("port", "ok", f"a Unix socket at {settings.uds} can be made")
     return Check("port", "ok", f"{settings.host}:{settings.port} is free")
 
 

@@ -5,6 +5,7 @@ import queue
 import ssl
 import threading
 
+from server.cli.client.unix_connection import UnixConnection
 from server.settings.settings import Settings
 
 TIMEOUT_S = 3.0  # for the whole answer; the image's health check has 5 s
@@ -17,15 +18,22 @@ def fault(settings: Settings, path: str) -> str:
 
     Nothing is sent that a stranger may not see: the certificate, which need not name this address, is not checked.
     """
-    host, port = LOOPBACK.get(settings.host, settings.host), settings.port
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)
-    if settings.ssl_certfile is not None and not settings.node_rank:  # the page of other hosts has no TLS
-        connection = http.client.HTTPSConnection(host, port, timeout=TIMEOUT_S, context=_unchecked())
+    address, connection = _server_of(settings)
     answer = _in_time(connection, path)
     if isinstance(answer, Exception):
         return f"no answer from {address}: {getattr(answer, 'strerror', None) or answer}"
     return "" if answer == http.HTTPStatus.OK else f"{address}{path} answers {answer}"
+
+
+def _server_of(settings: Settings) -> tuple[str, http.client.HTTPConnection]:
+    """Return the server's address as errors have it, and a connection that is not open yet."""
+    if settings.uds is not None:
+        return f"unix:{settings.uds}", UnixConnection(str(settings.uds), TIMEOUT_S)
+    host, port = LOOPBACK.get(settings.host, settings.host), settings.port
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    if settings.ssl_certfile is not None and not settings.node_rank:  # the page of other hosts has no TLS
+        return address, http.client.HTTPSConnection(host, port, timeout=TIMEOUT_S, context=_unchecked())
+    return address, http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)
 
 
 def _in_time(connection: http.client.HTTPConnection, path: str) -> int | Exception:

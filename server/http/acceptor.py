@@ -10,6 +10,7 @@ from functools import partial
 from server.http.bounded_reads import BoundedReadProtocol
 from server.http.client_hello import wait_for_client_hello
 from server.http.limits.read_limiter import ReadLimiter
+from server.http.listener import is_unix
 
 ACCEPTS_PER_ITERATION = (
     64  # with one, thousands of simultaneous connections and health checks would wait for each other
@@ -73,8 +74,9 @@ class Acceptor:
 
     def _begin(self, connected: socket.socket) -> None:
         connected.setblocking(False)
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a stream's events are small
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+        if not is_unix(connected):  # which sends at once, and of which Linux takes 208 kB at most
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a stream's events are small
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         protocol = self._new_protocol()
         task = self._loop.create_task(self._open(connected, protocol))
         self._opening.add(task)

@@ -16,7 +16,7 @@ from engine.assertions import NO_ASSERTIONS, are_assertions_off
 from server.engine_client.inflight import CrashReport
 from server.engine_client.status import EngineStatus
 from server.engine_client.supervisor import EngineEvents, EngineSupervisor, SupervisorConfig
-from server.http.listener import ListenError, listen
+from server.http.listener import ListenError, listen_as
 from server.lifecycle.errors import StartError, process_error
 from server.lifecycle.health_page import HealthPage
 from server.lifecycle.restart.early_hangup import EarlyHangup
@@ -41,7 +41,7 @@ def serve_node(settings: Settings, launcher_attempt: int | None, hangup: EarlyHa
     try:
         model_dir = locate_model(settings.model, model_stores())
         # Under torchrun processes share a host, and it watches them itself.
-        listener = listen(settings.host, settings.port) if launcher_attempt is None else None
+        listener = listen_as(settings) if launcher_attempt is None else None
     except (ModelNotFoundError, ListenError) as error:
         raise StartError(str(error)) from None
     with logging_to(level=settings.log_level, style=settings.log_format) as output:

@@ -14,7 +14,7 @@ from engine.assertions import NO_ASSERTIONS, are_assertions_off
 from engine.garbage_collection import without_collections
 from server.engine_client.launch import ENGINE_COMMAND, LaunchedEngine, launch_engine
 from server.http.connections import raise_file_limit
-from server.http.listener import ListenError, listen
+from server.http.listener import ListenError, listen_as
 from server.lifecycle.errors import StartError, process_error
 from server.lifecycle.interpreter import tune_interpreter
 from server.lifecycle.restart.early_hangup import EarlyHangup
@@ -45,7 +45,7 @@ def serve(
     inherited = Inheritance()
     try:
         model_dir = locate_model(settings.model, model_stores())
-        listener = inherited.listener or listen(settings.host, settings.port)
+        listener = listen_as(settings, inherited.listener)
     except (ModelNotFoundError, ListenError) as error:
         raise StartError(str(error)) from None
     with (

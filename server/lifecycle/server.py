@@ -35,7 +35,7 @@ from server.http.certificate import CertificateError
 from server.http.connections import Connections, max_connections, raise_file_limit
 from server.http.cross_site import accepted_hosts
 from server.http.limits.read_limiter import MAX_BODY_READS, ReadLimiter
-from server.http.listener import is_loopback, url_of
+from server.http.listener import is_loopback, is_unix, names_of, url_of
 from server.http.load_shedding import LoadShedding
 from server.http.middleware import with_middleware
 from server.http.tenant_of_head import tenant_finder
@@ -252,7 +252,7 @@ class Server:
 
     def _app_with_middleware(self, app: FastAPI) -> ASGIApp:
         settings = self._settings
-        own_names = (settings.host, self._listener.getsockname()[0])
+        own_names = (settings.host, *names_of(self._listener))
         return with_middleware(
             app,
             api_keys=settings.api_keys,
@@ -310,7 +310,7 @@ class Server:
         When the engine is ready, the server is.
         """
         self._report.line(f"smoe {VERSION} loads {described(self._model_dir)}")
-        if not self._settings.api_keys and not is_loopback(self._listener):
+        if not self._settings.api_keys and not is_loopback(self._listener) and not is_unix(self._listener):
             self._report.line(f"WARNING: anyone who reaches {self._settings.host} can use this server; set --api-key")
         if self._http is not None and self._http.certificate_fault:
             self._report.line(f"WARNING: {self._http.certificate_fault}")

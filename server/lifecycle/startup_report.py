@@ -1,5 +1,6 @@
 """Print the start of the server: about 15 lines, the last one a command that sends a first request."""
 
+import shlex
 import time
 from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Literal, Protocol, cast
@@ -151,6 +152,9 @@ def ready_lines(
     path, rest = "/v1/completions", '"prompt": "It was", "max_tokens": 48, "stream": true'
     if not ready.generates:
         path, rest = "/v1/embeddings", '"input": "It was"'
+    browser, curl_url = "open it in a browser, or ", url
+    if url.startswith("unix:"):
+        browser, curl_url = "", f"--unix-socket {shlex.quote(url.removeprefix('unix:'))} http://localhost"
     return [
         f"model     {model_id}: {ready.num_parameters:,} parameters in {_kind(ready)}{of_each}; "
         f"{ready.device}, {ready.backend} backend",
@@ -159,9 +163,9 @@ def ready_lines(
         f"the KV cache holds {ready.num_blocks * ready.block_size:,} tokens{_window(ready)}",
         f"requests  may take up to {budgets} more memory while they run; `smoe doctor` lists what for",
         *([f"tools     {NO_TOOLS}"] if needs_emulation else []),
-        f"serving   {model_id} at {url} after {seconds:.1f} s; open it in a browser, or send the request below; "
+        f"serving   {model_id} at {url} after {seconds:.1f} s; {browser}send the request below; "
         "Ctrl-C ends it after the running requests",
-        f"curl -N {url}{path}{key} -H 'Content-Type: application/json' -d '{{\"model\": \"{model_id}\", {rest}}}'",
+        f"curl -N {curl_url}{path}{key} -H 'Content-Type: application/json' -d '{{\"model\": \"{model_id}\", {rest}}}'",
     ]
 
 

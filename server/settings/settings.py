@@ -119,6 +119,7 @@ class Settings(BaseModel):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 selects a free one.")
+    uds: Path | None = Field(None, description="Path of a Unix socket to listen on, in place of --host and --port.")
     api_key: Annotated[DistinctNames, DefaultText("no authentication")] = Field(
         (), repr=False, description="Key that clients must send."
     )
@@ -136,9 +137,7 @@ class Settings(BaseModel):
         "all. Other requests get 403.",
     )
     root_path: RootPath = Field("", description="Path prefix that a reverse proxy adds.")
-    ssl_keyfile: File | None = Field(
-        None, description="File with the private TLS key, to serve HTTPS. Needs the certificate too."
-    )
+    ssl_keyfile: File | None = Field(None, description="File with the TLS key, to serve HTTPS. Needs the certificate.")
     ssl_certfile: File | None = Field(
         None, description="File with the TLS certificate, to serve HTTPS. Needs the key too."
     )

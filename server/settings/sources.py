@@ -23,7 +23,7 @@ KUBERNETES = re.compile(
     r"SMOE_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_PROTO|_PORT|_ADDR)?)"
 )
 MIN_BYTES_WITHOUT_UNIT = 1 << 20
-ADDRESS_SETTINGS = ("host", "port", "root_path", "ssl_certfile", "ssl_keyfile", "allowed_hosts")
+ADDRESS_SETTINGS = ("host", "port", "uds", "root_path", "ssl_certfile", "ssl_keyfile", "allowed_hosts")
 WITHOUT_ADDRESS = f"{PREFIX}CONFIG_WITHOUT_ADDRESS"  # set by commands for a server of their own, never by people
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # read by torch; the second is its old name
 READY_NAME = "smoe-ready"  # name of the pipe on which a new process reports that it is ready

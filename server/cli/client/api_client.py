@@ -10,6 +10,7 @@ from typing import Any
 from server.bench.authorization import bearer
 from server.bench.server_url import parse_server_url
 from server.bench.unreachable import TRY_TLS, tls_fault, unreachable
+from server.cli.client.unix_connection import UnixConnection
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 60.0  # the server sends a keep-alive comment every 10 s while a stream waits
@@ -85,9 +86,8 @@ class ApiClient:
                 raise ApiError(f"the server at {self._server.authority} is not smoe: its answer is not JSON") from None
 
     def _connect(self) -> http.client.HTTPConnection:
-        kind = http.client.HTTPSConnection if self._server.is_tls else http.client.HTTPConnection
         try:
-            connection = kind(self._server.host, self._server.port, timeout=CONNECT_TIMEOUT_S)
+            connection = self._connection()
             connection.connect()
         except (OSError, http.client.HTTPException, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -97,6 +97,12 @@ class ApiClient:
             raise kind_of_error(unreachable(error, self._server.authority, reason)) from None
         connection.sock.settimeout(READ_TIMEOUT_S)
         return connection
+
+    def _connection(self) -> http.client.HTTPConnection:
+        if self._server.uds:
+            return UnixConnection(self._server.uds, CONNECT_TIMEOUT_S)
+        kind = http.client.HTTPSConnection if self._server.is_tls else http.client.HTTPConnection
+        return kind(self._server.host, self._server.port, timeout=CONNECT_TIMEOUT_S)
 
 
 def check_finite(fields: Mapping[str, object]) -> None:

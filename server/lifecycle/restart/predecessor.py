@@ -53,16 +53,24 @@ class Inheritance:
                 listener.shutdown(socket.SHUT_RDWR)
 
     def _take_listener(self, fds: list[int]) -> socket.socket | None:
-        """Return the first descriptor that is a listening socket of TCP."""
+        """Return the first descriptor that is a listening socket of TCP, or a Unix socket with a path."""
         for fd in fds:
             try:
                 candidate = socket.socket(fileno=fd)
             except OSError:
                 continue
-            if candidate.family in (socket.AF_INET, socket.AF_INET6) and candidate.type == socket.SOCK_STREAM:
+            if candidate.type == socket.SOCK_STREAM and _has_address(candidate):
                 return candidate
             candidate.detach()
         return None
+
+
+def _has_address(candidate: socket.socket) -> bool:
+    """Return True for a socket of TCP, and for a Unix socket with a path."""
+    if candidate.family == socket.AF_UNIX:
+        name = candidate.getsockname()
+        return isinstance(name, str) and name != ""  # an abstract name is bytes
+    return candidate.family in (socket.AF_INET, socket.AF_INET6)
 
 
 def _call_once(fd: int, callback: Callable[[], None]) -> None:

@@ -6,6 +6,7 @@ import re
 import shutil
 import socket
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -216,6 +217,15 @@ def test_a_taken_port_fails(monkeypatch: pytest.MonkeyPatch) -> None:
         check = run_check("port", port=port)
     assert check.verdict == "fail" and str(port) in check.detail
     assert run_check("port", port=port).verdict == "ok"
+
+
+def test_a_unix_socket_that_can_be_made_is_not_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_probe(monkeypatch)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.sock"
+        assert run_check("port", uds=path).verdict == "ok" and not path.exists()
+        path.write_text("a file")
+        assert run_check("port", uds=path).verdict == "fail" and path.read_text() == "a file"
 
 
 def test_a_missing_native_library_is_a_warning_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,21 +4,27 @@ import asyncio
 import contextlib
 import json
 import socket
+import tempfile
+from pathlib import Path
 
 import pytest
+import uvloop
 
 from server.engine_client.status import EngineStatus
+from server.http.listener import listen, listen_unix
 from server.lifecycle.health_page import MAX_HEAD_BYTES, HealthPage
 
 READY, LOADING, DEAD = EngineStatus("ready"), EngineStatus("loading", "other ranks"), EngineStatus("dead")
 
 
-async def _ask(status: EngineStatus, sent: bytes) -> bytes:
+async def _ask(status: EngineStatus, sent: bytes, path: str = "") -> bytes:
+    """Return the answer at a free port, or at a Unix socket at `path`."""
     page = HealthPage(lambda: status)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with listen_unix(Path(path)) if path else listen("127.0.0.1", 0) as listener:
         address = listener.getsockname()
         await page.start(listener)
-        reader, writer = await asyncio.open_connection(*address)
+        connected = asyncio.open_unix_connection(path) if path else asyncio.open_connection(*address)
+        reader, writer = await connected
         reply = b""
         with contextlib.suppress(ConnectionError):  # too long a head is not read to its end
             writer.write(sent)
@@ -81,3 +87,9 @@ def test_a_client_that_sends_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch
         return reply
 
     assert asyncio.run(connect()) == b""
+
+
+def test_a_check_is_answered_at_a_unix_socket() -> None:
+    with tempfile.TemporaryDirectory() as folder, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        reply = runner.run(_ask(READY, b"GET /health HTTP/1.1\r\n\r\n", f"{folder}/a.sock"))
+    assert reply.startswith(b"HTTP/1.1 200 ")

@@ -86,6 +86,14 @@ def test_the_last_lines_are_url_model_id_and_a_request_to_paste() -> None:
     assert "Authorization" not in lines[-1]
 
 
+def test_the_request_to_paste_for_a_unix_socket_names_its_path() -> None:
+    lines = ready_lines(
+        READY, max_num_seqs=256, budgets="b", url="unix:/a b", model_id="m", needs_key=False, seconds=1.0
+    )
+    assert lines[-1].startswith("curl -N --unix-socket '/a b' http://localhost/v1/completions ")
+    assert "unix:/a b" in lines[-2] and "browser" not in lines[-2]
+
+
 def test_the_request_to_paste_has_a_placeholder_for_the_key() -> None:
     lines = ready_lines(
         READY, max_num_seqs=256, budgets="b", url="http://h:1", model_id="m", needs_key=True, seconds=1.0

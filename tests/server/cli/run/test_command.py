@@ -122,7 +122,13 @@ def test_settings_become_flags_that_mean_the_same() -> None:
 
 def test_its_own_server_does_not_inherit_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = {"SMOE_API_KEY": "k", "SMOE_DTYPE": "float32"}
-    for variable, value in {**kept, "SMOE_HOST": "::", "smoe_port": "1", "SMOE_SSL_CERTFILE": "/no"}.items():
+    for variable, value in {
+        **kept,
+        "SMOE_HOST": "::",
+        "smoe_port": "1",
+        "SMOE_UDS": "/no",
+        "SMOE_SSL_CERTFILE": "/no",
+    }.items():
         monkeypatch.setenv(variable, value)
     given = environment_without_address()
     del given[WITHOUT_ADDRESS]
@@ -133,7 +139,7 @@ def test_its_own_server_takes_all_but_the_address_from_the_file_of_settings(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     tls = f"ssl-certfile: {CERTIFICATE}\nSSL_KEYFILE: {KEY}\n"
-    address = "host: '::'\nport: 1\nroot-path: /smoe\nallowed_hosts: [name.example]\n"
+    address = "host: '::'\nport: 1\nuds: /no\nroot-path: /smoe\nallowed_hosts: [name.example]\n"
     (tmp_path / "smoe.yaml").write_text(f"{tls}{address}dtype: float32\n")
     monkeypatch.setenv("SMOE_CONFIG", str(tmp_path / "smoe.yaml"))
     assert load_settings({}).ssl_certfile == CERTIFICATE

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from server.lifecycle.restart.successor import RUN
+from tests.support.conditions import wait_until
 from tests.support.paths import FAKE_ENGINE_SERVER, ROOT
 from tests.support.servers.server_process import Server
 
@@ -55,7 +56,7 @@ def loading(server: Server, pid: int) -> int:
     """Send SIGHUP to the server, of which `pid` is in charge; return the id of the process that loads."""
     server.process.send_signal(signal.SIGHUP)
     successor = int(server.read_until("SIGHUP: process .* is loading").split()[2])
-    assert successor in servers_below(pid)
+    wait_until(lambda: successor in servers_below(pid))  # at its exec it has no command line
     return successor
 
 

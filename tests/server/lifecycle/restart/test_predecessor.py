@@ -53,6 +53,25 @@ async def test_the_listening_socket_is_taken_and_the_predecessor_hears_when_this
     close(passed)
 
 
+def test_of_unix_sockets_only_one_with_a_path_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    first = max(map(int, os.listdir("/proc/self/fd"))) + 10
+    monkeypatch.setattr(sources, "FIRST_INHERITED_FD", first)
+    monkeypatch.chdir(tmp_path)
+    names = ["", "\0smoe-of-tests", "a.sock"]
+    for place, name in enumerate(names):
+        with socket.socket(socket.AF_UNIX) as listener:
+            if name:
+                listener.bind(name)
+            os.dup2(listener.fileno(), first + place, inheritable=True)
+    monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+    monkeypatch.setenv("LISTEN_FDS", "3")
+    inherited = Inheritance()
+    assert inherited.listener is not None
+    with inherited.listener:
+        assert inherited.listener.getsockname() == "a.sock"
+    close([first, first + 1])
+
+
 @pytest.mark.anyio
 async def test_a_predecessor_that_is_gone_is_noticed(
     passed: list[int],
