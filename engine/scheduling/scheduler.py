@@ -125,7 +125,10 @@ class Scheduler:
         step = StepPlanBuilder(self.max_num_batched_tokens, share)
         for sequence in decoding:  # at most max_running, so the budget suffices
             if sequence.status is Status.RUNNING:  # not preempted for a sequence before it
-                self._schedule(step, sequence, 1)
+                if sequence.num_generated and self.block_manager.has_room(sequence):
+                    step.add_next(sequence)
+                else:
+                    self._schedule(step, sequence, 1)
         for sequence in prefilling:
             if step.budget > 0 and sequence.status is Status.RUNNING and share.has_room(sequence):
                 self._schedule(step, sequence, sequence.num_to_schedule)

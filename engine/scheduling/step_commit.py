@@ -51,7 +51,9 @@ class StepCommitter:
         if isinstance(outcome, RowFailed):
             return self._fail(sequence, outcome.message, now)
         try:
-            return self._commit_chunk(chunk, outcome, result, now)
+            if outcome is None or chunk.draft or sequence.experts or sequence.first_token_s is None:
+                return self._commit_chunk(chunk, outcome, result, now)
+            return self._commit_next(chunk, outcome, now)
         except AssertionError:
             raise  # the book-keeping is wrong, which no single request has caused
         except Exception:
@@ -59,6 +61,20 @@ class StepCommitter:
                 "the results of request %d could not be processed; it ends with an error", sequence.request_id
             )
             return self._fail(sequence, RESULT_FAILED, now)
+
+    def _commit_next(self, chunk: Chunk, sampled: Sampled, now: float) -> RequestOutput:
+        """Commit the next token of a request that has one already and reports no experts, as nearly all chunks do:
+        _commit_chunk in few calls."""
+        sequence, token_id = chunk.sequence, sampled.token_id
+        token_ids = sequence.token_ids
+        token_ids.append(token_id)
+        sequence.num_computed += chunk.length
+        self._block_manager.commit(sequence)
+        if token_id in sequence.end_token_ids or len(token_ids) - sequence.num_prompt_tokens >= sequence.max_generated:
+            return self._finish_or_continue(sequence, [sampled], now)
+        self._fair_share.charge(sequence.tenant, sequence.output_cost)
+        logprobs = None if sampled.logprobs is None else [sampled.logprobs]
+        return RequestOutput(sequence.request_id, [token_id], logprobs, num_cached_tokens=sequence.num_cached_tokens)
 
     def _commit_chunk(
         self, chunk: Chunk, outcome: Sampled | None, result: StepResult, now: float

@@ -34,6 +34,11 @@ class StepPlanBuilder:
             self._num_prefill += length
             self._num_scored += length * is_scored(sequence)
 
+    def add_next(self, sequence: Sequence) -> None:
+        """Add the chunk of a sequence that decodes, as nearly all do: add() in few calls. It has generated a token."""
+        self.chunks[sequence.request_id] = Chunk(sequence, sequence.num_scheduled, 1, True, False)
+        self.budget -= 1
+
     def add_draft(self, sequence: Sequence, draft: tuple[int, ...]) -> None:
         """Add guessed tokens to the chunk of a sequence that decodes. Their positions must have blocks."""
         chunk = self.chunks[sequence.request_id]

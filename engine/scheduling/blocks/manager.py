@@ -67,6 +67,10 @@ class BlockManager:
         sequence.num_cached_blocks = len(hits)
         sequence.num_computed = sequence.num_scheduled = len(hits) * self._block_size
 
+    def has_room(self, sequence: Sequence) -> bool:
+        """Return whether the next position has a block."""
+        return sequence.num_scheduled < len(sequence.block_table) * self._block_size
+
     def allocate_for(self, sequence: Sequence, num_positions: int) -> int:
         """Allocate blocks for the next `num_positions`, or for as many of them as there are free blocks.
 
