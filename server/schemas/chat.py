@@ -52,7 +52,7 @@ class ChatCompletionRequest(GenerationRequest, Conversation):
 
     @model_validator(mode="after")
     def _check_chat(self) -> "ChatCompletionRequest":
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise invalid_value("'top_logprobs' requires 'logprobs': true.", "top_logprobs")
         limits = {limit for limit in (self.max_tokens, self.max_completion_tokens) if limit is not None}
         if len(limits) > 1:

@@ -156,10 +156,12 @@ def _with_hint(error: ApiError, model_class: type[RequestModel], body: dict[str,
 
 
 def unknown_fields(model_class: type[RequestModel], body: dict[str, JsonValue]) -> list[str]:
-    """Return the unknown names at the top of `body`, fit for a header; unfit names appear as one UNPRINTABLE."""
+    """Return the unknown names at the top of `body`, fit for a header; unfit names appear as one UNPRINTABLE. One with
+    null counts as absent."""
     known = model_class.model_fields.keys() | model_class.unsupported.keys()
     idle = {name for name in model_class.harmless if model_class.is_idle(name, body.get(name))}
-    return fit_for_header(body.keys() - known - idle)
+    sent = {name for name, value in body.items() if value is not None}
+    return fit_for_header(sent - known - idle)
 
 
 def fit_for_header(names: Iterable[str]) -> list[str]:

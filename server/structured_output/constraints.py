@@ -14,9 +14,11 @@ from server.schemas.structured import MAX_GRAMMAR_CHARS, ResponseFormat, Structu
 from server.strict_json import JsonValue
 from server.structured_output.gbnf import as_lark
 from server.structured_output.inline_schemas import inline_schemas
+from server.structured_output.keywords.numbers import with_bounds_that_hold
 from server.structured_output.keywords.rewriting import Rewritten, rewritten
 from server.structured_output.multiples import WorkBudget, check_states, count_states
 from server.structured_output.optional_properties import TooManyAlternatives, most_optional
+from server.structured_output.reference_loops import endless_reference
 
 # The model chooses each token among those that the grammar allows. Where the grammar allows one text only, llguidance
 # could force that text's usual tokens, but each token would then cost time in proportion to the text's length.
@@ -97,11 +99,13 @@ def schema_constraint(
     """Constrain a text to JSON that is valid by the schema; `style` has the separators.
 
     `is_lenient`: ignore schema keywords that no grammar can express. `budget`: shared with other schemas.
-    Raises ApiError 400 if the schema is too large.
+    Raises ApiError 400 if the schema is too large, or refers to itself without end.
     """
+    if (path := endless_reference(schema)) is not None:
+        raise invalid_value(f"'{param}' cannot be followed: it refers to itself without end, at {path}.", param)
     options = {**JSON_OPTIONS, **(LENIENT if is_lenient else {}), **style}
     result = _rewritten(schema, param, is_lenient=is_lenient)
-    text = json.dumps({**result.schema, "x-guidance": options})
+    text = json.dumps({**with_bounds_that_hold(result.schema), "x-guidance": options})
     _check_size(result.schema, len(text), param)
     num_states = count_states(result.schema, param, budget)
     return Constraint(f"start: %json {text}", param, num_states=num_states, source=schema, kept=result.kept)

@@ -16,6 +16,7 @@ UNSUPPORTED_KEYS_FAULT = "Unimplemented keys"  # in llguidance's message; the ke
 ONE_OF_FAULT = "oneOf constraints are not supported"
 COUNTS_FAULT = "min/maxProperties only supported"
 PATTERNS_FAULT = "patternProperty regexes"
+RANGE = "Failed to generate regex for"  # of numbers between bounds
 # Parts of messages about keywords that are supported in some schemas -> the keywords.
 PARTLY_SUPPORTED = {
     "Unknown format": ["format"],
@@ -37,12 +38,15 @@ REASONS = {
     "look-around": "looking ahead or behind is not supported",
     "lookarounds not supported": "word boundaries, and ^ or $ inside a regular expression, are not supported",
     "Unknown format": "it names a format that is not supported",
+    RANGE: "its bounds are too far from 0",
     "egex": "it is not a regular expression that this server supports",
     "end token": "the model has no end token",
     COUNTS_FAULT: "minProperties and maxProperties need additionalProperties false, or all properties required",
     ONE_OF_FAULT: "it is not valid here: the alternatives of oneOf may overlap; anyOf allows that",
 }
 NO_REASON = "it is not valid"
+EXCLUSIVE = ("exclusiveMinimum", "exclusiveMaximum")
+FAR = 1 << 62
 REGEX = REASONS["egex"]
 REGEX_REASONS = {
     "look-around": REASONS["look-around"],
@@ -132,9 +136,15 @@ def _of_schema(message: str, schema: dict[str, JsonValue], kept: Sequence[tuple[
     ):
         if match := part.search(message):
             return REASONS[theirs] + _at(_place_of_text(schema, keyword, mark + match[1]))
+    if RANGE in message:
+        return REASONS[RANGE] + _at(place_of(schema, ["minimum", "maximum", *EXCLUSIVE], _is_far))
     if OUTSIDE in message:
         return REASONS[OUTSIDE] + _at(place_of(schema, ["$ref"], lambda value: not str(value).startswith("#")))
     return None
+
+
+def _is_far(bound: JsonValue) -> bool:
+    return isinstance(bound, int | float) and abs(bound) >= FAR
 
 
 def _place_of_text(schema: JsonValue, keyword: str, text: str) -> str | None:

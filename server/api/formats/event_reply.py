@@ -30,6 +30,15 @@ def call_arguments(text: str) -> dict[str, JsonValue]:
         return {}
 
 
+def is_object(text: str) -> bool:
+    """Return whether a call's arguments are complete."""
+    try:
+        parse_object(text.encode())
+    except ApiError:
+        return False
+    return True
+
+
 class EventReply(ABC):
     """The reply of one endpoint. Feed it the choices of chat chunks, or one full choice, in order."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from server.api.formats.event_reply import Event, EventReply, call_arguments
+from server.api.formats.event_reply import Event, EventReply, call_arguments, is_object
 from server.generation.usage import Usage, expert_tokens
 
 NS = 1_000_000_000
@@ -71,6 +71,8 @@ class OllamaReply(EventReply):
             "eval_duration": total - prompt,  # the two are the total, to the nanosecond
             **expert_tokens(usage),
         }
+        if self._calls and self._done_reason == "length" and not is_object(self._calls[-1]["arguments"]):
+            self._calls.pop()  # cut off: clients would run it
         calls = [
             {"function": {"index": index, "name": call["name"], "arguments": call_arguments(call["arguments"])}}
             for index, call in enumerate(self._calls)

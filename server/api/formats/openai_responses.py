@@ -3,6 +3,8 @@
 Works on the choices that /v1/chat/completions would send, and knows nothing of tokens.
 """
 
+import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +16,9 @@ from server.schemas.responses_api.request import ResponsesRequest
 from server.schemas.responses_api.tools import CUSTOM_INPUT, CustomTool
 from server.schemas.validation import RequestModel
 from server.strict_json import parse_object
+
+# The start of a custom tool's arguments: its text, as far as complete characters go.
+_CUT_INPUT = re.compile(rf'\s*{{\s*"{CUSTOM_INPUT}"\s*:\s*"((?:[^"\\]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{{4}}))*)')
 
 
 class ResponsesReply(EventReply):
@@ -200,11 +205,13 @@ def _repeated(value: Any) -> Any:
 
 
 def _custom_input(arguments: str) -> str:
-    """Return the text inside the arguments of a custom tool's call; the raw arguments if a limit cut them off."""
+    """Return the text inside the arguments of a custom tool's call, as far as a limit let it be written."""
     try:
         return str(parse_object(arguments.encode())[CUSTOM_INPUT])
     except (ApiError, KeyError):
-        return arguments
+        found = _CUT_INPUT.match(arguments)
+        text = str(json.loads(f'"{found[1]}"')) if found else ""
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "ignore")  # half of a pair may be there
 
 
 def _usage(usage: Usage) -> Event:

@@ -130,7 +130,15 @@ LARGE_MULTIPLES: list[tuple[dict[str, Any], str]] = [  # a schema, a part of the
 ]
 INVALID: list[tuple[dict[str, Any], str, str, str]] = [  # fields, param, code, a part of the message
     (schema(type="obj"), OF_SCHEMA, "invalid_value", "not valid"),
-    (schema(**{"$ref": "#"}), OF_SCHEMA, "invalid_value", "no text"),
+    (schema(**{"$ref": "#"}), OF_SCHEMA, "invalid_value", "itself without end, at $ref."),
+    (schema(properties={"a": {"$ref": "#/properties/a"}}), OF_SCHEMA, "invalid_value", "at properties[0].$ref."),
+    (schema(type="array", items={"$ref": "#/items"}), OF_SCHEMA, "invalid_value", "without end, at items.$ref."),
+    (
+        schema(**{"$defs": {"A": {"allOf": [{"$ref": "#/$defs/B"}]}, "B": {"$ref": "#/$defs/A"}}, "anyOf": []}),
+        OF_SCHEMA,
+        "invalid_value",
+        "without end, at $defs[0].allOf[0].$ref.",
+    ),
     (schema(oneOf=[]), OF_SCHEMA, "invalid_value", ""),
     (schema(anyOf=[]), OF_SCHEMA, "invalid_value", ""),
     (schema(**{"$ref": "http://10.0.0.1/x"}), OF_SCHEMA, "invalid_value", "outside itself"),

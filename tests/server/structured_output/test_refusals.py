@@ -57,6 +57,7 @@ IN_SCHEMAS: list[tuple[dict[str, Any], str]] = [  # a schema, what is said of it
     ),
     (properties({**properties(SECRET, SECRET), "minProperties": 3}), "required, at properties[0].minProperties"),
     (properties({"dependentRequired": {"SECRET": "a"}}), "properties[0].dependentRequired must be an object of arrays"),
+    (properties(SECRET, {"minimum": 2**62}), "its bounds are too far from 0, at properties[1].minimum"),
     (properties({"$ref": "#/$defs/SECRET"}), "it refers to a part that it does not have, at properties[0].$ref"),
     (properties(SECRET, {"$ref": "http://SECRET/"}), "it refers to something outside itself, at properties[1].$ref"),
     (

@@ -3,6 +3,7 @@
 from typing import Any
 
 import orjson
+import pytest
 
 from server.api.formats.json_pieces import joined
 from server.api.formats.openai_responses import ResponsesReply
@@ -80,6 +81,27 @@ def test_a_response_that_was_cut_is_incomplete() -> None:
     events = events_of(reply, [{"delta": {"content": "a"}}, {"delta": {}, "finish_reason": "length"}])
     assert events[-1]["type"] == "response.incomplete"
     assert reply.response["incomplete_details"] == {"reason": "max_output_tokens"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ('{"input": "a\\n\\u00e9 b', "a\n\u00e9 b"),
+        ('{"input":"a\\ud83d\\ude00\\ud83d', "a\U0001f600"),
+        ('{"input": "a\\u00', "a"),
+        ('{"input": "a\\', "a"),
+        ('{"inp', ""),
+        ('{"input": "a\\"}"}', 'a"}'),
+    ],
+)
+def test_the_input_of_a_custom_tool_that_was_cut_is_its_text_so_far(arguments: str, text: str) -> None:
+    body = {"model": "m", "input": "a", "tools": [{"type": "custom", "name": "k"}]}
+    reply = ResponsesReply("resp_1", 5, validate(ResponsesRequest, body), "m")
+    call = {"index": 0, "id": "1", "function": {"name": "k", "arguments": arguments}}
+    events = events_of(reply, [{"delta": {"tool_calls": [call]}}, {"delta": {}, "finish_reason": "length"}])
+    [item] = reply.response["output"]
+    assert item["input"] == text
+    assert [event["delta"] for event in events if event["type"].endswith("input.delta")] == [text]
 
 
 def test_tools_and_format_are_repeated_as_they_were_sent_without_copies_of_their_schemas() -> None:

@@ -191,6 +191,21 @@ async def test_tools_are_called_and_their_results_find_their_calls() -> None:
     assert "'messages[1].tool_call_id' must be the id of a call" in unknown.json()["error"]
 
 
+@pytest.mark.parametrize(("arguments", "reason", "num_calls"), [
+    ('{"city": "Ro', "length", 1), ("", "length", 1), ('{"city": "Rome"}', "length", 2), ("", "tool_calls", 2),
+])  # fmt: skip
+async def test_a_call_that_a_limit_cuts_off_is_left_out(arguments: str, reason: str, num_calls: int) -> None:
+    """Clients run the calls that they get."""
+    reply = OllamaChatReply(MODEL, 0.0)
+    for call_id, text in (("a", '{"city": "Oslo"}'), ("b", arguments)):
+        call = {"index": 0, "id": call_id, "function": {"name": "weather", "arguments": text}}
+        reply.chunk({"delta": {"tool_calls": [call]}})
+    reply.chunk({"delta": {}, "finish_reason": reason})
+    reply.end({"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2})
+    calls = reply.record["message"]["tool_calls"]
+    assert len(calls) == num_calls and calls[0]["function"]["arguments"] == {"city": "Oslo"}
+
+
 async def test_a_request_without_text_only_loads() -> None:
     for path, body in (("/api/chat", {"model": MODEL}), ("/api/generate", {"model": MODEL, "keep_alive": 0})):
         reply, engine = await post(path, body)
