@@ -6,7 +6,7 @@ import logging
 from starlette.types import ASGIApp, Message
 
 from server.batch.lines import BatchLine
-from server.batch.runner import Answer, Send, seconds
+from server.batch.runner import NOTES, Answer, Send, seconds
 
 PRIORITY = 1 << 20  # lower ones are first, and requests of clients have 0
 
@@ -59,7 +59,9 @@ class _Response:
         wait_s = seconds(self._headers.get(b"retry-after", b"").decode("latin-1"))
         is_json = self._is_complete and self._headers.get(b"content-type") == b"application/json"
         is_json = is_json and b"\n" not in self._body  # the app's own JSON has none
-        return Answer(self._status, request_id, self._body, wait_s, is_json)
+        named = ((name, self._headers.get(name.encode())) for name in NOTES)
+        notes = {name: value.decode("latin-1") for name, value in named if value is not None}
+        return Answer(self._status, request_id, self._body, wait_s, is_json, notes)
 
 
 def _scope(path: str, num_bytes: int, tenant: int) -> dict[str, object]:

@@ -5,7 +5,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 
@@ -31,7 +31,8 @@ class NoAnswerError(Exception):
 class Answer:
     """Response to one line.
 
-    `retry_after_s`: 0 if the response does not say it. `is_json`: the body is known to be JSON on one line.
+    `retry_after_s`: 0 if the response does not say it. `is_json`: the body is known to be JSON on one line. `notes`:
+    the headers that say which parts of the request were ignored or repaired.
     """
 
     status: int
@@ -39,8 +40,10 @@ class Answer:
     body: bytes | bytearray
     retry_after_s: float = 0.0
     is_json: bool = False
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
+NOTES = ("x-smoe-ignored-params", "x-smoe-repaired")
 Send = Callable[[BatchLine], Awaitable[Answer]]  # may raise NoAnswerError
 
 
@@ -145,11 +148,12 @@ def _output_line(line: BatchLine, answer: Answer, parsed: Mapping[str, object]) 
     `parsed` has its body; without one the journal is to write the body as it came.
     """
     message = _error_message(parsed.get("body"))
+    notes = {"headers": answer.notes} if answer.notes else {}
     return {
         "id": f"batch_req_{uuid.uuid4().hex}",
         "custom_id": line.custom_id,
         "error": None if answer.status == 200 else {"code": str(answer.status), "message": message},
-        "response": {"status_code": answer.status, "request_id": answer.request_id, **parsed},
+        "response": {"status_code": answer.status, "request_id": answer.request_id, **notes, **parsed},
     }
 
 

@@ -9,7 +9,7 @@ from typing import TextIO
 
 from server.batch.journal import Journal
 from server.batch.lines import BatchError, BatchLine, read_lines
-from server.batch.runner import Answer, NoAnswerError, Progress, Runner, Send, seconds
+from server.batch.runner import NOTES, Answer, NoAnswerError, Progress, Runner, Send, seconds
 from server.bench.http_client import Endpoint, HttpError, reason_of, request
 
 BAR_CHARS = 24
@@ -51,7 +51,8 @@ def sender(endpoint: Endpoint) -> Send:
         except (OSError, HttpError) as error:
             raise NoAnswerError(f"no answer from {endpoint.url} ({reason_of(error)})") from None
         headers = response.headers
-        return Answer(response.status, headers.get("x-request-id", ""), body, seconds(headers.get("retry-after")))
+        wait_s, notes = seconds(headers.get("retry-after")), {name: headers[name] for name in NOTES if name in headers}
+        return Answer(response.status, headers.get("x-request-id", ""), body, wait_s, notes=notes)
 
     return send
 

@@ -15,7 +15,7 @@ WHOLE_S = 300
 
 
 def write_batch(path: Path, num_lines: int) -> None:
-    body = {"model": MODEL, "max_tokens": 2, "temperature": 0}
+    body = {"model": MODEL, "max_tokens": 2, "temperature": 0, "temprature": 0}
     lines = [
         {"custom_id": f"q{i}", "method": "POST", "url": "/v1/completions", "body": {**body, "prompt": f"{i}"}}
         for i in range(num_lines)
@@ -47,6 +47,7 @@ def test_a_batch_survives_kills_and_answers_each_line_once(server: RunningServer
     answers = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
     assert sorted(answer["custom_id"] for answer in answers) == sorted(f"q{i}" for i in range(num_lines))
     assert {answer["response"]["status_code"] for answer in answers} == {200}
+    assert all(answer["response"]["headers"] == {"x-smoe-ignored-params": "temprature"} for answer in answers)
     assert f"{num_lines:,} of {num_lines:,}" in done.stderr
 
 

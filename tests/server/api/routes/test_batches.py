@@ -40,6 +40,14 @@ async def test_answers_and_errors_are_two_files_and_each_line_is_in_one(server: 
     assert bad["bad"]["response"]["status_code"] == 400 and "temperature" in bad["bad"]["error"]["message"]
 
 
+async def test_a_line_says_what_was_ignored_of_its_request(server: BatchServer) -> None:
+    async with running(server):
+        batch = await server.ended(await server.start([line("a", temprature=1), line("b")]), "completed")
+    results = await server.results(batch["output_file_id"])
+    assert results["a"]["response"]["headers"] == {"x-smoe-ignored-params": "temprature"}
+    assert "headers" not in results["b"]["response"]
+
+
 async def test_embeddings_run_in_batches(server: BatchServer) -> None:
     server.engine.ready = msgspec.structs.replace(READY, embeds=True)
     async with running(server):
