@@ -4,6 +4,7 @@ A line is appended when its answer is complete, and never beside another one. A 
 next run removes it and sends that request again. So each request is in the output exactly once when a run ends.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -16,6 +17,8 @@ import orjson
 
 from server.batch.lines import BatchError, go_on
 
+BEGIN = b'{"'  # of every line
+OF_INPUTS = frozenset({"method", "url", "body"})  # members of a batch's input, which no answer has
 HEAD_END = b',"response":'  # found in no text of a line: its quotation marks would have backslashes
 
 
@@ -98,17 +101,31 @@ class Journal:
             for number, line in enumerate(file, start=1):
                 before_each()
                 if not line.endswith(b"\n"):
+                    self._check_torn(line, number)
                     break
                 done.add(self._custom_id(line, number))
                 self._num_whole += len(line)
         os.ftruncate(self._file, self._num_whole)
         return done
 
+    def _check_torn(self, line: bytes, number: int) -> None:
+        """Raise BatchError for a last line, without its end, that no run has begun: it may be somebody's only copy."""
+        if not line.startswith(BEGIN[: len(line)]):
+            raise self._foreign(number)
+        with contextlib.suppress(ValueError):  # torn indeed
+            json.loads(line)
+            self._custom_id(line, number)
+
+    def _foreign(self, number: int) -> BatchError:
+        return BatchError(f"{self._path}, line {number}: not a line that a run has written")
+
     def _custom_id(self, line: bytes, number: int) -> str:
         try:
             answer = head_of(line)
             custom_id = str(answer["custom_id"])
         except (ValueError, KeyError, TypeError):
-            raise BatchError(f"{self._path}, line {number}: not a line that a run has written") from None
+            raise self._foreign(number) from None
+        if not answer.keys().isdisjoint(OF_INPUTS):
+            raise self._foreign(number)
         self.num_failed += answer.get("error") is not None
         return custom_id

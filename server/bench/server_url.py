@@ -5,6 +5,7 @@ from urllib.parse import SplitResult, quote, urlsplit
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 UNIX = "unix:"
+LIKE_UNIX = "unix:/run/smoe.sock"
 IN_PATHS = "/%!$&'()*+,;=:@"  # besides letters, digits and -._~; a % is taken for one that encodes already
 
 
@@ -36,6 +37,8 @@ def parse_server_url(url: str) -> ServerUrl:
     """
     if url.startswith(UNIX):
         return _parse_unix(url)
+    if "@" not in url and (url.startswith("/") or url.endswith(".sock")):
+        raise ValueError(f"{url}: should be like http://127.0.0.1:8000, or {LIKE_UNIX}")
     shown = "the URL" if "@" in url else url  # what may have a password is not shown
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
@@ -50,10 +53,10 @@ def parse_server_url(url: str) -> ServerUrl:
 
 
 def _parse_unix(url: str) -> ServerUrl:
-    path = url.removeprefix(UNIX)
-    path = path.removeprefix("//")  # unix:///run/smoe.sock
-    if not path or "\0" in path:
-        raise ValueError(f"{url!r}: should be like unix:/run/smoe.sock")
+    path = url.removeprefix(UNIX).removesuffix("/v1")
+    path = path[2:] if path.startswith("///") else path  # unix:///run/smoe.sock
+    if not path or "\0" in path or path.startswith("//"):
+        raise ValueError(f"{url!r}: should be like {LIKE_UNIX}")
     return ServerUrl("localhost", DEFAULT_PORTS["http"], "", is_tls=False, uds=path)
 
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import typer
 
+from server.cli.errors import report_error
+
 PROGRAM, VARIABLE = "smoe", "_SMOE_COMPLETE"
 INSTALL, SHOW = "--install-completion", "--show-completion"
 
@@ -25,6 +27,8 @@ def run(arguments: Sequence[str]) -> int | None:
         else:
             _, path = install(shell, PROGRAM, VARIABLE)
             typer.echo(f"{path}: completion for {shell} is installed; it works in new shells")
+    except OSError as error:
+        return report_error(ValueError(f"{error.filename}: {error.strerror}"))
     except typer.Exit as exit:  # an unknown shell; typer has printed the reason
         return exit.exit_code
     return 0

@@ -150,6 +150,8 @@ def plan_command(
     from server.cli.plan import memory as memory_plan
 
     if any(option is not None for option in (rate, trace, steps, hardware)):
+        if write_manifest:
+            raise typer.Exit(report_error(ValueError("--write-manifest: not with the flags of a load, such as --rate")))
         load = capacity.Load(
             rate, trace, steps, hardware, network_gbit, prompt_tokens, output_tokens, slo_ttft, slo_gap
         )

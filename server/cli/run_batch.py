@@ -21,6 +21,7 @@ def run(source: Path, output: Path, url: str, api_key: str | None, concurrency: 
     """Run the batch of `source` into `output` and return the exit code. Raises BatchError."""
     try:
         endpoint = Endpoint.parse(url, api_key)
+        _check_files(source, output)
         ids = {line.custom_id for line in read_lines(source)}
         with Journal(output) as journal:
             if not journal.done <= ids:
@@ -39,6 +40,14 @@ def run(source: Path, output: Path, url: str, api_key: str | None, concurrency: 
     except ExceptionGroup as group:
         raise _first(group) from None
     return SOME_FAILED if progress.num_failed else 0
+
+
+def _check_files(source: Path, output: Path) -> None:
+    """Raise BatchError for an input that can be read only once, or that is the output."""
+    if source.is_fifo() or source.is_char_device() or source.is_socket():
+        raise BatchError(f"{source}: should be a file, which is read twice; a pipe can be read only once")
+    if output.exists() and source.exists() and output.samefile(source):
+        raise BatchError(f"{output}: is the input; the answers need a file of their own")
 
 
 def sender(endpoint: Endpoint) -> Send:

@@ -23,6 +23,7 @@ logger = logging.getLogger("smoe.engine")
 
 MAX_TURN_BYTES = 1 << 19  # read from the engine in one iteration of the event loop: about 10 ms to decode
 RANKS_GRACE_S = 5.0  # for the engine's own processes to end after it: the next engine needs their memory
+LOST_GRACE_S = 0.5  # for the exit code of a process whose connection has ended
 EXIT_GRACE_S = 1.0  # to read what a process wrote to the socket before it exited
 
 
@@ -52,6 +53,7 @@ class EngineProcessHandle:
         self._transport: asyncio.Transport | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._is_dead = False
+        self._is_lost = False
         self._log = StderrLog()
 
     @property
@@ -80,7 +82,7 @@ class EngineProcessHandle:
         loop = asyncio.get_running_loop()
         self._process, self._heartbeat, launched.is_adopted = launched.process, launched.heartbeat, True
         await loop.connect_read_pipe(lambda: self._log, launched.log)
-        protocol = _EngineProtocol(self._receive, self.fail, launched.connection.dup())
+        protocol = _EngineProtocol(self._receive, self.fail, self._on_lost, launched.connection.dup())
         self._transport, _ = await loop.create_connection(lambda: protocol, sock=launched.connection)
         self._watcher = loop.create_task(self._watch(launched.process))
         if self._is_dead:  # `fail` or `end` was called while the process was starting
@@ -133,19 +135,34 @@ class EngineProcessHandle:
         """Report an exit even if the socket stays open, because a child of the process still has it."""
         code = await process.wait()
         if not self._is_dead:
-            reason = ProcessExit(f"the engine process {_describe_exit(code)}")
-            asyncio.get_running_loop().call_later(EXIT_GRACE_S, self.fail, reason)
+            asyncio.get_running_loop().call_later(0.0 if self._is_lost else EXIT_GRACE_S, self.fail, _reason(code))
+
+    def _on_lost(self) -> None:
+        """Report the end of the connection with the process' exit code, for which it waits a little."""
+        self._is_lost = True
+        code = None if self._process is None else self._process.returncode
+        if code is None:
+            gone = ProcessExit("the engine process is gone")
+            asyncio.get_running_loop().call_later(LOST_GRACE_S, self.fail, gone)
+        else:
+            self.fail(_reason(code))
 
 
 class _EngineProtocol(asyncio.Protocol):
     """Splits the bytes from the engine into messages."""
 
     def __init__(
-        self, receive: Callable[[FromEngine], None], fail: Callable[[ProcessExit], None], unread: socket.socket
+        self,
+        receive: Callable[[FromEngine], None],
+        fail: Callable[[ProcessExit], None],
+        lost: Callable[[], None],
+        unread: socket.socket,
     ) -> None:
-        """`unread`: a duplicate of the connection's socket, which connection_lost() reads once more and closes."""
+        """`lost`: called at the end of the connection. `unread`: a duplicate of its socket, which connection_lost()
+        reads once more and closes."""
         self._receive = receive
         self._fail = fail
+        self._lost = lost
         self._unread = unread
         self._reader: FrameReader[FromEngine] = FrameReader(FromEngine)
         self._transport: asyncio.Transport
@@ -185,7 +202,12 @@ class _EngineProtocol(asyncio.Protocol):
             self._decode(self._unread.recv(MAX_TURN_BYTES, socket.MSG_DONTWAIT))  # more than its buffer holds
         if exc is not None:
             logger.info("the connection to the engine broke: %s", exc)
-        self._fail(ProcessExit("the engine process is gone"))
+        self._lost()
+
+
+def _reason(exit_code: int) -> ProcessExit:
+    hint = ", as the system does when memory runs out" if exit_code == -signal.SIGKILL else ""
+    return ProcessExit(f"the engine process {_describe_exit(exit_code)}{hint}")
 
 
 def _describe_exit(exit_code: int) -> str:

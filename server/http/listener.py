@@ -73,7 +73,7 @@ def listen_unix(path: Path) -> socket.socket:
 def _remove_if_left(path: Path) -> None:
     """Remove a socket on which no process listens. Raises ListenError for anything else that exists, and OSError."""
     try:
-        mode = path.stat().st_mode
+        mode = path.lstat().st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
@@ -91,7 +91,7 @@ def _remove_if_left(path: Path) -> None:
 
 
 def is_unix(listener: socket.socket) -> bool:
-    """Return True for a Unix socket, which no web page and no other machine can reach."""
+    """Return True for a Unix socket, which no other machine can reach, nor a web page but through a proxy."""
     return listener.family == socket.AF_UNIX
 
 

@@ -26,6 +26,7 @@ from server.settings.value_types import (
     LoraPaths,
     Names,
     RootPath,
+    SocketPath,
     TokenCount,
 )
 
@@ -119,7 +120,9 @@ class Settings(BaseModel):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 selects a free one.")
-    uds: Path | None = Field(None, description="Path of a Unix socket to listen on, in place of --host and --port.")
+    uds: SocketPath | None = Field(
+        None, description="Path of a Unix socket to listen on, in place of --host and --port."
+    )
     api_key: Annotated[DistinctNames, DefaultText("no authentication")] = Field(
         (), repr=False, description="Key that clients must send."
     )

@@ -50,13 +50,33 @@ def load_settings(flags: Mapping[str, Any], config_file: Path | None = None) -> 
     Raises SettingsError.
     """
     config_file = _config_file(config_file)
-    variables, file = _variables(), _read_config(config_file)
+    variables, file = _sources_below(flags, config_file)
     given = {**file, **variables, **flags}
     launched = _launched(given)
+    _check_text(given, flags, variables, config_file)
     try:
         return Settings.model_validate({**launched, **given}, context={IS_SUCCESSOR: _is_successor()})
     except ValidationError as error:
         raise SettingsError(_one_line(error, flags, variables, launched, config_file)) from None
+
+
+def _check_text(
+    given: Mapping[str, Any], flags: Mapping[str, Any], variables: Mapping[str, str], config_file: Path | None
+) -> None:
+    """Raise SettingsError for bytes that are not UTF-8: the engine, replies and metrics could not have them."""
+    for name, value in given.items():
+        if isinstance(value, str | Path) and not is_utf8(str(value)):
+            source = _origin(name, flags, variables, f"{config_file}: {name}")
+            raise SettingsError(f"{source}: is not UTF-8")
+
+
+def is_utf8(text: str) -> bool:
+    """Return False for text of an argument or a variable with other bytes, which Python keeps as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def origins(flags: Mapping[str, Any], config_file: Path | None = None) -> dict[str, str]:
@@ -65,10 +85,19 @@ def origins(flags: Mapping[str, Any], config_file: Path | None = None) -> dict[s
     Raises SettingsError.
     """
     config_file = _config_file(config_file)
-    variables, file = _variables(), _read_config(config_file)
+    variables, file = _sources_below(flags, config_file)
     launched = _launched({**file, **variables, **flags})
     sources = {name: LAUNCHER.get(name, LOCAL_RANK) for name in launched} | dict.fromkeys(file, str(config_file))
     return {name: _origin(name, flags, variables, sources.get(name, "default")) for name in Settings.model_fields}
+
+
+def _sources_below(flags: Mapping[str, Any], config_file: Path | None) -> tuple[dict[str, str], dict[str, Any]]:
+    """Return the values of variables and of the file. Flags for an address override a Unix socket that these have."""
+    variables, file = _variables(), _read_config(config_file)
+    if "uds" not in flags and not flags.keys().isdisjoint({"host", "port"}):
+        variables.pop("uds", None)
+        file.pop("uds", None)
+    return variables, file
 
 
 def launcher_attempt(settings: Settings) -> int | None:
@@ -217,7 +246,7 @@ def _suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def _config_file(given: Path | None) -> Path | None:
-    named = os.environ.get(f"{PREFIX}CONFIG")
+    named = next((value for name, value in os.environ.items() if name.upper() == f"{PREFIX}CONFIG"), "")
     return Path(named) if given is None and named else given
 
 
@@ -243,7 +272,12 @@ def _read_config(path: Path | None) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise SettingsError(f"--config {path}: should contain `key: value` lines")
-    values = {str(key).replace("-", "_").lower(): value for key, value in content.items()}
+    values: dict[str, Any] = {}
+    for key, value in content.items():
+        name = str(key).replace("-", "_").lower()
+        if name in values:
+            raise SettingsError(f"--config {path}: {name} is there twice, in different spellings")
+        values[name] = value
     ignored = ADDRESS_SETTINGS if os.environ.get(WITHOUT_ADDRESS) else ()
     return {name: value for name, value in values.items() if name not in ignored}
 

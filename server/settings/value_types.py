@@ -63,10 +63,22 @@ def parse_count(value: object) -> object:
 
 
 def split_list(value: object) -> object:
-    """Split "a,b", the form of lists in environment variables. Values that are not text pass unchanged."""
-    if isinstance(value, str):
-        return [item.strip() for item in value.split(",") if item.strip()]
-    return value
+    """Split "a,b", the form of lists in environment variables. Values that are not text pass unchanged.
+
+    Raises ValueError for commas and spaces alone: variables that are not set may have stood between them.
+    """
+    if not isinstance(value, str):
+        return value
+    items = [item.strip() for item in value.split(",") if item.strip()]
+    if value and not items:
+        raise ValueError("has nothing beside commas and spaces")
+    return items
+
+
+def expand_home(path: Path) -> Path:
+    """Return the path with a home directory for ~, which no shell has expanded in variables and files."""
+    expanded = os.path.expanduser(path)
+    return Path("/" + expanded.lstrip("/")) if expanded.startswith("/") else Path(expanded)
 
 
 @dataclass(frozen=True)
@@ -187,6 +199,7 @@ LogLevel = Annotated[
     BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value),
 ]
 File = Annotated[Path, AfterValidator(_check_file)]
+SocketPath = Annotated[Path, AfterValidator(expand_home)]
 FileOrPipe = Annotated[Path, AfterValidator(_check_file_or_pipe)]
 ApiKeyFile = Annotated[KeyFile | None, BeforeValidator(read_key_file)]
 LoraPaths = Annotated[Names, AfterValidator(_check_lora)]

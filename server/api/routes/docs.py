@@ -10,7 +10,6 @@ from starlette.types import Scope
 
 from server.api.openapi import Facts, document, page
 from server.api.openapi.operations import describe
-from server.api.openapi.page import DEFAULT_URL
 from server.api.routes import READ
 from server.generation.state import ServerState, state_of
 
@@ -47,8 +46,8 @@ def _base_url(scope: Scope) -> str:
     """Return the URL of the address that a request came to, for the page's examples. No text of the client is in it."""
     host, port = scope.get("server") or ("", None)
     root_path: str = scope.get("root_path", "")
-    if port is None:
-        return DEFAULT_URL + root_path
+    if port is None:  # a Unix socket, or a proxy before it
+        return f"{scope['scheme']}://localhost{root_path}"
     name = f"[{host}]" if ":" in host else host
     return f"{scope['scheme']}://{name}:{port}{root_path}"
 

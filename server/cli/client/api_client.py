@@ -114,7 +114,10 @@ def check_finite(fields: Mapping[str, object]) -> None:
 
 def _body(fields: Mapping[str, object]) -> bytes:
     check_finite(fields)
-    return json.dumps(fields).encode()
+    try:
+        return json.dumps(fields, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ApiError("the text is not UTF-8") from None
 
 
 def _chunk(chunk: dict[str, Any]) -> dict[str, Any]:

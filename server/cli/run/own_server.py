@@ -39,7 +39,8 @@ class OwnServer:
             log.parent.mkdir(parents=True, exist_ok=True)
             self._log = _new_log(log)
         except OSError as error:
-            raise ApiError(f"{log}: {error.strerror}") from None
+            hint = "the server's log goes there; XDG_STATE_HOME=FOLDER names another place"
+            raise ApiError(f"{log}: {error.strerror}: {hint}") from None
         self._process = subprocess.Popen(
             [*command, "--host", HOST, "--port", str(self.port), "--log-format", "text"],
             stdin=subprocess.DEVNULL,

@@ -82,3 +82,11 @@ def test_the_interface_of_typer_that_is_used_exists() -> None:
     assert main.USAGE_ERROR is typer.BadParameter.__base__
     assert callable(main.USAGE_ERROR.format_message)
     assert callable(typer.main.get_command)
+
+
+def test_a_home_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    result = smoe("--install-completion", "bash", HOME=str(tmp_path / "file"))
+    assert result.returncode == 2
+    [line] = result.stderr.splitlines()
+    assert line == f"smoe: {tmp_path / 'file'}: File exists"

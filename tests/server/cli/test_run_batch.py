@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,9 @@ def test_a_terminal_gets_a_bar_and_other_output_one_line() -> None:
         ("{\n", None, "line 1: not a JSON object"),
         (LINE, '{"custom_id": "b"}\n', "has answers to other requests"),
         (LINE, "words\n", "not a line that a run has written"),
+        (LINE, LINE + "\n", "not a line that a run has written"),
+        (LINE, "my only notes", "line 1: not a line that a run has written"),
+        (LINE, '{"my": "only copy"}', "line 1: not a line that a run has written"),
     ],
 )
 def test_nothing_is_sent_for_a_bad_input_or_output(
@@ -48,6 +52,22 @@ def test_nothing_is_sent_for_a_bad_input_or_output(
             path.write_text(text)
     with pytest.raises(BatchError, match=message):
         run(*paths, NOWHERE, None, 1)
+    assert earlier is None or paths[1].read_text() == earlier
+
+
+def test_the_input_is_never_the_output(tmp_path: Path) -> None:
+    (tmp_path / "in").write_text(LINE)
+    (tmp_path / "link").symlink_to("in")
+    with pytest.raises(BatchError, match=r"link: is the input"):
+        run(tmp_path / "in", tmp_path / "link", NOWHERE, None, 1)
+    assert (tmp_path / "in").read_text() == LINE
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "in")
+    with pytest.raises(BatchError, match="a pipe can be read only once"):
+        run(tmp_path / "in", tmp_path / "out", NOWHERE, None, 1)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_batch_that_is_done_needs_no_server(tmp_path: Path) -> None:

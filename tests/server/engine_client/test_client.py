@@ -118,7 +118,22 @@ def test_an_engine_that_exits_without_a_message_is_dead(mode: str) -> None:
             collector = engine.client.submit([engine.request()])
             with pytest.raises(EngineDied):
                 await collector.get()
-            assert engine.client.status.message == "the engine process is gone"
+            assert engine.client.status.message == "the engine process exited with 9"
+
+    run(scenario)
+
+
+def test_an_engine_that_the_system_kills_for_its_memory_says_so() -> None:
+    async def scenario() -> None:
+        async with started("hold") as engine:
+            collector = engine.client.submit([engine.request()])
+            assert engine.client.pid is not None
+            os.kill(engine.client.pid, signal.SIGKILL)
+            with pytest.raises(EngineDied):
+                await collector.get()
+            assert engine.client.status.message == (
+                "the engine process was killed by signal 9, as the system does when memory runs out"
+            )
 
     run(scenario)
 

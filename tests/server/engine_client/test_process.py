@@ -153,7 +153,7 @@ def test_reading_pauses_for_a_turn_of_the_event_loop_after_many_bytes() -> None:
     async def scenario() -> None:
         received: list[FromEngine] = []
         unread, transport = socket.socket(), Transport()
-        protocol = _EngineProtocol(received.append, lambda reason: None, unread)
+        protocol = _EngineProtocol(received.append, lambda reason: None, lambda: None, unread)
         protocol.connection_made(transport)
         frame = encode_frame(PrefillStarted(list(range(1000))))
         frames = frame * (MAX_TURN_BYTES // len(frame))
@@ -175,14 +175,14 @@ def test_what_a_process_sent_before_its_end_arrives_although_a_write_fails_first
 ) -> None:
     async def scenario() -> None:
         received: list[FromEngine] = []
-        ended: asyncio.Future[ProcessExit] = asyncio.get_running_loop().create_future()
+        lost = asyncio.Event()
         ours, theirs = socket.socketpair()
-        protocol = _EngineProtocol(received.append, ended.set_result, ours.dup())
+        protocol = _EngineProtocol(received.append, lambda reason: None, lost.set, ours.dup())
         transport, _ = await asyncio.get_running_loop().create_connection(lambda: protocol, sock=ours)
         theirs.sendall(encode_frame(PrefillStarted([7])))
         theirs.close()
         transport.write(b"to nobody")
-        assert (await ended).message == "the engine process is gone"
+        await lost.wait()
         assert received == [PrefillStarted([7])]
 
     with asyncio.Runner(loop_factory=new_loop) as runner:

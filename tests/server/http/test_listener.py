@@ -97,6 +97,7 @@ def test_a_used_unix_socket_whose_queue_is_full_is_not_replaced(folder: Path) ->
     [
         ("file", "exists and is not a socket"),
         (".", "exists and is not a socket"),
+        ("link", "exists and is not a socket"),
         ("datagrams", "Protocol wrong type for socket"),
         ("none/a.sock", "No such file or directory"),
         ("file/a.sock", "Not a directory"),
@@ -106,11 +107,12 @@ def test_a_used_unix_socket_whose_queue_is_full_is_not_replaced(folder: Path) ->
 )
 def test_a_path_that_cannot_be_a_unix_socket_is_left_as_it_is(folder: Path, name: str, reason: str) -> None:
     (folder / "file").write_text("kept")
+    (folder / "link").symlink_to("datagrams")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagrams:
         datagrams.bind(str(folder / "datagrams"))
         with pytest.raises(ListenError, match=f"^--uds .*: {reason}$"):
             listen_unix(folder / name)
-    assert (folder / "file").read_text() == "kept" and len(os.listdir(folder)) == 2
+    assert (folder / "file").read_text() == "kept" and len(os.listdir(folder)) == 3
 
 
 @pytest.mark.parametrize(("host", "path"), [("/run/a.sock", "/run/a.sock"), ("unix:a.sock", "a.sock")])

@@ -89,7 +89,7 @@ def test_a_port_in_use_is_one_line_and_leaves_the_first_server_alone(checkpoint:
 
 @pytest.mark.parametrize(
     ("mode", "line", "code"),
-    [("fail", "smoe: /ckpt/model.safetensors: truncated", 2), ("crash", "smoe: the engine process is gone", 1)],
+    [("fail", "smoe: /ckpt/model.safetensors: truncated", 2), ("crash", "smoe: the engine process exited with 9", 1)],
 )
 def test_an_engine_that_cannot_start_ends_the_server_with_the_engines_message(
     checkpoint: Path, mode: str, line: str, code: int

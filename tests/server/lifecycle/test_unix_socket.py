@@ -45,6 +45,9 @@ def test_a_unix_socket_serves_every_host_and_stays_at_a_sighup(checkpoint: Path,
         assert f"curl -N --unix-socket {path} http://localhost/v1/completions " in server.lines[-1]
         inode = path.stat().st_ino
         assert completes(path, "smoe.example")
+        with asking(path) as client:
+            page = client.get("/docs").text
+        assert "http://localhost/v1/models" in page and "127.0.0.1" not in page
         hang_up(server)
         assert completes(path, "smoe.example")
         assert path.stat().st_ino == inode
@@ -61,7 +64,7 @@ def test_commands_find_the_server_by_url_and_by_variable(checkpoint: Path, path:
         server.wait_ready()
         assert smoe("health", "--ready", "--uds", str(path)).returncode == 0
         by_variable = smoe("complete", "It was", "--max-tokens", "4", SMOE_UDS=str(path))
-        by_url = smoe("complete", "It was", "--max-tokens", "4", "--url", f"unix://{path}")
+        by_url = smoe("complete", "It was", "--max-tokens", "4", "--url", f"unix://{path}/v1")
         assert by_variable.returncode == by_url.returncode == 0 and by_variable.stdout == by_url.stdout != ""
         assert asyncio.run(first_model(Endpoint.parse(f"unix:{path}"))) == "m"
     gone = smoe("complete", "It was", "--url", f"unix:{path}")
@@ -81,13 +84,13 @@ def test_a_unix_socket_has_no_tls(checkpoint: Path, path: Path) -> None:
     assert not path.exists()
 
 
-@pytest.mark.parametrize("url", ["unix:/run/a.sock", "unix:///run/a.sock"])
+@pytest.mark.parametrize("url", ["unix:/run/a.sock", "unix:///run/a.sock", "unix:/run/a.sock/v1"])
 def test_a_url_of_a_unix_socket(url: str) -> None:
     parts = parse_server_url(url)
     assert (parts.uds, parts.authority, parts.root) == ("/run/a.sock", "unix:/run/a.sock", "")
 
 
-@pytest.mark.parametrize("url", ["unix:", "unix://", "unix:/a\0b"])
+@pytest.mark.parametrize("url", ["unix:", "unix://", "unix:/a\0b", "unix://run/a.sock", "/run/a.sock", "a.sock"])
 def test_a_url_without_a_path_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match=r"should be like unix:/run/smoe\.sock"):
+    with pytest.raises(ValueError, match=r"should be like (http://127.0.0.1:8000, or )?unix:/run/smoe\.sock"):
         parse_server_url(url)

@@ -71,6 +71,53 @@ def test_a_bad_variable_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> Non
     assert refusal({}).startswith("SMOE_MAX_NUM_SEQS: ")
 
 
+@pytest.mark.parametrize("keys", [",", " , ", " "])
+def test_keys_of_variables_that_are_not_set_do_not_open_the_server(monkeypatch: pytest.MonkeyPatch, keys: str) -> None:
+    """As SMOE_API_KEY=$A,$B without A and B."""
+    monkeypatch.setenv("SMOE_API_KEY", keys)
+    assert refusal({}) == "SMOE_API_KEY: has nothing beside commas and spaces"
+
+
+@pytest.mark.parametrize("name", ["served_model_name", "api_key", "step_log", "model", "uds"])
+def test_a_value_that_is_not_utf_8_is_refused_and_not_repeated(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(f"SMOE_{name.upper()}", "secret\udcff")
+    assert refusal({}) == f"SMOE_{name.upper()}: is not UTF-8"
+    assert "is not UTF-8" in refusal({name: "secret\udcff"})
+
+
+def test_a_setting_in_two_spellings_is_refused(tmp_path: Path) -> None:
+    config = yaml_file(tmp_path, "api-key: one\napi_key: two\n")
+    assert refusal({}, config) == f"--config {config}: api_key is there twice, in different spellings"
+
+
+def test_the_case_of_the_variable_that_names_the_file_does_not_matter(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("smoe_config", str(yaml_file(tmp_path, "port: 1003\n")))
+    assert load_settings({}).port == 1003
+
+
+def test_an_address_by_flags_overrides_a_unix_socket_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = yaml_file(tmp_path, "uds: /run/a.sock\n")
+    monkeypatch.setenv("SMOE_PORT", "1002")
+    assert str(load_settings({}, config).uds) == "/run/a.sock"
+    monkeypatch.setenv("SMOE_UDS", "/run/b.sock")
+    assert str(load_settings({}, config).uds) == "/run/b.sock"
+    assert load_settings({"port": 9}, config).uds is None and load_settings({"host": "::1"}, config).uds is None
+    assert str(load_settings({"port": 9, "uds": "/run/c.sock"}, config).uds) == "/run/c.sock"
+    assert origins({"port": 9}, config)["uds"] == "default"
+
+
+@pytest.mark.parametrize(("given", "path"), [("~/a.sock", "/home/me/a.sock"), ("//run/a.sock", "/run/a.sock")])
+def test_the_path_of_a_unix_socket_is_one_that_clients_can_use(
+    monkeypatch: pytest.MonkeyPatch, given: str, path: str
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert str(load_settings({"uds": given}).uds) == path
+
+
 def test_a_port_set_by_kubernetes_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMOE_PORT", "tcp://10.0.0.1:8000")
     line = refusal({})

@@ -98,3 +98,8 @@ def test_a_number_that_json_cannot_have_is_refused_by_the_name_of_its_flag(value
     for send in (client.post, lambda path, fields: list(client.stream(path, fields))):
         with pytest.raises(ApiError, match=f"^--experts-per-token {value}: should be a finite number$"):
             send("/v1/completions", {"temperature": 0.5, "experts_per_token": value})
+
+
+def test_a_text_that_is_not_utf_8_is_refused_as_such() -> None:
+    with pytest.raises(ApiError, match=r"^the text is not UTF-8$"):
+        ApiClient("http://127.0.0.1:1", None).post("/v1/completions", {"prompt": "\udcff"})

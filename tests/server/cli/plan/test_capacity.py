@@ -206,3 +206,8 @@ def test_bad_input_is_one_line(steps: Path, arguments: list[str], message: str) 
     result = plan(*[files.get(item, item) for item in arguments])
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert message in result.stderr
+
+
+def test_a_manifest_is_not_written_for_a_load() -> None:
+    result = plan("--rate", 5, "--write-manifest")
+    assert result.exit_code == 2 and "--write-manifest" in result.stderr
