@@ -75,7 +75,7 @@ PARAMETER_ROWS: dict[str, Row] = {
         (CHAT,),
         [
             *[({"logprobs": True, **change}, code, param) for change, code, param in integers("top_logprobs", 0, 20)],
-            *each("top_logprobs", [0, 3], VALUE),  # without logprobs
+            *each("top_logprobs", [1, 3], VALUE),  # without logprobs
             *each("logprobs", NO_BOOL, TYPE),
         ],
     ),
