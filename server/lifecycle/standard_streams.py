@@ -28,7 +28,7 @@ def is_output_lost(*, after_error: bool = False) -> bool:
     buffer (PYTHONUNBUFFERED) nothing is left to flush after a write that failed.
     """
     try:
-        sys.stdout.write("\n" if after_error else "")
+        sys.stdout.write("\n" if after_error and getattr(sys.stdout, "write_through", False) else "")
         sys.stdout.flush()
     except OSError as error:
         with open(os.devnull, "wb") as discarded:

@@ -114,7 +114,7 @@ _NAMES: Mapping[Kind, tuple[str, tuple[JsonValue, ...]]] = {
     "adapter": ("adapter adapter_id adapter_name lora lora_adapter lora_name lora_path lora_request", ([], {}, "")),
     # Objects of options, which other APIs and client libraries have: rejected for constraints among their members.
     "members": (
-        "extra_body generation_config inference_config options parameters sampling_params sampling_parameters",
+        "extra_body generation_config inference_config options parameters sampling_params sampling_parameters text",
         ({},),
     ),
 }

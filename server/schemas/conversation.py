@@ -1,6 +1,6 @@
 """Conversations: their messages, and how the rendered conversation ends."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from functools import cached_property
 from typing import Annotated, ClassVar, Literal
 
@@ -79,6 +79,20 @@ ROLES: JsonSchemaValue = {  # the fields that each role requires and excludes
 }
 
 
+THOUGHTS = frozenset({"thinking", "reasoning", "redacted_thinking"})
+
+
+def _is_of(part: object, types: Container[object]) -> bool:
+    return isinstance(part, dict) and isinstance(part.get("type"), str) and part["type"] in types
+
+
+def _with_text(part: object) -> object:
+    """Return OpenAI's part of a refusal as a text."""
+    if isinstance(part, dict) and _is_of(part, {"refusal"}):
+        return {"type": "text", "text": part.get("refusal")}
+    return part
+
+
 class ChatMessage(RequestModel):
     """One message. "developer" is OpenAI's newer name for "system"."""
 
@@ -99,6 +113,18 @@ class ChatMessage(RequestModel):
     tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_CALLS)] = Field(default_factory=list)
     tool_call_id: Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)] | None = None
     prefix: bool = False  # Mistral's way to have the last message continued
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_this_server_writes(cls, value: object) -> object:
+        """Drop the reasoning and keep the text of a refusal in an answer that another server wrote."""
+        if not isinstance(value, dict) or value.get("role") != "assistant":
+            return value
+        content, refusal = value.get("content"), value.get("refusal")
+        if isinstance(content, list):
+            parts = [_with_text(part) for part in content if not _is_of(part, THOUGHTS)]
+            return {**value, "content": parts or ""} if parts != content else value
+        return {**value, "content": refusal} if content is None and isinstance(refusal, str) else value
 
     @property
     def text(self) -> str:

@@ -198,7 +198,8 @@ def _repeated(value: Any) -> Any:
     """Return what the request has, without null members. Schemas are shared, not copied: they may be large."""
     if isinstance(value, RequestModel):
         members = {field.alias or name: getattr(value, name) for name, field in type(value).model_fields.items()}
-        return {name: _repeated(member) for name, member in members.items() if member is not None}
+        repeated = {name: _repeated(member) for name, member in members.items() if member is not None}
+        return {**repeated, **(value.model_extra or {})}
     if isinstance(value, list):
         return list(map(_repeated, value))
     return value

@@ -105,10 +105,11 @@ class NamespaceTool(RequestModel):
 
 
 class HostedTool(RequestModel):
-    """A tool that OpenAI's servers run, or whose schema their models know. This server leaves it out."""
+    """A tool that OpenAI's servers run, or whose schema their models know. This server leaves it out of the prompt."""
 
     model_config = ConfigDict(
-        json_schema_extra={"properties": {"type": {"type": "string", "not": {"enum": [*OWN_KINDS]}}}}
+        extra="allow",  # the response repeats it
+        json_schema_extra={"properties": {"type": {"type": "string", "not": {"enum": [*OWN_KINDS]}}}},
     )
 
     type: Name

@@ -10,6 +10,8 @@ from server.schemas import (
 from server.strict_json import JsonValue
 from tests.support.requests import CHAT, refusal
 
+TEXT: JsonValue = {"type": "text", "text": "a"}
+
 
 @pytest.mark.parametrize(
     ("messages", "param", "code"),
@@ -53,3 +55,24 @@ def test_text_parts_and_developer_are_understood() -> None:
     parts: JsonValue = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     chat = validate(ChatCompletionRequest, {**CHAT, "messages": [{"role": "developer", "content": parts}]})
     assert (chat.messages[0].text, chat.messages[0].template_role) == ("a\nb", "system")
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        ({"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "x"}]}, TEXT]}, "a"),
+        ({"content": [{"type": "reasoning", "text": "x"}]}, ""),
+        ({"content": [TEXT, {"type": "refusal", "refusal": "no"}]}, "a\nno"),
+        ({"content": None, "refusal": "no"}, "no"),
+    ],
+)
+def test_answers_of_other_servers_lose_reasoning_and_keep_refusals(answer: dict[str, JsonValue], text: str) -> None:
+    user: JsonValue = {"role": "user", "content": "q"}
+    body: dict[str, JsonValue] = {**CHAT, "messages": [user, {"role": "assistant", **answer}, user]}
+    assert validate(ChatCompletionRequest, body).messages[1].text == text
+
+
+@pytest.mark.parametrize("part", [{"type": "thinking"}, {"type": "refusal", "refusal": "no"}])
+def test_a_user_has_no_reasoning_and_refuses_nothing(part: JsonValue) -> None:
+    body: dict[str, JsonValue] = {**CHAT, "messages": [{"role": "user", "content": [part]}]}
+    assert refusal(ChatCompletionRequest, body) == ("messages[0].content[0].type", "unsupported_value")

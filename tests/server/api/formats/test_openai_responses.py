@@ -108,7 +108,8 @@ def test_tools_and_format_are_repeated_as_they_were_sent_without_copies_of_their
     schema = {"type": "object", "properties": {"x": {"default": None, "enum": [1, None]}}}
     function = {"type": "function", "name": "f", "parameters": schema, "strict": True}
     custom = {"type": "custom", "name": "c", "format": {"type": "grammar", "syntax": "regex", "definition": "a+"}}
-    tools = [function, custom, {"type": "namespace", "name": "n", "tools": [function, custom]}, {"type": "web_search"}]
+    tools = [function, custom, {"type": "namespace", "name": "n", "tools": [function, custom]}]
+    tools += [{"type": "web_search"}, {"type": "mcp", "server_label": "l", "server_url": "u", "headers": {"a": "b"}}]
     format_ = {"type": "json_schema", "name": "s", "schema": schema}
     body = {"model": "m", "input": "a", "tools": tools, "text": {"format": format_}}
     request = validate(ResponsesRequest, body)
