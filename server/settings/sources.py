@@ -65,7 +65,8 @@ def _check_text(
 ) -> None:
     """Raise SettingsError for bytes that are not UTF-8: the engine, replies and metrics could not have them."""
     for name, value in given.items():
-        if isinstance(value, str | Path) and not is_utf8(str(value)):
+        values = value if isinstance(value, list | tuple) else [value]
+        if not all(is_utf8(str(one)) for one in values if isinstance(one, str | Path)):
             source = _origin(name, flags, variables, f"{config_file}: {name}")
             raise SettingsError(f"{source}: is not UTF-8")
 

@@ -83,6 +83,7 @@ def test_a_value_that_is_not_utf_8_is_refused_and_not_repeated(monkeypatch: pyte
     monkeypatch.setenv(f"SMOE_{name.upper()}", "secret\udcff")
     assert refusal({}) == f"SMOE_{name.upper()}: is not UTF-8"
     assert "is not UTF-8" in refusal({name: "secret\udcff"})
+    assert "is not UTF-8" in refusal({name: ["fine", "secret\udcff"]})
 
 
 def test_a_setting_in_two_spellings_is_refused(tmp_path: Path) -> None:
